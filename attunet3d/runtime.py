@@ -1,0 +1,77 @@
+"""The machine a run finds itself on: device, seeds, versions, memory."""
+
+import os
+import platform
+import random
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from attunet3d.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DeviceError(UserError):
+    """The device asked for is not there."""
+
+
+def pick_device(name: str | None = None) -> "torch.device":
+    """The device called `name`; without a name CUDA where there is one, else the CPU.
+
+    Raises:
+        DeviceError: The name is no device, or that device is not on this machine.
+
+    Example:
+        >>> pick_device("cpu").type
+        'cpu'
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"--device {name}: must be cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"--device {name}: must be cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise DeviceError(
+                f"--device {name}: this machine has {count} CUDA devices; use --device cpu"
+            )
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (every device)."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of what computes its numbers, for sidecars and summaries."""
+    names = ("attunet3d", "torch", "monai", "numpy", "nibabel", "SimpleITK")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def available_memory_bytes(device: "torch.device") -> int:
+    """Memory free for a run: of the GPU, or of this machine (control groups are not read)."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
