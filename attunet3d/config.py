@@ -320,7 +320,12 @@ class Config:
                 raise ConfigError(_unknown(section, values, ""))
             if name not in values[section]:
                 raise ConfigError(_unknown(name, values[section], f"{section}."))
-            values[section][name] = yaml.safe_load(text) if text.strip() else None
+            try:
+                values[section][name] = yaml.safe_load(text) if text.strip() else None
+            except (yaml.YAMLError, RecursionError):
+                raise ConfigError(
+                    f"--set {setting}: write a number, a name or a list such as [1, 2, 3]"
+                ) from None
         return Config.from_dict(values)
 
 
@@ -376,8 +381,9 @@ def _convert_scalar(hint: type, value: Any, name: str) -> Any:
         except ValueError:
             raise ConfigError(f"{name} must be a number, got {value!r}") from None
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = number and abs(value) < 1e300  # neither NaN nor infinite, nor an int beyond float
     if hint is float:
-        _require(number and value == value and abs(value) != float("inf"), name, value, "a number")
+        _require(number, name, value, "a number")
         return float(value)
     if hint is int:
         _require(number and value == int(value), name, value, "a whole number")

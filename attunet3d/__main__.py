@@ -1,0 +1,53 @@
+"""The command line: `attunet3d COMMAND …` calls the pipeline of that name."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from attunet3d import __version__, command_line
+from attunet3d.errors import UserError
+
+COMMANDS = {
+    "demo": "phantom scans -> train -> infer -> evaluate -> figures, on a CPU",
+    "manifest": "list and check the cases of a folder (MSD, nnU-Net, images and labels)",
+    "train": "train a 3D Attention U-Net on the cases of a manifest",
+    "infer": "segment scans; label maps lie on each scan's own grid",
+    "evaluate": "score label maps against references",
+    "export": "turn saved probabilities into label maps",
+    "package": "pack a trained model for other programs",
+    "convert-weights": "turn weights of the authors' network into a model of this one",
+}
+
+
+def main() -> int:
+    """Run the command that the process's arguments name."""
+    return command_line.run(dispatch)
+
+
+def dispatch(argv: Sequence[str] | None) -> int:
+    """Call the pipeline named by the first argument with the others."""
+    command, *rest = argv or ["--help"]
+    if command in ("-h", "--help"):
+        print(_help())
+        return 0
+    if command in ("-V", "--version"):
+        print(f"attunet3d {__version__}")
+        return 0
+    if command not in COMMANDS:
+        raise UserError(f"no command {command!r}; there are {', '.join(COMMANDS)}")
+    sys.argv[0] = f"attunet3d {command}"  # what argparse prints as the program's name
+    pipeline = import_module(f"attunet3d.pipelines.{command.replace('-', '_')}")
+    status: int = pipeline.main(rest)
+    return status
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{purpose}" for name, purpose in COMMANDS.items()]
+    usage = "usage: attunet3d COMMAND …      attunet3d COMMAND --help      attunet3d --version"
+    debug = "Any command takes --debug: full tracebacks instead of one line."
+    return "\n".join([usage, "", (sys.modules["attunet3d"].__doc__ or ""), "", *lines, "", debug])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

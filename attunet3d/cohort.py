@@ -1,0 +1,238 @@
+"""Many scans, one after the other: the next is read and the last written while the network runs.
+
+What is done stays done: a call that was stopped, even by SIGKILL, is finished by the same call. A
+scan that cannot be segmented is named with its reason, and the others are done.
+"""
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from attunet3d import atomic, results
+from attunet3d.errors import UserError
+from attunet3d.export import write_prediction
+from attunet3d.inference import Prediction, Predictor
+from attunet3d.manifest import Manifest
+from attunet3d.results import CaseFiles, Outcome
+from attunet3d.volume import Volume, find_scans
+
+MOST_AHEAD = 4  # scans read ahead where there are cores for it; each takes its size in memory
+
+Scan = tuple[str, Path]
+
+
+class CohortError(UserError):
+    """Scans that cannot be told apart, or that the results would overwrite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What to write beside the label maps, and whether to redo what is done."""
+
+    probabilities: bool = False
+    attention: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class _Job:
+    files: CaseFiles
+    scan: Path
+    origin: dict[str, Any]  # what the sidecar must say for the case to count as done
+
+
+@dataclass(frozen=True)
+class _Read:
+    volume: Volume
+    seconds: float
+
+
+def find_cases(path: Path) -> list[Scan]:
+    """List the scans that INPUT names: a file, a folder of them, a DICOM series or a manifest.
+
+    Of a manifest the `test` cases are taken, or all when it lists none.
+
+    Raises:
+        UserError: There is no scan.
+    """
+    if path.suffix.lower() != ".json":
+        return find_scans(path)
+    manifest = Manifest.load(path)
+    cases = manifest.test or (*manifest.training, *manifest.validation)
+    return [(case.id, case.image) for case in cases]
+
+
+def segment_cohort(
+    predictor: Predictor, scans: Sequence[Scan], out_dir: Path, wishes: Wishes | None = None
+) -> Outcome:
+    """Segment `scans` into `out_dir`; see `results` for what lies there afterwards.
+
+    Args:
+        predictor: The model.
+        scans: Case ids and paths; an id that comes twice fails.
+        out_dir: Made when missing.
+        wishes: What else to write.
+
+    Returns:
+        What was done now, what was done already, and what failed and why.
+
+    Raises:
+        UserError: `out_dir` cannot be made.
+    """
+    out_dir = atomic.make_folder(out_dir)
+    with tqdm(total=len(scans), unit="scan", file=sys.stderr, disable=None) as bar:
+        outcome = _Cohort(predictor, out_dir, wishes or Wishes(), bar).run(scans)
+    try:
+        results.write_failures(out_dir, outcome.failures)
+    except (UserError, OSError) as error:  # a full disk: what failed was said above
+        _say(f"failures.json: error: {results.reason(error)}")
+    return outcome
+
+
+class _Cohort:
+    """One call of `segment_cohort`."""
+
+    def __init__(
+        self, predictor: Predictor, out_dir: Path, wishes: Wishes, bar: "tqdm[Any]"
+    ) -> None:
+        self.predictor = predictor
+        self.out_dir = out_dir
+        self.wishes = wishes
+        self.bar = bar
+        self.outcome = Outcome()
+        # With few cores the network needs them; beside a GPU they are there for reading.
+        self.ahead = max(1, min(MOST_AHEAD, (os.cpu_count() or 1) // 4))
+
+    def run(self, scans: Sequence[Scan]) -> Outcome:
+        ahead = self.ahead
+        with ThreadPoolExecutor(ahead) as readers, ThreadPoolExecutor(ahead) as writers:
+            writing: deque[tuple[str, Future[None]]] = deque()
+            for job, reading in self._read_ahead(readers, self._jobs(scans)):
+                prediction = self._segment(job, reading)
+                if prediction is None:
+                    continue
+                if len(writing) >= ahead:
+                    self._settle(*writing.popleft())
+                task = writers.submit(write_prediction, job.files, *prediction)
+                writing.append((job.files.case_id, task))
+                del prediction  # the writer frees it when it is done
+            while writing:
+                self._settle(*writing.popleft())
+        return self.outcome
+
+    def _jobs(self, scans: Iterable[Scan]) -> Iterator[_Job]:
+        """The scans that are to be done; the others are counted on the way."""
+        for case_id, paths in _by_id(scans).items():
+            try:
+                job = self._job(case_id, paths)
+                if self.wishes.overwrite or not self._is_done(job):
+                    yield job
+                    continue
+            except Exception as error:
+                self._fail(case_id, error)
+            else:
+                self.outcome.skipped.append(case_id)
+                self.bar.update()
+
+    def _job(self, case_id: str, paths: list[Path]) -> _Job:
+        files = results.case_files(self.out_dir, case_id)
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise CohortError(f"{names}: are all called {case_id!r}; rename all but one")
+        scan = paths[0]
+        for path in (files.mask, files.sidecar):
+            if path.exists() and path.samefile(scan):
+                raise CohortError(
+                    f"{scan}: would be overwritten by its own result; choose another output folder"
+                )
+        origin = {
+            "model": self.predictor.fingerprint,
+            "settings": self.predictor.settings,
+            "scan_bytes": _size(scan),
+        }
+        return _Job(files, scan, origin)
+
+    def _is_done(self, job: _Job) -> bool:
+        files = job.files
+        wanted = [files.mask]
+        wanted += [files.probabilities] if self.wishes.probabilities else []
+        wanted += [files.attention] if self.wishes.attention else []
+        return results.is_done(files, wanted, job.origin)
+
+    def _read_ahead(
+        self, readers: ThreadPoolExecutor, jobs: Iterator[_Job]
+    ) -> Iterator[tuple[_Job, Future[_Read]]]:
+        waiting: deque[tuple[_Job, Future[_Read]]] = deque()
+        for job in jobs:
+            waiting.append((job, readers.submit(self._read, job.scan)))
+            if len(waiting) > self.ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+
+    def _read(self, path: Path) -> _Read:
+        begin = time.perf_counter()
+        volume = self.predictor.read(path)
+        return _Read(volume, time.perf_counter() - begin)
+
+    def _segment(
+        self, job: _Job, reading: Future[_Read]
+    ) -> tuple[Prediction, Volume, dict[str, Any]] | None:
+        """What `write_prediction` takes, or None for a scan that failed."""
+        try:
+            read = reading.result()
+            prediction = self.predictor.segment(
+                read.volume,
+                probabilities=self.wishes.probabilities,
+                attention=self.wishes.attention,
+            )
+        except Exception as error:
+            self._fail(job.files.case_id, error)
+            return None
+        record = prediction.record
+        for text in [*record["warnings"], *record["fallbacks"]]:
+            _say(f"{job.files.case_id}: warning: {text}")
+        seconds = {"reading": round(read.seconds, 4), **record["seconds"]}
+        return prediction, read.volume, {**record, **job.origin, "seconds": seconds}
+
+    def _settle(self, case_id: str, task: "Future[None]") -> None:
+        try:
+            task.result()
+        except Exception as error:
+            self._fail(case_id, error)
+        else:
+            self.outcome.done.append(case_id)
+            self.bar.update()
+
+    def _fail(self, case_id: str, error: Exception) -> None:
+        reason = results.reason(error)
+        self.outcome.failures[case_id] = reason
+        _say(f"{case_id}: error: {reason}")
+        self.bar.update()
+
+
+def _by_id(scans: Iterable[Scan]) -> dict[str, list[Path]]:
+    paths: dict[str, list[Path]] = {}
+    for case_id, path in scans:
+        paths.setdefault(case_id, []).append(path)
+    return paths
+
+
+def _size(scan: Path) -> int:
+    """Bytes of a file, or of all files of a series."""
+    if scan.is_dir():
+        return sum(path.stat().st_size for path in scan.iterdir() if path.is_file())
+    return scan.stat().st_size
+
+
+def _say(line: str) -> None:
+    """One line on stderr, above the bar where there is one."""
+    tqdm.write(line if line.isprintable() else repr(line), file=sys.stderr)

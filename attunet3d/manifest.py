@@ -1,0 +1,273 @@
+"""Lists of cases: which scans and labels there are, and which fold each belongs to.
+
+A superset of MONAI's data list and of the `dataset.json` of the Medical Segmentation Decathlon:
+
+    {"name": …, "labels": {"0": "background", "1": "pancreas"}, "modality": "CT",
+     "licence": …, "source": …, "root": "..",
+     "training":   [{"id", "image", "label", "fold", "group", "label_flip", "sha256"}, …],
+     "validation": […], "test": […]}
+
+Paths are relative to the root: the file's own folder unless `root` (in the file, relative to it) or
+the caller says otherwise. `group` is the patient, never in two folds. `label_flip` mends a label
+whose header does not fit its scan: its voxels, mirrored along the voxel axes named (letters of
+"ijk", or none), lie one to one on the scan's. What else a file holds is left alone.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attunet3d import atomic, case_names, folds
+from attunet3d.case import Case, ManifestError, parse_cases, parse_labels, parse_modality
+from attunet3d.errors import UserError
+from attunet3d.strict_json import read_json
+from attunet3d.volume import Volume, read_label, read_volume
+
+HELD_OUT_FOLDS = 5  # without folds or a validation list, one patient in five is held out
+__all__ = ["Case", "Manifest", "ManifestError", "parse", "read_case_label", "read_image"]
+_LISTS = ("training", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Cases of one data set, and what their labels mean."""
+
+    name: str
+    labels: dict[int, str]
+    root: Path
+    modality: str = "CT"
+    licence: str = ""
+    source: str = ""
+    training: tuple[Case, ...] = ()
+    validation: tuple[Case, ...] = ()
+    test: tuple[Case, ...] = ()
+    template: bool = False
+    """Image and label are patterns that `attunet3d manifest --template` turns into paths."""
+
+    def __post_init__(self) -> None:
+        _check_cases(self)
+
+    @classmethod
+    def load(cls, path: Path, root: Path | None = None) -> "Manifest":
+        """Read and check a manifest; files that it names need not exist.
+
+        Args:
+            path: The JSON file.
+            root: Folder that its paths are relative to, instead of the one the file gives.
+
+        Raises:
+            ManifestError: No manifest, or one that breaks a rule; the case is named.
+        """
+        path = Path(path)
+        values = read_json(path)
+        try:
+            return parse(values, _root(path, values) if root is None else Path(root), path.stem)
+        except UserError as error:
+            raise ManifestError(f"{path}: {error}") from None
+
+    def save(self, path: Path) -> None:
+        """Write JSON that `load` reads, paths relative to the root, the root to the file.
+
+        Raises:
+            WriteError: The file cannot be written.
+        """
+        values = self.to_dict()
+        root = os.path.relpath(self.root.resolve(), Path(path).resolve().parent)
+        values["root"] = Path(root).as_posix()
+        atomic.write_text(Path(path), json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values as `load` reads them, without the root."""
+        root = self.root.resolve()
+        values: dict[str, Any] = {"name": self.name}
+        values["labels"] = {str(value): name for value, name in sorted(self.labels.items())}
+        values |= {key: getattr(self, key) for key in ("modality", "licence", "source")}
+        values |= {"template": True} if self.template else {}
+        for part in _LISTS:
+            values[part] = [_case_values(case, root) for case in getattr(self, part)]
+        return values
+
+    def fold(self, number: int | None = None) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+        """Training and validation cases.
+
+        Args:
+            number: The fold that validates; all other training cases train. None: the
+                `training` and `validation` lists; without the latter the lowest fold validates,
+                and without folds one patient in five, always the same. A single patient leaves
+                none to validate on.
+
+        Raises:
+            ManifestError: There is no such fold, nothing to train on, or this is a template.
+        """
+        if self.template:
+            raise ManifestError(
+                f"manifest {self.name!r}: is a template; complete it first with attunet3d manifest"
+                " DATA_DIR --template FILE --out MANIFEST.json"
+            )
+        known = sorted({case.fold for case in self.training if case.fold is not None})
+        if number is None and self.validation:
+            return self._whole(self.training), self.validation
+        if number is None and not known:
+            return self._hold_out()
+        number = known[0] if number is None else number
+        if number not in known:
+            raise ManifestError(
+                f"--fold {number}: manifest {self.name!r} has"
+                f" {'folds ' + ', '.join(map(str, known)) if known else 'no folds'}"
+            )
+        rest = tuple(case for case in self.training if case.fold != number)
+        return self._whole(rest), tuple(case for case in self.training if case.fold == number)
+
+    def with_folds(self, dealt: Mapping[str, int]) -> "Manifest":
+        """The same manifest, training cases in the folds given by id; others are in none."""
+        cases = (replace(case, fold=dealt.get(case.id)) for case in self.training)
+        return replace(self, training=tuple(cases))
+
+    def dealt(self, count: int | None = None, seed: int = 0) -> "Manifest":
+        """The same manifest with its training cases dealt into folds by patient.
+
+        Args:
+            count: Number of folds; None: five, or as many as there are patients if fewer.
+            seed: Of the shuffle.
+
+        Raises:
+            FoldError: There are fewer patients than folds.
+        """
+        groups = {case.id: case.patient for case in self.training}
+        patients = len(set(groups.values()))
+        if count is None and patients < 2:
+            return self.with_folds({})
+        return self.with_folds(
+            folds.deal(groups, count or min(folds.DEFAULT_FOLDS, patients), seed)
+        )
+
+    def _whole(self, cases: tuple[Case, ...]) -> tuple[Case, ...]:
+        if not cases:
+            raise ManifestError(f"manifest {self.name!r}: leaves no case to train on")
+        return cases
+
+    def _hold_out(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+        groups = {case.id: case.patient for case in self._whole(self.training)}
+        patients = len(set(groups.values()))
+        if patients < 2:
+            return self.training, ()
+        dealt = folds.deal(groups, min(HELD_OUT_FOLDS, patients))
+        held = {case_id for case_id, number in dealt.items() if number == 0}
+        training = tuple(case for case in self.training if case.id not in held)
+        return training, tuple(case for case in self.training if case.id in held)
+
+
+def parse(values: object, root: Path, name: str = "") -> Manifest:
+    """Build a manifest from the plain values of a manifest, a data list or an MSD `dataset.json`.
+
+    Args:
+        values: As JSON gives them.
+        root: What the paths are relative to.
+        name: Of the manifest, where the values give none.
+
+    Raises:
+        ManifestError: A rule is broken; the case is named.
+    """
+    if not isinstance(values, Mapping):
+        raise ManifestError("must be an object with labels and lists of cases")
+    if "channel_names" in values or "file_ending" in values:
+        raise ManifestError(
+            "is the dataset.json of nnU-Net; list its cases with attunet3d manifest DATA_DIR"
+        )
+    text = {key: values.get(key, "") for key in ("licence", "source")}
+    text["licence"] = text["licence"] or values.get("license", "")
+    text["source"] = text["source"] or values.get("reference", "")
+    lists = {key: tuple(parse_cases(values, key, root)) for key in _LISTS}
+    return Manifest(
+        name=str(values.get("name") or name),
+        labels=parse_labels(values.get("labels")),
+        root=root.resolve(),
+        modality=parse_modality(values.get("modality", "CT")),
+        template=values.get("template") is True,
+        **{key: str(value) for key, value in text.items()},
+        **lists,
+    )
+
+
+def _root(path: Path, values: object) -> Path:
+    given = values.get("root", ".") if isinstance(values, Mapping) else "."
+    if not isinstance(given, str) or not given.isprintable():
+        raise ManifestError(f"root {str(given)[:80]!r}: must be the path of a folder")
+    return path.resolve().parent / given
+
+
+def read_image(case: Case) -> Volume:
+    """The scan of a case as training takes it: NaN and infinite values are refused.
+
+    Raises:
+        UserError: The file is no scan, or has such values.
+    """
+    return read_volume(case.image, nonfinite="refuse")
+
+
+def read_case_label(case: Case, image: Volume) -> Volume:
+    """The label of a case, mended by `label_flip` where the manifest says so.
+
+    This is the one way to a case's label: who reads the file itself misses the flip.
+
+    Args:
+        case: With a label.
+        image: The scan; its grid is the label's where the header of the label does not count.
+
+    Raises:
+        ManifestError: The case has no label, or the flip does not fit the scan.
+        UserError: The file is no label map.
+    """
+    if case.label is None:
+        raise ManifestError(f"case {case.id}: has no label")
+    label = read_label(case.label)
+    if case.label_flip is None:
+        return label
+    if label.array.shape != image.array.shape:
+        raise ManifestError(
+            f"case {case.id}: {case.label.name} has shape {label.array.shape}, its scan"
+            f" {image.array.shape}; label_flip mends labels of the scan's shape only"
+        )
+    # A mirrored view would do, but all that follows takes Fortran order for granted.
+    axes = tuple("ijk".index(axis) for axis in case.label_flip)
+    array = np.asfortranarray(np.flip(label.array, axes))
+    return replace(label, array=array, grid=image.grid, geometry=image.geometry)
+
+
+def _check_cases(manifest: Manifest) -> None:
+    """No two cases of one name or one scan, no patient in two places."""
+    names: dict[str, str] = {}
+    images: dict[Path, str] = {}
+    places: dict[str, tuple[str, str]] = {}
+    for part in _LISTS:
+        for case in getattr(manifest, part):
+            _claim(names, case_names.folded(case.id), case, "have one file name; rename one")
+            _claim(images, case.image, case, "are one scan; keep one of them")
+            place = part if case.fold is None else f"fold {case.fold}"
+            other, where = places.setdefault(case.patient, (case.id, place))
+            if where != place:
+                raise ManifestError(
+                    f"case {case.id!r}: is in {place}, case {other!r} of the same patient"
+                    f" {case.patient!r} in {where}; keep a patient's cases together"
+                )
+
+
+def _claim(taken: dict[Any, str], key: object, case: Case, rule: str) -> None:
+    if key in taken:
+        raise ManifestError(f"cases {taken[key]!r} and {case.id!r}: {rule}")
+    taken[key] = case.id
+
+
+def _case_values(case: Case, root: Path) -> dict[str, Any]:
+    values: dict[str, Any] = {"id": case.id, "image": case.image.relative_to(root).as_posix()}
+    if case.label is not None:
+        values["label"] = case.label.relative_to(root).as_posix()
+    for key in ("fold", "group", "label_flip"):
+        if getattr(case, key) is not None:
+            values[key] = getattr(case, key)
+    return values | ({"sha256": dict(case.sha256)} if case.sha256 else {})

@@ -1,0 +1,70 @@
+"""Folds that nnU-Net made: `splits_final.json`, so that results compare fold by fold."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from attunet3d.errors import UserError
+from attunet3d.strict_json import read_json
+
+NAME = "splits_final.json"
+
+
+class SplitsError(UserError):
+    """Splits that do not fit the cases, or that folds cannot say."""
+
+
+def find_splits(folder: Path) -> Path | None:
+    """The splits of a raw data set: in it, or where nnU-Net keeps what it has prepared.
+
+    Example:
+        >>> find_splits(Path("nowhere/Dataset007_Pancreas")) is None
+        True
+    """
+    folder = Path(folder)
+    prepared = folder.resolve().parent.parent / "nnUNet_preprocessed" / folder.resolve().name
+    return next((path for path in (folder / NAME, prepared / NAME) if path.is_file()), None)
+
+
+def read_splits(path: Path, ids: Collection[str]) -> dict[str, int]:
+    """Fold of each case that validates in one.
+
+    Args:
+        path: A list of `{"train": [ids], "val": [ids]}`, one for each fold.
+        ids: The training cases there are.
+
+    Returns:
+        Fold by id; a case that validates in none is left out and always trains.
+
+    Raises:
+        SplitsError: An id is unknown or validates twice, or a fold trains on other cases than
+            all that do not validate in it.
+    """
+    splits = read_json(path)
+    cure = "; deal other folds with --folds"
+    if not isinstance(splits, list) or not all(map(_is_split, splits)) or not splits:
+        raise SplitsError(f'{path}: must be a list of {{"train": [ids], "val": [ids]}}{cure}')
+    folds: dict[str, int] = {}
+    for number, split in enumerate(splits):
+        for case_id in split["val"]:
+            if case_id not in ids:
+                raise SplitsError(f"{path}: fold {number} names {case_id!r}, no such case{cure}")
+            if case_id in folds:
+                raise SplitsError(
+                    f"{path}: {case_id!r} validates in folds {folds[case_id]} and {number}{cure}"
+                )
+            folds[case_id] = number
+    for number, split in enumerate(splits):
+        rest = {case_id for case_id in ids if folds.get(case_id) != number}
+        if odd := sorted(set(split["train"]) ^ rest):
+            raise SplitsError(
+                f"{path}: fold {number} must train on all that do not validate in it, which"
+                f" {odd[0]!r} contradicts{cure}"
+            )
+    return folds
+
+
+def _is_split(split: object) -> bool:
+    return isinstance(split, dict) and all(
+        isinstance(split.get(part), list) and all(isinstance(name, str) for name in split[part])
+        for part in ("train", "val")
+    )

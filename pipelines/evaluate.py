@@ -1,0 +1,47 @@
+"""Score label maps against references, case by case and label by label.
+
+PREDICTIONS is a folder of label maps. REFERENCE is a folder with the same file names, or a
+manifest. OUT_DIR gets scores.csv, summary.json and boxplot.png; cases that cannot be scored,
+missing predictions among them, are listed in OUT_DIR/failures.json; exit status 1.
+
+Both maps empty is a right answer (Dice 1), one of them empty a wrong one (Dice 0); distances
+do not exist then. The summary counts such cases.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from attunet3d import command_line, metrics
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("predictions", type=Path, metavar="PREDICTIONS")
+    parser.add_argument("reference", type=Path, metavar="REFERENCE")
+    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+    fold = "of a manifest, score the validation cases of this fold"
+    parser.add_argument("--fold", type=int, metavar="K", help=fold)
+    tolerance = "surfaces closer than this agree in surface Dice (default: %(default)s)"
+    parser.add_argument(
+        "--tolerance-mm", type=float, default=metrics.TOLERANCE_MM, metavar="MM", help=tolerance
+    )
+    arguments = parser.parse_args(argv)
+
+    from attunet3d import evaluation  # figures come with it; --help does without
+
+    summary = evaluation.evaluate(
+        arguments.predictions,
+        arguments.reference,
+        arguments.out_dir,
+        fold=arguments.fold,
+        tolerance_mm=arguments.tolerance_mm,
+    )
+    print(summary.table())
+    return 1 if summary.failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command_line.run(main))

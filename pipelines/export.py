@@ -1,0 +1,44 @@
+"""Turn probabilities that `infer --save-probabilities` wrote into label maps of another rule.
+
+PREDICTIONS are output folders of `infer`; the probabilities of several are averaged. By default
+the most probable class wins; with a threshold a label is taken wherever its probability reaches
+it. Cases that fail are listed in OUT_DIR/failures.json; exit status 1.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attunet3d import command_line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("predictions", nargs="+", type=Path, metavar="PREDICTIONS")
+    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+    parser.add_argument("--format", choices=["nifti"], default="nifti")
+    threshold = "least probability of a label, or of all; may be given several times"
+    parser.add_argument(
+        "--threshold", action="append", default=[], metavar="[NAME=]VALUE", help=threshold
+    )
+    parser.add_argument(
+        "--keep-largest", action="store_true", help="largest component of each label only"
+    )
+    plain = "--" in (argv or ())  # names that begin with a dash; the other parser drops the sign
+    arguments = (parser.parse_args if plain else parser.parse_intermixed_args)(argv)
+
+    from attunet3d import export  # torch comes with it; --help does without
+
+    rule = export.Rule.parse(arguments.threshold, arguments.keep_largest)
+    outcome = export.export_labels(arguments.predictions, arguments.out_dir, rule)
+    for case_id, reason in outcome.failures.items():
+        print(f"{case_id}: error: {reason}", file=sys.stderr)
+    print(f"{arguments.out_dir}: {outcome}", file=sys.stderr)
+    return 1 if outcome.failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command_line.run(main))

@@ -1,0 +1,47 @@
+"""Segment scans with one model or the mean of several; label maps lie on each scan's own grid.
+
+INPUT is a scan (NIfTI, or what SimpleITK reads), a folder of scans, a DICOM series folder, or a
+manifest (its test cases, or all when it has none). What is done already is skipped, so the same
+call finishes a stopped one. Scans that fail are listed in OUT_DIR/failures.json; exit status 1.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attunet3d import command_line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", nargs="+", help="run folder or .safetensors; several: ensemble")
+    parser.add_argument("input", type=Path, metavar="INPUT")
+    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA where there is one by default")
+    parser.add_argument("--save-probabilities", action="store_true", help="for `export`")
+    parser.add_argument("--save-attention", action="store_true", help="the gates' coefficients")
+    parser.add_argument("--overwrite", action="store_true", help="redo what is done")
+    setting = "such as inference.overlap=0.25, inference.mode=whole, inference.mirror=true"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=setting)
+    plain = "--" in (argv or ())  # names that begin with a dash; the other parser drops the sign
+    arguments = (parser.parse_args if plain else parser.parse_intermixed_args)(argv)
+
+    from attunet3d import cohort, inference  # torch comes with them; --help does without
+
+    predictor = inference.Predictor.load(arguments.model, arguments.device, arguments.set)
+    scans = cohort.find_cases(arguments.input)
+    wishes = cohort.Wishes(
+        probabilities=arguments.save_probabilities,
+        attention=arguments.save_attention,
+        overwrite=arguments.overwrite,
+    )
+    outcome = cohort.segment_cohort(predictor, scans, arguments.out_dir, wishes)
+    print(f"{arguments.out_dir}: {outcome}", file=sys.stderr)
+    return 1 if outcome.failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command_line.run(main))

@@ -1,0 +1,59 @@
+"""List the cases of a data set, check every scan and label, and deal patients into folds.
+
+DATA_DIR is a data set of the Medical Segmentation Decathlon, an nnU-Net raw data set, or folders
+of images and labels. All that is wrong is said, one line a case and reason, and in
+MANIFEST.failures.json; exit status 1. Then nothing else is written, unless --skip-bad leaves the
+bad cases out. No file of the data set is changed.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attunet3d import command_line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data_dir", type=Path, metavar="DATA_DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="MANIFEST.json")
+    folds = "number of folds (default: nnU-Net's splits where they are found, else five)"
+    parser.add_argument("--folds", type=int, metavar="K", help=folds)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the folds")
+    group = "the patient in a case's id, as '^(p[0-9]+)_'; by default each case is a patient"
+    parser.add_argument("--group", metavar="REGEX", help=group)
+    label = "name of a label value where the data set names none; may be repeated"
+    parser.add_argument("--label", action="append", default=[], metavar="VALUE=NAME", help=label)
+    template = "a manifest of data_manifests/ that DATA_DIR completes"
+    parser.add_argument("--template", type=Path, metavar="FILE", help=template)
+    mend = "read labels that are mirrored against their scans as they should be"
+    parser.add_argument("--mend-flips", action="store_true", help=mend)
+    parser.add_argument("--skip-bad", action="store_true", help="leave bad cases out")
+    tissue = "HU of what is labelled (default: -200 300); -1024 3071 for lungs or bones"
+    parser.add_argument("--tissue-hu", type=float, nargs="+", metavar="HU", help=tissue)
+    arguments = parser.parse_args(argv)
+
+    from attunet3d import listing, pair_check
+
+    found = listing.list_cases(
+        arguments.data_dir, arguments.template, arguments.label, arguments.group
+    )
+    problems = pair_check.check_pairs(found, tissue_hu=arguments.tissue_hu)
+    if arguments.mend_flips:
+        found, problems = pair_check.mend(found, problems)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    failures = pair_check.write_failures(arguments.out, problems)
+    if failures and not arguments.skip_bad:
+        print(f"{arguments.out}: not written; see {failures}", file=sys.stderr)
+        return 1
+    found = listing.deal(found, arguments.data_dir, arguments.folds, arguments.seed)
+    listing.save(pair_check.without_failures(found, problems), arguments.out)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command_line.run(main))

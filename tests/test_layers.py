@@ -1,0 +1,77 @@
+"""The house's rows, held by machine: a module imports only from rows below its own."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "attunet3d"
+ROWS = [  # bottom row first; modules of one row do not know each other
+    {"errors"},
+    {"atomic"},
+    {"config", "geometry", "runtime", "nifti"},
+    {"volume", "hounsfield", "gate", "loss", "presets", "resampling"},
+    {"manifest", "metrics", "network", "preprocessing", "sliding_window", "augmentation"},
+    {"phantom", "cache", "checkpoint", "plan", "decision", "report", "monai_transforms"},
+    {"inference", "export", "evaluation", "bundle", "dataset"},
+    {"training", "cohort"},
+    {"command_line"},
+    {"__main__"},
+]
+LIGHT = {"config", "geometry", "manifest", "volume", "nifti", "presets", "command_line"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Names of the package's modules that a file imports, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("attunet3d.")}
+    return found - {"__version__"}
+
+
+def test_every_module_has_its_row():
+    on_disk = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert on_disk == set().union(*ROWS)
+
+
+@pytest.mark.parametrize("row", range(len(ROWS)))
+def test_imports_point_downwards(row):
+    below = set().union(*ROWS[:row])
+    for module in ROWS[row]:
+        wrong = imported_modules(PACKAGE / f"{module}.py") - below
+        assert not wrong, f"{module} imports {sorted(wrong)}, which sit beside or above it"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.py")), ids=lambda p: p.stem)
+def test_pipelines_hold_the_order_of_events_only(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 60
+    definitions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert definitions == ([] if path.stem == "__init__" else ["main"])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+            assert not any(name.split(".")[0] in ("torch", "monai", "numpy") for name in names)
+        if isinstance(node, ast.Constant) and not isinstance(node.value, bool):
+            assert not isinstance(node.value, int | float) or node.value in (0, 1)
+
+
+@pytest.mark.parametrize("module", sorted(LIGHT))
+def test_light_modules_start_without_torch(module):
+    code = (
+        f"import sys, attunet3d.{module}; "
+        "print([name for name in ('torch', 'monai', 'SimpleITK') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
