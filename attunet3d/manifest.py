@@ -15,6 +15,7 @@ whose header does not fit its scan: its voxels, mirrored along the voxel axes na
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +78,7 @@ class Manifest:
             WriteError: The file cannot be written.
         """
         values = self.to_dict()
+        atomic.make_folder(Path(path).parent)
         root = os.path.relpath(self.root.resolve(), Path(path).resolve().parent)
         values["root"] = Path(root).as_posix()
         atomic.write_text(Path(path), json.dumps(values, indent=1, ensure_ascii=False) + "\n")
@@ -91,6 +93,14 @@ class Manifest:
         for part in _LISTS:
             values[part] = [_case_values(case, root) for case in getattr(self, part)]
         return values
+
+    def __str__(self) -> str:
+        """How many cases there are, and how many validate in each fold."""
+        folds = Counter(case.fold for case in self.training if case.fold is not None)
+        sizes = "+".join(str(folds[number]) for number in sorted(folds))
+        dealt = f" in {len(folds)} folds ({sizes})" if folds else ""
+        rest = [f"{len(cases)} {part}" for part in _LISTS[1:] if (cases := getattr(self, part))]
+        return ", ".join([f"{len(self.training)} training cases{dealt}", *rest])
 
     def fold(self, number: int | None = None) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
         """Training and validation cases.

@@ -30,14 +30,14 @@ def read_splits(path: Path, ids: Collection[str]) -> dict[str, int]:
 
     Args:
         path: A list of `{"train": [ids], "val": [ids]}`, one for each fold.
-        ids: The training cases there are.
+        ids: The training cases there are; others that the file names are passed over.
 
     Returns:
         Fold by id; a case that validates in none is left out and always trains.
 
     Raises:
-        SplitsError: An id is unknown or validates twice, or a fold trains on other cases than
-            all that do not validate in it.
+        SplitsError: A case validates twice, a fold validates on none of the cases, or trains on
+            others than all that do not validate in it.
     """
     splits = read_json(path)
     cure = "; deal other folds with --folds"
@@ -45,17 +45,17 @@ def read_splits(path: Path, ids: Collection[str]) -> dict[str, int]:
         raise SplitsError(f'{path}: must be a list of {{"train": [ids], "val": [ids]}}{cure}')
     folds: dict[str, int] = {}
     for number, split in enumerate(splits):
-        for case_id in split["val"]:
-            if case_id not in ids:
-                raise SplitsError(f"{path}: fold {number} names {case_id!r}, no such case{cure}")
-            if case_id in folds:
+        validating = [case_id for case_id in split["val"] if case_id in ids]
+        if not validating:
+            raise SplitsError(f"{path}: fold {number} validates on none of the cases{cure}")
+        for case_id in validating:
+            if folds.setdefault(case_id, number) != number:
                 raise SplitsError(
                     f"{path}: {case_id!r} validates in folds {folds[case_id]} and {number}{cure}"
                 )
-            folds[case_id] = number
     for number, split in enumerate(splits):
         rest = {case_id for case_id in ids if folds.get(case_id) != number}
-        if odd := sorted(set(split["train"]) ^ rest):
+        if odd := sorted((set(split["train"]) & set(ids)) ^ rest):
             raise SplitsError(
                 f"{path}: fold {number} must train on all that do not validate in it, which"
                 f" {odd[0]!r} contradicts{cure}"

@@ -29,6 +29,10 @@ MOST_WORKERS = 4  # each holds a scan and a label
 _PARTS = ("training", "validation", "test")
 
 
+class PairCheckError(UserError):
+    """A range of HU that is none, or a check that leaves no case."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """One thing that is wrong, or odd, with one case."""
@@ -45,18 +49,22 @@ class Problem:
 
 
 def check_pairs(
-    cases: Manifest, *, tissue_hu: tuple[float, float] = TISSUE_HU, workers: int | None = None
+    cases: Manifest, tissue_hu: Sequence[float] | None = None, *, workers: int | None = None
 ) -> list[Problem]:
     """Check all cases of a manifest; test cases need no label.
 
     Args:
         cases: The manifest.
-        tissue_hu: Lowest and highest HU of what is labelled.
+        tissue_hu: Lowest and highest HU of what is labelled; None: those of soft tissue.
         workers: Cases read at a time; None: up to four.
 
     Returns:
         All problems of all cases, in the manifest's order.
+
+    Raises:
+        PairCheckError: `tissue_hu` is no range.
     """
+    low, high = _range(TISSUE_HU if tissue_hu is None else tissue_hu)
     jobs = [(case, part != "test") for part in _PARTS for case in getattr(cases, part)]
     problems: list[Problem] = []
     workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
@@ -64,7 +72,7 @@ def check_pairs(
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(jobs), desc="checking", unit="case", file=sys.stderr, disable=None) as bar,
     ):
-        for found in pool.map(lambda job: _check(*job, cases.labels, tissue_hu), jobs):
+        for found in pool.map(lambda job: _check(*job, cases.labels, (low, high)), jobs):
             problems += found
             bar.update()
     return problems
@@ -137,11 +145,17 @@ def mend(cases: Manifest, problems: Sequence[Problem]) -> tuple[Manifest, list[P
 
 
 def without_failures(cases: Manifest, problems: Iterable[Problem]) -> Manifest:
-    """The manifest without the cases that have a problem; warnings do not count."""
+    """The manifest without the cases that have a problem; warnings do not count.
+
+    Raises:
+        PairCheckError: No case is left.
+    """
     bad = {problem.case_id for problem in problems if not problem.warning}
     lists = {
         part: tuple(case for case in getattr(cases, part) if case.id not in bad) for part in _PARTS
     }
+    if not any(lists.values()):
+        raise PairCheckError(f"manifest {cases.name!r}: no case is left; mend what is named above")
     return replace(cases, **lists)
 
 
@@ -151,12 +165,13 @@ def write_failures(out: Path, problems: Iterable[Problem]) -> Path | None:
     Raises:
         WriteError: The file cannot be written.
     """
-    path = out.with_suffix(".failures.json")
+    path = Path(out).with_suffix(".failures.json")
     failures: dict[str, list[str]] = {}
     for problem in problems:
         if not problem.warning:
             failures.setdefault(problem.case_id, []).append(problem.text)
     if failures:
+        atomic.make_folder(path.parent)
         atomic.write_text(path, json.dumps(failures, indent=2, ensure_ascii=False) + "\n")
         return path
     path.unlink(missing_ok=True)
@@ -174,6 +189,13 @@ def _check(
     if labelled and case.label is None:
         problems.append(Problem(case_id=case.id, text="has no label; give it one or leave it out"))
     return problems
+
+
+def _range(tissue_hu: Sequence[float]) -> tuple[float, float]:
+    if len(tissue_hu) != 2 or not tissue_hu[0] < tissue_hu[1]:
+        given = " ".join(f"{value:g}" for value in tissue_hu)
+        raise PairCheckError(f"--tissue-hu {given}: must be the lowest and the highest HU")
+    return tissue_hu[0], tissue_hu[1]
 
 
 def _check_file(case: Case, which: str, path: Path) -> None:

@@ -32,26 +32,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     mend = "read labels that are mirrored against their scans as they should be"
     parser.add_argument("--mend-flips", action="store_true", help=mend)
     parser.add_argument("--skip-bad", action="store_true", help="leave bad cases out")
-    tissue = "HU of what is labelled (default: -200 300); -1024 3071 for lungs or bones"
+    tissue = "lowest and highest HU of what is labelled (default: -200 300; lungs: -1024 300)"
     parser.add_argument("--tissue-hu", type=float, nargs="+", metavar="HU", help=tissue)
     arguments = parser.parse_args(argv)
 
-    from attunet3d import listing, pair_check
+    from attunet3d import data_listing, pair_check  # NumPy comes with them; --help does without
 
-    found = listing.list_cases(
+    found = data_listing.list_cases(
         arguments.data_dir, arguments.template, arguments.label, arguments.group
     )
-    problems = pair_check.check_pairs(found, tissue_hu=arguments.tissue_hu)
+    problems = pair_check.check_pairs(found, arguments.tissue_hu)
     if arguments.mend_flips:
         found, problems = pair_check.mend(found, problems)
-    for problem in problems:
-        print(problem, file=sys.stderr)
+    print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
     failures = pair_check.write_failures(arguments.out, problems)
     if failures and not arguments.skip_bad:
-        print(f"{arguments.out}: not written; see {failures}", file=sys.stderr)
+        print(f"{arguments.out}: not written; reasons in {failures}", file=sys.stderr)
         return 1
-    found = listing.deal(found, arguments.data_dir, arguments.folds, arguments.seed)
-    listing.save(pair_check.without_failures(found, problems), arguments.out)
+    good = pair_check.without_failures(found, problems)
+    good = data_listing.deal(good, arguments.data_dir, arguments.folds, arguments.seed)
+    good.save(arguments.out)
+    print(f"{arguments.out}: {good}")
     return 1 if failures else 0
 
 

@@ -1,0 +1,245 @@
+"""NIfTI files, read whole and checked, written whole or not at all.
+
+One bounded pass over the stream: the header first, then exactly the bytes it claims, then on to
+the end so that the gzip checksum and length are verified. Nothing is allocated that the header
+claims beyond the limit or that a gzip stream of this size could not hold.
+"""
+
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from attunet3d import atomic
+from attunet3d.geometry import Grid
+from attunet3d.nifti_header import (
+    GEOMETRY_FIELDS,
+    NiftiError,
+    NiftiGeometry,
+    NiftiHeader,
+    header_size,
+    parse_header,
+)
+
+try:
+    from isal import isal_zlib as fast_zlib
+except ImportError:  # the same interface, slower
+    import zlib as fast_zlib
+
+READ_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 22
+GZIP_MAGIC = b"\x1f\x8b"
+MOST_EXCESS = 1 << 20  # bytes after the voxels that are passed over, with a warning
+LARGEST_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
+
+Array = npt.NDArray[Any]
+
+
+def read_nifti(path: Path, *, max_voxels: int) -> tuple[Array, Grid, NiftiGeometry, list[str]]:
+    """Read a NIfTI-1 or NIfTI-2 file, gzipped or not (told by content, not by name).
+
+    Args:
+        path: A regular file.
+        max_voxels: Largest volume accepted.
+
+    Returns:
+        Voxels (I, J, K) in Fortran order, scaled: int16 where that is exact, else float32 (NaN and
+        infinities as they are); their grid in mm; the header's geometry; warnings.
+
+    Raises:
+        NiftiError: The file is missing, damaged, hostile or no scan; the message names it.
+    """
+    path = Path(path)
+    try:
+        with _open(path) as file:
+            return _read(file, os.fstat(file.fileno()).st_size, max_voxels)
+    except OSError as error:
+        raise NiftiError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (zlib.error, fast_zlib.error) as error:
+        raise NiftiError(
+            f"{path}: the gzip stream is damaged ({error}); copy the file again"
+        ) from None
+    except ValueError as error:  # ours, without the file's name as yet
+        raise NiftiError(f"{path}: {error}") from None
+
+
+def _open(path: Path) -> BinaryIO:
+    # O_NONBLOCK: opening a named pipe that nobody writes to must not hang.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NiftiError("is no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _read(
+    file: BinaryIO, file_bytes: int, max_voxels: int
+) -> tuple[Array, Grid, NiftiGeometry, list[str]]:
+    if file_bytes == 0:
+        raise NiftiError("is empty; copy it again")
+    warnings: list[str] = []
+    packed = file.read(2) == GZIP_MAGIC
+    file.seek(0)
+    chunks = _inflated(file, warnings) if packed else iter(lambda: file.read(CHUNK_BYTES), b"")
+    start = b""
+    while len(start) < 540 and (chunk := next(chunks, b"")):
+        start += chunk
+    if len(start) < header_size(start):
+        raise NiftiError("ends within the header; copy it again")
+    header = parse_header(start, max_voxels)
+    room = file_bytes * LARGEST_RATIO if packed else file_bytes
+    voxel_bytes = int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize
+    if header.offset + voxel_bytes > room:
+        raise NiftiError(
+            f"claims {header.offset + voxel_bytes} bytes, more than it can hold; copy it again"
+        )
+    raw = np.empty(voxel_bytes, np.uint8)
+    excess = _fill(memoryview(raw), header.offset, start, chunks)
+    if excess:
+        warnings.append(f"{excess} bytes after the voxels were passed over")
+    grid = Grid(header.shape, header.affine_mm)
+    array = _scaled(raw.view(header.dtype), header).reshape(header.shape, order="F")
+    return array, grid, header.geometry, [*header.warnings, *warnings]
+
+
+def _inflated(file: BinaryIO, warnings: list[str]) -> Iterator[bytes]:
+    """Pieces of a gzip file of one or more members; each member's checksum is verified."""
+    decoder = fast_zlib.decompressobj(31)
+    pending = b""
+    while True:
+        pending = pending or file.read(READ_BYTES)
+        chunk = decoder.decompress(pending, CHUNK_BYTES)
+        if chunk:
+            yield chunk
+        if decoder.eof:
+            rest = decoder.unused_data or file.read(READ_BYTES)
+            while rest and not rest.strip(b"\0"):  # zero padding, as tape formats leave it
+                rest = file.read(READ_BYTES)
+            if not rest.startswith(GZIP_MAGIC):
+                if rest:
+                    warnings.append(
+                        "bytes that are not gzip after the gzip stream were passed over"
+                    )
+                return
+            decoder, pending = fast_zlib.decompressobj(31), rest
+        elif not chunk and not pending:
+            raise NiftiError("breaks off: the gzip stream has no end; copy it again")
+        else:
+            pending = decoder.unconsumed_tail
+
+
+def _fill(buffer: memoryview, offset: int, start: bytes, chunks: Iterator[bytes]) -> int:
+    """Fill `buffer` with the stream's bytes from `offset` on; return how many are left over."""
+    position, excess, chunk = -offset, 0, start
+    while chunk:
+        piece = memoryview(chunk)[max(0, -position) :]
+        begin = max(0, position)
+        taken = min(len(piece), len(buffer) - begin)
+        if taken > 0:
+            buffer[begin : begin + taken] = piece[:taken]
+        if len(piece) > max(0, taken):
+            excess += len(piece) - max(0, taken)
+            if excess > MOST_EXCESS:
+                raise NiftiError(
+                    "unpacks to far more bytes than its header says; it is damaged or hostile"
+                )
+        position += len(chunk)
+        chunk = next(chunks, b"")
+    if position < len(buffer):
+        raise NiftiError(
+            f"breaks off: {max(0, position)} of {len(buffer)} bytes of voxels; copy it again"
+        )
+    return excess
+
+
+def _scaled(raw: Array, header: NiftiHeader) -> Array:
+    """Stored values × slope + intercept: int16 where exact, else float32."""
+    if raw.dtype == np.dtype("int16") and (header.slope, header.intercept) == (1, 0):
+        return raw
+    whole = header.slope.is_integer() and header.intercept.is_integer()
+    if raw.dtype.kind in "iu" and whole:
+        ends = [int(raw.min()) * int(header.slope) + int(header.intercept)]
+        ends += [int(raw.max()) * int(header.slope) + int(header.intercept)]
+        if min(ends) >= -(2**15) and max(ends) < 2**15 and abs(header.intercept) < 2**62:
+            # Wraps modulo 2^16 on the way, which ends right because the result fits.
+            values = raw.astype(np.int16)
+            values *= np.array(int(header.slope) % 2**16).astype(np.int16)
+            values += np.array(int(header.intercept)).astype(np.int16)
+            return values
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which the caller judges
+        scaled = raw.astype(np.float32)
+        if (header.slope, header.intercept) != (1, 0):
+            scaled *= np.float32(header.slope)
+            scaled += np.float32(header.intercept)
+    return scaled
+
+
+def write_nifti(
+    path: Path,
+    array: Array,
+    geometry: NiftiGeometry | None,
+    grid: Grid,
+    *,
+    slope: float = 1.0,
+) -> None:
+    """Write voxels; the file is read back and compared before it gets its name.
+
+    Args:
+        path: `.nii.gz` (gzip level 1) or `.nii`.
+        array: (I, J, K), or (I, J, K, N) for N maps, best in Fortran order.
+        geometry: Copied bit for bit, for an output on a source's voxels; None: made from `grid`.
+        grid: Where the voxels lie; its shape is the array's.
+        slope: Value of one stored step.
+
+    Raises:
+        WriteError: The disk is full or the folder read-only; nothing is left behind.
+    """
+    assert array.shape[:3] == grid.shape, (array.shape, grid.shape)
+    header = _header_for(array, geometry, grid, slope)
+    head = header.binaryblock + bytes(4)
+    body = memoryview(np.asfortranarray(array).reshape(-1, order="F")).cast("B")
+    checksum = fast_zlib.crc32(body, fast_zlib.crc32(head))
+    if Path(path).name.endswith(".gz"):
+        packer = fast_zlib.compressobj(1, zlib.DEFLATED, 31)
+        data = b"".join([packer.compress(head), packer.compress(body), packer.flush()])
+    else:
+        data = b"".join([head, body])
+
+    def reads_back(written: Path) -> None:
+        found = 0
+        with written.open("rb") as file:
+            packed = data.startswith(GZIP_MAGIC)
+            for chunk in (
+                _inflated(file, []) if packed else iter(lambda: file.read(CHUNK_BYTES), b"")
+            ):
+                found = fast_zlib.crc32(chunk, found)
+        if found != checksum:
+            raise OSError("what was written does not read back; the disk may be failing")
+
+    atomic.write_bytes(Path(path), data, reads_back)
+
+
+def _header_for(array: Array, geometry: NiftiGeometry | None, grid: Grid, slope: float) -> Any:
+    if geometry is None:
+        header = nib.Nifti1Header()
+        header.set_data_shape(array.shape)
+        header.set_xyzt_units("mm")
+        header.set_sform(grid.affine, 1)
+        header.set_qform(grid.affine, 1, strip_shears=True)
+    else:
+        header = nib.Nifti1Header() if geometry.version == 1 else nib.Nifti2Header()
+        for name in GEOMETRY_FIELDS:
+            header[name] = geometry.fields[name]
+        if array.ndim == 4:
+            header["dim"][:] = [4, *array.shape, 1, 1, 1]
+    header.set_data_dtype(array.dtype)
+    header["vox_offset"] = header.sizeof_hdr + 4
+    header["scl_slope"], header["scl_inter"] = slope, 0
+    header["magic"] = b"n+1" if header.sizeof_hdr == 348 else b"n+2\0\r\n\x1a\n"
+    return header
