@@ -24,7 +24,7 @@ import numpy as np
 from attunet3d import manifest
 from attunet3d.case_names import ENDINGS, stem
 from attunet3d.errors import UserError
-from attunet3d.manifest import Manifest
+from attunet3d.manifest import Case, Manifest
 from attunet3d.strict_json import read_json
 from attunet3d.volume import read_label
 
@@ -101,18 +101,14 @@ def grouped(found: Manifest, pattern: str | None) -> Manifest:
         expression = re.compile(pattern)
     except re.error as error:
         raise DataSetError(f"--group {pattern}: is no regular expression ({error})") from None
-    lists: dict[str, Any] = {}
-    for part in PARTS:
-        cases = getattr(found, part)
-        matches = [expression.search(case.id) for case in cases]
-        for case, match in zip(cases, matches, strict=True):
-            if match is None:
-                raise DataSetError(f"--group {pattern}: does not match case {case.id!r}; mend it")
-        groups = [match[1] if match.re.groups else match[0] for match in matches if match]
-        lists[part] = tuple(
-            replace(case, group=group) for case, group in zip(cases, groups, strict=True)
-        )
-    return replace(found, **lists)
+
+    def with_group(case: Case) -> Case:
+        match = expression.search(case.id)
+        if match is None:
+            raise DataSetError(f"--group {pattern}: does not match case {case.id!r}; mend it")
+        return replace(case, group=match[1] if expression.groups else match[0])
+
+    return found.changed(with_group)
 
 
 def _nnunet(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:

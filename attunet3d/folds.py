@@ -46,7 +46,7 @@ def deal(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, int]
     random.Random(seed).shuffle(patients)
     patients.sort(key=lambda patient: -len(members[patient]))  # stable: the shuffle breaks ties
     sizes = [0] * count
-    dealt = {}
+    dealt: dict[str, int] = {}
     for patient in patients:
         fold = sizes.index(min(sizes))
         sizes[fold] += len(members[patient])

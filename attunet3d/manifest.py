@@ -16,7 +16,7 @@ whose header does not fit its scan: its voxels, mirrored along the voxel axes na
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,14 @@ class Manifest:
         rest = tuple(case for case in self.training if case.fold != number)
         return self._whole(rest), tuple(case for case in self.training if case.fold == number)
 
+    def changed(self, change: Callable[[Case], Case | None]) -> "Manifest":
+        """The same manifest with every case changed, or left out where `change` gives None."""
+        lists: dict[str, Any] = {
+            part: tuple(new for case in getattr(self, part) if (new := change(case)) is not None)
+            for part in _LISTS
+        }
+        return replace(self, **lists)
+
     def with_folds(self, dealt: Mapping[str, int]) -> "Manifest":
         """The same manifest, training cases in the folds given by id; others are in none."""
         cases = (replace(case, fold=dealt.get(case.id)) for case in self.training)
@@ -189,17 +197,15 @@ def parse(values: object, root: Path, name: str = "") -> Manifest:
         raise ManifestError(
             "is the dataset.json of nnU-Net; list its cases with attunet3d manifest DATA_DIR"
         )
-    text = {key: values.get(key, "") for key in ("licence", "source")}
-    text["licence"] = text["licence"] or values.get("license", "")
-    text["source"] = text["source"] or values.get("reference", "")
-    lists = {key: tuple(parse_cases(values, key, root)) for key in _LISTS}
+    lists: dict[str, Any] = {key: tuple(parse_cases(values, key, root)) for key in _LISTS}
     return Manifest(
         name=str(values.get("name") or name),
         labels=parse_labels(values.get("labels")),
         root=root.resolve(),
         modality=parse_modality(values.get("modality", "CT")),
+        licence=str(values.get("licence") or values.get("license", "")),
+        source=str(values.get("source") or values.get("reference", "")),
         template=values.get("template") is True,
-        **{key: str(value) for key, value in text.items()},
         **lists,
     )
 

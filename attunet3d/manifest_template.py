@@ -16,7 +16,7 @@ from typing import Any
 
 from attunet3d import case_names, dataset_formats
 from attunet3d.errors import UserError
-from attunet3d.manifest import Manifest
+from attunet3d.manifest import Case, Manifest
 from attunet3d.strict_json import read_json
 
 _PARTS = ("training", "validation", "test")
@@ -48,7 +48,7 @@ def complete(template: Path, folder: Path) -> Manifest:
         return _with_files(template, plan, folder)
     names = {str(value): name for value, name in plan.labels.items()}
     found = dataset_formats.read_data_set(folder, names)
-    lists = {part: getattr(found, part) for part in _PARTS}
+    lists: dict[str, Any] = {part: getattr(found, part) for part in _PARTS}
     _require_numbers(template, folder, lists)
     return replace(plan, template=False, **lists)
 
@@ -58,9 +58,7 @@ def _with_files(template: Path, plan: Manifest, folder: Path) -> Manifest:
     names = _names(folder)
     problems: list[str] = []
 
-    def found(path: Path | None) -> Path | None:
-        if path is None:
-            return None
+    def find(path: Path) -> Path:
         pattern = path.relative_to(plan.root).as_posix()
         matches = _matches(pattern, names)
         if len(matches) == 1:
@@ -68,20 +66,17 @@ def _with_files(template: Path, plan: Manifest, folder: Path) -> Manifest:
         problems.append(f"{len(matches)} match {pattern}")
         return path
 
-    lists: dict[str, Any] = {
-        part: tuple(
-            replace(case, image=found(case.image), label=found(case.label))
-            for case in getattr(plan, part)
-        )
-        for part in _PARTS
-    }
+    def with_files(case: Case) -> Case:
+        return replace(case, image=find(case.image), label=case.label and find(case.label))
+
+    found = plan.changed(with_files)
     if problems:
         more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         raise TemplateError(
             f"{folder}: {template.name} expects one match for each pattern, but"
             f" {', '.join(problems[:_NAMED])}{more}; fetch what is missing"
         )
-    return replace(plan, template=False, **lists)
+    return replace(found, template=False)
 
 
 def _names(folder: Path) -> list[str]:

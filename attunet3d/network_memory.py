@@ -29,7 +29,7 @@ def bytes_a_voxel(
 
     Example:
         >>> round(bytes_a_voxel(NetworkConfig(), ((2, 2, 2),) * 4, 2))
-        1714
+        1662
     """
     channels = network.channels
     gates = {"double": 2, "single": 1, "none": 0}[network.gate]
@@ -56,7 +56,7 @@ def weight_bytes(network: NetworkConfig, in_channels: int = 1) -> int:
 
     Example:
         >>> weight_bytes(NetworkConfig()) // 10**6
-        126
+        122
     """
     channels = network.channels
     weights, before = 0, in_channels

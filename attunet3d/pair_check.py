@@ -23,7 +23,7 @@ from attunet3d.errors import UserError
 from attunet3d.hounsfield import hounsfield_warnings
 from attunet3d.label_fit import TISSUE_HU
 from attunet3d.manifest import Case, Manifest
-from attunet3d.volume import Volume
+from attunet3d.volume import Volume, read_label
 
 MOST_WORKERS = 4  # each holds a scan and a label
 _PARTS = ("training", "validation", "test")
@@ -65,14 +65,18 @@ def check_pairs(
         PairCheckError: `tissue_hu` is no range.
     """
     low, high = _range(TISSUE_HU if tissue_hu is None else tissue_hu)
-    jobs = [(case, part != "test") for part in _PARTS for case in getattr(cases, part)]
-    problems: list[Problem] = []
     workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
+    jobs = [(case, part != "test") for part in _PARTS for case in getattr(cases, part)]
+
+    def check(job: tuple[Case, bool]) -> list[Problem]:
+        return _check(*job, labels=cases.labels, tissue_hu=(low, high))
+
+    problems: list[Problem] = []
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(jobs), desc="checking", unit="case", file=sys.stderr, disable=None) as bar,
     ):
-        for found in pool.map(lambda job: _check(*job, cases.labels, (low, high)), jobs):
+        for found in pool.map(check, jobs):
             problems += found
             bar.update()
     return problems
@@ -100,7 +104,7 @@ def check_case(
     name = case.label.name
     try:
         _check_file(case, "label", case.label)
-        label = manifest.read_case_label(case, image) if image else _label_alone(case)
+        label = manifest.read_case_label(case, image) if image else read_label(case.label)
     except (UserError, OSError) as error:
         yield problem(_reason(error))
         return
@@ -128,20 +132,17 @@ def mend(cases: Manifest, problems: Sequence[Problem]) -> tuple[Manifest, list[P
         problems that are left.
     """
     flips = {problem.case_id: problem.flip for problem in problems if problem.flip is not None}
-    lists = {
-        part: tuple(
-            replace(case, label_flip=flips.get(case.id, case.label_flip))
-            for case in getattr(cases, part)
-        )
-        for part in _PARTS
-    }
+
+    def mended(case: Case) -> Case:
+        return replace(case, label_flip=flips.get(case.id, case.label_flip))
+
     left = [
         problem
         if problem.flip is None
         else replace(problem, text=f"{problem.text}: done", warning=True, flip=None)
         for problem in problems
     ]
-    return replace(cases, **lists), left
+    return cases.changed(mended), left
 
 
 def without_failures(cases: Manifest, problems: Iterable[Problem]) -> Manifest:
@@ -151,12 +152,10 @@ def without_failures(cases: Manifest, problems: Iterable[Problem]) -> Manifest:
         PairCheckError: No case is left.
     """
     bad = {problem.case_id for problem in problems if not problem.warning}
-    lists = {
-        part: tuple(case for case in getattr(cases, part) if case.id not in bad) for part in _PARTS
-    }
-    if not any(lists.values()):
+    good = cases.changed(lambda case: None if case.id in bad else case)
+    if not any(getattr(good, part) for part in _PARTS):
         raise PairCheckError(f"manifest {cases.name!r}: no case is left; mend what is named above")
-    return replace(cases, **lists)
+    return good
 
 
 def write_failures(out: Path, problems: Iterable[Problem]) -> Path | None:
@@ -179,7 +178,7 @@ def write_failures(out: Path, problems: Iterable[Problem]) -> Path | None:
 
 
 def _check(
-    case: Case, labelled: bool, labels: dict[int, str], tissue_hu: tuple[float, float]
+    case: Case, labelled: bool, *, labels: dict[int, str], tissue_hu: tuple[float, float]
 ) -> list[Problem]:
     try:
         problems = list(check_case(case, labels, tissue_hu))
@@ -210,11 +209,6 @@ def _check_file(case: Case, which: str, path: Path) -> None:
                 f"{path}: its SHA-256 begins with {found[:12]}, the manifest says"
                 f" {expected[:12]}; fetch the file again"
             )
-
-
-def _label_alone(case: Case) -> Volume:
-    """The label where the scan cannot be read: as it is stored, for its values only."""
-    return manifest.read_label(replace(case, label_flip=None).label)  # type: ignore[arg-type]
 
 
 def _values(label: Volume, labels: dict[int, str]) -> Iterator[tuple[str, dict[str, bool]]]:

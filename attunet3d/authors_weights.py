@@ -1,0 +1,93 @@
+"""The authors' names for the weights of their CT networks, and ours.
+
+Source: github.com/ozan-oktay/Attention-Gated-Networks, `unet_CT_*_dsv_3D`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attunet3d.errors import UserError
+
+# Their blocks hold conv1.0 (convolution), conv1.1 (norm), conv2.0, conv2.1; ours 0, 1, 3, 4.
+_IN_BLOCK = {"conv1.0": "0", "conv1.1": "1", "conv2.0": "3", "conv2.1": "4"}
+_LEVELS = 5
+_RULES = [
+    (r"conv([1-4])\.(conv[12]\.[01])", lambda m: f"encoder.{int(m[1]) - 1}.{_IN_BLOCK[m[2]]}"),
+    (r"center\.(conv[12]\.[01])", lambda m: f"encoder.{_LEVELS - 1}.{_IN_BLOCK[m[1]]}"),
+    (r"gating\.conv1\.([01])", lambda m: f"gating.{m[1]}"),
+    (
+        r"attentionblock([234])\.gate_block_([12])\.(W\.[01]|theta|phi|psi)",
+        lambda m: f"skips.{4 - int(m[1])}.gates.{int(m[2]) - 1}.{m[3].replace('W', 'w')}",
+    ),
+    (
+        r"attentionblock([234])\.combine_gates\.([01])",
+        lambda m: f"skips.{4 - int(m[1])}.combine.{m[2]}",
+    ),
+    (
+        r"up_concat([1-4])\.conv\.(conv[12]\.[01])",
+        lambda m: f"decoder.{4 - int(m[1])}.{_IN_BLOCK[m[2]]}",
+    ),
+    (r"dsv([2-4])\.dsv\.0", lambda m: f"heads.{int(m[1]) - 1}"),
+    (r"dsv1", lambda m: "heads.0"),
+    (r"final", lambda m: "final"),
+]
+
+
+class AuthorsWeightsError(UserError):
+    """A state that is none of the authors' CT networks."""
+
+
+@dataclass(frozen=True)
+class AuthorsWeights:
+    """Weights under our names, and the network that they are of."""
+
+    in_channels: int
+    out_channels: int
+    channels: tuple[int, ...]
+    gate: str
+    weights: dict[str, Tensor]
+
+
+def our_name(name: str) -> str:
+    """Our name for one of the authors' entries.
+
+    Raises:
+        AuthorsWeightsError: Their CT networks have no such entry.
+
+    Example:
+        >>> our_name("attentionblock4.gate_block_1.W.0.bias")
+        'skips.0.gates.0.w.0.bias'
+    """
+    stem, _, leaf = name.rpartition(".")
+    for pattern, rename in _RULES:
+        match = re.fullmatch(pattern, stem)
+        if match:
+            return f"{rename(match)}.{leaf}"
+    raise AuthorsWeightsError(
+        f"entry {name!r} is in none of the authors' CT networks (unet_CT_multi_att_dsv_3D,"
+        " unet_CT_single_att_dsv_3D, unet_CT_dsv_3D); convert a state of one of these"
+    )
+
+
+def read(state_dict: Mapping[str, Tensor]) -> AuthorsWeights:
+    """Rename a state and tell the network from its shapes.
+
+    Raises:
+        AuthorsWeightsError: An entry is unknown or one that must be there is missing.
+    """
+    weights = {our_name(name.removeprefix("module.")): state_dict[name] for name in state_dict}
+    try:
+        widths = [int(weights[f"encoder.{n}.0.weight"].shape[0]) for n in range(_LEVELS)]
+        in_channels = int(weights["encoder.0.0.weight"].shape[1])
+        out_channels = int(weights["final.weight"].shape[0])
+    except KeyError as error:
+        raise AuthorsWeightsError(
+            f"the state has no {error}: it is not the whole of one of the authors' CT networks"
+        ) from None
+    gate = "double" if "skips.0.gates.1.theta.weight" in weights else "single"
+    if "skips.0.gates.0.theta.weight" not in weights:
+        gate = "none"
+    return AuthorsWeights(in_channels, out_channels, tuple(widths), gate, weights)

@@ -1,0 +1,48 @@
+"""What the demo shows: phantom abdomens to learn from, others to be tried on, and the picture."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from attunet3d import report
+from attunet3d.metrics import dice
+from attunet3d.phantom import write_phantoms
+from attunet3d.report import Example
+from attunet3d.volume import read_label, read_volume
+
+TRAINING_PHANTOMS, UNSEEN_PHANTOMS = 24, 4
+TRAINING_SEED, UNSEEN_SEED = 0, 1000  # patient n is seed + n: the two sets share none
+ORGAN = 1
+PICTURE = "demo.png"
+
+
+def write_data(out_dir: Path) -> None:
+    """Write the phantoms to train on and, apart from them, the unseen ones."""
+    write_phantoms(out_dir / "training", TRAINING_PHANTOMS, TRAINING_SEED)
+    write_phantoms(out_dir / "unseen", UNSEEN_PHANTOMS, UNSEEN_SEED)
+
+
+def commands(out_dir: Path) -> Iterator[list[str]]:
+    """The commands that a user would give, one after the other."""
+    manifest, run = str(out_dir / "manifest.json"), str(out_dir / "run")
+    scans, answers = str(out_dir / "unseen" / "imagesTr"), str(out_dir / "unseen" / "labelsTr")
+    predictions, scores = str(out_dir / "predictions"), str(out_dir / "scores")
+    yield ["manifest", str(out_dir / "training"), "--out", manifest, "--folds", "8"]
+    yield ["train", manifest, "demo_cpu", run, "--fold", "0", "--device", "cpu"]
+    yield ["infer", run, scans, predictions, "--save-attention", "--device", "cpu"]
+    yield ["evaluate", predictions, answers, scores]
+
+
+def picture(out_dir: Path) -> Path:
+    """Draw the unseen phantoms with the right answer and the network's; return the PNG's path."""
+    examples = []
+    for path in sorted((out_dir / "predictions").glob("*.nii.gz")):
+        scan = read_volume(out_dir / "unseen" / "imagesTr" / path.name)
+        reference = read_label(out_dir / "unseen" / "labelsTr" / path.name)
+        prediction = read_label(path)
+        score = dice(prediction.array == ORGAN, reference.array == ORGAN)
+        name = f"{path.name.removesuffix('.nii.gz')}: Dice {score:.2f}"
+        example = Example(name=name, scan=scan, reference=reference, prediction=prediction)
+        examples.append(example)
+    title = "Unseen phantom abdomens, segmented by a network trained on a CPU"
+    report.save(report.demo_figure(examples, ORGAN, "pancreas", title=title), out_dir / PICTURE)
+    return out_dir / PICTURE

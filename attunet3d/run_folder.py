@@ -1,0 +1,141 @@
+"""A run's folder: what must be there before training, and what a finished run leaves.
+
+config.json         all settings, resolved; a valid CONFIG for another run
+plan.json           the numbers that the plan chose, and why
+model.safetensors   the best weights with their settings and labels
+last.pt             the state from which --resume goes on (previous.pt: the one before)
+metrics.csv         a row a validation; TensorBoard events beside it
+curves.png          loss, learning rate and Dice against the step
+validation/*.png    the best weights' answers on validation cases
+summary.json        how the run ended
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from attunet3d import atomic, cache, checkpoint, charts, plan, report, runtime
+from attunet3d.cached_case import CachedCase
+from attunet3d.config import Config
+from attunet3d.errors import UserError
+from attunet3d.geometry import Grid
+from attunet3d.manifest import Case
+from attunet3d.run_log import read_rows
+from attunet3d.training import Result, Trainer, TrainingData
+from attunet3d.validation import predict_classes
+from attunet3d.volume import Volume
+
+CPU_SHARE = 0.5  # of the free RAM that a training step may take; the rest is for the data
+MOST_OVERLAYS = 4
+
+
+class RunError(UserError):
+    """A run folder holds another run, or none."""
+
+
+def open_run(run_dir: Path, config: Config, *, resume: bool) -> tuple[Config, bool]:
+    """Make the run's folder, or enter it to go on.
+
+    Returns:
+        The configuration, and whether it is that of the run to go on with (resolved already).
+
+    Raises:
+        RunError: The folder holds a run and `resume` is not asked for.
+    """
+    begun = (run_dir / "config.json").is_file()
+    if begun and not resume:
+        raise RunError(f"{run_dir}: holds a run; add --resume to go on with it, or name another")
+    atomic.make_folder(run_dir)
+    return (Config.load(run_dir / "config.json"), True) if begun else (config, False)
+
+
+def plan_run(cases: Sequence[Case], config: Config, run_dir: Path, device: torch.device) -> Config:
+    """Fill the configuration's gaps from the training cases; print and save the plan."""
+    memory = runtime.available_memory_bytes(device)
+    share = CPU_SHARE if device.type == "cpu" else 1.0
+    planned = plan.make_plan(plan.fingerprint(cases), config, int(memory * share))
+    print(planned.table())
+    planned.save(run_dir / "plan.json")
+    planned.config.save(run_dir / "config.json")
+    return planned.config
+
+
+def prepare_data(
+    cases: tuple[Sequence[Case], Sequence[Case]],
+    labels: dict[int, str],
+    config: Config,
+    folder: Path,
+) -> TrainingData:
+    """Bring (training, validation) cases onto the network's grid, once, on disk."""
+    workers = config.training.workers
+    training, validation = (
+        cache.build_cache(part, labels, config, folder, workers=workers) for part in cases
+    )
+    return TrainingData(training=training, validation=validation, labels=labels)
+
+
+def finish(trainer: Trainer, result: Result) -> None:
+    """Write curves, overlays and the summary, and say how it went."""
+    run_dir = trainer.run_dir
+    report.save(charts.curves_figure(read_rows(run_dir / "metrics.csv")), run_dir / "curves.png")
+    _overlays(trainer)
+    atomic.write_text(run_dir / "summary.json", json.dumps(_summary(trainer, result), indent=2))
+    if result.best_dice is None:
+        print(f"{run_dir}: no validation case; the last weights are kept", file=sys.stderr)
+        print(f"{run_dir}: {result.step} steps in {result.seconds:.0f} s")
+        return
+    print(
+        f"{run_dir}: {result.step} steps in {result.seconds:.0f} s; best dice_network_grid"
+        f" {result.best_dice:.3f} at step {result.best_step}"
+    )
+
+
+def _summary(trainer: Trainer, result: Result) -> dict[str, Any]:
+    parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
+    return {
+        "steps": result.step,
+        "best_dice_network_grid": result.best_dice,
+        "best_step": result.best_step,
+        "skipped_steps": result.skipped_steps,
+        "seconds_of_last_call": result.seconds,
+        "parameters": parameters,
+        "device": str(trainer.device),
+        "precision": str(trainer.dtype).removeprefix("torch."),
+        "training_cases": [case.id for case in trainer.data.training],
+        "validation_cases": [case.id for case in trainer.data.validation],
+        "versions": runtime.versions(),
+    }
+
+
+def _overlays(trainer: Trainer) -> None:
+    """Outlines of the best weights' answer on validation cases, on the network's grid."""
+    if not trainer.data.validation:
+        return
+    network = checkpoint.load_model(trainer.run_dir).network.to(trainer.device)
+    window = trainer.config.inference.window or trainer.config.training.patch_size
+    assert window is not None
+    folder = atomic.make_folder(trainer.run_dir / "validation")
+    for case in trainer.data.validation[:MOST_OVERLAYS]:
+        classes = predict_classes(
+            case, lambda patch: trainer.forward(network, patch), window, trainer.device
+        )
+        scan, reference, prediction = (
+            _volume(array, case, trainer) for array in (case.image(), case.label(), classes)
+        )
+        low, high = np.percentile(np.asarray(case.image(), np.float32), (5, 99.5))
+        value = max(case.classes, key=lambda index: case.starts[index + 1] - case.starts[index])
+        figure = report.overlay_figure(
+            scan, reference, prediction, value, title=case.id, window=(float(low), float(high))
+        )
+        report.save(figure, folder / f"{case.folder.name}.png")
+
+
+def _volume(array: Any, case: CachedCase, trainer: Trainer) -> Volume:
+    spacing = trainer.config.preprocessing.spacing_mm
+    assert spacing is not None
+    return Volume(np.asarray(array), Grid(case.shape, np.diag([*spacing, 1.0])), name=case.id)

@@ -1,0 +1,55 @@
+"""Train a 3D Attention U-Net on the cases of a manifest.
+
+CONFIG is a preset (oktay2018, pancreas_ct, demo_cpu) or a YAML or JSON file, such as the
+config.json of an earlier run. What it leaves open is planned from the training cases and the
+memory at hand, printed, and saved in RUN_DIR.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attunet3d import command_line, presets
+from attunet3d.manifest import Manifest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("manifest", type=Path, metavar="MANIFEST")
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--root", type=Path, help="where the manifest's paths begin")
+    parser.add_argument("--fold", type=int, metavar="K", help="the fold that validates")
+    setting = "such as training.steps=1000; may be repeated"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=setting)
+    parser.add_argument("--resume", action="store_true", help="go on with the run in RUN_DIR")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA where there is one by default")
+    cached = "where prepared cases are kept (default: RUN_DIR/cache); folds can share it"
+    parser.add_argument("--cache", type=Path, metavar="DIR", help=cached)
+    arguments = parser.parse_args(argv)
+
+    from attunet3d import run_folder, runtime, training  # torch comes with them
+
+    device = runtime.pick_device(arguments.device)
+    manifest = Manifest.load(arguments.manifest, arguments.root)
+    cases = manifest.fold(arguments.fold)
+    config = presets.find_config(arguments.config).with_overrides(arguments.set)
+    run_dir = arguments.run_dir
+    config, begun = run_folder.open_run(run_dir, config, resume=arguments.resume)
+    if not begun:
+        config = run_folder.plan_run(cases[0], config, run_dir, device)
+    cache_dir = arguments.cache or run_dir / "cache"
+    data = run_folder.prepare_data(cases, manifest.labels, config, cache_dir)
+    trainer = training.Trainer(data, config, run_dir, device)
+    warnings = trainer.resume() if begun else []
+    print(*warnings, sep="\n", end="\n" if warnings else "", file=sys.stderr)
+    result = trainer.fit()
+    run_folder.finish(trainer, result)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command_line.run(main))
