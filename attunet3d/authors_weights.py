@@ -4,7 +4,7 @@ Source: github.com/ozan-oktay/Attention-Gated-Networks, `unet_CT_*_dsv_3D`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from attunet3d.errors import UserError
 # Their blocks hold conv1.0 (convolution), conv1.1 (norm), conv2.0, conv2.1; ours 0, 1, 3, 4.
 _IN_BLOCK = {"conv1.0": "0", "conv1.1": "1", "conv2.0": "3", "conv2.1": "4"}
 _LEVELS = 5
-_RULES = [
+_RULES: list[tuple[str, Callable[[re.Match[str]], str]]] = [
     (r"conv([1-4])\.(conv[12]\.[01])", lambda m: f"encoder.{int(m[1]) - 1}.{_IN_BLOCK[m[2]]}"),
     (r"center\.(conv[12]\.[01])", lambda m: f"encoder.{_LEVELS - 1}.{_IN_BLOCK[m[1]]}"),
     (r"gating\.conv1\.([01])", lambda m: f"gating.{m[1]}"),

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attunet3d import report
-from attunet3d.metrics import dice
 from attunet3d.phantom import write_phantoms
 from attunet3d.report import Example
 from attunet3d.volume import read_label, read_volume
@@ -39,8 +38,7 @@ def picture(out_dir: Path) -> Path:
         scan = read_volume(out_dir / "unseen" / "imagesTr" / path.name)
         reference = read_label(out_dir / "unseen" / "labelsTr" / path.name)
         prediction = read_label(path)
-        score = dice(prediction.array == ORGAN, reference.array == ORGAN)
-        name = f"{path.name.removesuffix('.nii.gz')}: Dice {score:.2f}"
+        name = path.name.removesuffix(".nii.gz")
         example = Example(name=name, scan=scan, reference=reference, prediction=prediction)
         examples.append(example)
     title = "Unseen phantom abdomens, segmented by a network trained on a CPU"

@@ -88,7 +88,7 @@ def _step(positions: Any, spacing: Any, direction: Any, folder: Path) -> tuple[A
         return direction[:, 2] * spacing[2], ["one DICOM slice; its thickness is the header's"]
     steps = np.diff(positions, axis=0)
     mean = (positions[-1] - positions[0]) / (len(positions) - 1)
-    gap = np.linalg.norm(mean)
+    gap = float(np.linalg.norm(mean))
     apart = float(np.linalg.norm(steps - mean, axis=1).max())
     if gap < 1e-3 or apart > max(0.1 * gap, 0.05):
         raise DicomError(

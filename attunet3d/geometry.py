@@ -55,8 +55,8 @@ class Grid:
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         if lengths.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
             raise GeometryError(
-                f"the affine is singular (spacings {lengths.round(6).tolist()} mm): voxel axes must be"
-                " of positive length and point three different ways; mend the header"
+                f"the affine is singular (spacings {lengths.round(6).tolist()} mm): voxel axes must"
+                " be of positive length and point three different ways; mend the header"
             )
 
     @property

@@ -51,10 +51,11 @@ class ScaleLoss(nn.Module):
 
     def _with_ignored(self, logits: Tensor, label: Tensor) -> Tensor:
         """Cross-entropy, and Dice for "dice_ce", over the voxels that count."""
-        counted = label != self.ignored  # (B, X, Y, Z)
+        assert self.ignored is not None
+        ignored: int = self.ignored
+        counted = torch.ne(label, ignored)  # (B, X, Y, Z)
         if not bool(counted.any()):
             return logits.sum() * 0.0  # nothing counts: no loss, and no gradient
-        ignored = -1 if self.ignored is None else self.ignored
         entropy = F.cross_entropy(logits, label, ignore_index=ignored)
         if self.name == "ce":
             return entropy

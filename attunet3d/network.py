@@ -11,6 +11,7 @@ signal; the finest skip is not gated. Shapes: B batch, C channels, X Y Z space (
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -128,8 +129,7 @@ class AttentionUNet3D(nn.Module):
         self.period = [prod(pool[axis] for pool in pools) for axis in range(3)]
 
         widths = [in_channels, *channels]
-        pairs = zip(widths, widths[1:], strict=False)
-        self.encoder = nn.ModuleList(ConvBlock(a, b, norm, dropout) for a, b in pairs)
+        self.encoder = nn.ModuleList(ConvBlock(a, b, norm, dropout) for a, b in pairwise(widths))
         self.pools = nn.ModuleList(nn.MaxPool3d(p, p, ceil_mode=False) for p in pools)
         centre = channels[-1]
         self.gating = PointBlock(centre, centre, norm) if GATES[gate] else nn.Identity()

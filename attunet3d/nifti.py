@@ -9,6 +9,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,10 +28,11 @@ from attunet3d.nifti_header import (
     parse_header,
 )
 
+fast_zlib: Any  # the same interface; the standard library's is slower
 try:
-    from isal import isal_zlib as fast_zlib
-except ImportError:  # the same interface, slower
-    import zlib as fast_zlib
+    fast_zlib = import_module("isal.isal_zlib")
+except ImportError:
+    fast_zlib = zlib
 
 READ_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 22
@@ -100,7 +102,7 @@ def _read(
             f"claims {header.offset + voxel_bytes} bytes, more than it can hold; copy it again"
         )
     raw = np.empty(voxel_bytes, np.uint8)
-    excess = _fill(memoryview(raw), header.offset, start, chunks)
+    excess = _fill(raw.data, header.offset, start, chunks)
     if excess:
         warnings.append(f"{excess} bytes after the voxels were passed over")
     grid = Grid(header.shape, header.affine_mm)
@@ -203,7 +205,7 @@ def write_nifti(
     assert array.shape[:3] == grid.shape, (array.shape, grid.shape)
     header = _header_for(array, geometry, grid, slope)
     head = header.binaryblock + bytes(4)
-    body = memoryview(np.asfortranarray(array).reshape(-1, order="F")).cast("B")
+    body = np.asfortranarray(array).reshape(-1, order="F").data.cast("B")
     checksum = fast_zlib.crc32(body, fast_zlib.crc32(head))
     if Path(path).name.endswith(".gz"):
         packer = fast_zlib.compressobj(1, zlib.DEFLATED, 31)

@@ -18,11 +18,12 @@ The rules (those of nibabel and ITK where the two agree, else as stated):
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.spatialimages import HeaderDataError
 
 from attunet3d.errors import UserError
 
@@ -94,7 +95,7 @@ def parse_header(data: bytes, max_voxels: int) -> NiftiHeader:
         NiftiError: A field breaks a rule; the message has no file name yet.
     """
     size = header_size(data)
-    endian = "<" if int.from_bytes(data[:4], "little") == size else ">"
+    endian: Literal["<", ">"] = "<" if int.from_bytes(data[:4], "little") == size else ">"
     kind = nib.Nifti1Header if size == 348 else nib.Nifti2Header
     header = kind(binaryblock=bytes(data[:size]), endianness=endian, check=False)
     magic = header["magic"].tobytes()[:3]
@@ -190,7 +191,7 @@ def _affine_mm(
 def _qform(header: Any) -> npt.NDArray[np.float64] | None:
     try:
         qform = np.asarray(header.get_qform(), float)
-    except (ValueError, nib.spatialimages.HeaderDataError):
+    except (ValueError, HeaderDataError):
         qform = np.full((4, 4), np.nan)
     if not np.isfinite(qform).all():
         if int(header["sform_code"]) > 0:

@@ -66,4 +66,4 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel | None:
     """
     if not decay:
         return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]

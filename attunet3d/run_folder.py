@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attunet3d import atomic, cache, checkpoint, charts, plan, report, runtime
+from attunet3d import atomic, cache, charts, checkpoint, plan, report, runtime
 from attunet3d.cached_case import CachedCase
 from attunet3d.config import Config
 from attunet3d.errors import UserError

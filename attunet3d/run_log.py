@@ -49,7 +49,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         # purge_step: events of later steps, left by a run that was killed, are hidden
-        self.writer = SummaryWriter(str(self.run_dir), purge_step=self.step + 1)  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(self.run_dir), purge_step=self.step + 1)
         return self
 
     def __exit__(
@@ -58,7 +58,7 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Add a row; it has a `step`. A value of None is left blank."""
@@ -66,8 +66,8 @@ class RunLog:
         self._save()
         for name, value in row.items():
             if name != "step" and value is not None:
-                self.writer.add_scalar(name, value, int(row["step"]))  # type: ignore[no-untyped-call]
-        self.writer.flush()  # type: ignore[no-untyped-call]
+                self.writer.add_scalar(name, value, int(row["step"]))
+        self.writer.flush()
 
     def _save(self) -> None:
         names = list(dict.fromkeys(name for row in self.rows for name in row))

@@ -86,7 +86,7 @@ class Trainer:
         names = [value for value in data.labels if value != config.training.ignore_index]
         self.labels = {value: data.labels[value] for value in sorted(names)}
         network = AttentionUNet3D.from_config(config.network, 1, len(self.labels))
-        self.network = network.to(device, memory_format=torch.channels_last_3d)
+        self.network = network.to(device)
         self.average = optimisation.moving_average(self.network, config.training.ema_decay)
         self.optimiser = optimisation.build_optimiser(self.network.parameters(), config.training)
         self.schedule = optimisation.build_schedule(self.optimiser, config.training)
@@ -224,7 +224,9 @@ class Trainer:
 
     def evaluated(self) -> AttentionUNet3D:
         """The network that is validated and kept (the average where there is one), in eval mode."""
-        network: AttentionUNet3D = self.network if self.average is None else self.average.module
+        if self.average is None:
+            return self.network.eval()
+        network: AttentionUNet3D = self.average.module  # type: ignore[assignment]
         return network.eval()
 
     def _autocast(self) -> AbstractContextManager[Any]:

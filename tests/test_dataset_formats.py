@@ -230,7 +230,7 @@ def test_layout_of_the_papers_authors(tmp_path):
 
 @pytest.mark.parametrize("names", [[], ["images/a.nii.gz"], ["labels/a.nii.gz"], ["a.nii.gz"]])
 def test_unknown_layouts_are_refused(names, tmp_path):
-    with pytest.raises(DataSetError, match="holds neither dataset.json"):
+    with pytest.raises(DataSetError, match=r"holds neither dataset\.json"):
         read_data_set(touch(tmp_path, *names))
 
 

@@ -7,12 +7,12 @@ import math
 import nibabel
 import numpy as np
 import pytest
-from attunet3d.pipelines import evaluate as pipeline
 
 from attunet3d import evaluation, metrics, scores
 from attunet3d.errors import UserError
 from attunet3d.evaluation import EvaluationError, evaluate
 from attunet3d.geometry import Grid
+from attunet3d.pipelines import evaluate as pipeline
 from attunet3d.scores import Summary, completed, statistics
 
 SHAPE = (6, 5, 4)

@@ -95,12 +95,12 @@ def test_thresholds_are_read_and_checked():
     assert rule.for_labels({0: "background", 3: "liver", 1: "spleen"}) == [0.3, 0.6]
     assert Rule.parse([]).for_labels({0: "background", 1: "spleen"}) == [None]
     for text in ("x", "liver=", "liver=a"):
-        with pytest.raises(ExportError, match="write NAME=0.3"):
+        with pytest.raises(ExportError, match=r"write NAME=0\.3"):
             Rule.parse([text])
     for text in ("0", "1.5", "-1", "nan", "liver=0"):
         with pytest.raises(ExportError, match="above 0 and at most 1"):
             Rule.parse([text])
-    with pytest.raises(ExportError, match="lever: no such label|lever=0.5|no such label"):
+    with pytest.raises(ExportError, match="no such label"):
         Rule.parse(["lever=0.5"]).for_labels({0: "background", 1: "liver"})
 
 

@@ -56,7 +56,7 @@ def test_a_right_label_passes():
 
 @pytest.mark.parametrize("flip", FLIPS[1:])
 def test_mirrored_voxels_are_seen_at_the_edges(flip):
-    scan, label = organ(background=40)  # all of it is soft tissue
+    scan, label = organ(background=0)  # all of it is soft tissue
     verdict = judge(scan, turned(label, flip))
     assert (verdict.flip, verdict.warning) == (flip, False)
     assert name_flip(GRID, flip) in verdict.text
