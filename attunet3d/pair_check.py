@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,8 @@ def write_failures(out: Path, problems: Iterable[Problem]) -> Path | None:
         atomic.make_folder(path.parent)
         atomic.write_text(path, json.dumps(failures, indent=2, ensure_ascii=False) + "\n")
         return path
-    path.unlink(missing_ok=True)
+    with suppress(OSError):  # no such file, or a folder where nothing can be: the save will say
+        path.unlink()
     return None
 
 

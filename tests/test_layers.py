@@ -10,14 +10,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "attunet3d"
 ROWS = [  # bottom row first; modules of one row do not know each other
-    {"errors"},
-    {"atomic"},
-    {"config", "geometry", "runtime", "nifti"},
-    {"volume", "hounsfield", "gate", "loss", "presets", "resampling"},
-    {"manifest", "metrics", "network", "preprocessing", "sliding_window", "augmentation"},
-    {"phantom", "cache", "checkpoint", "plan", "decision", "report", "monai_transforms"},
-    {"inference", "export", "evaluation", "bundle", "dataset"},
-    {"training", "cohort"},
+    {"errors", "components", "shapes", "taps"},
+    {"atomic", "case_names", "charts", "folds", "geometry", "nifti_header", "runtime"}
+    | {"strict_json", "phantom_tissue"},
+    {"case", "config", "dicom", "metrics", "nifti", "nnunet_splits", "resampling", "run_log"}
+    | {"slices", "phantom_organs", "phantom_scanner", "phantom_skeleton", "authors_weights"}
+    | {"gate"},
+    {"cached_case", "drawing", "loss", "network", "network_memory", "optimisation", "placement"}
+    | {"presets", "scores", "volume", "windows", "phantom_anatomy"},
+    {"augmentation", "checkpoint", "hounsfield", "label_fit", "manifest", "phantom"}
+    | {"preprocessing", "report", "results", "sliding_window"},
+    {"cache", "dataset", "dataset_fingerprint", "dataset_formats", "decision", "evaluation"}
+    | {"forward", "pair_check", "validation"},
+    {"inference", "manifest_template", "monai_transforms", "plan", "training"},
+    {"data_listing", "export", "run_folder"},
+    {"cohort", "demonstration"},
     {"command_line"},
     {"__main__"},
 ]
