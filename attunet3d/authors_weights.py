@@ -7,8 +7,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from attunet3d.config import Config, NetworkConfig
 from attunet3d.errors import UserError
 
 # Their blocks hold conv1.0 (convolution), conv1.1 (norm), conv2.0, conv2.1; ours 0, 1, 3, 4.
@@ -40,7 +42,7 @@ class AuthorsWeightsError(UserError):
     """A state that is none of the authors' CT networks."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AuthorsWeights:
     """Weights under our names, and the network that they are of."""
 
@@ -48,7 +50,17 @@ class AuthorsWeights:
     out_channels: int
     channels: tuple[int, ...]
     gate: str
+    """"double", "single" or "none"."""
+    old: bool
+    """Without `num_batches_tracked`: of torch 0.3, whose upsampling aligned corners."""
     weights: dict[str, Tensor]
+
+    def network_config(self, align_corners: bool) -> NetworkConfig:
+        """The settings of the network, with the trilinear convention it was trained with."""
+        levels = len(self.channels) - 1
+        settings = {"strides": [[2, 2, 2]] * levels, "align_corners": align_corners}
+        settings |= {"channels": list(self.channels), "gate": self.gate}
+        return Config.from_dict({"network": settings}).network
 
 
 def our_name(name: str) -> str:
@@ -76,18 +88,27 @@ def read(state_dict: Mapping[str, Tensor]) -> AuthorsWeights:
     """Rename a state and tell the network from its shapes.
 
     Raises:
-        AuthorsWeightsError: An entry is unknown or one that must be there is missing.
+        AuthorsWeightsError: An entry is unknown, or one that must be there is missing.
     """
-    weights = {our_name(name.removeprefix("module.")): state_dict[name] for name in state_dict}
+    weights = {our_name(str(name).removeprefix("module.")): state_dict[name] for name in state_dict}
+    counters = [
+        name.replace("running_var", "num_batches_tracked")
+        for name in weights
+        if name.endswith("running_var")
+    ]
+    uncounted = [name for name in counters if name not in weights]
+    weights |= {name: torch.tensor(0) for name in uncounted}
+    gates = [n for n in (0, 1) if f"skips.0.gates.{n}.theta.weight" in weights]
     try:
-        widths = [int(weights[f"encoder.{n}.0.weight"].shape[0]) for n in range(_LEVELS)]
-        in_channels = int(weights["encoder.0.0.weight"].shape[1])
-        out_channels = int(weights["final.weight"].shape[0])
-    except KeyError as error:
+        return AuthorsWeights(
+            in_channels=weights["encoder.0.0.weight"].shape[1],
+            out_channels=weights["final.weight"].shape[0],
+            channels=tuple(weights[f"encoder.{n}.0.weight"].shape[0] for n in range(_LEVELS)),
+            gate=("none", "single", "double")[len(gates)],
+            old=bool(uncounted),
+            weights=weights,
+        )
+    except (KeyError, IndexError, AttributeError) as error:
         raise AuthorsWeightsError(
-            f"the state has no {error}: it is not the whole of one of the authors' CT networks"
+            f"the state is not the whole of one of the authors' CT networks ({error})"
         ) from None
-    gate = "double" if "skips.0.gates.1.theta.weight" in weights else "single"
-    if "skips.0.gates.0.theta.weight" not in weights:
-        gate = "none"
-    return AuthorsWeights(in_channels, out_channels, tuple(widths), gate, weights)

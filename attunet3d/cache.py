@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from attunet3d import atomic, geometry, nifti, preprocessing, resampling, volume
+from attunet3d import atomic, geometry, manifest, nifti, preprocessing, resampling, volume
 from attunet3d.cached_case import ARRAYS, CachedCase, CacheError, load_case
 from attunet3d.config import Config, PreprocessingConfig
 from attunet3d.errors import UserError
@@ -69,7 +69,7 @@ class Recipe:
         if case.label is None:
             raise CacheError(f"case {case.id}: has no label; training needs one")
         files = [_identity(case.id, path) for path in (case.image, case.label)]
-        facts = [dataclasses.asdict(self), FOREGROUND_VOXELS, files, _code()]
+        facts = [dataclasses.asdict(self), FOREGROUND_VOXELS, files, case.label_flip, _code()]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
         return re.sub(r"[^A-Za-z0-9_-]", "_", case.id)[:60] + "-" + key
 
@@ -148,7 +148,7 @@ def _identity(case_id: str, path: Path) -> list[Any]:
 
 def _code() -> str:
     """A hash of the modules that make the arrays: who changes them gets a new cache."""
-    modules = (geometry, nifti, volume, resampling, preprocessing)
+    modules = (geometry, nifti, volume, manifest, resampling, preprocessing)
     paths = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
@@ -195,8 +195,8 @@ def _attempts(
 def _write(working: Path, case: Case, recipe: Recipe) -> None:
     """Make the four files in `working`; they are on disk when this returns."""
     assert case.label is not None
-    scan = volume.read_volume(case.image)
-    mask = volume.read_label(case.label)
+    scan = manifest.read_image(case)
+    mask = manifest.read_case_label(case, scan)
     if not mask.grid.matches(scan.grid):
         raise CacheError(f"case {case.id}: {case.label} does not lie on the image's grid; mend it")
     network = preprocessing.to_network_grid(scan, recipe.preprocessing)

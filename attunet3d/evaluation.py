@@ -20,11 +20,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from attunet3d import atomic, metrics, report, results, runtime
+from attunet3d.case import Case
 from attunet3d.errors import UserError
-from attunet3d.manifest import Manifest
+from attunet3d.manifest import Manifest, read_case_label, read_image
 from attunet3d.metrics import LabelScore
 from attunet3d.scores import Summary, completed
-from attunet3d.volume import find_scans, read_label
+from attunet3d.volume import Volume, find_scans, read_label
 
 MOST_WORKERS = 4  # each holds two label maps
 GRID_TOLERANCE_MM = 1e-3
@@ -40,6 +41,7 @@ class _Pair:
     case_id: str
     predictions: tuple[Path, ...]  # one, unless it is missing or not unique
     references: tuple[Path, ...]
+    case: Case | None = None  # of a manifest
 
 
 def evaluate(
@@ -74,11 +76,14 @@ def evaluate(
             raise EvaluationError(f"{out_dir}: holds what is evaluated; choose another folder")
     if not predictions.is_dir():
         raise EvaluationError(f"{predictions}: must be a folder of label maps")
-    references, names = _references(reference, fold)
+    references, names, cases = _references(reference, fold)
     named = _named_labels(predictions)
     _check_names(names, named)
     found = _by_id(find_scans(predictions))
-    pairs = [_Pair(case, found.get(case, ()), paths) for case, paths in references.items()]
+    pairs = [
+        _Pair(name, found.get(name, ()), paths, cases.get(name))
+        for name, paths in references.items()
+    ]
     scores, failures = _score_all(pairs, tolerance_mm)
     seen = {value for case in scores.values() for value in case}
     labels = names or named or {value: f"label {value}" for value in sorted(seen)}
@@ -94,12 +99,14 @@ def evaluate(
     return summary
 
 
-def _references(path: Path, fold: int | None) -> tuple[dict[str, tuple[Path, ...]], dict[int, str]]:
-    """References by case, and the labels' names where they are known."""
+def _references(
+    path: Path, fold: int | None
+) -> tuple[dict[str, tuple[Path, ...]], dict[int, str], dict[str, Case]]:
+    """References by case; of a manifest also the labels' names and the cases."""
     if path.suffix.lower() != ".json":
         if fold is not None:
             raise EvaluationError(f"--fold {fold}: {path} is no manifest and has no folds")
-        return _by_id(find_scans(path)), {}
+        return _by_id(find_scans(path)), {}, {}
     manifest = Manifest.load(path)
     if fold is not None:
         cases = manifest.fold(fold)[1]
@@ -110,7 +117,8 @@ def _references(path: Path, fold: int | None) -> tuple[dict[str, tuple[Path, ...
     labelled = _by_id([(case.id, case.label) for case in cases if case.label])
     if not labelled:
         raise EvaluationError(f"{path}: has no labelled case to evaluate")
-    return labelled, {value: name for value, name in manifest.labels.items() if value}
+    names = {value: name for value, name in manifest.labels.items() if value}
+    return labelled, names, {case.id: case for case in cases}
 
 
 def _by_id(files: Sequence[tuple[str, Path]]) -> dict[str, tuple[Path, ...]]:
@@ -171,7 +179,7 @@ def _score_pair(pair: _Pair, tolerance_mm: float) -> dict[int, LabelScore]:
         if len(paths) > 1:
             names = ", ".join(str(path) for path in paths)
             raise EvaluationError(f"{names}: are of one name; remove all but one")
-    prediction, reference = read_label(pair.predictions[0]), read_label(pair.references[0])
+    prediction, reference = read_label(pair.predictions[0]), _read_reference(pair)
     here, there = prediction.grid, reference.grid
     if here.shape != there.shape:
         raise EvaluationError(
@@ -184,6 +192,13 @@ def _score_pair(pair: _Pair, tolerance_mm: float) -> dict[int, LabelScore]:
             f" (at most {GRID_TOLERANCE_MM} mm); check which of the two headers is wrong"
         )
     return metrics.score_labels(prediction.array, reference.array, there, tolerance_mm=tolerance_mm)
+
+
+def _read_reference(pair: _Pair) -> Volume:
+    case = pair.case
+    if case is None or case.label_flip is None:
+        return read_label(pair.references[0])
+    return read_case_label(case, read_image(case))  # mended as the manifest says
 
 
 def _write(summary: Summary, out_dir: Path) -> None:

@@ -9,7 +9,7 @@ resizing:
 
 theta is a strided convolution, so attention is computed on the coarser grid; psi gives one value
 a voxel, shared by all channels. Source: arXiv:1804.03999; the details that the text leaves open
-(inner channels, W) as in the authors' `GridAttentionBlock3D`.
+(inner channels, W, no normalisation before psi) as in the authors' `GridAttentionBlock3D`.
 """
 
 import torch
@@ -24,7 +24,13 @@ class GateError(UserError):
 
 
 def normaliser(norm: str, channels: int) -> nn.Module:
-    """The normalisation called `norm`: "batch", "instance" or "group" (about 8 channels each).
+    """The normalisation called `norm`: "batch", "instance" or "group".
+
+    Groups hold 8 channels; where 8 does not divide them, the next larger share that does.
+
+    Example:
+        >>> [normaliser("group", channels).num_groups for channels in (4, 16, 20, 33, 320)]
+        [1, 2, 2, 3, 40]
 
     Raises:
         GateError: There is no such normalisation.
@@ -37,6 +43,18 @@ def normaliser(norm: str, channels: int) -> nn.Module:
         groups = max(n for n in range(1, max(1, channels // 8) + 1) if channels % n == 0)
         return nn.GroupNorm(groups, channels)
     raise GateError(f"norm must be batch, instance or group, got {norm!r}")
+
+
+def initialise(module: nn.Module) -> None:
+    """He initialisation of kernels, normalisation weights from N(1, 0.02): the authors' start.
+
+    For `Module.apply`; convolutions' biases keep torch's own start.
+    """
+    if isinstance(module, nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight)
+    elif isinstance(module, nn.BatchNorm3d | nn.InstanceNorm3d | nn.GroupNorm):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
 
 
 class GridAttentionGate(nn.Module):
@@ -85,6 +103,7 @@ class GridAttentionGate(nn.Module):
         self.w = nn.Sequential(
             nn.Conv3d(skip_channels, skip_channels, 1), normaliser(norm, skip_channels)
         )
+        self.apply(initialise)
         if bias is not None:
             nn.init.constant_(self.psi.bias, bias)  # type: ignore[arg-type]
 
@@ -93,7 +112,7 @@ class GridAttentionGate(nn.Module):
 
         Args:
             skip: (B, C_x, X, Y, Z), no axis shorter than the stride.
-            gating: (B, C_g, x, y, z), any size.
+            gating: (B, C_g, x, y, z), any size; the same field of view as the skip.
 
         Returns:
             The gated skip (B, C_x, X, Y, Z), and the coefficients in [0, 1] (B, 1, X, Y, Z).

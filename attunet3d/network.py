@@ -1,13 +1,17 @@
 """The 3D Attention U-Net of Oktay et al. 2018 (arXiv:1804.03999), from top to bottom.
 
-    level 0    block ──────────────────────────────── skip ─► up ─ block ─ head 0
-    level 1      └ pool ─ block ───── gate ◄──┐ ───── skip ─► up ─ block ─ head 1
-    level 2            └ pool ─ block ─ gate ◄┼─┐ ─── skip ─► up ─ block ─ head 2
-    level 3                  └ pool ─ block ─ gate ◄┐ skip ─► up ─ block ─ head 3
-    level 4                        └ pool ─ centre ─┴ gating signal
+    level 0   x ─ block ───────────────────────────────── skip ─► cat ─ block ─ head 0 ─► logits
+                    └ pool                                          └ up ┐
+    level 1             └ block ────────────── gate ◄─ g ─ skip ─► cat ─ block ─ head 1
+                          └ pool                                    └ up ┐
+    level 2                   └ block ──────── gate ◄─ g ─ skip ─► cat ─ block ─ head 2
+                                └ pool                              └ up ┐
+    level 3                         └ block ── gate ◄─ g ─ skip ─► cat ─ block ─ head 3
+                                      └ pool                        └ up ┐
+    level 4                               └ block (the centre) ──────────┘
 
-Each gate looks at the decoder's output one level below it, the deepest at the centre's gating
-signal; the finest skip is not gated. Shapes: B batch, C channels, X Y Z space (R, A, S).
+A gate's signal g is the decoder's output one level below it, for the deepest gate a 1×1×1 block of
+the centre. The finest skip is not gated. Shapes: B batch, C channels, X Y Z space (R, A, S).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attunet3d import authors_weights
-from attunet3d.config import NetworkConfig
+from attunet3d.config import Config, NetworkConfig
 from attunet3d.errors import UserError
-from attunet3d.gate import GridAttentionGate, normaliser, resize
+from attunet3d.gate import GridAttentionGate, initialise, normaliser, resize
 
 GATES = {"double": 2, "single": 1, "none": 0}
 
@@ -34,12 +38,14 @@ class NetworkError(UserError):
 class ConvBlock(nn.Sequential):
     """Two 3×3×3 convolutions, each with normalisation and ReLU; then dropout of channels."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: str, dropout: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, config: NetworkConfig) -> None:
         layers: list[nn.Module] = []
         for channels in (in_channels, out_channels):
             layers += [nn.Conv3d(channels, out_channels, 3, padding=1)]
-            layers += [normaliser(norm, out_channels), nn.ReLU()]
-        super().__init__(*layers, *([nn.Dropout3d(dropout)] if dropout else []))
+            layers += [normaliser(config.norm, out_channels), nn.ReLU(inplace=True)]
+        if config.dropout:
+            layers += [nn.Dropout3d(config.dropout)]
+        super().__init__(*layers)
 
 
 class PointBlock(nn.Sequential):
@@ -47,16 +53,25 @@ class PointBlock(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         convolution = nn.Conv3d(in_channels, out_channels, 1)
-        super().__init__(convolution, normaliser(norm, out_channels), nn.ReLU())
+        super().__init__(convolution, normaliser(norm, out_channels), nn.ReLU(inplace=True))
 
 
 class GatedSkip(nn.Module):
     """One or two gates on a skip, joined by a 1×1×1 block (the authors' `MultiAttentionBlock`)."""
 
-    def __init__(self, gates: Sequence[GridAttentionGate], channels: int, norm: str) -> None:
+    def __init__(self, config: NetworkConfig, level: int) -> None:
         super().__init__()
-        self.gates = nn.ModuleList(gates)
-        self.combine = PointBlock(len(gates) * channels, channels, norm)
+        assert config.strides is not None
+        fine, coarse = config.channels[level : level + 2]
+        options: dict[str, Any] = {
+            "stride": config.strides[level],
+            "norm": config.norm,
+            "align_corners": config.align_corners,
+            "bias": config.gate_bias,
+        }
+        gates = GATES[config.gate]
+        self.gates = nn.ModuleList(GridAttentionGate(fine, coarse, **options) for _ in range(gates))
+        self.combine = PointBlock(gates * fine, fine, config.norm)
 
     def forward(self, skip: Tensor, gating: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, X, Y, Z) gated, and the coefficients (B, gates, X, Y, Z)."""
@@ -80,8 +95,9 @@ class PlainSkip(nn.Module):
 class AttentionUNet3D(nn.Module):
     """3D Attention U-Net; the default is the authors' CT network.
 
-    Any input size works. In training `forward` returns a list of logits, finest first, each at its
-    own resolution (one entry unless `deep_supervision` is "per-scale"); in evaluation one tensor.
+    Any input size works: what the strides do not divide is repeated at its far ends, and the result
+    cut to size. In training `forward` returns a list of logits, finest first, each at its own
+    resolution (one entry unless `deep_supervision` is "per-scale"); in evaluation one tensor.
 
     Args:
         in_channels: Channels of the input; CT has 1.
@@ -97,13 +113,14 @@ class AttentionUNet3D(nn.Module):
         gate_bias: Initial bias of psi; 3.0 opens the gates.
 
     Raises:
-        NetworkError: A number or name is out of range.
+        ConfigError: A number or name is out of range.
+        NetworkError: There is no channel in or out.
 
     Example:
         >>> network = AttentionUNet3D(channels=(4, 8, 16)).eval()
         >>> logits, attention = network.forward_with_attention(torch.rand(1, 1, 16, 16, 9))
         >>> tuple(logits.shape), [tuple(maps.shape) for maps in attention]
-        ((1, 2, 16, 16, 9), [(1, 2, 8, 8, 4)])
+        ((1, 2, 16, 16, 9), [(1, 2, 8, 8, 5)])
     """
 
     def __init__(
@@ -111,6 +128,7 @@ class AttentionUNet3D(nn.Module):
         in_channels: int = 1,
         out_channels: int = 2,
         channels: Sequence[int] = (16, 32, 64, 128, 256),
+        *,
         gate: str = "double",
         deep_supervision: str = "fused",
         norm: str = "batch",
@@ -120,41 +138,44 @@ class AttentionUNet3D(nn.Module):
         gate_bias: float | None = None,
     ) -> None:
         super().__init__()
-        _check(in_channels, out_channels, channels, gate, deep_supervision)
-        pools = [_triple(s) for s in strides] if strides else [(2, 2, 2)] * (len(channels) - 1)
-        if len(pools) != len(channels) - 1:
-            raise NetworkError(f"strides must be {len(channels) - 1} triples, got {strides}")
+        settings = {
+            "channels": list(channels),
+            "strides": [list(s) for s in strides or [(2, 2, 2)] * (len(channels) - 1)],
+            "gate": gate,
+            "deep_supervision": deep_supervision,
+            "norm": norm,
+            "dropout": dropout,
+            "align_corners": align_corners,
+            "gate_bias": gate_bias,
+        }
+        config = Config.from_dict({"network": settings}).network  # names, types, ranges checked
+        if min(in_channels, out_channels) < 1:
+            raise NetworkError(f"needs 1 channel or more, got {in_channels} in, {out_channels} out")
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.align_corners, self.deep_supervision = align_corners, deep_supervision
-        self.period = [prod(pool[axis] for pool in pools) for axis in range(3)]
+        self.align_corners, self.deep_supervision, self.norm = align_corners, deep_supervision, norm
+        self._build(config)
+        self.apply(initialise)
 
-        widths = [in_channels, *channels]
-        self.encoder = nn.ModuleList(ConvBlock(a, b, norm, dropout) for a, b in pairwise(widths))
-        self.pools = nn.ModuleList(nn.MaxPool3d(p, p, ceil_mode=False) for p in pools)
+    def _build(self, config: NetworkConfig) -> None:
+        channels, pools, gates = config.channels, config.strides, GATES[config.gate]
+        assert pools is not None
+        levels, classes = range(len(channels)), self.out_channels
+        self.strides = [[prod(p[axis] for p in pools[:n]) for axis in range(3)] for n in levels]
+        widths = pairwise([self.in_channels, *channels])
+        self.encoder = nn.ModuleList(ConvBlock(a, b, config) for a, b in widths)
+        self.pools = nn.ModuleList(nn.MaxPool3d(pool) for pool in pools)
         centre = channels[-1]
-        self.gating = PointBlock(centre, centre, norm) if GATES[gate] else nn.Identity()
-        self.skips = nn.ModuleList()  # deepest first, as the decoder goes; the finest has no gate
-        self.decoder = nn.ModuleList()
-        for level in range(len(channels) - 2, -1, -1):
+        self.gating = PointBlock(centre, centre, config.norm) if gates else nn.Identity()
+        self.skips, self.decoder = nn.ModuleList(), nn.ModuleList()  # deepest first
+        for level in reversed(levels[:-1]):
             fine, coarse = channels[level], channels[level + 1]
-            self.decoder.append(ConvBlock(fine + coarse, fine, norm, dropout))
-            gates = [
-                GridAttentionGate(
-                    fine, coarse, stride=pools[level], norm=norm, align_corners=align_corners
-                )
-                for _ in range(GATES[gate] if level > 0 else 0)
-            ]
-            self.skips.append(GatedSkip(gates, fine, norm) if gates else PlainSkip())
-        scales = 1 if deep_supervision == "none" else len(channels) - 1
-        self.heads = nn.ModuleList(nn.Conv3d(c, out_channels, 1) for c in channels[:scales])
-        fused = deep_supervision == "fused"
-        mix = nn.Conv3d(scales * out_channels, out_channels, 1) if fused else nn.Identity()
-        self.final = mix
-        self.apply(_initialise)
-        if gate_bias is not None:
-            for module in self.modules():
-                if isinstance(module, GridAttentionGate):
-                    nn.init.constant_(module.psi.bias, gate_bias)  # type: ignore[arg-type]
+            gated = gates and level > 0  # the finest has none
+            self.skips.append(GatedSkip(config, level) if gated else PlainSkip())
+            self.decoder.append(ConvBlock(fine + coarse, fine, config))
+        heads = channels[:1] if config.deep_supervision == "none" else channels[:-1]
+        self.heads = nn.ModuleList(nn.Conv3d(features, classes, 1) for features in heads)
+        fused = config.deep_supervision == "fused"
+        self.final = nn.Conv3d(len(heads) * classes, classes, 1) if fused else nn.Identity()
 
     @classmethod
     def from_config(
@@ -167,14 +188,17 @@ class AttentionUNet3D(nn.Module):
     @torch.jit.unused
     def divisor(self) -> tuple[int, int, int]:
         """Product of the strides along x, y, z: the period of the network's equivariance."""
-        a, b, c = self.period
-        return a, b, c
+        x, y, z = self.strides[-1]
+        return x, y, z
 
     def forward(self, x: Tensor) -> Any:
         """Logits: a list, finest first, in training; (B, out, X, Y, Z) in evaluation.
 
         Args:
             x: (B, in, X, Y, Z).
+
+        Raises:
+            NetworkError: In training, an input too small to be normalised at the deepest level.
         """
         outputs, _ = self._run(x)
         if self.training:
@@ -204,33 +228,51 @@ class AttentionUNet3D(nn.Module):
         attention: list[Tensor] = []
         decoded: list[Tensor] = []
         for expand, gate in zip(self.decoder, self.skips):  # noqa: B905
+            level = len(skips) - 1
             skip, coefficients = gate(skips.pop(), signal)
             x = expand(torch.cat([skip, resize(x, skip, self.align_corners)], 1))
             signal = x  # gates the next finer skip
             decoded.insert(0, x)
             if coefficients.shape[1] > 0:
-                attention.insert(0, coefficients)
+                attention.insert(0, self._cut(coefficients, size, level))
         return self._logits(decoded, size), attention
 
     def _logits(self, decoded: list[Tensor], size: list[int]) -> list[Tensor]:
         """The heads' logits, finest first, or fused into one (B, out, X, Y, Z)."""
+        fused = self.deep_supervision == "fused"
         logits: list[Tensor] = []
-        for index, head in enumerate(self.heads):
-            y = head(decoded[index])
-            if self.deep_supervision == "fused":
-                y = resize(y, decoded[0], self.align_corners)
-            logits.append(y)
-        if self.deep_supervision == "fused":
-            logits = [self.final(torch.cat(logits, 1))]
-        logits[0] = logits[0][:, :, : size[0], : size[1], : size[2]]  # what padding added
+        for level, head in enumerate(self.heads):
+            if fused:  # at low resolution first: the authors' order, and cheap
+                logits.append(resize(head(decoded[level]), decoded[0], self.align_corners))
+            elif level == 0 or self.training:
+                logits.append(self._cut(head(decoded[level]), size, level))
+        if fused:
+            return [self._cut(self.final(torch.cat(logits, 1)), size, 0)]
         return logits
 
     def _padded(self, x: Tensor) -> Tensor:
-        """An input too short to be halved at every level, repeated at its ends until it can be."""
-        missing = [max(0, self.period[axis] - x.shape[2 + axis]) for axis in range(3)]
-        if sum(missing) == 0:
+        """`x` with its far ends repeated, so that every level divides evenly."""
+        period = self.strides[-1]
+        if self.norm != "group" and (self.training or self.norm == "instance"):
+            values = 1 if self.norm == "instance" else x.shape[0]  # a channel of the centre
+            for axis, step in enumerate(period):
+                values *= (x.shape[2 + axis] + step - 1) // step
+            if values == 1 and self.training:
+                raise NetworkError(
+                    "one value a channel is left at the deepest level, which cannot be normalised;"
+                    " train on larger patches or batches, or with norm=group"
+                )
+            if values == 1:  # InstanceNorm: give it a second
+                period = [period[0], period[1], 2 * period[2]]
+        missing = [-x.shape[2 + axis] % period[axis] for axis in range(3)]
+        if missing[0] == 0 and missing[1] == 0 and missing[2] == 0:
             return x
         return F.pad(x, [0, missing[2], 0, missing[1], 0, missing[0]], mode="replicate")
+
+    def _cut(self, x: Tensor, size: list[int], level: int) -> Tensor:
+        """`x` of a level without what padding added to an input of `size`."""
+        a, b, c = self.strides[level]
+        return x[:, :, : -(-size[0] // a), : -(-size[1] // b), : -(-size[2] // c)]
 
 
 def from_authors_state_dict(
@@ -250,50 +292,12 @@ def from_authors_state_dict(
         AuthorsWeightsError: It is no state of one of these networks.
     """
     found = authors_weights.read(state_dict)
-    network = AttentionUNet3D(
-        found.in_channels,
-        found.out_channels,
-        found.channels,
-        found.gate,
-        align_corners=align_corners,
+    network = AttentionUNet3D.from_config(
+        found.network_config(align_corners), found.in_channels, found.out_channels
     )
-    own = network.state_dict()
-    for key in own:
-        if key.endswith("num_batches_tracked") and key not in found.weights:
-            found.weights[key] = own[key]
     try:
         network.load_state_dict(found.weights)
     except RuntimeError as error:
-        raise NetworkError(f"the state does not fit the authors' network ({error})") from None
+        details = " ".join(str(error).split())
+        raise NetworkError(f"the state is not of the authors' CT network ({details})") from None
     return network.eval()
-
-
-def _check(
-    in_channels: int, out_channels: int, channels: Sequence[int], gate: str, supervision: str
-) -> None:
-    if gate not in GATES:
-        raise NetworkError(f"gate must be double, single or none, got {gate!r}")
-    if supervision not in ("fused", "per-scale", "none"):
-        raise NetworkError(
-            f"deep_supervision must be fused, per-scale or none, got {supervision!r}"
-        )
-    if len(channels) < 2 or min(channels) < 1:
-        raise NetworkError(f"channels must be two or more positive numbers, got {channels}")
-    if in_channels < 1 or out_channels < 1:
-        raise NetworkError(f"channels must be positive, got {in_channels} in, {out_channels} out")
-
-
-def _triple(stride: Sequence[int]) -> tuple[int, int, int]:
-    if len(stride) != 3 or min(stride) < 1:
-        raise NetworkError(f"a stride must be three positive factors, got {stride}")
-    a, b, c = (int(factor) for factor in stride)
-    return a, b, c
-
-
-def _initialise(module: nn.Module) -> None:
-    """He initialisation of convolutions; normalisation weights from N(1, 0.02), as the authors."""
-    if isinstance(module, nn.Conv3d):
-        nn.init.kaiming_normal_(module.weight)
-    elif isinstance(module, nn.BatchNorm3d | nn.InstanceNorm3d | nn.GroupNorm):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-        nn.init.zeros_(module.bias)

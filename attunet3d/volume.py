@@ -16,6 +16,7 @@ from attunet3d.nifti_header import NiftiGeometry
 MAX_VOXELS = 1024 * 1024 * 900
 AIR_HU = -1024
 NIFTI_ENDINGS = (".nii.gz", ".nii")
+CHANNEL = "_0000"
 OTHER_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
 
 
@@ -173,7 +174,7 @@ def find_scans(path: Path) -> list[tuple[str, Path]]:
 
     A file is one scan. A folder with scan files holds those (hidden and AppleDouble `._` files are
     passed over); a folder without them is one DICOM series. The id is the file's name without its
-    ending and without nnU-Net's channel `_0000`.
+    ending; where all files of a folder end in nnU-Net's channel `_0000`, without that too.
 
     Raises:
         VolumeError: Nothing is there, or the folder is empty.
@@ -187,7 +188,10 @@ def find_scans(path: Path) -> list[tuple[str, Path]]:
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     scans = [entry for entry in entries if _ends(entry.name, endings) and not entry.is_dir()]
     if scans:
-        return [(_case_id(scan.name), scan) for scan in scans]
+        names = [_case_id(scan.name) for scan in scans]
+        if all(name.endswith(CHANNEL) and name != CHANNEL for name in names):
+            names = [name.removesuffix(CHANNEL) for name in names]
+        return list(zip(names, scans, strict=True))
     if any(entry.is_file() for entry in entries):
         return [(path.resolve().name, path)]
     raise VolumeError(f"{path}: holds no scan; a folder of .nii.gz files or a DICOM series is read")
@@ -200,5 +204,5 @@ def _ends(name: str, endings: Sequence[str]) -> bool:
 def _case_id(name: str) -> str:
     for ending in (*NIFTI_ENDINGS, *OTHER_ENDINGS):
         if name.lower().endswith(ending):
-            return name[: -len(ending)].removesuffix("_0000")
+            return name[: -len(ending)]
     return name

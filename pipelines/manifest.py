@@ -2,8 +2,8 @@
 
 DATA_DIR is a data set of the Medical Segmentation Decathlon, an nnU-Net raw data set, or folders
 of images and labels. All that is wrong is said, one line a case and reason, and in
-MANIFEST.failures.json; exit status 1. Then nothing else is written, unless --skip-bad leaves the
-bad cases out. No file of the data set is changed.
+MANIFEST.failures.json; the bad cases are left out of the manifest, and the exit status is 1. No
+file of the data set is changed.
 """
 
 import argparse
@@ -31,7 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--template", type=Path, metavar="FILE", help=template)
     mend = "read labels that are mirrored against their scans as they should be"
     parser.add_argument("--mend-flips", action="store_true", help=mend)
-    parser.add_argument("--skip-bad", action="store_true", help="leave bad cases out")
     tissue = "lowest and highest HU of what is labelled (default: -200 300; lungs: -1024 300)"
     parser.add_argument("--tissue-hu", type=float, nargs="+", metavar="HU", help=tissue)
     arguments = parser.parse_args(argv)
@@ -46,13 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         found, problems = pair_check.mend(found, problems)
     print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
     failures = pair_check.write_failures(arguments.out, problems)
-    if failures and not arguments.skip_bad:
-        print(f"{arguments.out}: not written; reasons in {failures}", file=sys.stderr)
-        return 1
     good = pair_check.without_failures(found, problems)
     good = data_listing.deal(good, arguments.data_dir, arguments.folds, arguments.seed)
     good.save(arguments.out)
-    print(f"{arguments.out}: {good}")
+    print(f"{arguments.out}: {good}" + (f"; left out: see {failures}" if failures else ""))
     return 1 if failures else 0
 
 

@@ -116,7 +116,7 @@ def test_bad_cases_are_named_with_the_reason(folder, tmp_path, capsys, kind, mes
     status, found = run(folder, tmp_path)
     lines = [line for line in capsys.readouterr().err.splitlines() if f"{kind}: error: " in line]
     assert status == 1
-    assert found is None
+    assert [case.id for case in found.training] == ["good_0", "good_1", "good_2"]
     assert len(lines) == 1
     assert message in lines[0]
 
@@ -151,7 +151,8 @@ def test_all_problems_are_said_at_once(folder, tmp_path, capsys):
     corrupt(folder, "imagesTr", "good_2", lambda data: data[:-9])
     label = np.full(SHAPE, 9, np.uint8)  # two things wrong with one case
     save(folder, "twice", label=label, affine=moved(3))
-    status, _ = run(folder, tmp_path)
+    save(folder, "left")
+    status, found = run(folder, tmp_path)
     lines = capsys.readouterr().err.splitlines()
     named = [line.split(":")[0] for line in lines if ": error: " in line]
     assert status == 1
@@ -160,12 +161,12 @@ def test_all_problems_are_said_at_once(folder, tmp_path, capsys):
     failures = json.loads((tmp_path / "out" / "m.failures.json").read_text())
     assert set(failures) == set(expected)
     assert len(failures["twice"]) == 2
-    assert lines[-1].endswith("m.failures.json")
+    assert [case.id for case in found.training] == ["left"]
 
 
-def test_bad_cases_are_left_out_when_asked(folder, tmp_path, capsys):
+def test_bad_cases_are_left_out(folder, tmp_path, capsys):
     spoil(folder, "shape")
-    status, found = run(folder, tmp_path, "--skip-bad", "--folds", "3")
+    status, found = run(folder, tmp_path, "--folds", "3")
     assert status == 1
     assert [case.id for case in found.training] == ["good_0", "good_1", "good_2"]
     assert sorted(case.fold for case in found.training) == [0, 1, 2]
@@ -176,19 +177,11 @@ def test_bad_cases_are_left_out_when_asked(folder, tmp_path, capsys):
     assert not (tmp_path / "out" / "m.failures.json").exists()  # nor the older call's
 
 
-def test_an_older_manifest_stands_when_the_check_fails(folder, tmp_path):
-    assert run(folder, tmp_path)[0] == 0
-    spoil(folder, "shape")
-    status, found = run(folder, tmp_path)
-    assert status == 1
-    assert len(found.training) == 3
-
-
 def test_nothing_is_left(folder, tmp_path):
     for name in ("good_0", "good_1", "good_2"):
         (folder / "labelsTr" / f"{name}.nii.gz").unlink()
     with pytest.raises(PairCheckError, match="no case is left"):
-        run(folder, tmp_path, "--skip-bad")
+        run(folder, tmp_path)
 
 
 def test_training_case_without_label_and_test_case_without(folder):
@@ -285,7 +278,7 @@ def test_flips_are_named_and_mended_on_request_only(folder, tmp_path, capsys, vo
     status, found = run(folder, tmp_path)
     error = capsys.readouterr().err
     assert status == 1
-    assert found is None
+    assert "bad" not in [case.id for case in found.training]
     assert "bad: error: bad.nii.gz: " in error
     assert "voxel ax" in error
     assert "--mend-flips" in error
@@ -305,8 +298,9 @@ def test_flips_are_named_and_mended_on_request_only(folder, tmp_path, capsys, vo
 
 def test_what_else_is_wrong_with_a_flipped_case_stays_wrong(folder, tmp_path):
     save(folder, "bad", label=np.flip(organ()[1], 1) * np.uint8(7))
-    assert run(folder, tmp_path, "--mend-flips")[0] == 1
-    assert run(folder, tmp_path, "--mend-flips", "--skip-bad")[1].training[-1].id == "good_2"
+    status, found = run(folder, tmp_path, "--mend-flips")
+    assert status == 1
+    assert found.training[-1].id == "good_2"
 
 
 def test_mend_and_leave_out_by_hand(folder):
@@ -342,7 +336,7 @@ def test_folds_and_seed(folder, tmp_path):
 
 def test_data_set_is_left_alone(folder, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    run(folder, tmp_path, "--mend-flips", "--skip-bad")
+    run(folder, tmp_path, "--mend-flips")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 

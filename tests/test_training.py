@@ -1,0 +1,242 @@
+"""A run learns, repeats itself to the last bit, survives being killed, and never trains on NaN."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from attunet3d import checkpoint
+from attunet3d.cached_case import CachedCase
+from attunet3d.config import Config
+from attunet3d.run_log import read_rows
+from attunet3d.training import Trainer, TrainingData, TrainingError, training_dtype
+from attunet3d.validation import dice_network_grid
+
+LABELS = {0: "background", 1: "ball"}
+CONFIG = Config().with_overrides(
+    [
+        "network.channels=[4, 8]",
+        "network.dropout=0.1",
+        "preprocessing.spacing_mm=[2, 2, 2]",
+        "augmentation.noise_probability=0.5",
+        "training.patch_size=[12, 12, 12]",
+        "training.batch_size=2",
+        "training.steps=12",
+        "training.validate_every=4",
+        "training.save_every=2",
+        "training.optimiser=adamw",
+        "training.learning_rate=0.01",
+        "training.ema_decay=0.5",
+        "training.schedule=cosine",
+        "inference.window=[12, 12, 12]",
+    ]
+)
+CPU = torch.device("cpu")
+
+
+def case(folder, name, seed):
+    """A bright ball in noise, prepared as the cache does."""
+    generator = np.random.default_rng(seed)
+    centre = generator.uniform(6, 10, 3)
+    index = np.stack(np.meshgrid(*[np.arange(16)] * 3, indexing="ij"), -1)
+    label = (np.linalg.norm(index - centre, axis=-1) < 4).astype(np.uint8)
+    image = label * 2.0 + generator.normal(0, 0.3, label.shape)
+    voxels = np.argwhere(label).astype(np.int32)
+    home = folder / name
+    home.mkdir(parents=True)
+    for array, file in ((image.astype(np.float16), "image"), (label, "label")):
+        np.save(home / f"{file}.npy", array)
+    np.save(home / "foreground.npy", voxels)
+    return CachedCase(name, home, (16, 16, 16), -1.0, (0, 0, len(voxels)))
+
+
+def data_in(folder):
+    cases = [case(folder, f"case_{n}", n) for n in range(3)]
+    return TrainingData(training=cases[:2], validation=cases[2:], labels=LABELS)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return data_in(tmp_path / "data")
+
+
+def trainer(data, folder, **changes):
+    config = CONFIG.with_overrides([f"training.{key}={value}" for key, value in changes.items()])
+    folder.mkdir(exist_ok=True)
+    return Trainer(data, config, folder, CPU)
+
+
+def weights(folder):
+    return checkpoint.load_model(folder).fingerprint
+
+
+def test_a_run_leaves_its_best_weights_its_numbers_and_its_state(data, tmp_path):
+    result = trainer(data, tmp_path / "run").fit()
+    assert result.step == 12
+    rows = read_rows(tmp_path / "run" / "metrics.csv")
+    assert [row["step"] for row in rows] == ["4", "8", "12"]
+    assert {"loss", "learning_rate", "dice_network_grid", "dice_ball", "seconds"} <= set(rows[0])
+    best = max(float(row["dice_network_grid"]) for row in rows)
+    assert result.best_dice == best
+    found = checkpoint.load_model(tmp_path / "run")
+    assert found.labels == LABELS
+    assert found.config == CONFIG
+    with torch.inference_mode():
+        scores = dice_network_grid(data.validation, found.network, (12, 12, 12), CPU)
+    assert scores[1] == pytest.approx(best, abs=1e-6)
+
+
+def test_it_learns(data, tmp_path):
+    result = trainer(data, tmp_path / "run", steps=60, validate_every=60, ema_decay=0).fit()
+    assert result.best_dice > 0.8
+
+
+def test_two_runs_of_one_seed_are_one_to_the_last_bit(data, tmp_path):
+    for name in ("a", "b"):
+        trainer(data, tmp_path / name).fit()
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    trainer(data, tmp_path / "c", seed=1).fit()
+    states = [checkpoint.load_state(tmp_path / name / "last.pt")[0] for name in ("a", "c")]
+    first, other = (next(iter(state["network"].values())) for state in states)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 7, 11])
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(data, tmp_path, stop, monkeypatch):
+    trainer(data, tmp_path / "whole").fit()
+    broken = trainer(data, tmp_path / "broken")
+    step = broken._train_step
+
+    def dying(batches):
+        if broken.step == stop:
+            raise MemoryError
+        return step(batches)
+
+    monkeypatch.setattr(broken, "_train_step", dying)
+    with pytest.raises(MemoryError):
+        broken.fit()
+    again = trainer(data, tmp_path / "broken")
+    assert again.resume() == []
+    assert again.step == stop // 2 * 2
+    again.fit()
+    assert weights(tmp_path / "whole") == weights(tmp_path / "broken")
+    ends = [checkpoint.load_state(tmp_path / name / "last.pt")[0] for name in ("whole", "broken")]
+    for one, other in zip(*(state["network"].values() for state in ends), strict=True):
+        assert torch.equal(one, other)
+    rows = [read_rows(tmp_path / name / "metrics.csv") for name in ("whole", "broken")]
+    for one, other in zip(*rows, strict=True):
+        assert one | {"seconds": ""} == other | {"seconds": ""}
+
+
+RUN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from test_training import *
+from attunet3d import command_line
+
+def main(argv):
+    folder = Path(argv[1])
+    cases = [CachedCase(f"case_{n}", folder / "data" / f"case_{n}", (16, 16, 16), -1.0,
+             (0, 0, len(np.load(folder / "data" / f"case_{n}" / "foreground.npy"))))
+             for n in range(3)]
+    data = TrainingData(training=cases[:2], validation=cases[2:], labels=LABELS)
+    run = trainer(data, folder / "run", steps=2000, validate_every=2000)
+    print("ready", flush=True)
+    run.fit()
+    return 0
+
+raise SystemExit(command_line.run(main, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_request_saves_and_says_how_to_go_on(data, tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, os.path.dirname(__file__), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "ready\n"
+        while not (tmp_path / "run" / "last.pt").exists():
+            assert process.poll() is None
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "--resume" in error
+    assert "Traceback" not in error
+    assert checkpoint.load_state(tmp_path / "run" / "last.pt")[0]["step"] > 0
+
+
+def poisoned(data):
+    """The second case holds NaN."""
+    bad = data.training[1]
+    image = np.load(bad.folder / "image.npy")
+    image[:] = np.nan
+    np.save(bad.folder / "image.npy", image)
+    return dataclasses.replace(data)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_cases_named(data, tmp_path):
+    with pytest.raises(TrainingError) as caught:
+        trainer(poisoned(data), tmp_path / "run").fit()
+    message = str(caught.value)
+    assert "case_1" in message
+    assert "step 0" in message
+    assert "last.pt" in message
+
+
+def test_a_loss_that_is_no_number_is_skipped_on_request(data, tmp_path):
+    result = trainer(
+        poisoned(data), tmp_path / "run", batch_size=1, on_nonfinite_loss="skip", ema_decay=0
+    ).fit()
+    assert result.skipped_steps == 6  # each case comes as often
+    state = checkpoint.load_state(tmp_path / "run" / "last.pt")[0]
+    weights = [value for key, value in state["network"].items() if "running" not in key]
+    assert all(torch.isfinite(value).all() for value in weights if value.is_floating_point())
+
+
+def test_early_stop_and_no_validation_cases(data, tmp_path):
+    result = trainer(data, tmp_path / "a", learning_rate=1e-12, early_stop=1, steps=100).fit()
+    assert result.step < 100
+    alone = dataclasses.replace(data, validation=())
+    result = trainer(alone, tmp_path / "b").fit()
+    assert result.best_dice is None
+    assert result.best_step == 12
+    checkpoint.load_model(tmp_path / "b")
+
+
+def test_a_state_of_another_network_is_refused(data, tmp_path):
+    trainer(data, tmp_path / "run").save()
+    other = CONFIG.with_overrides(["network.channels=[4, 16]"])
+    with pytest.raises(TrainingError, match=r"config\.json"):
+        Trainer(data, other, tmp_path / "run", CPU).resume()
+
+
+def test_accumulated_batches_give_the_gradient_of_their_mean(data, tmp_path):
+    once = trainer(data, tmp_path / "a", accumulation=2, steps=1, validate_every=1)
+    once.fit()
+    state = checkpoint.load_state(tmp_path / "a" / "last.pt")[0]
+    assert state["step"] == 1
+
+
+def test_precision_is_that_of_the_device():
+    assert training_dtype(CONFIG, CPU) == torch.float32
+    half = CONFIG.with_overrides(["training.precision=bfloat16"])
+    assert training_dtype(half, CPU) == torch.bfloat16
+
+
+def test_bfloat16_trains_on_a_cpu(data, tmp_path):
+    result = trainer(data, tmp_path / "run", precision="bfloat16", steps=4).fit()
+    assert result.best_dice is not None
+    assert json.loads(json.dumps(dataclasses.asdict(result)))["step"] == 4
