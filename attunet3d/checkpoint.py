@@ -26,6 +26,7 @@ from attunet3d.errors import UserError
 from attunet3d.network import AttentionUNet3D, NetworkError
 
 FORMAT = "attunet3d 1"
+ABOUT = "attunet3d"  # the header's entry
 MODEL, STATE, PREVIOUS = "model.safetensors", "last.pt", "previous.pt"
 LARGEST_HEADER = 16 << 20
 LARGEST_FILE = 16 << 30
@@ -75,13 +76,15 @@ def save_model(
         WriteError: The disk is full or the folder read-only; the old file stands.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
-    metadata = {
+    about = {
         "format": FORMAT,
-        "config": json.dumps(config.to_dict()),
-        "labels": json.dumps({str(value): name for value, name in sorted(labels.items())}),
-        "notes": json.dumps(dict(notes or {})),
+        "config": config.to_dict(),
+        "labels": {str(value): name for value, name in sorted(labels.items())},
+        "notes": dict(notes or {}),
     }
-    atomic.write_bytes(Path(path), safetensors.torch.save(tensors, metadata))
+    # One entry: safetensors writes several in an order that changes from run to run.
+    data = safetensors.torch.save(tensors, {ABOUT: json.dumps(about)})
+    atomic.write_bytes(Path(path), data)
 
 
 def load_model(path: Path) -> Checkpoint:
@@ -98,14 +101,15 @@ def load_model(path: Path) -> Checkpoint:
     data = _bytes(path)
     metadata, tensors = _parse(path, data)
     try:
-        if metadata.get("format") != FORMAT:
-            raise CheckpointError(f"has format {metadata.get('format')!r}, must be {FORMAT!r}")
-        config = Config.from_dict(json.loads(metadata["config"]))
-        labels = _labels(json.loads(metadata["labels"]))
+        about = json.loads(metadata.get(ABOUT, "{}"))
+        if about.get("format") != FORMAT:
+            raise CheckpointError(f"has format {about.get('format')!r}, must be {FORMAT!r}")
+        config = Config.from_dict(about["config"])
+        labels = _labels(about["labels"])
         network = _network(config, len(labels), tensors)
     except (CheckpointError, ConfigError, NetworkError) as error:
         raise CheckpointError(f"{path}: {error}; this is no model of attunet3d") from None
-    except (KeyError, TypeError, ValueError, RecursionError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise CheckpointError(f"{path}: its settings or labels cannot be read") from None
     return Checkpoint(network, config, labels, hashlib.sha256(data).hexdigest(), path)
 

@@ -17,7 +17,7 @@ the centre. The finest skip is not gated. Shapes: B batch, C channels, X Y Z spa
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -150,15 +150,14 @@ class AttentionUNet3D(nn.Module):
         }
         config = Config.from_dict({"network": settings}).network  # names, types, ranges checked
         if min(in_channels, out_channels) < 1:
-            raise NetworkError(f"needs 1 channel or more, got {in_channels} in, {out_channels} out")
+            raise NetworkError(f"channels must be positive, got {in_channels} and {out_channels}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.align_corners, self.deep_supervision, self.norm = align_corners, deep_supervision, norm
         self._build(config)
         self.apply(initialise)
 
     def _build(self, config: NetworkConfig) -> None:
-        channels, pools, gates = config.channels, config.strides, GATES[config.gate]
-        assert pools is not None
+        channels, pools, gates = config.channels, config.strides or (), GATES[config.gate]
         levels, classes = range(len(channels)), self.out_channels
         self.strides = [[prod(p[axis] for p in pools[:n]) for axis in range(3)] for n in levels]
         widths = pairwise([self.in_channels, *channels])
@@ -178,9 +177,7 @@ class AttentionUNet3D(nn.Module):
         self.final = nn.Conv3d(len(heads) * classes, classes, 1) if fused else nn.Identity()
 
     @classmethod
-    def from_config(
-        cls, config: NetworkConfig, in_channels: int, out_channels: int
-    ) -> "AttentionUNet3D":
+    def from_config(cls, config: NetworkConfig, in_channels: int, out_channels: int) -> Self:
         """The network that a configuration describes, for so many channels and classes."""
         return cls(in_channels, out_channels, **vars(config))
 
@@ -284,12 +281,12 @@ def from_authors_state_dict(
     `num_batches_tracked`) need `align_corners=True`: its trilinear upsampling aligned corners.
 
     Args:
-        state_dict: Of `unet_CT_multi_att_dsv_3D`, `unet_CT_single_att_dsv_3D` or `unet_CT_dsv_3D`
-            (github.com/ozan-oktay/Attention-Gated-Networks).
+        state_dict: Of `unet_CT_multi_att_dsv_3D`, `unet_CT_single_att_dsv_3D` or `unet_CT_dsv_3D`.
         align_corners: Trilinear convention that the weights were trained with.
 
     Raises:
         AuthorsWeightsError: It is no state of one of these networks.
+        NetworkError: Entries are missing or of a wrong shape.
     """
     found = authors_weights.read(state_dict)
     network = AttentionUNet3D.from_config(
@@ -299,5 +296,5 @@ def from_authors_state_dict(
         network.load_state_dict(found.weights)
     except RuntimeError as error:
         details = " ".join(str(error).split())
-        raise NetworkError(f"the state is not of the authors' CT network ({details})") from None
+        raise NetworkError(f"the state does not fit the authors' network ({details})") from None
     return network.eval()

@@ -1,7 +1,7 @@
 """The network is the authors': their numbers of parameters, their logits; and it fits anywhere."""
 
 import json
-import warnings
+import math
 import zlib
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 from attunet3d import AttentionUNet3D
 from attunet3d.authors_weights import AuthorsWeightsError
 from attunet3d.config import NetworkConfig
+from attunet3d.errors import UserError
 from attunet3d.errors import UserError
 from attunet3d.network import NetworkError, from_authors_state_dict
 
@@ -100,11 +101,42 @@ def test_a_state_of_something_else_is_refused():
 
 
 @pytest.mark.parametrize("size", [(16, 16, 16), (17, 23, 9), (8, 8, 8), (1, 2, 3), (40, 8, 25)])
-@pytest.mark.parametrize("gate", ["double", "none"])
-def test_any_size_comes_out_as_it_went_in(size, gate):
-    network = small(gate=gate).eval()
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gate": "none"}, {"norm": "instance"}, {"norm": "group", "align_corners": True}],
+    ids=str,
+)
+def test_any_size_comes_out_as_it_went_in(size, options):
+    network = small(**options).eval()
     with torch.no_grad():
-        assert network(torch.randn(1, 1, *size)).shape == (1, 2, *size)
+        logits, attention = network.forward_with_attention(torch.randn(1, 1, *size))
+    assert logits.shape == (1, 2, *size)
+    assert torch.isfinite(logits).all()
+    for level, maps in enumerate(attention, 1):
+        assert maps.shape[2:] == tuple(math.ceil(length / 2**level) for length in size)
+
+
+def test_odd_sizes_are_computed_as_part_of_an_image_that_repeats_its_end():
+    network = small().eval()
+    x = torch.randn(1, 1, 11, 8, 13)
+    wide = torch.cat([x, x[:, :, -1:].expand(-1, -1, 5, -1, -1)], 2)  # to 16, 8, 13
+    wide = torch.cat([wide, wide[..., -1:].expand(-1, -1, -1, -1, 3)], 4)  # to 16, 8, 16
+    with torch.no_grad():
+        assert torch.equal(network(x), network(wide)[:, :, :11, :, :13])
+
+
+def test_scales_of_odd_sizes_cover_the_image():
+    outputs = small(deep_supervision="per-scale")(torch.randn(2, 1, 11, 8, 13))
+    assert [tuple(y.shape[2:]) for y in outputs] == [(11, 8, 13), (6, 4, 7), (3, 2, 4)]
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_training_on_one_value_a_channel_is_refused_with_the_cure(norm):
+    network, x = small(norm=norm), torch.randn(1, 1, 8, 8, 8)
+    with pytest.raises(NetworkError, match="larger patches or batches, or with norm=group"):
+        network(x)
+    assert network.eval()(x).shape == (1, 2, 8, 8, 8)
+    assert small(norm="group")(x)[0].shape == (1, 2, 8, 8, 8)
 
 
 def test_train_returns_a_list_finest_first_and_eval_a_tensor():
@@ -158,14 +190,41 @@ def test_every_normalisation_trains(norm):
     assert silent == []
 
 
-def test_dropout_acts_in_every_block_in_training_only():
-    network = small(dropout=0.5)
-    blocks = [*network.encoder, *network.decoder]
-    assert all(any(isinstance(m, torch.nn.Dropout3d) for m in block) for block in blocks)
-    x = torch.randn(2, 1, 8, 8, 8)
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("index", range(3))
+def test_dropout_acts_in_every_block_in_training_only(part, index):
+    network = small(dropout=0.5, norm="group")
+    block = getattr(network, part)[index]
+    for module in network.modules():  # no other block drops anything
+        if isinstance(module, torch.nn.Dropout3d) and module not in list(block):
+            module.p = 0.0
+    x = torch.randn(2, 1, 16, 16, 16)
     assert not torch.equal(network(x)[0], network(x)[0])
     network.eval()
     assert torch.equal(network(x), network(x))
+
+
+def test_dropout_takes_whole_channels_and_keeps_the_mean():
+    block = small(dropout=0.25).encoder[0]
+    dropped = block[-1](torch.ones(500, 4, 2, 2, 2))
+    assert set(dropped.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert torch.equal(dropped.amin((2, 3, 4)), dropped.amax((2, 3, 4)))
+    assert float(dropped.mean()) == pytest.approx(1, abs=0.1)
+
+
+def test_start_is_the_authors():
+    network = AttentionUNet3D(channels=(8, 16, 32, 64))
+    kernel = network.encoder[3][3].weight  # 64 → 64, 27 taps
+    assert float(kernel.std()) == pytest.approx(math.sqrt(2 / (64 * 27)), rel=0.02)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+    weights = torch.cat([norm.weight for norm in norms])
+    assert float(weights.mean()) == pytest.approx(1, abs=0.005)
+    assert float(weights.std()) == pytest.approx(0.02, rel=0.2)
+    assert all(float(norm.bias.abs().max()) == 0 for norm in norms)
+    network.eval()
+    with torch.no_grad():
+        _, attention = network.forward_with_attention(torch.randn(1, 1, 32, 32, 32))
+    assert all(0.2 < float(maps.mean()) < 0.8 for maps in attention)
 
 
 def test_gate_bias_opens_the_gates():
@@ -175,18 +234,48 @@ def test_gate_bias_opens_the_gates():
     assert all(bias.item() == 3.0 for bias in biases)
 
 
-def test_it_scripts_exports_and_compiles():
+VARIANTS = [
+    {},
+    {"gate": "single", "deep_supervision": "per-scale"},
+    {"gate": "none", "deep_supervision": "none"},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_torch_scripts_it(options):
+    network, x = small(**options, dropout=0.1, norm="instance"), torch.randn(2, 1, 17, 12, 9)
+    with pytest.warns(DeprecationWarning, match="script"):  # of torch, for TorchScript as a whole
+        scripted = torch.jit.script(network)
+    assert [y.shape for y in scripted(x)] == [y.shape for y in network(x)]
+    scripted.eval()
+    network.eval()
+    with torch.no_grad():
+        assert torch.allclose(scripted(x), network(x), atol=1e-6)
+        ours, theirs = (net.forward_with_attention(x)[1] for net in (network, scripted))
+    assert [part.shape for part in ours] == [part.shape for part in theirs]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_torch_compiles_it_in_one_graph(options):
+    torch._dynamo.reset()
+    network, x = small(**options).eval(), torch.randn(1, 1, 17, 12, 9)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(x), network(x), atol=1e-6)
+    network.train()
+    assert len(compiled(x)) == (3 if options.get("deep_supervision") == "per-scale" else 1)
+
+
+def test_torch_exports_it_for_one_size_and_for_all_multiples_of_the_divisor():
     network, x = small().eval(), torch.randn(1, 1, 17, 12, 9)
     with torch.no_grad():
-        wanted = network(x)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch deprecates TorchScript
-            scripted = torch.jit.script(network)
-        assert torch.allclose(scripted(x), wanted, atol=1e-6)
-        assert len(scripted.forward_with_attention(x)[1]) == 2
-        assert torch.allclose(torch.export.export(network, (x,)).module()(x), wanted, atol=1e-6)
-        compiled = torch.compile(network, backend="eager", fullgraph=True)
-        assert torch.allclose(compiled(x), wanted, atol=1e-6)
+        fixed = torch.export.export(network, (x,)).module()
+        assert torch.allclose(fixed(x), network(x), atol=1e-6)
+        sizes = {axis: 8 * torch.export.Dim(f"n{axis}", min=1, max=64) for axis in (2, 3, 4)}
+        example = torch.randn(1, 1, 16, 24, 32)
+        free = torch.export.export(network, (example,), dynamic_shapes=(sizes,)).module()
+        other = torch.randn(1, 1, 40, 16, 24)
+        assert torch.allclose(free(other), network(other), atol=1e-6)
 
 
 def test_it_drops_into_monai():
@@ -208,12 +297,16 @@ def test_a_configuration_makes_the_network_it_describes():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"gate": "triple"}, "gate must be"),
-        ({"deep_supervision": "heads"}, "deep_supervision must be"),
-        ({"channels": (4,)}, "channels must be"),
-        ({"strides": ((2, 2, 2),)}, "strides must be"),
-        ({"strides": ((2, 2),) * 4}, "strides must be"),
-        ({"out_channels": 0}, "1 channel or more"),
+        ({"gate": "triple"}, "gate must be one of double, single, none, got 'triple'"),
+        ({"deep_supervision": "heads"}, "deep_supervision must be one of"),
+        ({"norm": "layer"}, "norm must be one of"),
+        ({"dropout": 1.0}, "dropout must be in"),
+        ({"channels": (4,)}, "channels must be at least two levels"),
+        ({"channels": (4, 0)}, "channels must be positive"),
+        ({"strides": ((2, 2, 2),)}, "strides must be 4 triples"),
+        ({"strides": ((2, 2),) * 4}, "strides must be a list of 3"),
+        ({"strides": ((2, 2, 0),) * 4}, "strides must be 4 triples of positive factors"),
+        ({"out_channels": 0}, "channels must be positive, got 1 and 0"),
     ],
 )
 def test_wrong_arguments_are_named(options, words):

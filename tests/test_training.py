@@ -93,7 +93,7 @@ def test_a_run_leaves_its_best_weights_its_numbers_and_its_state(data, tmp_path)
 
 
 def test_it_learns(data, tmp_path):
-    result = trainer(data, tmp_path / "run", steps=60, validate_every=60, ema_decay=0).fit()
+    result = trainer(data, tmp_path / "run", steps=80, validate_every=80, ema_decay=0).fit()
     assert result.best_dice > 0.8
 
 
