@@ -23,7 +23,7 @@ ROWS = [  # bottom row first; modules of one row do not know each other
     {"cache", "dataset", "dataset_fingerprint", "dataset_formats", "decision", "evaluation"}
     | {"forward", "pair_check", "validation"},
     {"inference", "manifest_template", "monai_transforms", "plan", "training"},
-    {"data_listing", "export", "run_folder"},
+    {"conversion", "data_listing", "export", "run_folder"},
     {"cohort", "demonstration"},
     {"command_line"},
     {"__main__"},
