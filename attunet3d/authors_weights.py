@@ -6,11 +6,11 @@ Source: github.com/ozan-oktay/Attention-Gated-Networks, `unet_CT_*_dsv_3D`.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from attunet3d.config import Config, NetworkConfig
 from attunet3d.errors import UserError
 
 # Their blocks hold conv1.0 (convolution), conv1.1 (norm), conv2.0, conv2.1; ours 0, 1, 3, 4.
@@ -55,12 +55,14 @@ class AuthorsWeights:
     """Without `num_batches_tracked`: of torch 0.3, whose upsampling aligned corners."""
     weights: dict[str, Tensor]
 
-    def network_config(self, align_corners: bool) -> NetworkConfig:
-        """The settings of the network, with the trilinear convention it was trained with."""
-        levels = len(self.channels) - 1
-        settings = {"strides": [[2, 2, 2]] * levels, "align_corners": align_corners}
-        settings |= {"channels": list(self.channels), "gate": self.gate}
-        return Config.from_dict({"network": settings}).network
+    def settings(self, align_corners: bool) -> dict[str, Any]:
+        """The network's settings by name, with the trilinear convention it was trained with."""
+        return {
+            "channels": self.channels,
+            "strides": ((2, 2, 2),) * (len(self.channels) - 1),
+            "gate": self.gate,
+            "align_corners": align_corners,
+        }
 
 
 def our_name(name: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attunet3d import authors_weights, checkpoint, presets
+from attunet3d.config import NetworkConfig
 from attunet3d.errors import UserError
 from attunet3d.network import from_authors_state_dict
 
@@ -54,7 +55,7 @@ def convert_weights(
             f"{source}: has {found.out_channels - 1} classes beside the background, but"
             f" {len(classes)} names are given; give one each, or none"
         )
-    config = replace(presets.oktay2018(), network=found.network_config(align_corners))
+    config = replace(presets.oktay2018(), network=NetworkConfig(**found.settings(align_corners)))
     labels = dict(enumerate(["background", *classes]))
     notes = {"converted_from": "Attention-Gated-Networks", "gate": found.gate}
     checkpoint.save_model(out, network.state_dict(), config, labels, notes)
@@ -78,6 +79,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
                 if sum(entry.file_size for entry in entries.infolist()) > size:
                     raise ConversionError(f"{path}: its parts do not fit into it; it is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except ConversionError:
+        raise
     except OSError as error:
         raise ConversionError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (BadZipFile, EOFError, RuntimeError, LookupError, ValueError, UnpicklingError) as error:

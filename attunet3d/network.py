@@ -289,12 +289,11 @@ def from_authors_state_dict(
         NetworkError: Entries are missing or of a wrong shape.
     """
     found = authors_weights.read(state_dict)
-    network = AttentionUNet3D.from_config(
-        found.network_config(align_corners), found.in_channels, found.out_channels
-    )
+    settings = found.settings(align_corners)
+    network = AttentionUNet3D(found.in_channels, found.out_channels, **settings)
     try:
         network.load_state_dict(found.weights)
     except RuntimeError as error:
         details = " ".join(str(error).split())
-        raise NetworkError(f"the state does not fit the authors' network ({details})") from None
+        raise NetworkError(f"the state is not of the authors' CT network ({details})") from None
     return network.eval()

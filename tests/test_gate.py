@@ -76,6 +76,41 @@ def test_groups_divide_the_channels():
     assert normaliser("group", 32).num_groups == 4
     assert normaliser("group", 12).num_groups == 1
     assert normaliser("group", 5).num_groups == 1
+    assert normaliser("group", 320).num_groups == 40  # 8 each
+
+
+def test_attention_of_thick_slices_is_computed_plane_by_plane():
+    gate, skip, _ = gate_and_inputs(stride=(2, 2, 1))
+    gating = torch.randn(2, 6, 4, 3, 10)
+    _, coefficients = gate(skip, gating)
+    _, alone = gate(skip[..., 4:5], gating[..., 4:5])
+    assert torch.allclose(coefficients[..., 4:5], alone, atol=1e-6)
+
+
+def test_the_gating_signal_decides_where_to_look():
+    gate, skip, _ = gate_and_inputs()
+    torch.nn.init.zeros_(gate.theta.weight)
+    torch.nn.init.ones_(gate.phi.weight)
+    torch.nn.init.ones_(gate.psi.weight)
+    gating = torch.zeros(2, 6, 4, 3, 5)
+    gating[:, :, 1, 1, 2] = 1.0
+    _, coefficients = gate(skip, gating)
+    peak = coefficients[0, 0].flatten().argmax().item()
+    assert peak in [(i * 6 + j) * 10 + k for i in (2, 3) for j in (2, 3) for k in (4, 5)]
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_corners_of_the_coefficients_follow_the_convention(align_corners):
+    gate, skip, gating = gate_and_inputs(align_corners=align_corners)
+    _, coefficients = gate(skip, gating)
+    theta = F.conv3d(skip, gate.theta.weight, stride=2)
+    coarse = torch.sigmoid(gate.psi(F.relu(theta + gate.phi(gating))))
+    # both put the coarse corner into the fine corner; they part on the voxel beside it
+    assert torch.allclose(coefficients[..., 0, 0, 0], coarse[..., 0, 0, 0], atol=1e-6)
+    share = 3 / 7 if align_corners else 1 / 4  # of 8 voxels onto 4
+    first, second = coarse[..., 0, 0, 0], coarse[..., 1, 0, 0]
+    wanted = first + share * (second - first)
+    assert torch.allclose(coefficients[..., 1, 0, 0], wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize(

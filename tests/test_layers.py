@@ -14,13 +14,29 @@ ROWS = [  # bottom row first; modules of one row do not know each other
     {"atomic", "case_names", "charts", "folds", "geometry", "nifti_header", "runtime"}
     | {"strict_json", "phantom_tissue"},
     {"case", "config", "dicom", "metrics", "nifti", "nnunet_splits", "resampling", "run_log"}
-    | {"slices", "phantom_organs", "phantom_scanner", "phantom_skeleton", "authors_weights"}
+    | {"slices", "phantom_organs", "phantom_scanner", "phantom_skeleton"}
     | {"gate"},
-    {"cached_case", "drawing", "loss", "network", "network_memory", "optimisation", "placement"}
+    {
+        "cached_case",
+        "drawing",
+        "loss",
+        "authors_weights",
+        "network_memory",
+        "optimisation",
+        "placement",
+    }
     | {"presets", "scores", "volume", "windows", "phantom_anatomy"},
-    {"augmentation", "checkpoint", "hounsfield", "label_fit", "manifest", "phantom"}
+    {"augmentation", "network", "hounsfield", "label_fit", "manifest", "phantom"}
     | {"preprocessing", "report", "results", "sliding_window"},
-    {"cache", "dataset", "dataset_fingerprint", "dataset_formats", "decision", "evaluation"}
+    {
+        "cache",
+        "checkpoint",
+        "dataset",
+        "dataset_fingerprint",
+        "dataset_formats",
+        "decision",
+        "evaluation",
+    }
     | {"forward", "pair_check", "validation"},
     {"inference", "manifest_template", "monai_transforms", "plan", "training"},
     {"conversion", "data_listing", "export", "run_folder"},

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attunet3d.config import TrainingConfig
-from attunet3d.loss import at_size, build_loss
+from attunet3d.loss import LossError, at_size, build_loss
 
 LABEL = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1], dtype=torch.uint8).reshape(1, 1, 2, 2, 2)
 
@@ -115,3 +115,62 @@ def test_nothing_but_ignored_voxels_is_no_loss():
     value.backward()
     assert value.item() == 0
     assert logits.grad.abs().max() == 0
+
+
+def test_scans_count_alike_in_dice_whatever_they_hold():
+    full = torch.ones_like(LABEL)
+    both = loss("dice", logits_of(0.5).repeat(2, 1, 1, 1, 1), torch.cat([LABEL, full]))
+    apart = loss("dice", logits_of(0.5)), loss("dice", logits_of(0.5), full)
+    assert both == pytest.approx(sum(apart) / 2, abs=1e-6)
+
+
+def test_an_empty_label_found_full_costs_the_class_its_whole_share():
+    empty = torch.zeros_like(LABEL)
+    # foreground: overlap 0 of mass 4; background: overlap 4, masses 4 and 8
+    assert loss("dice", logits_of(0.5), empty) == pytest.approx((1 + 1 - 8 / 12) / 2, abs=1e-5)
+
+
+def test_dice_with_ignored_voxels_by_hand():
+    label = LABEL.clone()
+    label[0, 0, 0, 0] = 255  # six voxels count: four of background and both of foreground
+    foreground, background = 2 * 1 / (3 + 2), 2 * 2 / (3 + 4)
+    wanted = 1 - (foreground + background) / 2 + math.log(2)
+    value = loss("dice_ce", logits_of(0.5), label, ignore_index=255)
+    assert value == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dice", "dice_ce", "ce", "bce", "focal", "tversky"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_judged_in_float32(name, dtype):
+    logits = (torch.randn(1, 3, 4, 4, 4) * 8).to(dtype)
+    label = torch.randint(0, 3, (1, 1, 4, 4, 4)).to(torch.uint8)
+    value = build_loss(TrainingConfig(loss=name), 3)([logits], label)
+    assert value.dtype == torch.float32
+    assert float(value) == loss(name, logits.float(), label)
+
+
+@pytest.mark.parametrize("name", ["dice", "dice_ce", "ce", "bce", "focal", "tversky"])
+def test_every_loss_falls_when_it_is_followed_downhill(name):
+    logits = torch.zeros(1, 2, 2, 2, 2, requires_grad=True)
+    criterion = build_loss(TrainingConfig(loss=name), 2)
+    before = criterion([logits], LABEL)
+    before.backward()
+    after = criterion([logits - 0.5 * logits.grad], LABEL)
+    assert float(after.detach()) < float(before.detach())
+    assert torch.equal((-logits.grad).argmax(1)[:, None], LABEL.long())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_labels_of_any_type_come_to_a_scale(dtype):
+    label = LABEL.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+    assert torch.equal(at_size(label.to(dtype), LABEL), LABEL)
+
+
+def test_there_must_be_two_classes():
+    with pytest.raises(LossError, match="2 classes or more, background included, got 1"):
+        build_loss(TrainingConfig(), 1)
+
+
+def test_an_unknown_loss_is_named():
+    with pytest.raises(LossError, match="one of dice, ce, dice_ce, bce, focal, tversky"):
+        build_loss(TrainingConfig(loss="hinge"), 2)

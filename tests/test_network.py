@@ -15,7 +15,6 @@ from attunet3d import AttentionUNet3D
 from attunet3d.authors_weights import AuthorsWeightsError
 from attunet3d.config import NetworkConfig
 from attunet3d.errors import UserError
-from attunet3d.errors import UserError
 from attunet3d.network import NetworkError, from_authors_state_dict
 
 HERE = Path(__file__).parent
@@ -75,17 +74,32 @@ def test_converted_weights_give_the_authors_logits(variant):
         assert np.abs(logits - wanted[variant]).max() < 1e-4
 
 
+def test_a_state_without_gates_is_the_plain_network():
+    parts = ("attentionblock", "gating")
+    state = {k: v for k, v in authors_state("multi").items() if not k.startswith(parts)}
+    assert len(state) == 136  # unet_CT_dsv_3D
+    network = from_authors_state_dict(state)
+    assert not network.training
+    image = torch.randn(1, 1, 16, 16, 16)
+    assert network.forward_with_attention(image)[1] == []
+    assert torch.equal(network.heads[1].weight, state["dsv2.dsv.0.weight"])
+
+
+def test_a_state_of_data_parallel_training_is_taken():
+    state = {f"module.{key}": value for key, value in authors_state("single").items()}
+    assert from_authors_state_dict(state).heads[0].in_channels == 4
+
+
 def test_weights_of_torch_0_3_have_no_batch_counts_and_align_corners():
     state = authors_state("multi")
     old = {key: value for key, value in state.items() if "num_batches" not in key}
     assert (len(state), len(old)) == (236, 208)
-    image = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, 1, 32, 48, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(
-            from_authors_state_dict(old)(image), from_authors_state_dict(state)(image)
-        )
+        logits = from_authors_state_dict(state)(image)
+        assert torch.equal(from_authors_state_dict(old)(image), logits)
         aligned = from_authors_state_dict(old, align_corners=True)(image)
-        assert not torch.allclose(aligned, from_authors_state_dict(old)(image), atol=1e-2)
+    assert 0.1 < float((aligned - logits).norm() / logits.norm()) < 0.4  # "about 20 %"
 
 
 def test_a_state_of_something_else_is_refused():
@@ -207,13 +221,14 @@ def test_dropout_acts_in_every_block_in_training_only(part, index):
 def test_dropout_takes_whole_channels_and_keeps_the_mean():
     block = small(dropout=0.25).encoder[0]
     dropped = block[-1](torch.ones(500, 4, 2, 2, 2))
-    assert set(dropped.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
     assert torch.equal(dropped.amin((2, 3, 4)), dropped.amax((2, 3, 4)))
     assert float(dropped.mean()) == pytest.approx(1, abs=0.1)
 
 
 def test_start_is_the_authors():
     network = AttentionUNet3D(channels=(8, 16, 32, 64))
+    network.requires_grad_(False)
     kernel = network.encoder[3][3].weight  # 64 → 64, 27 taps
     assert float(kernel.std()) == pytest.approx(math.sqrt(2 / (64 * 27)), rel=0.02)
     norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm3d)]
