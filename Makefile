@@ -5,7 +5,7 @@ BIN := .venv/bin
 # as a wheel of its own, which spares gigabytes of CUDA.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --constraint constraints-cpu.txt)
 
-.PHONY: demo test reliability benchmarks clean
+.PHONY: demo test clean
 
 demo: .venv/made
 	$(BIN)/attunet3d demo demo
@@ -14,7 +14,7 @@ test: .venv/made
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
 .venv/made: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "attunet3d needs Python 3.11 or newer; run make PYTHON=python3.11")'

@@ -167,10 +167,10 @@ def test_train_returns_a_list_finest_first_and_eval_a_tensor():
 
 
 def test_attention_of_each_gated_level_finest_first():
-    network = small().eval()
+    network, x = small().eval(), torch.randn(1, 1, 16, 16, 8)
     with torch.no_grad():
-        logits, attention = network.forward_with_attention(torch.randn(1, 1, 16, 16, 8))
-        assert torch.equal(logits, network(torch.randn(1, 1, 16, 16, 8) * 0)) is False
+        logits, attention = network.forward_with_attention(x)
+        assert torch.equal(logits, network(x))
     assert [tuple(maps.shape) for maps in attention] == [(1, 2, 8, 8, 4), (1, 2, 4, 4, 2)]
     assert all(maps.min() > 0 and maps.max() < 1 for maps in attention)
     assert small(gate="none").eval().forward_with_attention(torch.randn(1, 1, 8, 8, 8))[1] == []
