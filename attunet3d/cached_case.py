@@ -84,7 +84,7 @@ class CachedCase:
 def load_case(case_id: str, folder: Path) -> CachedCase | None:
     """The case prepared in `folder`; None where it is missing, torn or of other types and sizes."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         x, y, z = (int(size) for size in meta["shape"])
         starts = tuple(int(start) for start in meta["starts"])
         shapes = ((x, y, z), (x, y, z), (starts[-1], 3))

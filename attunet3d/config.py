@@ -284,7 +284,7 @@ class Config:
         try:
             if Path(path).stat().st_size > 1_000_000:
                 raise ConfigError(f"{path}: larger than 1 MB; this is no configuration")
-            values = yaml.safe_load(Path(path).read_text())
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             raise ConfigError(f"{path}: no configuration can be read here ({error})") from None
         if not isinstance(values, Mapping):

@@ -134,7 +134,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > SIDECAR_BYTES:
             raise ResultError(f"{path}: larger than {SIDECAR_BYTES} bytes; this is no sidecar")
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ResultError(f"{path}: no sidecar can be read here ({error})") from None
     parts = ("labels", "files", "settings")

@@ -17,7 +17,7 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a `metrics.csv`; none where there is no file."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [dict(row) for row in csv.DictReader(file)]
 
 

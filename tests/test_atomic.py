@@ -83,7 +83,7 @@ def test_a_file_that_stands_where_a_folder_should_is_told(tmp_path):
         atomic.make_folder(tmp_path / "file" / "a")
     with pytest.raises(WriteError, match=r"no folder can be made here \(File exists\)"):
         atomic.make_folder(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "stands"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "stands"
 
 
 def test_a_folder_is_no_place_for_a_file(tmp_path):
@@ -171,7 +171,7 @@ def test_files_are_as_readable_as_the_user_makes_all_files(tmp_path):
 def test_the_longest_file_name_can_be_written(tmp_path):
     name = "n" * 255
     atomic.write_text(tmp_path / name, "whole")
-    assert (tmp_path / name).read_text() == "whole"
+    assert (tmp_path / name).read_text(encoding="utf-8") == "whole"
 
 
 def test_folders_are_made_with_their_parents_and_may_stand_already(tmp_path):

@@ -157,7 +157,7 @@ def test_a_new_plan_is_prepared_beside_the_old_one(cases, tmp_path):
 
 
 def damage(folder, how):
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     if how == "cut":
         os.truncate(folder / "image.npy", 1000)
     elif how == "missing":

@@ -131,7 +131,10 @@ def test_bad_scans_are_named_and_the_others_done(scans, tmp_path, capsys):
     outcome = segment_cohort(predictor(), sorted(cases.items()), tmp_path / "out")
     assert sorted(outcome.done) == ["-c", "a", "b"]
     assert set(outcome.failures) == {"torn", "text", "gone"}
-    assert json.loads((tmp_path / "out" / "failures.json").read_text()) == outcome.failures
+    assert (
+        json.loads((tmp_path / "out" / "failures.json").read_text(encoding="utf-8"))
+        == outcome.failures
+    )
     lines = capsys.readouterr().err.splitlines()
     assert sum(": error: " in line for line in lines) == 3
     assert all(str(scans) in outcome.failures[name] for name in ("torn", "text", "gone"))

@@ -224,7 +224,12 @@ def test_what_is_saved_is_loaded_again_whatever_it_holds(tmp_path):
     )
     config.save(tmp_path / "config.json")
     assert Config.load(tmp_path / "config.json") == config
-    assert json.loads((tmp_path / "config.json").read_text())["training"]["learning_rate"] == 1e-4
+    assert (
+        json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["training"][
+            "learning_rate"
+        ]
+        == 1e-4
+    )
     assert Config.from_dict(config.to_dict()) == config
     assert Config.from_dict({}) == Config()
 

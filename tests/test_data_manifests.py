@@ -28,7 +28,7 @@ def test_the_three_manifests_ship():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_says_where_from_under_which_licence_and_what_to_do(name):
-    values = json.loads(path_of(name).read_text())
+    values = json.loads(path_of(name).read_text(encoding="utf-8"))
     found = Manifest.load(path_of(name))
     assert found.licence
     assert found.source

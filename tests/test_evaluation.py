@@ -71,7 +71,7 @@ def test_csv_has_a_row_for_each_case_and_label(folders):
 
 def test_summary_counts_what_is_empty(folders):
     evaluate(*folders)
-    content = json.loads((folders[2] / "summary.json").read_text())
+    content = json.loads((folders[2] / "summary.json").read_text(encoding="utf-8"))
     assert (content["cases"], content["scored"], content["failed"]) == (3, 3, [])
     second = content["labels"]["2"]
     assert second["dice"] == {
@@ -96,7 +96,9 @@ def test_undefined_values_are_null_in_json(tmp_path):
     write(tmp_path / "p", "a")
     write(tmp_path / "r", "a", {(0, 0, 0): 3})
     evaluate(tmp_path / "p", tmp_path / "r", tmp_path / "out")
-    label = json.loads((tmp_path / "out" / "summary.json").read_text())["labels"]["3"]
+    label = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["labels"][
+        "3"
+    ]
     assert label["hd95_mm"] == {
         "n": 0,
         "mean": None,
@@ -121,13 +123,13 @@ def test_bad_cases_fail_by_name_and_the_others_are_done(folders, tmp_path):
     (predictions / "torn.nii.gz").write_bytes((reference / "torn.nii.gz").read_bytes()[:-20])
     summary = evaluate(predictions, reference, out)
     assert list(summary.scores) == ["a", "b", "c"]
-    failures = json.loads((out / "failures.json").read_text())
+    failures = json.loads((out / "failures.json").read_text(encoding="utf-8"))
     assert sorted(failures) == ["larger", "missing", "moved", "torn"]
     assert "prediction is missing" in failures["missing"]
     assert "lies up to 0.002 mm" in failures["moved"]
     assert "has (7, 5, 4) voxels, its reference (6, 5, 4)" in failures["larger"]
     assert "torn.nii.gz" in failures["torn"]
-    content = json.loads((out / "summary.json").read_text())
+    content = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert content["failed"] == sorted(failures)
     assert content["labels"]["1"]["missing"] == 4
     assert content["labels"]["1"]["dice"]["n"] == 3
@@ -246,7 +248,7 @@ def test_when_every_case_failed_there_is_a_summary_and_no_figure(folders):
     summary = evaluate(predictions, reference, out)
     assert sorted(summary.failures) == ["xa", "xb", "xc"]
     assert not (out / "boxplot.png").exists()  # nor the older call's
-    assert json.loads((out / "summary.json").read_text())["scored"] == 0
+    assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["scored"] == 0
     assert "3 of 3 cases failed" in summary.table()
 
 
@@ -263,7 +265,7 @@ def test_the_command_prints_a_table_and_its_exit_status_tells_of_failures(folder
     printed = capsys.readouterr().out
     assert "surface Dice at 3 mm" in printed
     assert "1 of 3 cases failed and are in no mean:\n  b: its prediction is missing" in printed
-    assert json.loads((out / "failures.json").read_text()).keys() == {"b"}
+    assert json.loads((out / "failures.json").read_text(encoding="utf-8")).keys() == {"b"}
 
 
 def test_tolerance_reaches_surface_dice(folders):

@@ -121,7 +121,7 @@ def test_threshold_takes_what_reaches_it(tmp_path):
     export_labels([tmp_path / "in"], tmp_path / "out", Rule.parse(["ball=0.3"]))
     sigmoid = 1 / (1 + np.exp(1 - graded() / 100.0))
     assert np.array_equal(mask(tmp_path / "out") == 5, sigmoid >= 0.3)
-    content = json.loads((tmp_path / "out" / "case.json").read_text())
+    content = json.loads((tmp_path / "out" / "case.json").read_text(encoding="utf-8"))
     assert content["settings"] == {"thresholds": {"ball": 0.3}, "keep_largest": False}
     assert content["volumes"]["ball"]["voxels"] == np.count_nonzero(sigmoid >= 0.3)
 
@@ -155,7 +155,10 @@ def test_damaged_and_missing_probabilities_fail_by_name_and_the_others_are_done(
     assert outcome.done == ["good"]
     assert "is not the file" in outcome.failures["torn"]
     assert "--save-probabilities" in outcome.failures["none"]
-    assert json.loads((tmp_path / "out" / "failures.json").read_text()) == outcome.failures
+    assert (
+        json.loads((tmp_path / "out" / "failures.json").read_text(encoding="utf-8"))
+        == outcome.failures
+    )
 
 
 def test_case_that_one_folder_lacks_fails(tmp_path):

@@ -50,7 +50,7 @@ LIGHT = {"config", "geometry", "manifest", "volume", "nifti", "presets", "comman
 def imported_modules(path: Path) -> set[str]:
     """Names of the package's modules that a file imports, at any depth."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -77,7 +77,7 @@ def test_imports_point_downwards(row):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.py")), ids=lambda p: p.stem)
 def test_pipelines_hold_the_order_of_events_only(path):
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     assert len(text.splitlines()) <= 60
     definitions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]

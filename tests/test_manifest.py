@@ -65,7 +65,7 @@ def test_saved_paths_are_relative_and_survive_a_move(tmp_path):
     data = tmp_path / "one" / "data"
     data.mkdir(parents=True)
     load(data).save(tmp_path / "one" / "lists" / "m.json")
-    text = (tmp_path / "one" / "lists" / "m.json").read_text()
+    text = (tmp_path / "one" / "lists" / "m.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in text
     assert json.loads(text)["root"] == "../data"
     (tmp_path / "one").rename(tmp_path / "two")

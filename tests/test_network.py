@@ -18,7 +18,7 @@ from attunet3d.errors import UserError
 from attunet3d.network import NetworkError, from_authors_state_dict
 
 HERE = Path(__file__).parent
-KEYS = json.loads((HERE / "authors_keys.json").read_text())
+KEYS = json.loads((HERE / "authors_keys.json").read_text(encoding="utf-8"))
 SMALL = (4, 8, 16, 32)
 
 

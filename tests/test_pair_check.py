@@ -158,7 +158,7 @@ def test_all_problems_are_said_at_once(folder, tmp_path, capsys):
     assert status == 1
     expected = [*kinds, "good_0", "good_1", "good_2", "twice", "twice"]
     assert sorted(named) == sorted(expected)
-    failures = json.loads((tmp_path / "out" / "m.failures.json").read_text())
+    failures = json.loads((tmp_path / "out" / "m.failures.json").read_text(encoding="utf-8"))
     assert set(failures) == set(expected)
     assert len(failures["twice"]) == 2
     assert [case.id for case in found.training] == ["left"]

@@ -229,7 +229,7 @@ def test_random_grid_keeps_to_its_arguments():
 
 def test_a_written_data_set_reads_back_as_it_was_made(tmp_path):
     folder = write_phantoms(tmp_path / "a" / "phantoms", 2, seed=11, matrix=48)
-    listing = json.loads((folder / "dataset.json").read_text())
+    listing = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     assert listing["labels"] == {"0": "background", "1": "pancreas"}
     assert listing["modality"] == {"0": "CT"}
     assert listing["name"]

@@ -45,7 +45,7 @@ def test_a_run_folder_holds_what_it_should(road):
     assert wanted | {"curves.png", "summary.json", "validation"} <= files
     assert any("tfevents" in name for name in files)
     assert [row["step"] for row in read_rows(road / "run" / "metrics.csv")] == ["2", "4"]
-    summary = json.loads((road / "run" / "summary.json").read_text())
+    summary = json.loads((road / "run" / "summary.json").read_text(encoding="utf-8"))
     assert summary["steps"] == 4
     assert len(list((road / "run" / "validation").glob("*.png"))) == 1
 
@@ -58,7 +58,9 @@ def test_label_maps_lie_on_their_scans_bit_for_bit(road):
         for field in ("srow_x", "srow_y", "srow_z", "pixdim", "quatern_b", "qoffset_x"):
             assert found.header[field].tobytes() == scan.header[field].tobytes()
         assert int(found.header["sform_code"]) == int(scan.header["sform_code"])
-        sidecar = json.loads((road / "out" / path.name.replace(".nii.gz", ".json")).read_text())
+        sidecar = json.loads(
+            (road / "out" / path.name.replace(".nii.gz", ".json")).read_text(encoding="utf-8")
+        )
         assert sidecar["labels"]["1"] == "pancreas"
 
 
@@ -66,7 +68,7 @@ def test_probabilities_attention_and_scores_are_written(road):
     assert len(list((road / "out" / "probabilities").glob("*.nii.gz"))) == 3
     assert len(list((road / "out" / "attention").glob("*.nii.gz"))) == 3
     assert (road / "scores" / "scores.csv").is_file()
-    summary = json.loads((road / "scores" / "summary.json").read_text())
+    summary = json.loads((road / "scores" / "summary.json").read_text(encoding="utf-8"))
     assert "pancreas" in json.dumps(summary)
 
 

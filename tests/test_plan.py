@@ -295,7 +295,7 @@ def test_table_and_file_tell_every_number_and_why(tmp_path):
     for setting in GIVEN:
         assert f"\n{setting}" in table
     planned.save(tmp_path / "plan.json")
-    saved = json.loads((tmp_path / "plan.json").read_text())
+    saved = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
     assert saved["planned"]["training.batch_size"]["value"] == 2
     assert saved["planned"]["training.patch_size"]["value"] == [*planned.config.training.patch_size]
     assert all(entry["reason"] for entry in saved["planned"].values())

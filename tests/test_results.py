@@ -51,7 +51,7 @@ def test_other_names_are_refused(tmp_path, case_id):
 
 
 def test_sidecar_gives_names_and_volumes(done):
-    content = json.loads(done.sidecar.read_text())
+    content = json.loads(done.sidecar.read_text(encoding="utf-8"))
     voxels = np.count_nonzero(ball() == 300)
     assert content["labels"] == {"0": "background", "5": "ball", "6": "cube"}
     assert content["volumes"] == {
@@ -98,7 +98,10 @@ def test_case_of_another_model_is_neither_kept_nor_overwritten_silently(done):
 
 def test_failures_are_listed_and_an_older_list_goes(tmp_path):
     results.write_failures(tmp_path, {"b": "why b", "a": "why a"})
-    assert json.loads((tmp_path / "failures.json").read_text()) == {"a": "why a", "b": "why b"}
+    assert json.loads((tmp_path / "failures.json").read_text(encoding="utf-8")) == {
+        "a": "why a",
+        "b": "why b",
+    }
     results.write_failures(tmp_path, {})
     results.write_failures(tmp_path, {})
     assert not list(tmp_path.iterdir())
