@@ -1,0 +1,199 @@
+"""Ways of doing the same work, timed in turn in one run: medians, ratios, peak memory, JSON.
+
+Each way lives in a process of its own, so that no way's memory settings, caches or imports help
+another's. All are prepared and run once unmeasured; then they take turns, so that whatever else
+the machine does strikes all alike.
+"""
+
+import gc
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("attunet3d", "torch", "monai", "numpy", "nibabel", "SimpleITK", "nnunetv2", "openvino")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of doing the work.
+
+    Args:
+        name: As the table shows it.
+        prepare: Called once in the way's process with `arguments`; returns the work, a function
+            without arguments whose result is small and can be pickled. A function of a module.
+        arguments: Of `prepare`.
+        command_line: Set the memory as attunet3d's command line does.
+    """
+
+    name: str
+    prepare: Callable[..., Callable[[], Any]]
+    arguments: tuple[Any, ...] = ()
+    command_line: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one way took, and its last result."""
+
+    name: str
+    seconds: list[float]
+    peak_mb: float  # above what the process held before the work
+    result: Any
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def compare(ways: Sequence[Way], repeats: int = 5) -> list[Outcome]:
+    """Run all `ways` in turn, `repeats` times; the first is what ratios refer to."""
+    context = multiprocessing.get_context("spawn")
+    pipes: list[Connection] = []
+    processes = []
+    for way in ways:
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(way, there), daemon=True)
+        process.start()
+        there.close()
+        pipes.append(here)
+        processes.append(process)
+        _ask(here, way, None)  # prepared, one after the other
+    turns: list[list[tuple[float, float, Any]]] = [[] for _ in ways]
+    for turn in range(repeats + 1):
+        for way, pipe, taken in zip(ways, pipes, turns, strict=True):
+            answer = _ask(pipe, way, turn)
+            taken.extend([answer] if turn or repeats == 0 else [])
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.close()
+        process.join(10)
+    return [
+        Outcome(way.name, [t[0] for t in taken], max(t[1] for t in taken), taken[-1][2])
+        for way, taken in zip(ways, turns, strict=True)
+    ]
+
+
+def _ask(pipe: Connection, way: Way, turn: int | None) -> Any:
+    if turn is not None:
+        pipe.send(turn)
+    try:
+        answer = pipe.recv()
+    except EOFError:
+        raise SystemExit(f"{way.name}: its process ended; see above") from None
+    return answer
+
+
+def _serve(way: Way, pipe: Connection) -> None:
+    if way.command_line:
+        from attunet3d.command_line import keep_freed_memory
+
+        keep_freed_memory()
+    work = way.prepare(*way.arguments)
+    pipe.send("ready")
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        gc.collect()
+        before = reset_peak_mb()
+        began = time.perf_counter()
+        result = work()
+        seconds = time.perf_counter() - began
+        pipe.send((seconds, peak_mb() - before, result))
+
+
+def reset_peak_mb() -> float:
+    """Forget this process's peak of resident memory; return what it holds now, in MB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_mb("VmRSS")
+
+
+def peak_mb() -> float:
+    """Peak of this process's resident memory since `reset_peak_mb`, in MB (10^6 bytes)."""
+    return _status_mb("VmHWM")
+
+
+def _status_mb(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise RuntimeError(f"/proc/self/status has no {name}")
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """A markdown table: median seconds, ratio to the first way, peak memory."""
+    first = outcomes[0]
+    lines = ["| way | median s | min–max s | times ours | peak MB |", "|---|---|---|---|---|"]
+    for outcome in outcomes:
+        spread = f"{min(outcome.seconds):.3f}–{max(outcome.seconds):.3f}"
+        ratio = outcome.median / first.median
+        cells = [
+            outcome.name,
+            f"{outcome.median:.3f}",
+            spread,
+            f"{ratio:.2f}",
+            f"{outcome.peak_mb:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """The same for JSON."""
+    first = outcomes[0]
+    return [
+        {
+            "way": outcome.name,
+            "seconds": [round(s, 4) for s in outcome.seconds],
+            "median_s": round(outcome.median, 4),
+            "times_ours": round(outcome.median / first.median, 3),
+            "peak_mb": round(outcome.peak_mb, 1),
+        }
+        for outcome in outcomes
+    ]
+
+
+def save(name: str, content: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write `content` with the machine, versions and command as `folder`/`name`.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    record = {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": machine(),
+        **content,
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and versions."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].split(":", 1)[1].strip() if names else processor
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    return {
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(memory, 1),
+        "versions": versions,
+    }
