@@ -53,6 +53,7 @@ class Outcome:
 
     @property
     def median(self) -> float:
+        """Of the seconds."""
         return statistics.median(self.seconds)
 
 
@@ -99,6 +100,8 @@ def _serve(way: Way, pipe: Connection) -> None:
 
         keep_freed_memory()
     work = way.prepare(*way.arguments)
+    gc.collect()
+    held = _status_mb("VmRSS")  # before the first run: freed memory that malloc keeps is not free
     pipe.send("ready")
     while True:
         try:
@@ -106,21 +109,20 @@ def _serve(way: Way, pipe: Connection) -> None:
         except EOFError:
             return
         gc.collect()
-        before = reset_peak_mb()
+        reset_peak()
         began = time.perf_counter()
         result = work()
         seconds = time.perf_counter() - began
-        pipe.send((seconds, peak_mb() - before, result))
+        pipe.send((seconds, peak_mb() - held, result))
 
 
-def reset_peak_mb() -> float:
-    """Forget this process's peak of resident memory; return what it holds now, in MB."""
+def reset_peak() -> None:
+    """Forget this process's peak of resident memory."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _status_mb("VmRSS")
 
 
 def peak_mb() -> float:
-    """Peak of this process's resident memory since `reset_peak_mb`, in MB (10^6 bytes)."""
+    """Peak of this process's resident memory since `reset_peak`, in MB (10^6 bytes)."""
     return _status_mb("VmHWM")
 
 
