@@ -2,15 +2,15 @@
 
 The order of events: read, one step to the network's grid, the network over windows (or once over
 the whole), then, slab by slab, one resample of the logits to the scan's grid and the decision.
-Several models are averaged in their logits. What was done and how long it took is in the record.
+Several models are averaged in their logits. With a locator, a coarse model of its own, the network
+sees only the box where the labels lie. What was done and how long it took is in the record.
 """
 
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attunet3d import runtime
+from attunet3d import ensemble, runtime
 from attunet3d.checkpoint import Checkpoint, load_model
-from attunet3d.config import Config, Size
-from attunet3d.decision import decide, to_source_grid
+from attunet3d.decision import Labels, decide, to_source_grid
 from attunet3d.errors import UserError
 from attunet3d.forward import Account, Passes
-from attunet3d.geometry import Grid
+from attunet3d.geometry import Box, Grid
 from attunet3d.hounsfield import hounsfield_warnings
-from attunet3d.preprocessing import to_network_grid
+from attunet3d.localisation import Faces, box_around
+from attunet3d.preprocessing import NetworkImage, to_network_grid
 from attunet3d.sliding_window import Slab
 from attunet3d.volume import Segmentation, Volume, read_volume
 
@@ -34,7 +34,7 @@ Map = npt.NDArray[np.float32]
 
 
 class InferenceError(UserError):
-    """Models that do not belong together, settings that are not inference's, or broken logits."""
+    """A model without what was asked of it, or broken logits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +62,10 @@ class Predictor:
         members: Loaded checkpoints; labels, preprocessing and window must agree.
         device: Where the networks run; None: CUDA where there is one, else the CPU.
         settings: `inference.name=value`, over what the models were saved with.
+        locator: A coarse model of the same labels; only the box that it finds is segmented.
 
     Raises:
-        InferenceError: The members do not belong together, or a setting is not inference's.
+        EnsembleError: The members do not belong together, or a setting is not inference's.
     """
 
     def __init__(
@@ -72,13 +73,18 @@ class Predictor:
         members: Sequence[Checkpoint],
         device: str | torch.device | None = None,
         settings: Sequence[str] = (),
+        locator: Checkpoint | None = None,
     ) -> None:
-        self.config = _common_config(members, settings)
+        self.config = ensemble.common_config(members, settings)
         self.labels = members[0].labels
-        self.fingerprint = _fingerprint(members)
+        self.fingerprint = ensemble.fingerprint(members)
         self.device = runtime.pick_device(None if device is None else str(device))
         networks = [member.network for member in members]
         self.passes = Passes(networks, self.config, len(self.labels), self.device)
+        self.locator: Predictor | None = None
+        if locator is not None:
+            ensemble.agree(locator.path, "labels", locator.labels, self.labels)
+            self.locator = Predictor([locator], self.device)
 
     @classmethod
     def load(
@@ -86,6 +92,7 @@ class Predictor:
         models: str | Path | Sequence[str | Path],
         device: str | torch.device | None = None,
         settings: Sequence[str] = (),
+        locator: str | Path | None = None,
     ) -> "Predictor":
         """Load run folders or `.safetensors` files; several make an ensemble.
 
@@ -95,7 +102,9 @@ class Predictor:
         paths = [models] if isinstance(models, str | Path) else list(models)
         if not paths:
             raise InferenceError("no model was given; name a run folder or a .safetensors file")
-        return cls([load_model(Path(path)) for path in paths], device, settings)
+        members = [load_model(Path(path)) for path in paths]
+        coarse = None if locator is None else load_model(Path(locator))
+        return cls(members, device, settings, coarse)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -103,7 +112,8 @@ class Predictor:
         values = asdict(self.config.inference)
         for name in ("window_batch", "max_voxels"):  # of memory, not of the outcome
             del values[name]
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+        settings = {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
+        return settings | {"locator": None if self.locator is None else self.locator.fingerprint}
 
     def read(self, path: str | Path) -> Volume:
         """Read a scan as `predict` does; made for a thread that reads ahead."""
@@ -132,37 +142,65 @@ class Predictor:
             InferenceError: The network gave NaN or infinity for this scan, or has no gates.
             torch.OutOfMemoryError: Not even one window fits the GPU.
         """
-        watch, account = _Stopwatch(), Account()
-        with watch.stage("preprocessing"):
+        work = _Work(volume, probabilities, attention)
+        with work.watch.stage("preprocessing"):
             image = to_network_grid(volume, self.config.preprocessing, self.device)
-        everything = probabilities or attention
+        box = None if self.locator is None else self._locate(work, image.grid)
+        if box is not None:
+            faces = Faces(box, image.grid.shape, len(self.labels))
+            part = NetworkImage(image.tensor[:, *box], image.grid.cropped(box))
+            array, maps = self._answer(work, part, faces)
+            if faces.touched:
+                work.account.fallbacks.append("the answer reached the located box: whole scan")
+                box = None
+        if box is None:
+            array, maps = self._answer(work, image)
+        segmentation = Segmentation(array, volume.grid, self.labels, volume.geometry)
+        return Prediction(segmentation, self._record(work), *maps)
+
+    def _locate(self, work: "_Work", grid: Grid) -> Box | None:
+        """The box of `grid` where the locator sees labels; None: the whole must be done."""
+        assert self.locator is not None
+        with work.watch.stage("locating"):
+            image = to_network_grid(
+                work.volume, self.locator.config.preprocessing, self.locator.device
+            )
+            slabs = self.locator.passes.slabs(image.tensor, Account())
+            labels = decide(slabs, image.grid, image.grid, sorted(self.labels))
+            box = box_around(labels, image.grid, grid)
+        if box is None:
+            work.account.fallbacks.append("the locator found nothing: whole scan")
+        return box
+
+    def _answer(
+        self, work: "_Work", image: NetworkImage, faces: Faces | None = None
+    ) -> tuple[Labels, list[Map | None]]:
+        """The label map of `image` on the scan's grid, and the maps that are wanted."""
+        everything = work.probabilities or work.attention
         slabs = self.passes.slabs(
-            image.tensor, account, all_channels=everything, attention=attention
+            image.tensor, work.account, all_channels=everything, attention=work.attention
         )
-        slabs = watch.watch(slabs, volume.name)
+        slabs = work.watch.watch(slabs, work.volume.name)
+        slabs = slabs if faces is None else faces.watch(slabs)
         maps: list[Map | None] = [None, None]
         if everything:
-            with watch.stage("maps"):
+            with work.watch.stage("maps"):
                 kept = list(slabs)  # of the network's grid: small beside the maps asked for
-                maps = self._maps(kept, image.grid, volume.grid, (probabilities, attention))
+                maps = self._maps(work, kept, image.grid)
             slabs = _first(kept, len(self.labels))
-        with watch.stage("decision"):
+        with work.watch.stage("decision"):
             values, largest = sorted(self.labels), self.config.inference.keep_largest
-            array = decide(slabs, image.grid, volume.grid, values, largest)
-        segmentation = Segmentation(array, volume.grid, self.labels, volume.geometry)
-        return Prediction(segmentation, self._record(volume, account, watch.seconds), *maps)
+            return decide(slabs, image.grid, work.volume.grid, values, largest), maps
 
-    def _maps(
-        self, slabs: list[Slab], network: Grid, source: Grid, wanted: tuple[bool, bool]
-    ) -> list[Map | None]:
+    def _maps(self, work: "_Work", slabs: list[Slab], network: Grid) -> list[Map | None]:
         """Foreground probabilities and attention on the source grid, those that are wanted."""
-        classes = len(self.labels)
+        classes, source = len(self.labels), work.volume.grid
         probabilities = attention = None
-        if wanted[0]:
+        if work.probabilities:
             probabilities = np.zeros((*source.shape, classes - 1), np.float32, order="F")
             for box, logits in to_source_grid(_first(slabs, classes), network, source):
                 probabilities[box] = logits.softmax(0)[1:].permute(1, 2, 3, 0).cpu().numpy()
-        if wanted[1]:
+        if work.attention:
             count = slabs[0].logits.shape[0] - classes
             if count == 0:
                 raise InferenceError("this model has no attention gates; leave attention maps out")
@@ -172,9 +210,8 @@ class Predictor:
                 attention[box] = values.clamp(0, 1).permute(1, 2, 3, 0).cpu().numpy()
         return [probabilities, attention]
 
-    def _record(
-        self, volume: Volume, account: Account, seconds: dict[str, float]
-    ) -> dict[str, Any]:
+    def _record(self, work: "_Work") -> dict[str, Any]:
+        volume, account = work.volume, work.account
         return {
             "model": self.fingerprint,
             "members": len(self.passes.networks),
@@ -184,7 +221,7 @@ class Predictor:
             "device": self.device.type,
             "fallbacks": account.fallbacks,
             "warnings": [*volume.warnings, *hounsfield_warnings(volume)],
-            "seconds": {name: round(value, 4) for name, value in seconds.items()},
+            "seconds": {name: round(value, 4) for name, value in work.watch.seconds.items()},
         }
 
 
@@ -199,7 +236,8 @@ class _Stopwatch:
         begin, network = time.perf_counter(), self.seconds.get("network", 0.0)
         yield
         waited = self.seconds.get("network", 0.0) - network
-        self.seconds[name] = time.perf_counter() - begin - waited
+        spent = time.perf_counter() - begin - waited
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
     def watch(self, slabs: Iterator[Slab], name: str) -> Iterator[Slab]:
         """The slabs, each seen to be finite."""
@@ -219,50 +257,18 @@ class _Stopwatch:
             yield slab
 
 
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """One scan, what is wanted of it, and what was done so far."""
+
+    volume: Volume
+    probabilities: bool
+    attention: bool
+    account: Account = field(default_factory=Account)
+    watch: _Stopwatch = field(default_factory=_Stopwatch)
+
+
 def _first(slabs: list[Slab], classes: int) -> Iterator[Slab]:
     """The class logits alone."""
     for slab in slabs:
         yield Slab(slab.start, slab.logits[:classes])
-
-
-def _common_config(members: Sequence[Checkpoint], settings: Sequence[str]) -> Config:
-    """The configuration that all members share, with `settings` applied.
-
-    The window is that of inference, or else the training patch.
-    """
-    wrong = [text for text in settings if not text.strip().startswith("inference.")]
-    if wrong:
-        raise InferenceError(
-            f"--set {wrong[0]}: only inference.* can be set here; the rest is part of the model"
-        )
-    configs = [member.config.with_overrides(settings) for member in members]
-    for member, config in zip(members[1:], configs[1:], strict=True):
-        _agree(member.path, "labels", member.labels, members[0].labels)
-        _agree(member.path, "preprocessing", config.preprocessing, configs[0].preprocessing)
-        _agree(member.path, "window", _window(config), _window(configs[0]))
-    window = _window(configs[0])
-    if window is None:
-        raise InferenceError(
-            f"{members[0].path}: holds no window; give one by --set inference.window=[x,y,z]"
-        )
-    return replace(configs[0], inference=replace(configs[0].inference, window=window))
-
-
-def _window(config: Config) -> Size | None:
-    return config.inference.window or config.training.patch_size
-
-
-def _agree(path: Path, name: str, here: object, first: object) -> None:
-    if here != first:
-        raise InferenceError(
-            f"{path}: its {name} {here} differ from {first} of the first model;"
-            " the models of an ensemble must agree"
-        )
-
-
-def _fingerprint(members: Sequence[Checkpoint]) -> str:
-    """The member's own, or one of all members whatever their order."""
-    if len(members) == 1:
-        return members[0].fingerprint
-    joined = "\n".join(sorted(member.fingerprint for member in members))
-    return sha256(joined.encode()).hexdigest()

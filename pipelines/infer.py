@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-probabilities", action="store_true", help="for `export`")
     parser.add_argument("--save-attention", action="store_true", help="the gates' coefficients")
     parser.add_argument("--overwrite", action="store_true", help="redo what is done")
+    coarse = "a coarse model of the same labels; only the box that it finds is segmented"
+    parser.add_argument("--locator", metavar="MODEL", help=coarse)
     setting = "such as inference.overlap=0.25, inference.mode=whole, inference.mirror=true"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=setting)
     plain = "--" in (argv or ())  # names that begin with a dash; the other parser drops the sign
@@ -31,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from attunet3d import cohort, inference  # torch comes with them; --help does without
 
-    predictor = inference.Predictor.load(arguments.model, arguments.device, arguments.set)
+    predictor = inference.Predictor.load(
+        arguments.model, arguments.device, arguments.set, arguments.locator
+    )
     scans = cohort.find_cases(arguments.input)
     wishes = cohort.Wishes(
         probabilities=arguments.save_probabilities,

@@ -11,6 +11,7 @@ from torch import nn
 
 from attunet3d import runtime
 from attunet3d.config import NetworkConfig
+from attunet3d.ensemble import EnsembleError
 from attunet3d.forward import average, memory_bytes, mirrored, parting, prepare
 from attunet3d.geometry import Grid
 from attunet3d.inference import InferenceError, Predictor
@@ -262,7 +263,7 @@ def test_estimate_is_above_the_tensors_of_the_last_block_and_linear_in_voxels():
 
 
 def test_settings_that_are_the_models_own_are_refused():
-    with pytest.raises(InferenceError, match=r"only inference\.\*"):
+    with pytest.raises(EnsembleError, match=r"only inference\.\*"):
         predictor("preprocessing.spacing_mm=[1,1,1]")
 
 
@@ -275,7 +276,7 @@ def test_settings_that_are_the_models_own_are_refused():
     ],
 )
 def test_models_of_an_ensemble_must_agree(name, other):
-    with pytest.raises(InferenceError, match=f"its {name} .* must agree"):
+    with pytest.raises(EnsembleError, match=f"its {name} .* must agree"):
         Predictor([checkpoint(), other], "cpu")
 
 
@@ -287,7 +288,7 @@ def test_a_window_given_by_hand_makes_other_patches_agree():
 
 def test_no_window_and_no_model_are_refused():
     bare = checkpoint(None, "training.patch_size=")
-    with pytest.raises(InferenceError, match="holds no window"):
+    with pytest.raises(EnsembleError, match="holds no window"):
         Predictor([bare], "cpu")
     with pytest.raises(InferenceError, match="no model was given"):
         Predictor.load([])

@@ -38,6 +38,7 @@ ROWS = [  # bottom row first; modules of one row do not know each other
         "evaluation",
     }
     | {"forward", "pair_check", "validation"},
+    {"ensemble", "localisation"},
     {"inference", "manifest_template", "monai_transforms", "plan", "training"},
     {"conversion", "data_listing", "export", "run_folder"},
     {"cohort", "demonstration"},
