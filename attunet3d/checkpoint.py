@@ -2,18 +2,21 @@
 
 A model is a safetensors file: the weights, and as JSON in its header the configuration and the
 labels. A run's state (`last.pt`) is a torch file read with `weights_only=True` alone; it carries
-its own SHA-256, and the one before it is kept as `previous.pt`.
+its own SHA-256, and the one before it is kept as `previous.pt`. At every moment at least one of
+the two is whole, on a disk that fills up and under SIGKILL, too.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -21,15 +24,18 @@ import torch
 from torch import Tensor
 
 from attunet3d import atomic
+from attunet3d.case_names import is_name
 from attunet3d.config import Config, ConfigError
 from attunet3d.errors import UserError
 from attunet3d.network import AttentionUNet3D, NetworkError
+from attunet3d.strict_json import parse_json
 
 FORMAT = "attunet3d 1"
 ABOUT = "attunet3d"  # the header's entry
-MODEL, STATE, PREVIOUS = "model.safetensors", "last.pt", "previous.pt"
+MODEL, STATE, PREVIOUS, DAMAGED = "model.safetensors", "last.pt", "previous.pt", "damaged.pt"
 LARGEST_HEADER = 16 << 20
 LARGEST_FILE = 16 << 30
+DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # of weights and of counters
 MOST_LEVELS, MOST_CHANNELS = 12, 1 << 16
 
 
@@ -98,23 +104,32 @@ def load_model(path: Path) -> Checkpoint:
     """
     path = Path(path)
     path = path / MODEL if path.is_dir() else path
-    data = _bytes(path)
-    metadata, tensors = _parse(path, data)
+    header, start, size = _header(path)
     try:
-        about = json.loads(metadata.get(ABOUT, "{}"))
+        about = json.loads(header.pop("__metadata__", {}).get(ABOUT, "{}"))
         if about.get("format") != FORMAT:
-            raise CheckpointError(f"has format {about.get('format')!r}, must be {FORMAT!r}")
+            raise CheckpointError(f"has format {about.get('format')!r:.80}, must be {FORMAT!r}")
         config = Config.from_dict(about["config"])
         labels = _labels(about["labels"])
-        network = _network(config, len(labels), tensors)
+        network = _network(config, len(labels))
+        weights_bytes = _compare(network, header)
+        if start + weights_bytes != size:
+            raise CheckpointError(
+                f"takes {size} bytes, must be {start + weights_bytes}; was cut off"
+            )
+        data = path.read_bytes()
+        _fill(network, data)
     except (CheckpointError, ConfigError, NetworkError) as error:
         raise CheckpointError(f"{path}: {error}; this is no model of attunet3d") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
         raise CheckpointError(f"{path}: its settings or labels cannot be read") from None
     return Checkpoint(network, config, labels, hashlib.sha256(data).hexdigest(), path)
 
 
-def _bytes(path: Path) -> bytes:
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header of a safetensors file, where the weights start, and the size of the file."""
     if path.suffix != ".safetensors":
         raise CheckpointError(
             f"{path}: a model is a run folder or a .safetensors file; pickled weights are not"
@@ -123,50 +138,71 @@ def _bytes(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such model; train first, or check the path")
-        if path.stat().st_size > LARGEST_FILE:
-            raise CheckpointError(f"{path}: larger than {LARGEST_FILE >> 30} GiB; this is no model")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(LARGEST_HEADER, size - 8):
+                raise CheckpointError(
+                    f"{path}: is no safetensors file, or was cut off; copy it again"
+                )
+            header = parse_json(file.read(length))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _parse(path: Path, data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(LARGEST_HEADER, len(data) - 8):
-        raise CheckpointError(f"{path}: is no safetensors file, or was cut off; copy it again")
-    try:
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-        tensors = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, AttributeError, KeyError, RecursionError):
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path}: the safetensors file is damaged; copy it again") from None
-    return metadata, tensors
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: is no safetensors file; copy it again")
+    return header, 8 + length, size
 
 
 def _labels(values: Any) -> dict[int, str]:
-    labels = {int(value): str(name) for value, name in dict(values).items()}
+    labels = {int(value): name for value, name in dict(values).items()}
+    for name in labels.values():
+        if not is_name(name):
+            raise CheckpointError(f"label {name!r:.80} must be short text on one line")
     if len(labels) < 2 or min(labels) != 0 or max(labels) > 255:
-        raise CheckpointError(f"labels {sorted(labels)} must be 0 (background) and some up to 255")
+        raise CheckpointError(
+            f"labels {sorted(labels)!s:.80} must be 0 (background) and some up to 255"
+        )
     return dict(sorted(labels.items()))
 
 
-def _network(config: Config, classes: int, tensors: dict[str, Tensor]) -> AttentionUNet3D:
+def _network(config: Config, classes: int) -> AttentionUNet3D:
     channels = config.network.channels
     if len(channels) > MOST_LEVELS or max(channels) > MOST_CHANNELS:
-        raise CheckpointError(f"network.channels {channels}: too many")
+        raise CheckpointError(f"network.channels {channels!s:.80}: too many")
     with torch.device("meta"):  # takes no memory, whatever the configuration claims
         network = AttentionUNet3D.from_config(config.network, 1, classes)
+    return network.eval()
+
+
+def _compare(network: AttentionUNet3D, header: Mapping[str, Any]) -> int:
+    """Bytes of the weights, which must be those of the network by name, shape and type."""
+    size = 0
     for name, wanted in network.state_dict().items():
-        found = tensors.get(name)
-        if found is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
-            have = None if found is None else tuple(found.shape)
-            raise CheckpointError(f"weights {name} must be {tuple(wanted.shape)}, got {have}")
+        found = header.get(name, {})
+        have = found.get("dtype"), found.get("shape")
+        want = DTYPES.get(wanted.dtype), list(wanted.shape)
+        if have != want:
+            raise CheckpointError(f"weights {name} must be {want}, got {have!s:.80}")
+        size += wanted.numel() * wanted.element_size()
+    extra = sorted(header.keys() - network.state_dict().keys())
+    if extra:
+        raise CheckpointError(f"weights {extra[0]:.80} belong to another network")
+    return size
+
+
+def _fill(network: AttentionUNet3D, data: bytes) -> None:
+    try:
+        tensors = safetensors.torch.load(data)
+    except safetensors.SafetensorError:
+        raise CheckpointError("the safetensors file is damaged; copy it again") from None
+    for name, found in tensors.items():
         if found.is_floating_point() and not bool(torch.isfinite(found).all()):
             raise CheckpointError(f"weights {name} hold NaN or infinities")
-    extra = sorted(tensors.keys() - network.state_dict().keys())
-    if extra:
-        raise CheckpointError(f"weights {extra[0]} belong to another network")
     network.load_state_dict(tensors, assign=True)
-    return network.eval()
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -184,13 +220,19 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         "payload": torch.frombuffer(payload, dtype=torch.uint8),
     }
     torch.save(content, outer)
-    if path.is_file():
-        os.replace(path, path.with_name(PREVIOUS))
-    atomic.write_bytes(path, outer.getbuffer())
+
+    def make_way(_: Path) -> None:  # only once the new state is on the disk
+        if path.is_file():
+            os.replace(path, path.with_name(PREVIOUS))
+
+    atomic.write_bytes(path, outer.getbuffer(), make_way)
 
 
 def load_state(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Read a run's state, or the one before it where it is torn or missing.
+
+    A torn state is renamed to `damaged.pt`, or the next save would put it in place of the one
+    before, which is whole.
 
     Returns:
         The state, and a warning where it is the one before.
@@ -204,27 +246,31 @@ def load_state(path: Path) -> tuple[dict[str, Any], list[str]]:
         previous = path.with_name(PREVIOUS)
         if not previous.is_file():
             raise
-        return _state(previous), [f"{error}; going on from {previous}"]
+        try:
+            state = _state(previous)
+        except CheckpointError as another:
+            raise CheckpointError(f"{error}; and {another}; start the run anew") from None
+        with contextlib.suppress(OSError):  # missing, or a folder that is only read
+            os.replace(path, path.with_name(DAMAGED))
+        return state, [f"{error}; going on from {previous}"]
 
 
 def _state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such state; start the run without --resume")
     try:
-        with zipfile.ZipFile(path) as entries:
-            infos = entries.infolist()
-        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in infos)
-        if not stored or sum(entry.file_size for entry in infos) > path.stat().st_size:
-            raise CheckpointError(f"{path}: its parts do not fit into it; it is hostile or damaged")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        payload = content["payload"].numpy().tobytes()
+        with path.open("rb") as file:
+            content = _load_within(file)
+            size = os.fstat(file.fileno()).st_size
+        array = content["payload"].numpy()
+        if array.nbytes > size:  # one byte, told to stand for many
+            raise CheckpointError("its parts do not fit into it; it is hostile or damaged")
+        payload = array.tobytes()
         if hashlib.sha256(payload).hexdigest() != content["sha256"]:
-            raise CheckpointError(f"{path}: the checksum is wrong; the file is damaged")
-        state: dict[str, Any] = torch.load(
-            io.BytesIO(payload), map_location="cpu", weights_only=True
-        )
-    except CheckpointError:
-        raise
+            raise CheckpointError("the checksum is wrong; the file is damaged")
+        state = _load_within(io.BytesIO(payload))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # torch raises a dozen kinds, some with advice to load unsafely
         raise CheckpointError(
             f"{path}: is no state of a run, or was cut off ({type(error).__name__})"
@@ -232,3 +278,16 @@ def _state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: is no state of a run")
     return state
+
+
+def _load_within(file: BinaryIO) -> Any:
+    """What torch saved in a file; torch packs nothing, so nothing in it is larger than the file."""
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as entries:
+        infos = entries.infolist()
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in infos)
+    if not stored or sum(entry.file_size for entry in infos) > size:
+        raise CheckpointError("its parts do not fit into it; it is hostile or damaged")
+    file.seek(0)
+    with warnings.catch_warnings(action="ignore"):  # they advise to load unsafely
+        return torch.load(file, map_location="cpu", weights_only=True)

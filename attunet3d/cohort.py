@@ -10,7 +10,9 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +90,9 @@ def segment_cohort(
         UserError: `out_dir` cannot be made.
     """
     out_dir = atomic.make_folder(out_dir)
+    results.sweep(out_dir)
     with tqdm(total=len(scans), unit="scan", file=sys.stderr, disable=None) as bar:
-        outcome = _Cohort(predictor, out_dir, wishes or Wishes(), bar).run(scans)
+        outcome = _Cohort(predictor, scans, out_dir, wishes or Wishes(), bar).run()
     try:
         results.write_failures(out_dir, outcome.failures)
     except (UserError, OSError) as error:  # a full disk: what failed was said above
@@ -101,9 +104,15 @@ class _Cohort:
     """One call of `segment_cohort`."""
 
     def __init__(
-        self, predictor: Predictor, out_dir: Path, wishes: Wishes, bar: "tqdm[Any]"
+        self,
+        predictor: Predictor,
+        scans: Sequence[Scan],
+        out_dir: Path,
+        wishes: Wishes,
+        bar: "tqdm[Any]",
     ) -> None:
         self.predictor = predictor
+        self.scans = scans
         self.out_dir = out_dir
         self.wishes = wishes
         self.bar = bar
@@ -111,11 +120,17 @@ class _Cohort:
         # With few cores the network needs them; beside a GPU they are there for reading.
         self.ahead = max(1, min(MOST_AHEAD, (os.cpu_count() or 1) // 4))
 
-    def run(self, scans: Sequence[Scan]) -> Outcome:
+    @cached_property
+    def inputs(self) -> set[tuple[int, int]]:
+        """Identities of all scans; asked for only where a result's name is taken."""
+        return {_identity(path) for _, path in self.scans if path.exists()}
+
+    def run(self) -> Outcome:
+        """Segment the scans."""
         ahead = self.ahead
         with ThreadPoolExecutor(ahead) as readers, ThreadPoolExecutor(ahead) as writers:
             writing: deque[tuple[str, Future[None]]] = deque()
-            for job, reading in self._read_ahead(readers, self._jobs(scans)):
+            for job, reading in self._read_ahead(readers, self._jobs()):
                 prediction = self._segment(job, reading)
                 if prediction is None:
                     continue
@@ -128,9 +143,9 @@ class _Cohort:
                 self._settle(*writing.popleft())
         return self.outcome
 
-    def _jobs(self, scans: Iterable[Scan]) -> Iterator[_Job]:
+    def _jobs(self) -> Iterator[_Job]:
         """The scans that are to be done; the others are counted on the way."""
-        for case_id, paths in _by_id(scans).items():
+        for case_id, paths in _by_id(self.scans).items():
             try:
                 job = self._job(case_id, paths)
                 if self.wishes.overwrite or not self._is_done(job):
@@ -148,10 +163,12 @@ class _Cohort:
             names = ", ".join(path.name for path in paths)
             raise CohortError(f"{names}: are all called {case_id!r}; rename all but one")
         scan = paths[0]
-        for path in (files.mask, files.sidecar):
-            if path.exists() and path.samefile(scan):
+        for path in (files.mask, files.sidecar, files.probabilities, files.attention):
+            if path.exists() and _identity(path) in self.inputs:
+                what = "its own result" if path.samefile(scan) else f"the result of {case_id!r}"
                 raise CohortError(
-                    f"{scan}: would be overwritten by its own result; choose another output folder"
+                    f"{path}: is a scan and would be overwritten by {what};"
+                    " choose another output folder"
                 )
         origin = {
             "model": self.predictor.fingerprint,
@@ -226,6 +243,12 @@ def _by_id(scans: Iterable[Scan]) -> dict[str, list[Path]]:
     return paths
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    """What two names of one file share."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
 def _size(scan: Path) -> int:
     """Bytes of a file, or of all files of a series."""
     if scan.is_dir():
@@ -235,4 +258,5 @@ def _size(scan: Path) -> int:
 
 def _say(line: str) -> None:
     """One line on stderr, above the bar where there is one."""
-    tqdm.write(line if line.isprintable() else repr(line), file=sys.stderr)
+    with suppress(OSError):  # stderr on the full disk, or its reader gone: the scans matter more
+        tqdm.write(line if line.isprintable() else repr(line), file=sys.stderr)

@@ -115,6 +115,7 @@ def export_labels(folders: Sequence[Path], out_dir: Path, rule: Rule) -> Outcome
     if any(out_dir.resolve() == folder.resolve() for folder in folders):
         raise ExportError(f"{out_dir}: holds the predictions; choose another output folder")
     out_dir = atomic.make_folder(out_dir)
+    results.sweep(out_dir)
     outcome = Outcome()
     for case_id in cases:
         try:

@@ -103,6 +103,13 @@ def case_files(folder: Path, case_id: str) -> CaseFiles:
     return CaseFiles(Path(folder), case_id)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what killed calls left half-written; files that others are writing stay."""
+    files = case_files(folder, "any")
+    for path in (files.mask, files.probabilities, files.attention):
+        atomic.sweep(path.parent)
+
+
 def write_sidecar(
     files: CaseFiles, segmentation: Segmentation, written: Sequence[Path], record: Mapping[str, Any]
 ) -> None:

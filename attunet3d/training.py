@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from attunet3d import checkpoint, loss, optimisation, runtime
+from attunet3d import atomic, checkpoint, loss, optimisation, runtime
 from attunet3d.cached_case import CachedCase
 from attunet3d.config import Config
 from attunet3d.dataset import Batch, PatchBatches
@@ -139,6 +139,8 @@ class Trainer:
         settings = self.config.training
         torch.manual_seed(hash((settings.seed, self.step)) % 2**63)  # dropout
         self.network.train()
+        skips = settings.on_nonfinite_loss == "skip"
+        buffers = [part.clone() for part in self.network.buffers()] if skips else []
         self.optimiser.zero_grad(set_to_none=True)
         total = 0.0
         for batch in batches:
@@ -155,6 +157,8 @@ class Trainer:
                 self.average.update_parameters(self.network)
         else:
             self._nonfinite(total, names)
+            for part, before in zip(self.network.buffers(), buffers, strict=True):
+                part.copy_(before)  # running statistics: one NaN would stay in them for good
         self.schedule.step()
         self.step += 1
         return total
@@ -257,7 +261,7 @@ class Trainer:
         checkpoint.save_state(self.run_dir / "last.pt", self._state())
 
     def resume(self) -> list[str]:
-        """Go on from `last.pt`, or from the one before where it is torn.
+        """Go on from `last.pt`, from the one before where it is torn, or from the start.
 
         Returns:
             Warnings.
@@ -265,6 +269,11 @@ class Trainer:
         Raises:
             CheckpointError: Neither can be read.
         """
+        for folder in (self.run_dir, self.run_dir / "validation"):
+            atomic.sweep(folder)
+        names = (checkpoint.STATE, checkpoint.PREVIOUS, "summary.json")  # the last: it was finished
+        if not any((self.run_dir / name).exists() for name in names):
+            return [f"{self.run_dir}: was stopped before its first save; it begins at step 0"]
         state, warnings = checkpoint.load_state(self.run_dir / "last.pt")
         try:
             self._load(state)

@@ -126,6 +126,35 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     assert subprocess.run([sys.executable, "-c", code, path], check=False).returncode == 9
     assert path.read_bytes() == b"old"
     assert all(name.startswith(".") for name in names(tmp_path) if name != "a")
+    assert len(names(tmp_path)) == 2
+    atomic.sweep(tmp_path)
+    assert names(tmp_path) == ["a"]
+
+
+def test_sweeping_leaves_what_is_being_written_and_what_is_not_ours(tmp_path):
+    others = [".a.tmp", ".writing-", ".writing-12345678.tmp", "writing-12345678.a.tmp"]
+    for name in others:
+        (tmp_path / name).touch()
+    atomic.write_bytes(tmp_path / "a", b"whole", lambda temporary: atomic.sweep(tmp_path))
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "whole"
+    assert names(tmp_path) == sorted(["a", *others])
+    atomic.sweep(tmp_path / "missing")
+
+
+def test_a_disk_that_returns_other_bytes_is_noticed(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def spoil(descriptor):
+        os.pwrite(descriptor, b"?", 70_000)
+
+    monkeypatch.setattr(os, "fsync", spoil)
+    with pytest.raises(WriteError, match="does not read back"):
+        atomic.write_bytes(path, bytes(100_000))
+    with pytest.raises(WriteError, match="does not read back"):
+        atomic.write_bytes(path, b"shorter than what the disk holds")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
 
 
 def test_readers_beside_a_writer_see_whole_files_only(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from attunet3d import AttentionUNet3D
+from attunet3d import AttentionUNet3D, atomic
 from attunet3d.checkpoint import (
     ABOUT,
     FORMAT,
@@ -172,6 +172,37 @@ def test_a_torn_state_gives_the_one_before_and_says_so(tmp_path, damage):
     assert state["step"] == 1
     assert len(warnings) == 1
     assert "previous.pt" in warnings[0]
+
+
+def test_a_torn_state_never_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    for step in (1, 2):
+        save_state(path, {"step": step})
+    path.write_bytes(path.read_bytes()[:-9])
+    assert load_state(path)[0]["step"] == 1
+    assert (tmp_path / "damaged.pt").is_file()
+    monkeypatch.setattr(atomic.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(atomic.WriteError, match="full"):
+        save_state(path, {"step": 3})
+    assert load_state(path)[0]["step"] == 1
+
+
+def test_a_full_disk_leaves_both_states(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    for step in (1, 2):
+        save_state(path, {"step": step})
+    before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
+    monkeypatch.setattr(atomic.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(atomic.WriteError, match="full"):
+        save_state(path, {"step": 3})
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+
+def test_two_torn_states_are_told_in_one_line(tmp_path):
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / name).write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"last\.pt.*previous\.pt.*anew"):
+        load_state(tmp_path / "last.pt")
 
 
 def test_a_state_that_unpacks_beyond_its_size_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """A folder of scans: bad ones named, done ones left, killed calls finished by the next."""
 
+import io
 import json
 import os
 import signal
@@ -172,6 +173,47 @@ def test_a_scan_is_not_overwritten_by_its_result(scans):
     assert outcome.done == []
     assert all("overwritten by its own result" in text for text in outcome.failures.values())
     assert (scans / "a.nii.gz").read_bytes() == before
+
+
+def test_no_scan_is_overwritten_by_the_result_of_another(scans, tmp_path):
+    before = {path: path.read_bytes() for path in scans.iterdir()}
+    swapped = [("a", scans / "b.nii.gz"), ("b", scans / "a.nii.gz"), ("new", scans / "-c.nii.gz")]
+    outcome = segment_cohort(predictor(), swapped, scans)
+    assert outcome.done == ["new"]
+    assert "overwritten by the result of 'a'" in outcome.failures["a"]
+    assert set(outcome.failures) == {"a", "b"}
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_what_killed_calls_left_half_written_goes(scans, tmp_path):
+    out_dir = tmp_path / "out"
+    for folder in (out_dir, out_dir / "probabilities", out_dir / "attention"):
+        folder.mkdir()
+        (folder / ".writing-0123abcd.a.nii.gz.tmp").write_bytes(b"half")
+    segment(scans, out_dir)
+    assert not list(out_dir.rglob("*.tmp"))
+
+
+def test_pipes_and_folders_in_place_of_files_do_not_stop_it(scans, tmp_path):
+    os.mkfifo(scans / "pipe.nii.gz")
+    os.mkfifo(scans / "pipe2.nrrd")
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / "a.json")
+    cases = [*find_cases(scans), ("folder", tmp_path / "out")]
+    outcome = segment_cohort(predictor(), cases, tmp_path / "out")
+    assert sorted(outcome.done) == ["-c", "a", "b"]
+    assert set(outcome.failures) == {"pipe", "pipe2", "folder"}
+
+
+def test_an_stderr_that_is_gone_ends_no_cohort(scans, tmp_path, monkeypatch):
+    (scans / "text.nii.gz").write_text("not a scan")
+    with io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        outcome = segment(scans, tmp_path / "out")
+        monkeypatch.undo()
+        with pytest.raises(OSError, match="No space"):
+            full.write("x")
+    assert (len(outcome.done), list(outcome.failures)) == (3, ["text"])
 
 
 def test_case_ids_do_not_leave_the_folder(scans, tmp_path):

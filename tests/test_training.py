@@ -202,8 +202,9 @@ def test_a_loss_that_is_no_number_is_skipped_on_request(data, tmp_path):
     ).fit()
     assert result.skipped_steps == 6  # each case comes as often
     state = checkpoint.load_state(tmp_path / "run" / "last.pt")[0]
-    weights = [value for key, value in state["network"].items() if "running" not in key]
+    weights = state["network"].values()  # running statistics of normalisation included
     assert all(torch.isfinite(value).all() for value in weights if value.is_floating_point())
+    assert checkpoint.load_model(tmp_path / "run").path.exists()
 
 
 def test_early_stop_and_no_validation_cases(data, tmp_path):
@@ -214,6 +215,21 @@ def test_early_stop_and_no_validation_cases(data, tmp_path):
     assert result.best_dice is None
     assert result.best_step == 12
     checkpoint.load_model(tmp_path / "b")
+
+
+def test_a_run_stopped_before_its_first_save_begins_anew(data, tmp_path):
+    run = trainer(data, tmp_path / "run")
+    (tmp_path / "run" / ".writing-0123abcd.last.pt.tmp").write_bytes(b"half")
+    [warning] = run.resume()
+    assert "begins at step 0" in warning
+    assert run.step == 0
+    assert list((tmp_path / "run").iterdir()) == []
+    run.fit()
+    (tmp_path / "run" / "summary.json").touch()  # it was finished: its state was taken away
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / "run" / name).unlink()
+    with pytest.raises(checkpoint.CheckpointError):
+        trainer(data, tmp_path / "run").resume()
 
 
 def test_a_state_of_another_network_is_refused(data, tmp_path):
