@@ -9,9 +9,10 @@ Plain arrays, no pickle. Whoever needs one maps it and lets go, so memory does n
 number of cases, and processes share the pages. `cache` makes these folders.
 """
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,14 @@ import numpy.typing as npt
 
 from attunet3d.config import Size
 from attunet3d.errors import UserError
+from attunet3d.strict_json import read_json
 
 ARRAYS = {"image.npy": np.float16, "label.npy": np.uint8, "foreground.npy": np.int32}
+META_BYTES = 1_000_000
+UNREADABLE: tuple[type[Exception], ...] = (
+    *(OSError, EOFError, ValueError, TypeError, MemoryError, RecursionError),
+    *(SyntaxError, TokenError, OverflowError),  # of NumPy's reader of headers
+)
 
 
 class CacheError(UserError):
@@ -74,7 +81,7 @@ class CachedCase:
     def _map(self, name: str) -> Any:
         try:
             return _open(self.folder / name)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise CacheError(
                 f"case {self.id}: {self.folder / name} cannot be read ({error}); start again, "
                 "the cache is then mended"
@@ -84,7 +91,7 @@ class CachedCase:
 def load_case(case_id: str, folder: Path) -> CachedCase | None:
     """The case prepared in `folder`; None where it is missing, torn or of other types and sizes."""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_json(folder / "meta.json", META_BYTES)
         x, y, z = (int(size) for size in meta["shape"])
         starts = tuple(int(start) for start in meta["starts"])
         shapes = ((x, y, z), (x, y, z), (starts[-1], 3))
@@ -93,14 +100,20 @@ def load_case(case_id: str, folder: Path) -> CachedCase | None:
             size = (folder / name).stat().st_size
             if (array.shape, array.dtype, size) != (shape, dtype, meta["bytes"][name]):
                 return None
-        return CachedCase(case_id, folder, (x, y, z), float(meta["air"]), starts)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        air = float(meta["air"])
+    except (*UNREADABLE, LookupError, AttributeError):
         return None
+    sound = math.isfinite(air) and starts[0] == 0 and list(starts) == sorted(starts)
+    return CachedCase(case_id, folder, (x, y, z), air, starts) if sound else None
 
 
 def _open(path: Path) -> Any:
-    """Map a .npy file; an empty array cannot be mapped, and is read."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
-        return np.load(path, allow_pickle=False)
+    """Map a .npy file; an empty array cannot be mapped, and is made."""
+    with path.open("rb") as file:
+        major, minor = np.lib.format.read_magic(file)
+        if (major, minor) != (1, 0):  # what `np.save` writes for plain arrays
+            raise ValueError(f"version {major}.{minor} of the format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.lib.format.open_memmap(path, mode="r")

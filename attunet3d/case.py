@@ -51,12 +51,16 @@ def parse_labels(values: object) -> dict[int, str]:
         value, name = (key, item) if isinstance(item, str) else (item, key)
         if isinstance(value, list):
             raise ManifestError(
-                f"label {name!r}: is a region of several values, which is not supported; give"
+                f"label {name!r:.80}: is a region of several values, which is not supported; give"
                 " every voxel one label and every label one value"
             )
         number = _label_value(value, name)
         if number in named:
             raise ManifestError(f"labels: value {number} has two names; keep one")
+        if not case_names.is_name(name):
+            raise ManifestError(
+                f"label {name!r:.80}: must be short text without control characters; rename it"
+            )
         if name.strip().lower() == "ignore":
             raise ManifestError(
                 "label 'ignore': unlabelled voxels are not supported; leave these cases out or"
@@ -78,8 +82,7 @@ def parse_modality(values: object) -> str:
     names = list(values.values()) if isinstance(values, Mapping) else [values]
     if len(names) != 1 or not isinstance(names[0], str):
         raise ManifestError(
-            f"modality {str(values)[:80]}: must be one channel, CT; several channels are not"
-            " supported"
+            f"modality {values!r:.80}: must be one channel, CT; several channels are not supported"
         )
     return names[0]
 
@@ -89,7 +92,7 @@ def _label_value(value: object, name: object) -> int:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not (digits or whole) or not 0 <= int(str(value)) <= 255:
         raise ManifestError(
-            f"label {str(name)[:80]!r}: value {str(value)[:80]!r} must be a whole number of 0 … 255"
+            f"label {name!r:.80}: value {str(value)[:80]!r} must be a whole number of 0 … 255"
         )
     return int(str(value))
 
@@ -127,7 +130,7 @@ def _case(entry: Mapping[str, Any], root: Path) -> Case:
     fold, group, checksums = entry.get("fold"), entry.get("group"), entry.get("sha256") or {}
     if fold is not None and (type(fold) is not int or not 0 <= fold < 1000):
         raise ManifestError(f"fold {fold!r:.80}: must be a whole number from 0")
-    if not isinstance(group, str | int | None):
+    if not isinstance(group, int | None) and not case_names.is_name(group):
         raise ManifestError(f"group {group!r:.80}: must be the patient's name or number")
     flip = entry.get("label_flip")
     if flip not in (None, "", "i", "j", "k", "ij", "ik", "jk", "ijk"):

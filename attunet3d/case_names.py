@@ -106,6 +106,16 @@ def inside(root: Path, relative: object) -> Path:
     return path
 
 
+def is_name(value: object) -> bool:
+    r"""Whether a value can name a label, a patient or a data set: one short line of text.
+
+    Example:
+        >>> is_name("pancreas (head)"), is_name(""), is_name(["liver"]), is_name("a\x1b[2J")
+        (True, False, False, False)
+    """
+    return isinstance(value, str) and 0 < len(value) <= NAME_BYTES and value.isprintable()
+
+
 def stem(name: str) -> str:
     """A file name less the ending of an image, or the name as it is.
 

@@ -115,7 +115,7 @@ def load_model(path: Path) -> Checkpoint:
         weights_bytes = _compare(network, header)
         if start + weights_bytes != size:
             raise CheckpointError(
-                f"takes {size} bytes, must be {start + weights_bytes}; was cut off"
+                f"has {size} bytes, must have {start + weights_bytes}; copy it again"
             )
         data = path.read_bytes()
         _fill(network, data)
@@ -183,8 +183,8 @@ def _compare(network: AttentionUNet3D, header: Mapping[str, Any]) -> int:
     size = 0
     for name, wanted in network.state_dict().items():
         found = header.get(name, {})
-        have = found.get("dtype"), found.get("shape")
-        want = DTYPES.get(wanted.dtype), list(wanted.shape)
+        have = [found.get("dtype"), found.get("shape")] if found else None
+        want = [DTYPES.get(wanted.dtype), list(wanted.shape)]
         if have != want:
             raise CheckpointError(f"weights {name} must be {want}, got {have!s:.80}")
         size += wanted.numel() * wanted.element_size()

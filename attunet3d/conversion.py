@@ -1,10 +1,10 @@
 """Weight files of the authors' network made into models of this one."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
@@ -72,18 +72,21 @@ def load_state(path: Path) -> dict[str, Tensor]:
     """
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise ConversionError(f"{path}: is no regular file; give a state_dict")
         if size > _LARGEST_FILE:
             raise ConversionError(f"{path}: larger than 1 GiB; the authors' networks are not")
         if is_zipfile(path):  # torch compresses nothing: what is larger inside is no file of its
             with ZipFile(path) as entries:
                 if sum(entry.file_size for entry in entries.infolist()) > size:
                     raise ConversionError(f"{path}: its parts do not fit into it; it is damaged")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # they advise to load unsafely
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except ConversionError:
         raise
     except OSError as error:
         raise ConversionError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (BadZipFile, EOFError, RuntimeError, LookupError, ValueError, UnpicklingError) as error:
+    except Exception as error:  # torch raises a dozen kinds, some with advice to load unsafely
         raise ConversionError(
             f"{path}: holds something else than weights, or is damaged ({type(error).__name__});"
             " give a state_dict saved by torch.save"

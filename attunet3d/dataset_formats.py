@@ -12,7 +12,7 @@ the pairs names. Junk (`._*`, hidden files) is passed over.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -66,9 +66,12 @@ def read_data_set(folder: Path, names: Mapping[str, str] | None = None) -> Manif
             values = _folders(folder)
         elif isinstance(values, dict) and {"channel_names", "file_ending"} & set(values):
             values = _nnunet(folder, values)
+        if not isinstance(values, dict):
+            raise DataSetError("dataset.json must be an object with labels and lists of cases")
         values = {**values, "labels": names} if names else values
         if "labels" not in values and values.get("training"):
-            values = {**values, "labels": _found_labels(folder, values["training"])}
+            listed = manifest.parse({**values, "labels": {"label": 1}}, folder)
+            values = {**values, "labels": _found_labels(listed.training)}
         found = manifest.parse(values, folder, folder.resolve().name)
     except UserError as error:
         raise DataSetError(f"{folder}: {error}") from None
@@ -209,19 +212,16 @@ def _first(names: Mapping[str, str], choices: tuple[str, ...]) -> str | None:
     return next((names[choice.lower()] for choice in choices if choice.lower() in names), None)
 
 
-def _found_labels(folder: Path, entries: list[Entry]) -> dict[str, str]:
+def _found_labels(cases: Sequence[Case]) -> dict[str, str]:
     """Names for the values that occur in the labels; what cannot be read is named later."""
 
-    def values(entry: Entry) -> set[int]:
+    def values(path: Path) -> set[int]:
         with suppress(UserError, OSError):
-            return set(
-                np.flatnonzero(np.bincount(read_label(folder / entry["label"]).array.ravel("K")))
-            )
+            return set(np.flatnonzero(np.bincount(read_label(path).array.ravel("K"))))
         return set()
 
-    labelled = [entry for entry in entries if "label" in entry]
     with ThreadPoolExecutor() as pool:
-        found = sorted(set().union(*pool.map(values, labelled)) - {0})
+        found = sorted(set().union(*pool.map(values, [c.label for c in cases if c.label])) - {0})
     if not found:
         raise DataSetError("no label holds a labelled voxel; name them with --label 1=NAME")
     return {"0": "background"} | {str(value): f"label {value}" for value in found}

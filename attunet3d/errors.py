@@ -6,6 +6,7 @@ class UserError(ValueError):
 
     The message is one line with the file, the value, the rule and the cure. The command line
     prints it without a traceback; each module defines its own subclass beside what raises it.
+    Control characters, which files from elsewhere may hold, are shown and not obeyed.
 
     Example:
         >>> str(UserError("scan.nii.gz: no such file; check the path"))
@@ -13,4 +14,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: object) -> None:
-        super().__init__(" ".join(str(message).split()))
+        line = " ".join(str(message).split())
+        if not line.isprintable():
+            line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        super().__init__(line)

@@ -199,15 +199,22 @@ def parse(values: object, root: Path, name: str = "") -> Manifest:
         )
     lists: dict[str, Any] = {key: tuple(parse_cases(values, key, root)) for key in _LISTS}
     return Manifest(
-        name=str(values.get("name") or name),
+        name=_text(values, "name") or name,
         labels=parse_labels(values.get("labels")),
         root=root.resolve(),
         modality=parse_modality(values.get("modality", "CT")),
-        licence=str(values.get("licence") or values.get("license", "")),
-        source=str(values.get("source") or values.get("reference", "")),
+        licence=_text(values, "licence") or _text(values, "license"),
+        source=_text(values, "source") or _text(values, "reference"),
         template=values.get("template") is True,
         **lists,
     )
+
+
+def _text(values: Mapping[str, Any], key: str) -> str:
+    value = values.get(key) or ""
+    if not isinstance(value, str | int | float):
+        raise ManifestError(f"{key} {value!r:.80}: must be text")
+    return str(value)
 
 
 def _root(path: Path, values: object) -> Path:

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from attunet3d import atomic, runtime
+from attunet3d import atomic, case_names, runtime
 from attunet3d.errors import UserError
+from attunet3d.strict_json import JsonError, read_json
 from attunet3d.volume import Segmentation
 
 SIDECAR_BYTES = 2_000_000  # far above any that is written
-NAME_BYTES = 200  # file systems allow 255 with all endings
 
 
 class ResultError(UserError):
@@ -89,18 +89,10 @@ def case_files(folder: Path, case_id: str) -> CaseFiles:
         ...
         attunet3d.results.ResultError: case id '../case_7': must be a plain file name ...
     """
-    plain = case_id.isprintable() and not set(case_id) & set("/\\:")
-    if not plain or case_id != case_id.strip() or case_id.startswith(".") or not case_id:
-        raise ResultError(
-            f"case id {case_id!r}: must be a plain file name without slashes, colons, control"
-            " characters or a dot or space in front; rename the case"
-        )
-    if case_id.lower() == "failures" or len(case_id.encode(errors="replace")) > NAME_BYTES:
-        raise ResultError(
-            f"case id {case_id!r}: must be shorter than {NAME_BYTES} bytes and not the name of"
-            " failures.json; rename the case"
-        )
-    return CaseFiles(Path(folder), case_id)
+    try:
+        return CaseFiles(Path(folder), case_names.check_id(case_id))
+    except case_names.CaseNameError as error:
+        raise ResultError(f"case {error}") from None
 
 
 def sweep(folder: Path) -> None:
@@ -139,11 +131,9 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         ResultError: It is missing or no sidecar.
     """
     try:
-        if path.stat().st_size > SIDECAR_BYTES:
-            raise ResultError(f"{path}: larger than {SIDECAR_BYTES} bytes; this is no sidecar")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ResultError(f"{path}: no sidecar can be read here ({error})") from None
+        content = read_json(path, SIDECAR_BYTES)
+    except JsonError as error:
+        raise ResultError(f"{error}; this is no sidecar") from None
     parts = ("labels", "files", "settings")
     if not isinstance(content, dict) or not all(
         isinstance(content.get(part), dict) for part in parts
