@@ -56,7 +56,8 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        return _complain(f"internal error ({type(error).__name__}: {error}); --debug shows where")
+        words = " ".join(str(error).split())  # of other libraries: may have many lines
+        return _complain(f"internal error ({type(error).__name__}: {words}); --debug shows where")
 
 
 def keep_freed_memory() -> None:

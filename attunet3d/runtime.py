@@ -1,9 +1,12 @@
 """The machine a run finds itself on: device, seeds, versions, memory."""
 
+import contextlib
 import os
 import platform
 import random
+import sys
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,9 +72,27 @@ def versions() -> dict[str, str]:
 
 
 def available_memory_bytes(device: "torch.device") -> int:
-    """Memory free for a run: of the GPU, or of this machine (control groups are not read)."""
+    """Memory free for a run: of the GPU, or of this machine within its control group's limit."""
     import torch
 
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return min(_free_ram_bytes(), _free_in_control_group_bytes())
+
+
+def _free_ram_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """What Linux can give without swapping, its file cache included; elsewhere the free pages."""
+    with contextlib.suppress(OSError):
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_in_control_group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """What a container's limit (cgroup v2) leaves; without one, more than any machine has."""
+    with contextlib.suppress(OSError, ValueError):  # no such file; "max"
+        limit = int((folder / "memory.max").read_text(encoding="ascii"))
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        return max(0, limit - used)
+    return sys.maxsize

@@ -82,3 +82,23 @@ def test_memory_is_told_in_bytes():
     found = runtime.available_memory_bytes(torch.device("cpu"))
     assert isinstance(found, int)
     assert 2**24 < found < 2**50
+
+
+def test_free_memory_counts_the_file_cache_as_free(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 100 kB\nMemFree: 10 kB\nMemAvailable:    60 kB\n")
+    assert runtime._free_ram_bytes(meminfo) == 60 * 1024
+    assert runtime._free_ram_bytes(tmp_path / "absent") > 2**20  # the free pages
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "free"),
+    [("1000", "400", 600), ("1000", "2000", 0), ("max", "400", None), (None, None, None)],
+)
+def test_free_memory_keeps_to_the_control_groups_limit(tmp_path, limit, used, free):
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit + "\n")
+        (tmp_path / "memory.current").write_text(used + "\n")
+    found = runtime._free_in_control_group_bytes(tmp_path)
+    assert found == (free if free is not None else found)
+    assert free is not None or found > 2**60
