@@ -58,7 +58,9 @@ def slab_start(data_dir: Path) -> int:
     full = read_volume(data_dir / "example_ct.nii.gz").array.astype(np.float32)
     slab = read_volume(data_dir / "example_ct_sm.nii.gz").array.astype(np.float32)
     count = slab.shape[2]
-    apart = [np.abs(full[..., k : k + count] - slab).max() for k in range(full.shape[2] - count)]
+    apart = [
+        np.abs(full[..., k : k + count] - slab).max() for k in range(full.shape[2] - count + 1)
+    ]
     assert min(apart) == 0, "the slab must be part of the full scan"
     return int(np.argmin(apart))
 
