@@ -8,6 +8,8 @@ from typing import Any
 from attunet3d import case_names
 from attunet3d.errors import UserError
 
+MOST_CASES = 100_000  # of one list
+
 
 class ManifestError(UserError):
     """A manifest that cannot be read or breaks a rule; the message names file and case."""
@@ -109,8 +111,8 @@ def parse_cases(values: Mapping[str, Any], part: str, root: Path) -> Iterator[Ca
         ManifestError: An entry breaks a rule; the case is named.
     """
     entries = values.get(part, values.get("testing", []) if part == "test" else [])
-    if not isinstance(entries, list):
-        raise ManifestError(f"{part}: must be a list of cases")
+    if not isinstance(entries, list) or len(entries) > MOST_CASES:
+        raise ManifestError(f"{part}: must be a list of cases, {MOST_CASES} at most")
     for number, entry in enumerate(entries):
         entry = {"image": entry} if isinstance(entry, str) else entry
         if not isinstance(entry, Mapping):

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from attunet3d.errors import UserError
 from attunet3d.strict_text import read_text
 
-MOST_BYTES = 32_000_000  # some 100,000 cases
+MOST_BYTES = 32_000_000  # 100,000 cases with label, patient and checksums
 MOST_DEPTH = 64
 
 
