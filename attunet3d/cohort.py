@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from attunet3d import atomic, results
+from attunet3d import atomic, case_names, results
 from attunet3d.errors import UserError
 from attunet3d.export import write_prediction
 from attunet3d.inference import Prediction, Predictor
@@ -237,10 +237,11 @@ class _Cohort:
 
 
 def _by_id(scans: Iterable[Scan]) -> dict[str, list[Path]]:
-    paths: dict[str, list[Path]] = {}
+    """Scans by case id; ids that some file systems take for one are one."""
+    found: dict[str, tuple[str, list[Path]]] = {}
     for case_id, path in scans:
-        paths.setdefault(case_id, []).append(path)
-    return paths
+        found.setdefault(case_names.folded(case_id), (case_id, []))[1].append(path)
+    return dict(found.values())
 
 
 def _identity(path: Path) -> tuple[int, int]:
