@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import io
 import os
+import shutil
 import sys
 import zipfile
 
@@ -110,6 +111,20 @@ def damage(folder, good):
     return folder
 
 
+def mix(source, bad):
+    """A data set of the bad scans and a good one, each with a marked label."""
+    images, labels = source / "mixed" / "images", source / "mixed" / "labels"
+    shutil.copytree(bad, images)
+    labels.mkdir()
+    scan, label = (
+        sorted((source / "data" / part).iterdir())[0] for part in ("imagesTr", "labelsTr")
+    )
+    shutil.copy(scan, images / "good.nii.gz")
+    for path in images.iterdir():
+        shutil.copy(label, labels / f"{path.name.split('.')[0]}.nii.gz")
+    return source / "mixed"
+
+
 @contextlib.contextmanager
 def streams_in(path):
     """Both streams of this process into a file, those of C++ libraries, too."""
@@ -150,9 +165,7 @@ def done(tmp_path_factory):
     lost = write_series(source / "lost")
     (lost / "5.dcm").unlink()
     bad = damage(source / "bad", sorted(scans.iterdir())[0])
-    (source / "other").mkdir()
-    (source / "other" / "images").symlink_to(bad)
-    (source / "other" / "labels").symlink_to(source / "data" / "labelsTr")
+    mixed = mix(source, bad)
     sets = [part for setting in TINY for part in ("--set", setting)]
     run, probabilities = out / "run", ["--save-probabilities", "--save-attention"]
     calls = [
@@ -165,7 +178,7 @@ def done(tmp_path_factory):
         (1, "infer", run, bad, out / "of_bad", "--device", "cpu"),
         (0, "evaluate", out / "labels", source / "data" / "labelsTr", out / "scores"),
         (0, "export", out / "labels", out / "exported"),
-        (2, "manifest", source / "other", "--out", out / "other.json"),
+        (1, "manifest", mixed, "--out", out / "mixed.json"),
         (2, "train", scans / "none.json", "demo_cpu", out / "none"),
     ]
     with streams_in(out / "streams.txt"):
