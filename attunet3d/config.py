@@ -237,6 +237,8 @@ class InferenceConfig:
     """Average over the eight mirrorings (test-time augmentation)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward pass; auto: bfloat16 on GPUs whose self-test passes, else float32."""
+    engine: Literal["torch", "openvino"] = "torch"
+    """What runs the network; openvino: faster on CPUs, from the extra `attunet3d[openvino]`."""
     keep_largest: bool = False
     """Keep the largest connected component of each label only."""
     max_voxels: int = 1024 * 1024 * 900

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attunet3d import runtime
+from attunet3d import acceleration, openvino_engine, runtime
 from attunet3d.config import Config, NetworkConfig, Size
 from attunet3d.network import AttentionUNet3D
 from attunet3d.sliding_window import Slab, Stitching, sliding_window, whole_volume
@@ -38,28 +38,47 @@ class Account:
 
 
 def prepare(
-    network: AttentionUNet3D, device: torch.device, dtype: torch.dtype, attention: bool = False
+    network: AttentionUNet3D,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: bool = False,
+    engine: str = "torch",
 ) -> Forward:
     """`network` as a function on `device` that computes in `dtype` and returns float32.
 
     Args:
-        network: In eval mode; moved to the device, its weights keep their precision.
+        network: In eval mode; only read.
         device: Where it runs.
-        dtype: float32, or bfloat16 by autocast.
+        dtype: float32 or bfloat16.
         attention: Append the gates' coefficients, upsampled to the input, to the logits.
+        engine: What runs it, as `InferenceConfig.engine`.
 
     Returns:
         (B, C, x, y, z) → (B, K, x, y, z), or (B, K + maps, x, y, z).
+
+    Raises:
+        EngineError: The engine is not installed, or does not run on this device.
     """
-    # oneDNN and cuDNN convolve channels-last faster; InstanceNorm has no such kernel and would
-    # copy back and forth. The layout does not hang on dtype: preparing for one spoils no other.
-    instance = any(isinstance(part, nn.InstanceNorm3d) for part in network.modules())
-    layout = torch.contiguous_format if instance else torch.channels_last_3d
-    network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
-    call = _with_attention(network) if attention else network
+    if type(network) is not AttentionUNet3D:  # somebody's own: nothing is known of its insides
+        return _as_it_is(network.to(device), dtype, attention)
+    graph = acceleration.accelerated(network, device, torch.float32 if engine != "torch" else dtype)
+    call = _WithAttention(graph) if attention else graph
+    if engine == "openvino":
+        return openvino_engine.compiled(call, device, dtype)
 
     def forward(x: Tensor) -> Tensor:
-        mixed = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+        with torch.inference_mode():
+            outputs: Tensor = call(x)
+        return outputs.float()
+
+    return forward
+
+
+def _as_it_is(network: nn.Module, dtype: torch.dtype, attention: bool) -> Forward:
+    call = _WithAttention(network) if attention else network
+
+    def forward(x: Tensor) -> Tensor:
+        mixed = torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
         with torch.inference_mode(), mixed:
             outputs: Tensor = call(x)
         return outputs.float()
@@ -161,7 +180,10 @@ class Passes:
         """All members and mirrorings as one function (B, 1, x, y, z) → (B, K, x, y, z)."""
         with self._lock:
             if (dtype, attention) not in self._prepared:
-                parts = [prepare(part, self.device, dtype, attention) for part in self.networks]
+                engine = self.config.inference.engine
+                parts = [
+                    prepare(part, self.device, dtype, attention, engine) for part in self.networks
+                ]
                 mean = average(parts)
                 forward = mirrored(mean) if self.config.inference.mirror else mean
                 self._prepared[dtype, attention] = forward
@@ -257,13 +279,17 @@ def _middle(image: Tensor, window: Size) -> Tensor:
     return image[:, parts[0], parts[1], parts[2]]
 
 
-def _with_attention(network: AttentionUNet3D) -> Forward:
-    def forward(x: Tensor) -> Tensor:
-        logits, maps = network.forward_with_attention(x)
+class _WithAttention(nn.Module):
+    """A network that appends its gates' coefficients, upsampled to the input, to the logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits, maps = self.network.forward_with_attention(x)  # type: ignore[operator]
         full = [
             F.interpolate(part.float(), x.shape[2:], mode="trilinear", align_corners=False)
             for part in maps  # (B, gates, d, h, w)
         ]
         return torch.cat([logits.float(), *full], dim=1)
-
-    return forward

@@ -28,6 +28,7 @@ ROWS = [  # bottom row first; modules of one row do not know each other
     | {"presets", "scores", "volume", "windows", "phantom_anatomy"},
     {"augmentation", "network", "hounsfield", "label_fit", "manifest", "phantom"}
     | {"preprocessing", "report", "results", "sliding_window"},
+    {"acceleration", "openvino_engine"},
     {
         "cache",
         "checkpoint",
@@ -40,8 +41,9 @@ ROWS = [  # bottom row first; modules of one row do not know each other
     | {"forward", "pair_check", "validation"},
     {"ensemble", "localisation"},
     {"inference", "manifest_template", "monai_transforms", "plan", "training"},
-    {"conversion", "data_listing", "export", "run_folder"},
-    {"cohort", "demonstration"},
+    {"conversion", "data_listing", "export", "run_folder"}
+    | {"bundle", "onnx_model", "torchscript_model"},
+    {"cohort", "demonstration", "packaging"},
     {"command_line"},
     {"__main__"},
 ]
