@@ -50,6 +50,8 @@ def initialise(module: nn.Module) -> None:
 
     For `Module.apply`; convolutions' biases keep torch's own start.
     """
+    if getattr(getattr(module, "weight", None), "is_meta", False):
+        return  # to be loaded; drawing from N on "meta" makes torch import its compiler, for 1 s
     if isinstance(module, nn.Conv3d):
         nn.init.kaiming_normal_(module.weight)
     elif isinstance(module, nn.BatchNorm3d | nn.InstanceNorm3d | nn.GroupNorm):

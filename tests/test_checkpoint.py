@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -196,6 +198,18 @@ def test_a_full_disk_leaves_both_states(tmp_path, monkeypatch):
     with pytest.raises(atomic.WriteError, match="full"):
         save_state(path, {"step": 3})
     assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+
+def test_loading_a_model_leaves_the_compiler_of_torch_alone(tmp_path, network):
+    save_model(tmp_path / "m.safetensors", network.state_dict(), CONFIG, LABELS)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom attunet3d.checkpoint import load_model\n"
+        "before = 'torch._dynamo' in sys.modules\nload_model(Path(sys.argv[1]))\n"
+        "print(before, 'torch._dynamo' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "m.safetensors"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
 
 
 def test_two_torn_states_are_told_in_one_line(tmp_path):
