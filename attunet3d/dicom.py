@@ -45,6 +45,7 @@ def read_series(folder: Path, max_voxels: int) -> tuple[npt.NDArray[Any], Grid, 
         raise DicomError(f"{folder}: holds {len(names)} DICOM series ({counts} files); keep one")
     if len(names[0]) > MOST_SLICES:
         raise DicomError(f"{folder}: {len(names[0])} slices; at most {MOST_SLICES} are read")
+    odd = _left_out(folder, names[0])
     try:
         positions, spacing, direction, size = _slice_positions(names[0])
     except RuntimeError:  # its text quotes the file, tags and all
@@ -62,7 +63,26 @@ def read_series(folder: Path, max_voxels: int) -> tuple[npt.NDArray[Any], Grid, 
     affine[:3, 2] = LPS_TO_RAS @ step
     affine[:3, 3] = LPS_TO_RAS @ positions[0]
     array = _voxels(image, folder)
-    return array, Grid((array.shape[0], array.shape[1], array.shape[2]), affine), warnings
+    grid = Grid((array.shape[0], array.shape[1], array.shape[2]), affine)
+    return array, grid, [*odd, *warnings]
+
+
+def _left_out(folder: Path, names: tuple[str, ...]) -> list[str]:
+    """A warning of files that are no slices; one that should be a slice is refused, not lost."""
+    taken = {Path(name).name for name in names} | {"DICOMDIR"}
+    others = [
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.name not in taken and not path.name.startswith(".")
+    ]
+    for path in others:
+        with path.open("rb") as file:
+            if file.read(132)[128:] == b"DICM":
+                raise DicomError(
+                    f"{folder}: {path.name} is DICOM but can be read as no slice of the series;"
+                    " export the whole series again"
+                )
+    return [f"{len(others)} files that are no DICOM were passed over"] if others else []
 
 
 def _slice_positions(names: tuple[str, ...]) -> tuple[Any, Any, Any, tuple[int, int]]:
