@@ -1,10 +1,10 @@
 """Random changes of a training patch, as MONAI dictionary transforms with an explicit seed.
 
-MONAI's own transforms do the mirroring, the brightness and the low resolution. Five are written
-on its primitives' level, because theirs cost more than the network's forward pass on a small
-patch (affine, elastic, blur, noise), or because their last bits depend on the number of CPU
-threads (contrast's mean and gamma's power in float32), which would end exact resume:
-each here gives the same bits whatever the threads, and draws its noise on the image's device.
+MONAI's own transform does the brightness. The others are written on its primitives' level, because
+theirs take several times as long (affine, elastic, mirror, blur, noise, low resolution), or because
+their last bits depend on the number of CPU threads (contrast's mean and gamma's power in float32),
+which would end exact resume: each here gives the same bits whatever the threads, and draws its
+noise on the image's device.
 """
 
 import threading
@@ -17,10 +17,8 @@ from monai.networks.layers import gaussian_1d
 from monai.transforms import (
     Compose,
     MapTransform,
-    RandFlipd,
     RandomizableTransform,
     RandScaleIntensityd,
-    RandSimulateLowResolutiond,
 )
 
 from attunet3d import placement
@@ -30,6 +28,8 @@ Item = dict[str, Any]
 _BLUR_VOXELS = (0.5, 1.25)
 _NOISE_DEVIATIONS = 0.3
 _GAMMA = (0.7, 1.5)
+_ZOOM = (0.5, 1.0)
+_ONE_THREAD = 2**14  # voxels; torch splits no work of fewer than 2**15 among threads
 
 
 class RandPlaced(RandomizableTransform, MapTransform):  # type: ignore[misc]  # MONAI is untyped
@@ -54,10 +54,27 @@ class RandPlaced(RandomizableTransform, MapTransform):  # type: ignore[misc]  # 
         item = dict(data)
         self.randomize()
         if self.placement is None:
-            item.update({key: _centre(item[key], self.patch_size) for key in self.keys})
+            image, label = (_centre(item[key], self.patch_size) for key in self.keys)
         else:
             image, label = _plain(item["image"]), _plain(item["label"])
-            item["image"], item["label"] = placement.place(image, label, self.placement)
+            image, label = placement.place(image, label, self.placement)
+        return {**item, "image": image.float(), "label": label}
+
+
+class RandMirrored(RandomizableTransform, MapTransform):  # type: ignore[misc]
+    """Mirror image and label alike along each of `axes` (0 = x) with probability one half."""
+
+    def __init__(self, axes: Sequence[int]) -> None:
+        RandomizableTransform.__init__(self)
+        MapTransform.__init__(self, ("image", "label"))
+        self.axes = tuple(sorted(set(axes)))
+
+    def __call__(self, data: Mapping[str, Any]) -> Item:
+        """Copy `image` and `label` (C, X, Y, Z) once, whatever the number of axes."""
+        item = dict(data)
+        drawn = [1 + axis for axis in self.axes if self.R.rand() < 0.5]
+        if drawn:
+            item.update({key: _plain(item[key]).flip(drawn) for key in self.keys})
         return item
 
 
@@ -116,6 +133,25 @@ class RandContrasted(_RandImaged):
         return (image - mean) * float(self.R.uniform(0.75, 1.25)) + mean
 
 
+class RandCoarsened(_RandImaged):
+    """Keep as little as half the voxels along each axis and fill in linearly between them."""
+
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        """The nearest voxel at each coarse voxel's centre, then trilinear between the centres.
+
+        Axis by axis, x and y made coarse first and finer last, when z has its full size again.
+        """
+        zoom = float(self.R.uniform(*_ZOOM))
+        kept, lower, upper, shares = zip(
+            *(_coarse(size, zoom, image.device) for size in image.shape[1:]), strict=True
+        )
+        image = image.index_select(1, kept[0]).index_select(2, kept[1])
+        below, above = kept[2][lower[2]], kept[2][upper[2]]
+        image = _between(image, 3, below, above, shares[2])
+        image = _between(image, 2, lower[1], upper[1], shares[1])
+        return _between(image, 1, lower[0], upper[0], shares[0])
+
+
 class RandGamma(_RandImaged):
     """Bend the grey scale between the patch's lowest and highest value."""
 
@@ -124,7 +160,11 @@ class RandGamma(_RandImaged):
         low, high = image.aminmax()
         span = (high - low).clamp(min=torch.finfo(image.dtype).tiny)
         power = float(self.R.uniform(*_GAMMA))
-        return ((image - low) / span).double().pow_(power).float() * span + low
+        scaled = ((image - low) / span).reshape(-1)
+        piece = scaled.numel() if image.is_cuda else _ONE_THREAD
+        for part in torch.split(scaled, piece):
+            part.pow_(power)
+        return scaled.mul_(span).add_(low).view_as(image)
 
 
 class Augmentation:
@@ -143,7 +183,9 @@ class Augmentation:
         self._arguments = (config, patch_size, spacing_mm)
         self._place = RandPlaced(config, patch_size, spacing_mm)
         self._lock = threading.Lock()  # MONAI's transforms keep what they drew
-        self.transforms = Compose([self._place, *_mirrors(config), *_intensities(config)])
+        self.transforms = Compose(
+            [self._place, RandMirrored(config.flip_axes), *_intensities(config)]
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return build_augmentation, self._arguments
@@ -168,7 +210,7 @@ class Augmentation:
             "image" (C, X, Y, Z) float32 and "label" (1, X, Y, Z), plain tensors.
         """
         state = _state(seed)
-        item = {**data, "image": data["image"].float()}
+        item = dict(data)
         with self._lock:
             for transform in self.transforms.transforms:
                 if isinstance(transform, RandomizableTransform):
@@ -184,14 +226,8 @@ def build_augmentation(
     return Augmentation(config, patch_size, spacing_mm)
 
 
-def _mirrors(config: AugmentationConfig) -> list[Any]:
-    axes = sorted(set(config.flip_axes))
-    return [RandFlipd(("image", "label"), prob=0.5, spatial_axis=axis) for axis in axes]
-
-
 def _intensities(config: AugmentationConfig) -> list[Any]:
     """In the order in which a scanner spoils an image; what cannot happen is left out."""
-    low = config.low_resolution_probability
     steps = [
         (config.noise_probability, RandNoised(config.noise_probability)),
         (config.blur_probability, RandBlurred(config.blur_probability)),
@@ -200,10 +236,29 @@ def _intensities(config: AugmentationConfig) -> list[Any]:
             RandScaleIntensityd("image", factors=0.25, prob=config.brightness_probability),
         ),
         (config.contrast_probability, RandContrasted(config.contrast_probability)),
-        (low, RandSimulateLowResolutiond("image", prob=low, zoom_range=(0.5, 1.0))),
+        (config.low_resolution_probability, RandCoarsened(config.low_resolution_probability)),
         (config.gamma_probability, RandGamma(config.gamma_probability)),
     ]
     return [step for probability, step in steps if probability > 0]
+
+
+def _coarse(size: int, zoom: float, device: torch.device) -> list[torch.Tensor]:
+    """What a coarse axis keeps; each voxel's lower and upper coarse neighbour, upper's share."""
+    count = max(round(size * zoom), 1)
+    kept = ((np.arange(count) + 0.5) * (size / count)).astype(np.int32)
+    at = np.clip((np.arange(size) + 0.5) * (count / size) - 0.5, 0, count - 1)
+    lower = at.astype(np.int32)
+    arrays = (kept, lower, np.minimum(lower + 1, count - 1), (at - lower).astype(np.float32))
+    return [torch.from_numpy(array).to(device) for array in arrays]
+
+
+def _between(
+    image: torch.Tensor, axis: int, lower: torch.Tensor, upper: torch.Tensor, share: torch.Tensor
+) -> torch.Tensor:
+    """Along `axis` of (C, X, Y, Z), what lies at `share` of the way from `lower` to `upper`."""
+    shape = [-1 if number == axis else 1 for number in range(4)]
+    low = image.index_select(axis, lower)
+    return image.index_select(axis, upper).sub_(low).mul_(share.view(shape)).add_(low)
 
 
 def _state(seed: int | Sequence[int]) -> np.random.RandomState:

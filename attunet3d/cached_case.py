@@ -28,6 +28,7 @@ UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, EOFError, ValueError, TypeError, MemoryError, RecursionError),
     *(SyntaxError, TokenError, OverflowError),  # of NumPy's reader of headers
 )
+MALFORMED: tuple[type[Exception], ...] = (*UNREADABLE, LookupError, AttributeError)
 
 
 class CacheError(UserError):
@@ -101,19 +102,24 @@ def load_case(case_id: str, folder: Path) -> CachedCase | None:
             if (array.shape, array.dtype, size) != (shape, dtype, meta["bytes"][name]):
                 return None
         air = float(meta["air"])
-    except (*UNREADABLE, LookupError, AttributeError):
+    except MALFORMED:
         return None
     sound = math.isfinite(air) and starts[0] == 0 and list(starts) == sorted(starts)
     return CachedCase(case_id, folder, (x, y, z), air, starts) if sound else None
 
 
 def _open(path: Path) -> Any:
-    """Map a .npy file; an empty array cannot be mapped, and is made."""
+    """Map a .npy file; an empty array cannot be mapped, and is made.
+
+    As `np.load` does it, with the header parsed once and no path resolved: a patch opens three.
+    """
     with path.open("rb") as file:
         major, minor = np.lib.format.read_magic(file)
         if (major, minor) != (1, 0):  # what `np.save` writes for plain arrays
             raise ValueError(f"version {major}.{minor} of the format")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    return np.lib.format.open_memmap(path, mode="r")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype.hasobject:
+            raise ValueError("an array of Python objects")
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")

@@ -4,11 +4,12 @@ import dataclasses
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose, RandomizableTransform
 
-from attunet3d.augmentation import build_augmentation
+from attunet3d.augmentation import RandCoarsened, build_augmentation
 from attunet3d.config import AugmentationConfig
 
 SIZE, SPACING = (25, 20, 15), (1.0, 1.5, 3.0)
@@ -29,6 +30,16 @@ def build(flip_axes=(), size=SIZE, **probabilities):
 
 def everything(size=SIZE):
     return build((0, 1, 2), size, **dict.fromkeys(PROBABILITIES, 1.0))
+
+
+class Least:
+    """Draws that are the least that can come."""
+
+    def rand(self):
+        return 0.0
+
+    def uniform(self, low, high):
+        return low
 
 
 def patch(size=SIZE, seed=0):
@@ -212,6 +223,34 @@ def test_low_resolution_loses_detail_and_no_range():
         assert float(coarse.diff(dim=1).abs().mean()) < float(
             item["image"].diff(dim=1).abs().mean()
         )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_low_resolution_is_nearest_down_and_linear_up(seed):
+    image, step = patch()["image"], RandCoarsened(1.0)
+    step.set_random_state(seed)
+    zoom = np.random.RandomState(seed).random_sample(2)[1] / 2 + 0.5  # the first draw says whether
+    coarse = [round(size * zoom) for size in SIZE]
+    down = torch.nn.functional.interpolate(image[None], coarse, mode="nearest-exact")
+    expected = torch.nn.functional.interpolate(down, SIZE, mode="trilinear")[0]
+    found = step({"image": image})["image"]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_low_resolution_of_two_to_one_with_numbers():
+    line = torch.tensor([0.0, 10.0, 0.0, 30.0]).view(1, 4, 1, 1)
+    down_and_up = RandCoarsened(1.0)
+    down_and_up.R = Least()
+    found = down_and_up({"image": line})["image"].flatten().tolist()
+    assert found == [10.0, 15.0, 25.0, 30.0]  # voxels 1 and 3 are kept
+
+
+def test_a_turned_region_may_come_in_half_precision():
+    augmentation = build(affine_probability=1.0)
+    item = patch(augmentation.source_size(3))
+    half = {**item, "image": item["image"].half()}
+    whole = {**item, "image": half["image"].float()}
+    assert equal(augmentation(half, 3), augmentation(whole, 3))
 
 
 def test_a_larger_region_without_a_turn_is_cut_at_its_centre():

@@ -80,8 +80,9 @@ def test_source_sizes_of_known_placements():
 def test_nothing_is_read_beyond_the_region(seed):
     placement = draw(np.random.RandomState(seed), ALWAYS, (24, 17, 12), SPACING)
     size = placement.source_size
-    grid = placement.grid(size, torch.device("cpu"))
-    index = ((grid.flip(-1) + 1) * torch.tensor(size) - 1) / 2  # (X, Y, Z, 3) voxels
+    cpu = torch.device("cpu")
+    straight = [first + second + third for first, second, third in placement.lines(size, cpu)]
+    index = torch.stack(straight, -1) + torch.stack(placement.bends(cpu), -1)  # (X, Y, Z, 3)
     assert float(index.min()) > -1e-3
     assert bool((index < torch.tensor(size) - 1 + 1e-3).all())
     assert all((big - small) % 2 == 0 for big, small in zip(size, (24, 17, 12), strict=True))
