@@ -1,0 +1,41 @@
+"""Pack a trained model for other programs.
+
+RUN_DIR is a run folder or a .safetensors file. OUT becomes, by format:
+
+bundle       a MONAI bundle, a folder; `python -m monai.bundle run` segments scans with it
+onnx         OUT.onnx, the network for windows of the model's size; needs onnx and onnxscript
+torchscript  OUT.ts, the network for torch.jit.load, of any size
+
+Labels, preprocessing and window are inside each. What was written is loaded again and its logits
+are held to the model's before it gets its name; an OUT that is there already is refused.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attunet3d import command_line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    formats = ["bundle", "onnx", "torchscript"]
+    parser.add_argument("--format", choices=formats, default="bundle", help="default: bundle")
+    arguments = parser.parse_args(argv)
+
+    from attunet3d import packaging  # torch comes with it; --help does without
+
+    written, warnings = packaging.package(arguments.run_dir, arguments.out, arguments.format)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{written}: {arguments.format}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command_line.run(main))
