@@ -23,8 +23,8 @@ from attunet3d.resampling import Sampler
 from attunet3d.sliding_window import Slab
 from attunet3d.taps import Range
 
-TABLE_VALUES = 2**23  # of logits turned into the scan's memory order at once (32 MB)
-PIECE_VALUES = 2**23  # of logits handed on at once (32 MB)
+TABLE_VALUES = 2**22  # of logits turned into the scan's memory order at once (16 MB)
+PIECE_VALUES = 2**22  # of logits handed on at once (16 MB)
 EDGE = 1e-3  # voxels; rounding of the outer faces
 
 Labels = npt.NDArray[np.uint8]
@@ -59,7 +59,7 @@ def to_source_grid(
         source: The scan's grid.
 
     Yields:
-        A box of the scan and its logits (K, i, j, k), float32, 32 MB or one row at most. Together
+        A box of the scan and its logits (K, i, j, k), float32, 16 MB or one row at most. Together
         the boxes cover, once, all voxels whose centres lie within the network's grid; what lies
         outside is background.
 

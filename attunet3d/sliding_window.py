@@ -4,30 +4,29 @@ Rows of windows go up along z; planes that no later window touches are divided b
 weights (an outer product of three vectors, see `windows`) and handed on, so memory holds one row
 of windows and not the volume. A volume smaller than the window is padded with its minimum, which
 is air once Hounsfield units are clipped; the padding is cut off again.
+
+Many classes in a wide volume are summed in float16, as margins over background: a label hangs on
+the margin's sign, and float16 is as precise about a small margin as about a large one. Weights are
+then normalised before they are summed, so that sums are means and neither overflow nor vanish.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
+from mmap import mmap
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from attunet3d.config import Size
-from attunet3d.windows import (
-    FLOOR,
-    HALF_FLOOR,
-    axis_weights,
-    inverse_sum,
-    outer,
-    pad,
-    window_starts,
-)
+from attunet3d.windows import axis_weights, inverse_sum, outer, pad, window_starts
 
 Network = Callable[[Tensor], Tensor]
 
-SLAB_VALUES = 2**21  # most values of a slab: 8 MB
+SLAB_VALUES = 2**20  # most values of a slab: 4 MB
+MOST_SUMS_BYTES = 2**29  # of the CPU's memory for sums in float32; beyond it they are float16
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +35,8 @@ class Slab:
 
     Args:
         start: The first plane's index along z (axis 2) of the network's grid.
-        logits: (K, X, Y, n) for the planes start … start + n - 1; K = 1 is the margin l1 - l0 of
-            two classes.
+        logits: (K, X, Y, n) for the planes start … start + n - 1, up to a number that all classes
+            of a voxel share; K = 1 is the margin l1 - l0 of two classes.
     """
 
     start: int
@@ -49,11 +48,9 @@ class Stitching:
     """How the outputs of windows become slabs."""
 
     all_channels: bool = False
-    """Keep both channels of a two-channel output instead of their difference."""
+    """Keep every channel as it is: not two classes' difference, nor float16 margins of many."""
     weights: Literal["gaussian", "constant"] = "gaussian"
     """How much the middle of a window counts against its border."""
-    dtype: torch.dtype = torch.float32
-    """Of the sums; float16 halves the memory of many classes at a relative error of about 1e-3."""
     note: Callable[[str], None] = field(default=lambda _: None)
     """Called with a sentence whenever memory forced another way."""
 
@@ -78,7 +75,7 @@ def sliding_window(
         window: x, y, z voxels of a window.
         overlap: Least share of a window that its neighbour covers, in [0, 1).
         window_batch: Windows a call of the predictor.
-        stitching: Channels, weights, precision of the sums, and who hears of fallbacks.
+        stitching: Channels, weights, and who hears of fallbacks.
 
     Yields:
         Every plane once, in order.
@@ -138,12 +135,12 @@ class _Row:
         self.stitching = stitching
         sizes = image.shape[1:]
         self.starts = [window_starts(n, w, overlap) for n, w in zip(sizes, window, strict=True)]
-        floor = HALF_FLOOR if stitching.dtype == torch.float16 else FLOOR
-        factors = [axis_weights(length, stitching.weights, floor) for length in window]
-        self.weights = outer(factors).to(self.device, stitching.dtype)  # (x, y, z)
-        parts = zip(sizes, self.starts, factors, strict=True)
+        self.factors = [axis_weights(length, stitching.weights) for length in window]
+        self.weights = outer(self.factors).to(self.device)  # (x, y, z)
+        parts = zip(sizes, self.starts, self.factors, strict=True)
         self.inverse = [inverse_sum(n, starts, factor) for n, starts, factor in parts]
-        self.sums: Tensor | None = None  # (K, X, Y, z), made when K is known
+        # (K, X, Y, z), made when K is known; or means of K - 1 margins in float16
+        self.sums: Tensor | None = None
 
     @torch.no_grad()
     def slabs(self, batch: int) -> Iterator[Slab]:
@@ -166,7 +163,7 @@ class _Row:
             except torch.OutOfMemoryError as error:
                 batch = self._make_room(batch, error)
                 continue
-            self._add(now, outputs)
+            self._add(now, z, outputs)
             done += len(now)
             del outputs
         return batch
@@ -187,15 +184,40 @@ class _Row:
         order = sorted(range(3), key=lambda axis: -outputs.stride(axis + 2))
         back = [order.index(axis) for axis in range(3)]
         shape = (*self.image.shape[1:3], self.window[2])
-        sums = outputs.new_zeros((outputs.shape[1], *(shape[axis] for axis in order)))
+        channels, dtype = self._room(outputs, math.prod(shape))
+        sums = _zeros((channels, *(shape[axis] for axis in order)), dtype, outputs.device)
         self.weights = self.weights.permute(order).contiguous().permute(back)
         self.sums = sums.permute(0, *(1 + axis for axis in back))  # (K, X, Y, z)
 
-    def _add(self, columns: list[tuple[int, int]], outputs: Tensor) -> None:
+    def _room(self, outputs: Tensor, voxels: int) -> tuple[int, torch.dtype]:
+        """Channels and precision of the sums."""
+        channels = outputs.shape[1]
+        need = 4 * channels * voxels
+        exact = channels == 1 or self.stitching.all_channels or outputs.is_cuda
+        if exact or need <= MOST_SUMS_BYTES:
+            return channels, torch.float32
+        gigabytes = f"{need / 1e9:.1f} GB"
+        self.stitching.note(f"sums of {channels} classes need {gigabytes} in float32: float16")
+        return channels - 1, torch.float16
+
+    def _add(self, columns: list[tuple[int, int]], z: int, outputs: Tensor) -> None:
         assert self.sums is not None
         a, b, _ = self.window
         for (x, y), output in zip(columns, outputs, strict=True):
-            self.sums[:, x : x + a, y : y + b].addcmul_(output, self.weights)
+            place = self.sums[:, x : x + a, y : y + b]
+            if self.sums.dtype == torch.float16:
+                self._add_margins(place, output, (x, y, z))
+            else:
+                place.addcmul_(output, self.weights)
+
+    def _add_margins(self, place: Tensor, output: Tensor, start: Size) -> None:
+        """Add a window's share of the mean margins, one class after the other."""
+        shares = torch.empty_like(self.weights)
+        parts = zip(self.factors, self.inverse, start, strict=True)
+        x, y, z = ((f * inverse[first : first + len(f)]).float() for f, inverse, first in parts)
+        torch.mul(x[:, None, None] * y[:, None], z, out=shares)
+        for mean, logits in zip(place, output[1:], strict=True):
+            mean += (logits - output[0]).mul_(shares).half()
 
     def _finished(self, start: int, end: int) -> Iterator[Slab]:
         assert self.sums is not None
@@ -204,7 +226,12 @@ class _Row:
         count = _planes(self.sums.shape[0] * plane.numel())
         for first in range(start, end, count):
             last = min(first + count, end)
-            logits = self.sums[..., first - start : last - start] * plane[..., None]
+            sums = self.sums[..., first - start : last - start]
+            if sums.dtype == torch.float16:
+                background = sums.new_zeros((1, *sums.shape[1:]))
+                yield Slab(first, torch.cat([background, sums]).float())
+                continue
+            logits = sums * plane[..., None]
             yield Slab(first, logits.mul_(z[first:last]).to(self.device))
 
     def _shift(self, planes: int) -> None:
@@ -230,6 +257,14 @@ class _Row:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return batch
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # Straight from the kernel: what malloc keeps of a block this size, windows split and waste.
+    block = mmap(-1, math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(block, dtype=dtype).view(shape)
 
 
 def _channels(outputs: Tensor, all_channels: bool) -> Tensor:

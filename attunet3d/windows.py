@@ -18,7 +18,6 @@ from attunet3d.config import Size
 
 SIGMA = 1 / 8  # of the window's length, as nnU-Net and MONAI have it
 FLOOR = 1e-2  # least weight along one axis: the product stays far above float32's rounding
-HALF_FLOOR = 1e-1  # the same for float16
 
 
 def window_starts(size: int, window: int, overlap: float) -> list[int]:
@@ -36,10 +35,8 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
     return [(2 * i * free + last) // (2 * last) for i in range(last + 1)]  # rounded i·free/last
 
 
-def axis_weights(
-    length: int, weights: Literal["gaussian", "constant"] = "gaussian", floor: float = FLOOR
-) -> Tensor:
-    """Weights (length,) of a window along one axis: a Gaussian that never falls below `floor`.
+def axis_weights(length: int, weights: Literal["gaussian", "constant"] = "gaussian") -> Tensor:
+    """Weights (length,) of a window along one axis: a Gaussian that never falls below `FLOOR`.
 
     Example:
         >>> [round(float(w), 3) for w in axis_weights(5)]
@@ -48,7 +45,7 @@ def axis_weights(
     if weights == "constant":
         return torch.ones(length)
     distance = torch.arange(length) - (length - 1) / 2
-    return torch.exp(-0.5 * (distance / (SIGMA * length)) ** 2).clamp_(min=floor)
+    return torch.exp(-0.5 * (distance / (SIGMA * length)) ** 2).clamp_(min=FLOOR)
 
 
 def outer(factors: Sequence[Tensor]) -> Tensor:
