@@ -23,6 +23,7 @@ from attunet3d.errors import UserError
 from attunet3d.export import write_prediction
 from attunet3d.inference import Prediction, Predictor
 from attunet3d.manifest import Manifest
+from attunet3d.nifti import parts_of
 from attunet3d.results import CaseFiles, Outcome
 from attunet3d.volume import Volume, find_scans
 
@@ -251,10 +252,16 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _size(scan: Path) -> int:
-    """Bytes of a file, or of all files of a series."""
-    if scan.is_dir():
-        return sum(path.stat().st_size for path in scan.iterdir() if path.is_file())
-    return scan.stat().st_size
+    """Bytes of a file, of the two of a pair, or of all files of a series."""
+    try:
+        if scan.is_dir():
+            return sum(path.stat().st_size for path in scan.iterdir() if path.is_file())
+        return sum(part.stat().st_size for part in parts_of(scan))
+    except OSError as error:
+        named = Path(error.filename or scan).name
+        raise CohortError(
+            f"{scan}: cannot be read ({named}: {error.strerror}); check the file and its rights"
+        ) from None
 
 
 def _say(line: str) -> None:

@@ -2,13 +2,15 @@
 
 One bounded pass over the stream: the header first, then exactly the bytes it claims, then on to
 the end so that the gzip checksum and length are verified. Nothing is allocated that the header
-claims beyond the limit or that a gzip stream of this size could not hold.
+claims beyond the limit or that a gzip stream of this size could not hold. A pair (`.hdr` and
+`.img`) is read by its header's name.
 """
 
 import os
 import stat
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,7 +49,7 @@ def read_nifti(path: Path, *, max_voxels: int) -> tuple[Array, Grid, NiftiGeomet
     """Read a NIfTI-1 or NIfTI-2 file, gzipped or not (told by content, not by name).
 
     Args:
-        path: A regular file.
+        path: A regular file; of a pair the `.hdr`.
         max_voxels: Largest volume accepted.
 
     Returns:
@@ -59,10 +61,15 @@ def read_nifti(path: Path, *, max_voxels: int) -> tuple[Array, Grid, NiftiGeomet
     """
     path = Path(path)
     try:
-        with _open(path) as file:
-            return _read(file, os.fstat(file.fileno()).st_size, max_voxels)
+        with ExitStack() as stack:
+            files = [stack.enter_context(_open(part)) for part in parts_of(path)]
+            return _read(files, max_voxels)
     except OSError as error:
-        raise NiftiError(f"{path}: cannot be read ({error.strerror or error})") from None
+        named = Path(error.filename or path).name  # of a pair it may be the other
+        raise NiftiError(
+            f"{path}: cannot be read ({named}: {error.strerror or error}); check the file and its"
+            " rights"
+        ) from None
     except (zlib.error, fast_zlib.error) as error:
         raise NiftiError(
             f"{path}: the gzip stream is damaged ({error}); copy the file again"
@@ -71,31 +78,39 @@ def read_nifti(path: Path, *, max_voxels: int) -> tuple[Array, Grid, NiftiGeomet
         raise NiftiError(f"{path}: {error}") from None
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The files that make one scan: itself, or of a pair the `.hdr` and the `.img` beside it."""
+    for ending in (".hdr", ".hdr.gz"):
+        if path.name.lower().endswith(ending):
+            stem = path.name[: -len(ending)]
+            endings = (".img", ".img.gz", ".IMG", ".IMG.GZ")
+            images = [path.with_name(stem + end) for end in endings]
+            return [path, next((image for image in images if image.exists()), images[0])]
+    return [path]
+
+
 def _open(path: Path) -> BinaryIO:
     # O_NONBLOCK: opening a named pipe that nobody writes to must not hang.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise NiftiError("is no regular file")
+        raise NiftiError("is no regular file; copy the scan itself here")
     return os.fdopen(descriptor, "rb")
 
 
-def _read(
-    file: BinaryIO, file_bytes: int, max_voxels: int
-) -> tuple[Array, Grid, NiftiGeometry, list[str]]:
-    if file_bytes == 0:
-        raise NiftiError("is empty; copy it again")
+def _read(files: list[BinaryIO], max_voxels: int) -> tuple[Array, Grid, NiftiGeometry, list[str]]:
     warnings: list[str] = []
-    packed = file.read(2) == GZIP_MAGIC
-    file.seek(0)
-    chunks = _inflated(file, warnings) if packed else iter(lambda: file.read(CHUNK_BYTES), b"")
+    chunks, room = _stream(files[0], warnings)
     start = b""
     while len(start) < 540 and (chunk := next(chunks, b"")):
         start += chunk
     if len(start) < header_size(start):
         raise NiftiError("ends within the header; copy it again")
-    header = parse_header(start, max_voxels)
-    room = file_bytes * LARGEST_RATIO if packed else file_bytes
+    header = parse_header(start, max_voxels, pair=len(files) > 1)
+    if len(files) > 1:
+        _fill(memoryview(b""), 0, start, chunks)  # to its end: the header's checksum counts as well
+        chunks, room = _stream(files[1], warnings)
+        start = next(chunks, b"")
     voxel_bytes = int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize
     if header.offset + voxel_bytes > room:
         raise NiftiError(
@@ -108,6 +123,18 @@ def _read(
     grid = Grid(header.shape, header.affine_mm)
     array = _scaled(raw.view(header.dtype), header).reshape(header.shape, order="F")
     return array, grid, header.geometry, [*header.warnings, *warnings]
+
+
+def _stream(file: BinaryIO, warnings: list[str]) -> tuple[Iterator[bytes], int]:
+    """The pieces of a file, unpacked where it is gzip, and how many bytes it can hold."""
+    size = os.fstat(file.fileno()).st_size
+    if size == 0:
+        raise NiftiError("is empty; copy it again")
+    packed = file.read(2) == GZIP_MAGIC
+    file.seek(0)
+    if packed:
+        return _inflated(file, warnings), size * LARGEST_RATIO
+    return iter(lambda: file.read(CHUNK_BYTES), b""), size
 
 
 def _inflated(file: BinaryIO, warnings: list[str]) -> Iterator[bytes]:

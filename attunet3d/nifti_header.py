@@ -11,6 +11,9 @@ The rules (those of nibabel and ITK where the two agree, else as stated):
 * Lengths are converted to millimetres by `xyzt_units` (metre, millimetre, micron; 0 counts as mm).
 * Trailing dimensions of size 1 are dropped; more than one volume, fewer than three dimensions and
   colour or complex voxels are refused.
+* A single file (`n+1`, `n+2`) or a header and its voxels in two (`ni1`, `ni2`); Analyze 7.5, which
+  has no orientation, is refused.
+* A qfac (`pixdim[0]`) of 0 counts as 1, as nifti1.h has it.
 * A slope of 0 or one that is not finite means no scaling; an intercept that is not finite means 0.
 * Free text (`descrip`, `aux_file`, `db_name`, `intent_name`) and extensions are never kept: they
   may name a patient.
@@ -84,12 +87,13 @@ def header_size(start: bytes) -> int:
     )
 
 
-def parse_header(data: bytes, max_voxels: int) -> NiftiHeader:
+def parse_header(data: bytes, max_voxels: int, *, pair: bool = False) -> NiftiHeader:
     """Read and check a header; nothing is allocated by what it claims.
 
     Args:
         data: The first `header_size` bytes of the decompressed file.
         max_voxels: Largest volume accepted.
+        pair: The voxels lie in a file of their own, from its first byte on by default.
 
     Raises:
         NiftiError: A field breaks a rule; the message has no file name yet.
@@ -99,8 +103,12 @@ def parse_header(data: bytes, max_voxels: int) -> NiftiHeader:
     kind = nib.Nifti1Header if size == 348 else nib.Nifti2Header
     header = kind(binaryblock=bytes(data[:size]), endianness=endian, check=False)
     magic = header["magic"].tobytes()[:3]
-    if magic != (b"n+1" if size == 348 else b"n+2"):
-        raise NiftiError("has the wrong magic: must be a single-file NIfTI (n+1, n+2); convert it")
+    wanted = (b"ni" if pair else b"n+") + (b"1" if size == 348 else b"2")
+    if magic != wanted:
+        kind_of = "of a pair (Analyze is not read)" if pair else "of a single file"
+        raise NiftiError(
+            f"has magic {magic!r}: must be {wanted!r}, NIfTI {kind_of}; convert it to .nii.gz"
+        )
     shape = _shape(header, max_voxels)
     affine, warnings = _affine_mm(header, shape)
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
@@ -110,7 +118,7 @@ def parse_header(data: bytes, max_voxels: int) -> NiftiHeader:
     return NiftiHeader(
         shape=shape,
         dtype=_dtype(header).newbyteorder(endian),
-        offset=_offset(header, size + 4),
+        offset=_offset(header, 0 if pair else size + 4),
         slope=slope,
         intercept=intercept if np.isfinite(intercept) else 0.0,
         affine_mm=affine,
@@ -132,7 +140,9 @@ def _shape(header: Any, max_voxels: int) -> tuple[int, int, int]:
     if min(sizes) < 1:
         raise NiftiError(f"has dimensions {sizes}: each must be 1 or more; the header is damaged")
     if dim[0] < 3:
-        raise NiftiError(f"is a {dim[0]}D image {sizes}: a scan has three dimensions")
+        raise NiftiError(
+            f"is a {dim[0]}D image {sizes}: a scan has three dimensions; give the volume"
+        )
     volumes = int(np.prod(sizes[3:], dtype=object)) if sizes[3:] else 1
     if volumes != 1:
         raise NiftiError(f"holds {volumes} volumes {sizes}: must be one; split it and pick one")
@@ -153,14 +163,20 @@ def _dtype(header: Any) -> np.dtype[Any]:
         raise NiftiError(f"has {name} voxels (datatype {code}): must be plain numbers; convert it")
     dtype = np.dtype(DTYPES[code])
     if int(header["bitpix"]) not in (0, dtype.itemsize * 8):
-        raise NiftiError(f"has bitpix {int(header['bitpix'])} for datatype {code}: header damaged")
+        raise NiftiError(
+            f"has bitpix {int(header['bitpix'])} for datatype {code}: must be"
+            f" {dtype.itemsize * 8}; the header is damaged"
+        )
     return dtype
 
 
 def _offset(header: Any, least: int) -> int:
     offset = float(header["vox_offset"])
     if not np.isfinite(offset) or not least <= offset <= LARGEST_OFFSET or offset != int(offset):
-        raise NiftiError(f"has vox_offset {offset:g}: must be {least} to {LARGEST_OFFSET} bytes")
+        raise NiftiError(
+            f"has vox_offset {offset:g}: must be a whole number of bytes from {least} to"
+            f" {LARGEST_OFFSET}; the header is damaged"
+        )
     return int(offset)
 
 
@@ -170,25 +186,32 @@ def _affine_mm(
     """Voxel → RAS mm by the rules above, and what is odd about it."""
     unit = int(header["xyzt_units"]) & 7
     if unit not in MM_PER_UNIT:
-        raise NiftiError(f"has xyzt_units {unit}: lengths must be in metre, millimetre or micron")
-    scale = np.diag([MM_PER_UNIT[unit]] * 3 + [1.0])
+        raise NiftiError(
+            f"has xyzt_units {unit}: lengths must be in metre (1), millimetre (2) or micron (3);"
+            " mend the header"
+        )
+    scale = np.array([[MM_PER_UNIT[unit]]] * 3 + [[1.0]])  # row by row: infinities stay quiet
     sform = np.asarray(header.get_sform(), float) if int(header["sform_code"]) > 0 else None
     qform = _qform(header) if int(header["qform_code"]) > 0 else None
     if sform is None and qform is None:
+        if min(header["pixdim"][1:4]) < 0:
+            raise NiftiError("has negative voxel sizes and no orientation; mend the header")
         base = np.asarray(header.get_base_affine(), float)
-        return scale @ base, [
+        return scale * base, [
             "the header has no orientation (sform_code = qform_code = 0): left and right of the"
             " patient are unknown, spacing is from pixdim"
         ]
     if sform is None:
         assert qform is not None
-        return scale @ qform, []
+        return scale * qform, []
     if qform is None or not np.isfinite(sform).all():
-        return scale @ sform, []
-    return scale @ sform, _disagreement(sform, qform, shape)
+        return scale * sform, []
+    return scale * sform, _disagreement(sform, qform, shape)
 
 
 def _qform(header: Any) -> npt.NDArray[np.float64] | None:
+    header = header.copy()
+    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
     try:
         qform = np.asarray(header.get_qform(), float)
     except (ValueError, HeaderDataError):
@@ -196,7 +219,10 @@ def _qform(header: Any) -> npt.NDArray[np.float64] | None:
     if not np.isfinite(qform).all():
         if int(header["sform_code"]) > 0:
             return None  # the sform counts; a broken qform beside it says nothing
-        raise NiftiError("has a qform that is no rotation (quaternion longer than 1 or not finite)")
+        raise NiftiError(
+            "has a qform that is none: the quaternion must be finite and no longer than 1, the"
+            " voxel sizes finite and not negative; mend the header"
+        )
     return qform
 
 

@@ -15,7 +15,7 @@ from attunet3d.nifti_header import NiftiGeometry
 
 MAX_VOXELS = 1024 * 1024 * 900
 AIR_HU = -1024
-NIFTI_ENDINGS = (".nii.gz", ".nii")
+NIFTI_ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
 CHANNEL = "_0000"
 OTHER_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
 
@@ -141,6 +141,10 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
 
 def _read(path: Path, max_voxels: int) -> Volume:
     if path.is_dir():
+        if _ends(path.name, NIFTI_ENDINGS):
+            raise VolumeError(
+                f"{path}: is a folder called like a scan; move what it holds out of it"
+            )
         from attunet3d.dicom import read_series
 
         array, grid, warnings = read_series(path, max_voxels)
@@ -172,8 +176,9 @@ def write_map(path: Path, array: npt.NDArray[Any], like: Volume) -> None:
 def find_scans(path: Path) -> list[tuple[str, Path]]:
     """The scans that a path names, as (case id, path), sorted by name.
 
-    A file is one scan. A folder with scan files holds those (hidden and AppleDouble `._` files are
-    passed over); a folder without them is one DICOM series. The id is the file's name without its
+    A file is one scan, of a pair the `.hdr`. A folder with scan files holds those (hidden and
+    AppleDouble `._` files are passed over; a folder called like a scan is listed, so that reading
+    refuses it); a folder without them is one DICOM series. The id is the file's name without its
     ending; where all files of a folder end in nnU-Net's channel `_0000`, without that too.
 
     Raises:
@@ -186,7 +191,7 @@ def find_scans(path: Path) -> list[tuple[str, Path]]:
         return [(_case_id(path.name), path)]
     endings = (*NIFTI_ENDINGS, *OTHER_ENDINGS)
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    scans = [entry for entry in entries if _ends(entry.name, endings) and not entry.is_dir()]
+    scans = [entry for entry in entries if _ends(entry.name, endings)]
     if scans:
         names = [_case_id(scan.name) for scan in scans]
         if all(name.endswith(CHANNEL) and name != CHANNEL for name in names):

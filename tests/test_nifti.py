@@ -143,6 +143,15 @@ def test_the_qform_counts_without_a_sform(tmp_path):
     assert np.allclose(read(tmp_path / "a.nii.gz")[1].affine, np.diag([-2, 3, 4, 1.0]), atol=1e-5)
 
 
+@pytest.mark.parametrize("qfac", [0.0, 1.0, -1.0])
+def test_a_qfac_of_zero_counts_as_one(tmp_path, qfac):
+    made = image(affine=np.diag([2, 2, -2 if qfac < 0 else 2, 1.0]))
+    made.set_qform(made.affine, 1)
+    made.set_sform(None, 0)
+    path = edited(stored(tmp_path, made), 76, struct.pack("<f", qfac))
+    assert read(path)[1].affine[2, 2] == (-2 if qfac < 0 else 2)
+
+
 def test_without_either_spacing_is_kept_and_a_warning_given(tmp_path):
     path = edited(stored(tmp_path, image()), 252, struct.pack("<hh", 0, 0))
     _, grid, _, warnings = read(path)
@@ -176,7 +185,7 @@ HEADERS = {  # offset, bytes, words
     "offset in header": (108, struct.pack("<f", 100), "vox_offset"),
     "offset nan": (108, struct.pack("<f", np.nan), "vox_offset"),
     "magic": (344, b"abc\0", "magic"),
-    "two files": (344, b"ni1\0", "single-file"),
+    "two files": (344, b"ni1\0", "single file"),
     "units": (123, b"\7", "xyzt_units"),
     "nan affine": (280, struct.pack("<f", np.nan), "finite"),
     "singular": (280, struct.pack("<12f", *([1, 0, 0, 0] * 3)), "singular"),
@@ -233,6 +242,42 @@ def test_members_padding_and_what_follows(tmp_path):
     path.write_bytes(raw[:-1])
     with pytest.raises(NiftiError, match="more than it can hold"):
         read(path)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize(("order", "kind"), [("<", nib.Nifti1Pair), (">", nib.Nifti2Pair)])
+def test_header_and_voxels_in_two_files(tmp_path, ending, order, kind):
+    header = kind.header_class(endianness=order)
+    made = kind(RAMP, AFFINE, header)
+    made.header.set_xyzt_units("mm")
+    made.to_filename(tmp_path / f"a.img{ending}")
+    array, grid, geometry, warnings = read(tmp_path / f"a.hdr{ending}")
+    assert (array == RAMP).all()
+    np.testing.assert_allclose(grid.affine, AFFINE, atol=1e-6)
+    assert geometry.version == (1 if kind is nib.Nifti1Pair else 2)
+    assert warnings == []
+    write_nifti(tmp_path / "out.nii.gz", array, geometry, grid)
+    assert (np.asarray(nib.load(tmp_path / "out.nii.gz").dataobj) == RAMP).all()
+
+
+def test_pairs_that_are_none_are_refused_by_the_headers_name(tmp_path):
+    nib.Nifti1Pair(RAMP, AFFINE).to_filename(tmp_path / "a.img")
+    header, body = (tmp_path / "a.hdr").read_bytes(), (tmp_path / "a.img").read_bytes()
+    for name, changed, rest, words in (
+        ("short", header, body[:-1], "more than it can hold"),
+        ("empty", header, b"", "is empty"),
+        ("analyze", header[:344] + bytes(4), body, "Analyze is not read"),
+        ("single", header[:344] + b"n+1\0", body, "of a pair"),
+        ("headless", header[:200], body, "within the header"),
+        ("long", header + bytes(2 << 20), body, "far more bytes"),
+        ("alone", header, None, r"alone\.img: No such file"),
+    ):
+        (tmp_path / f"{name}.hdr").write_bytes(changed)
+        if rest is not None:
+            (tmp_path / f"{name}.img").write_bytes(rest)
+        with pytest.raises(NiftiError, match=words) as caught:
+            read(tmp_path / f"{name}.hdr")
+        assert f"{name}.hdr: " in str(caught.value)
 
 
 def test_bombs_take_no_memory(tmp_path):

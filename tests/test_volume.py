@@ -143,6 +143,16 @@ def test_files_of_a_folder_by_name(tmp_path):
     assert names(tmp_path / "b.nii.gz") == ["b"]
 
 
+def test_a_pair_is_one_scan_and_a_folder_called_like_a_scan_is_named(tmp_path):
+    for name in ("a.hdr", "a.img", "b.HDR.GZ", "b.img.gz", "notes.img"):
+        (tmp_path / name).touch()
+    (tmp_path / "c.nii").mkdir()
+    (tmp_path / "plain").mkdir()
+    assert names(tmp_path) == ["a", "b", "c"]
+    with pytest.raises(VolumeError, match=r"c\.nii: is a folder called like a scan"):
+        read_volume(tmp_path / "c.nii")
+
+
 def test_the_channel_is_left_out_where_all_have_it(tmp_path):
     for name in ("x_0000.nii.gz", "y_0000.nii.gz"):
         (tmp_path / name).touch()
