@@ -1,0 +1,1 @@
+"""How often wrong, how much lost: hostile files, kills, faults and fuzzing, as one table."""
