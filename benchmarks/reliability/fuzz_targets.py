@@ -33,6 +33,7 @@ from benchmarks.reliability.mutations import (
     yaml_text,
 )
 
+nib.imageglobals.logger.setLevel("CRITICAL")  # it tells of every header that it mends
 Files = dict[str, bytes]  # by name; the first is what the reader is given
 MOST_VOXELS = 1 << 24
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}

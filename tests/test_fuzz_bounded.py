@@ -1,0 +1,83 @@
+"""The first spoilt files of each reader, those that the long run of the fuzzer begins with.
+
+`benchmarks/reliability/fuzz.py` says what is done and what must hold; it runs them by the ten
+thousand in a process of bounded memory. Here they are read in this process, some seconds of them.
+"""
+
+import dataclasses
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from attunet3d.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is no part of the package
+
+from benchmarks.reliability import fuzz, fuzz_targets
+from benchmarks.reliability.fuzz_targets import TARGETS
+
+INPUTS = 1200
+IN_PROCESS = [target for target in TARGETS if target.name != "DICOM series"]
+
+
+@pytest.mark.parametrize("target", IN_PROCESS, ids=lambda target: target.name.split(",")[0])
+@pytest.mark.filterwarnings("ignore")
+def test_spoilt_files_are_read_rightly_or_refused_clearly(tmp_path, target):
+    outcomes = {}
+    for number in range(round(INPUTS * target.share)):
+        files = fuzz.make_input(target.name, number)
+        outcomes[number], _ = fuzz.read_input(target.name, files, tmp_path / "input")
+    assert {n: said for n, said in outcomes.items() if said not in ("taken", "refused")} == {}
+    assert "refused" in outcomes.values()
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.split(",")[0])
+def test_the_same_number_gives_the_same_input(target):
+    one, again = (fuzz.make_input(target.name, 7) for _ in range(2))
+    assert one == again
+    assert any(one != fuzz.make_input(target.name, number) for number in range(8, 12))
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.split(",")[0])
+def test_sound_files_are_taken_by_readers_that_the_fuzzer_spoils(tmp_path, target, monkeypatch):
+    """Else the fuzzer would see refusals for a wrong reason, and nothing behind them."""
+    monkeypatch.setattr(fuzz_targets, "mutated", lambda data, rng, other=b"": data)
+    monkeypatch.setattr(fuzz_targets, "rezipped", lambda data, rng: data)
+    monkeypatch.setattr(fuzz_targets, "json_text", lambda value, rng: json.dumps(value).encode())
+    monkeypatch.setattr(fuzz_targets, "yaml_text", lambda text, rng: text.encode())
+    if "NIfTI" in target.name:
+        files = {"a.nii": fuzz_targets.nifti_seeds()[0]}
+    else:
+        files = target.make(random.Random(0))
+    assert fuzz.read_input(target.name, files, tmp_path / "input")[0] == "taken"
+
+
+def test_what_the_fuzzer_looks_for_it_finds(tmp_path, monkeypatch):
+    """A reader with bugs, or a watchdog that sees nothing would look like a reader without."""
+    faults = {
+        "ZeroDivisionError": lambda path: 1 / 0,
+        "unnamed": lambda path: _raise(UserError("it is damaged")),
+        "unclear": lambda path: _raise(UserError(f"{path}: {'x' * 2000}")),
+        "DisagreementError": lambda path: _raise(fuzz_targets.DisagreementError("other voxels")),
+    }
+    for kind, check in faults.items():
+        broken = dataclasses.replace(TARGETS[0], name=kind, check=check)
+        monkeypatch.setattr(fuzz_targets, "TARGETS", [broken])
+        said, _ = fuzz.read_input(kind, {"a.nii": b""}, tmp_path / "input")
+        assert said.startswith(f"bad: {kind}")
+
+
+def _raise(error):
+    raise error
+
+
+def test_a_run_counts_what_it_saw(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fuzz, "INPUTS", 12)
+    result = fuzz.run(tmp_path, small=False)
+    assert len(result["rows"]) == len(TARGETS)
+    assert all(row["good"] == row["tried"] for row in result["rows"]), result["failures"]
+    assert "0 failures" in capsys.readouterr().out
+    assert (tmp_path / "fuzz.json").is_file()
