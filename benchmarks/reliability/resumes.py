@@ -1,0 +1,308 @@
+"""`attunet3d train`, killed or stopped at random moments and resumed: the same weights to the bit?
+
+    python -m benchmarks.reliability.resumes FOLDER [--small]
+
+Each kind of training in `subjects.TRAININGS` runs once to its end. Then it runs again, is ended a
+few times at random moments (from the first second of the call on, so that the preparation of the
+data and the final figures are hit as well), resumed with --resume each time, and must end with the
+same `model.safetensors` and the same state in `last.pt`, bit for bit. SIGTERM and SIGINT must save,
+say how to go on, and exit with 143 and 130. A state that is cut, has a flipped bit, is empty or is
+gone must be noticed, the one before it used, and the end be the same.
+"""
+
+import hashlib
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attunet3d.checkpoint import load_state
+from attunet3d.run_log import read_rows
+from benchmarks.reliability import subjects
+from benchmarks.reliability.preloaded import POLL, Command, Preloaded, end, spawn, wait
+
+AN_INTERRUPTED_RUN = 4  # tries to interrupt it; some come after its end
+MOST_RUNS = 20  # of one kind; seven or so are needed
+
+
+@dataclass
+class Training:
+    """One kind of training, and how its run ends that nobody stops."""
+
+    parent: Preloaded
+    folder: Path
+    manifest: Path
+    config: Path
+    name: str
+    seconds: float = 0.0
+    answer: "End | None" = None
+
+    def arguments(self, run: Path, *, resume: bool) -> list[str | Path]:
+        """Of the command."""
+        cache = ["--cache", self.folder / "cache", "--fold", "0", "--device", "cpu"]
+        return ["train", self.manifest, self.config, run, *cache, *["--resume"] * resume]
+
+    def start(self, run: Path, *, resume: bool) -> Command:
+        """Start the command, forked."""
+        return self.parent.start(self.arguments(run, resume=resume), self.folder / "said.txt")
+
+    def said(self) -> str:
+        """What the latest command said."""
+        return (self.folder / "said.txt").read_text(encoding="utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
+class End:
+    """All that must come out the same."""
+
+    model: str  # SHA-256 of model.safetensors
+    state: str  # SHA-256 of all tensors and numbers in last.pt
+    rows: list[Any]  # of metrics.csv, seconds left out
+
+
+@dataclass
+class Tally:
+    """What was tried and what went wrong."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
+    runs: int = 0
+    other: int = 0
+    """Runs that did not end bit-identical."""
+    troubles: list[str] = field(default_factory=list)
+
+    def note(self, kind: str, trouble: str | None) -> None:
+        """Count one try."""
+        self.kinds[kind] += 1
+        if trouble:
+            self.bad[kind] += 1
+            self.troubles.append(f"{kind}: {trouble}")
+
+
+def run(folder: Path, small: bool) -> dict[str, Any]:
+    """Kill and resume `train`, and return rows of what was tried and what held."""
+    tally = Tally()
+    with Preloaded() as parent:
+        manifest, configs = subjects.train_subjects(parent, folder)
+        named = list(zip(subjects.TRAININGS, configs, strict=True))[: 1 if small else None]
+        for number, (name, config) in enumerate(named):
+            training = Training(parent, folder, manifest, config, name)
+            _uninterrupted(training)
+            print(f"{name}: {training.seconds:.1f} s uninterrupted", flush=True)
+            rng = random.Random(number)
+            plan = [partial(_killed, training, tally, rng)] * (2 if small else 14)
+            for stop in (signal.SIGTERM, signal.SIGINT) * (1 if small else 2):
+                plan.append(partial(_stopped, training, tally, rng, stop))
+            for damage in DAMAGES[: 1 if small else None]:
+                plan.append(partial(_damaged, training, tally, rng, damage))
+            rng.shuffle(plan)
+            _carry_out(training, tally, plan)
+        if not small:
+            _as_a_person_does(training, tally)
+    return {"rows": _rows(tally), "troubles": tally.troubles}
+
+
+def _uninterrupted(training: Training) -> None:
+    first = training.folder / f"{training.config.stem}_whole"
+    for _ in range(2):  # the first prepares the cache, the second is timed
+        shutil.rmtree(first, ignore_errors=True)
+        began = time.monotonic()
+        status = wait(training.start(first, resume=False))
+        assert status == 0, training.said()
+        training.seconds = time.monotonic() - began
+        ends = training.answer, _end(first)
+        assert ends[0] in (None, ends[1]), "two runs of one seed differ"
+        training.answer = ends[1]
+
+
+def _carry_out(training: Training, tally: Tally, plan: list[Callable[[Path], bool]]) -> None:
+    """Interrupt runs as planned, a few times each, and resume each to its end."""
+    for _ in range(MOST_RUNS):
+        if not plan:
+            return
+        run_dir = training.folder / f"run_{tally.runs}"
+        tally.runs += 1
+        for _ in range(AN_INTERRUPTED_RUN):
+            if plan and plan[-1](run_dir):
+                plan.pop()
+        status = wait(training.start(run_dir, resume=True))
+        trouble = _difference(training, run_dir) if status == 0 else f"resumed with {status}"
+        if trouble:
+            tally.other += 1
+            tally.troubles.append(f"{run_dir.name}, {training.name}: {trouble}: {training.said()}")
+        else:
+            shutil.rmtree(run_dir)
+        print(f"{training.name}: {dict(tally.kinds)}, {tally.other} differ", flush=True)
+    tally.troubles.append(f"{training.name}: {len(plan)} interruptions did not come about")
+
+
+def _killed(training: Training, tally: Tally, rng: random.Random, run_dir: Path) -> bool:
+    """SIGKILL at a random moment; False when the call had ended."""
+    command = training.start(run_dir, resume=True)
+    time.sleep(rng.uniform(0.05, 0.8) * training.seconds)
+    if command.poll() is not None:
+        return False
+    before = "before its first save" if not (run_dir / "last.pt").exists() else "later"
+    if end(command, signal.SIGKILL) != -signal.SIGKILL:
+        return False
+    tally.note(f"SIGKILL {before}", None)
+    return True
+
+
+def _stopped(
+    training: Training, tally: Tally, rng: random.Random, number: signal.Signals, run_dir: Path
+) -> bool:
+    """SIGTERM or SIGINT while it trains; False when the call had ended."""
+    command = training.start(run_dir, resume=True)
+    if not _saves(command, run_dir, rng.randint(1, 4)):
+        return False
+    status = end(command, number)
+    if status == 0:
+        return False
+    said = training.said()
+    trouble = None
+    if status != 128 + number or "--resume" not in said or "Traceback" in said:
+        trouble = f"status {status}, said {said[-200:]}"
+    tally.note(number.name, trouble)
+    return True
+
+
+def _saves(command: Command, run_dir: Path, count: int) -> bool:
+    """Wait for `count` saves of the state; False when the command ended first."""
+    seen: set[int] = set()
+    while len(seen) < count:
+        if command.poll() is not None:
+            return False
+        path = run_dir / "last.pt"
+        if path.exists():
+            seen.add(path.stat().st_mtime_ns)
+        time.sleep(POLL)
+    return True
+
+
+def _damaged(
+    training: Training, tally: Tally, rng: random.Random, damage: str, run_dir: Path
+) -> bool:
+    """Kill, damage the last state, resume until the next save, and kill again."""
+    command = training.start(run_dir, resume=True)
+    if not _saves(command, run_dir, 3) or end(command, signal.SIGKILL) != -signal.SIGKILL:
+        return False
+    path = run_dir / "last.pt"
+    if not path.exists():  # killed between two renames: damage enough
+        path = run_dir / "previous.pt"
+    _damage(path, damage, rng)
+    command = training.start(run_dir, resume=True)
+    ended = not _saves_anew(command, path) or end(command, signal.SIGKILL) != -signal.SIGKILL
+    said = training.said()
+    named = "last.pt" in said and "going on from" in said
+    trouble = None if named else f"not noticed: {said[-300:]}"
+    if ended and command.poll() != 0:
+        trouble = f"status {command.poll()}: {said[-300:]}"
+    tally.note(f"last.pt {damage}", trouble)
+    return True
+
+
+def _saves_anew(command: Command, path: Path) -> bool:
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    while not path.exists() or path.stat().st_mtime_ns == before:
+        if command.poll() is not None:
+            return False
+        time.sleep(POLL)
+    return True
+
+
+DAMAGES = ("cut", "with a flipped bit", "empty", "gone")
+
+
+def _damage(path: Path, damage: str, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        data = data[: rng.randrange(1, len(data))]
+    elif damage == "with a flipped bit":
+        data[rng.randrange(len(data) // 10, len(data) * 9 // 10)] ^= 1 << rng.randrange(8)
+    elif damage == "empty":
+        data.clear()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(data)
+
+
+def _as_a_person_does(training: Training, tally: Tally) -> None:
+    """Once in processes of their own, nothing forked."""
+    run_dir, said = training.folder / "run_own", training.folder / "said.txt"
+    command: Command = spawn(training.arguments(run_dir, resume=False), said)
+    assert _saves(command, run_dir, 2), training.said()
+    tally.note("SIGKILL later", None)
+    end(command, signal.SIGKILL)
+    tally.runs += 1
+    status = wait(spawn(training.arguments(run_dir, resume=True), said))
+    trouble = _difference(training, run_dir) if status == 0 else f"resumed with {status}"
+    if trouble:
+        tally.other += 1
+        tally.troubles.append(f"started anew: {trouble}: {training.said()}")
+
+
+def _difference(training: Training, run_dir: Path) -> str | None:
+    assert training.answer is not None
+    found = _end(run_dir)
+    parts = [name for name in vars(found) if getattr(found, name) != getattr(training.answer, name)]
+    left = [path.name for path in run_dir.rglob("*.tmp")]
+    return f"other {', '.join(parts)}" if parts else f"left {left}" if left else None
+
+
+def _end(run_dir: Path) -> End:
+    state, warnings = load_state(run_dir / "last.pt")
+    assert not warnings, warnings
+    digest = hashlib.sha256()
+    _add(digest, state)
+    rows = [{**row, "seconds": ""} for row in read_rows(run_dir / "metrics.csv")]
+    model = hashlib.sha256((run_dir / "model.safetensors").read_bytes()).hexdigest()
+    return End(model, digest.hexdigest(), rows)
+
+
+def _add(digest: Any, value: Any) -> None:
+    """Add a tree of plain values and tensors, with names and types."""
+    if isinstance(value, torch.Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            digest.update(repr(key).encode())
+            _add(digest, part)
+    elif isinstance(value, list | tuple):
+        digest.update(f"{type(value).__name__}{len(value)}".encode())
+        for part in value:
+            _add(digest, part)
+    else:
+        digest.update(repr(value).encode())
+
+
+def _rows(tally: Tally) -> list[dict[str, Any]]:
+    notes = {
+        "SIGTERM": "saves, says how to go on, status 143",
+        "SIGINT": "saves, says how to go on, status 130",
+        "SIGKILL before its first save": "begins anew with --resume",
+        "SIGKILL later": "at a random moment",
+    }
+    rows = []
+    for kind, tried in sorted(tally.kinds.items()):
+        bad, note = tally.bad[kind], notes.get(kind, "noticed; goes on from previous.pt")
+        what = f"train: {kind}"
+        rows.append({"what": what, "tried": tried, "good": tried - bad, "bad": bad, "note": note})
+    note = "model, state (EMA, optimiser, schedule, scaler) and metrics as never interrupted"
+    good = tally.runs - tally.other
+    what = "interrupted trainings that end bit-identical"
+    last = {"what": what, "tried": tally.runs, "good": good, "bad": tally.other, "note": note}
+    return [*rows, last]
+
+
+if __name__ == "__main__":
+    subjects.main(run, __doc__)
