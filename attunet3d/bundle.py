@@ -211,13 +211,12 @@ map looks as sure where it is wrong as where it is right; a person who can judge
 
 
 def _tensor(model: Checkpoint, window: Size, kind: str, channels: list[str]) -> dict[str, Any]:
-    divisor = model.network.divisor
     return {
         "type": "image",
         "format": kind,
         "modality": "CT",
         "num_channels": len(channels),
-        "spatial_shape": [f"{step}*{axis}" for step, axis in zip(divisor, "ijk", strict=True)],
+        "spatial_shape": [f"{step}*n" for step in model.network.divisor],  # n: any, MONAI's name
         "window": window,
         "dtype": "float32",
         "value_range": _range(model.config.preprocessing) if len(channels) == 1 else [],

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from known_network import AFFINE, SETTINGS, ball, write_scan
+from monai.bundle import verify_net_in_out
 
 from attunet3d import AttentionUNet3D, Predictor, bundle, command_line, onnx_model, packaging
 from attunet3d import torchscript_model as torchscript
@@ -172,12 +173,26 @@ def test_a_bundle_says_what_the_schema_asks_for(run, tmp_path):
     given, made = tensors["inputs"]["image"], tensors["outputs"]["pred"]
     assert given.keys() >= TENSOR_FIELDS
     assert made.keys() >= TENSOR_FIELDS
-    assert given["spatial_shape"] == ["4*i", "4*j", "2*k"]
+    assert given["spatial_shape"] == ["4*n", "4*n", "2*n"]
     assert given["value_range"] == [-10.0, 10.0]
     assert made["channel_def"] == {"0": "background", "1": "ball"}
     image = torch.randn(1, 1, 16, 16, 16)
     with torch.inference_mode():
         assert torch.equal(bundle.bundle_network(out)(image), logits(run, image))
+
+
+# MONAI says of every configuration that it is code; this one was written just now.
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+def test_monai_finds_shapes_and_types_as_the_metadata_has_them(run, tmp_path):
+    out, _ = package(run, tmp_path / "out", "bundle")
+    files = {"meta_file": out / bundle.METADATA, "config_file": out / bundle.INFERENCE}
+    paths = {name: str(path) for name, path in files.items()}
+    verify_net_in_out("network_def", device="cpu", n=3, **paths)
+    metadata = json.loads(files["meta_file"].read_text(encoding="utf-8"))
+    metadata["network_data_format"]["outputs"]["pred"]["num_channels"] = 3
+    files["meta_file"].write_text(json.dumps(metadata), encoding="utf-8")
+    with pytest.raises(ValueError, match="channel"):
+        verify_net_in_out("network_def", device="cpu", n=3, **paths)
 
 
 def test_monai_runs_a_bundle_to_the_label_maps_of_inference(tmp_path):
