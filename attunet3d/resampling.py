@@ -22,6 +22,7 @@ from attunet3d.geometry import AxisMap, Grid, axis_map
 from attunet3d.taps import SNAP_DIGITS, Range, Taps, axis_taps
 
 BLOCK_VOXELS = 2**21  # of a block, source or target side: 8 MB of float32, which malloc reuses
+GPU_BLOCK_VOXELS = 2**26  # a GPU has no such cache to keep to; each block costs it launches
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ def sample_columns(table: Tensor, columns: Taps) -> Tensor:
         return sample_rows(turned, planes, columns).transpose(1, 2)
     count, samples, reverse = columns.even
     if count * samples != table.shape[2]:
-        table = F.interpolate(table, size=count * samples, mode="linear", align_corners=False)
+        table = stretched(table, count * samples)
     if samples > 1:
         parts = [table[..., part::samples] for part in range(samples)]
         table = parts[0] + parts[1]
@@ -140,6 +141,18 @@ def sample_columns(table: Tensor, columns: Taps) -> Tensor:
         table *= 1 / samples
     table = table.flip(2) if reverse else table
     return table[..., columns.start : columns.start + len(columns)]
+
+
+def stretched(table: Tensor, size: int) -> Tensor:
+    """Linear interpolation along the fastest axis, outer faces kept: (P, R, C) → (P, R, size)."""
+    if table.device.type == "cpu":
+        return F.interpolate(table, size=size, mode="linear", align_corners=False)
+    # CUDA's kernel for one axis gives each of the `size` columns one thread, which walks all rows;
+    # that for two axes gives each value one.
+    rows = table.flatten(0, 1)[None, None]  # (1, 1, P·R, C)
+    shape = rows.shape[2], size
+    rows = F.interpolate(rows, size=shape, mode="bilinear", align_corners=False)
+    return rows.view(*table.shape[:2], size)
 
 
 @torch.no_grad()
@@ -177,7 +190,8 @@ def resample(
     walked = tensor.permute(0, *(axis + 1 for axis in sampler.source_axes))
     shape = (len(tensor), len(sampler.planes), len(sampler.rows), len(sampler.columns))
     sampled = torch.empty(shape, dtype=torch.float32, device=tensor.device)
-    for start, stop in sampler.blocks():
+    voxels = BLOCK_VOXELS if tensor.device.type == "cpu" else GPU_BLOCK_VOXELS
+    for start, stop in sampler.blocks(voxels):
         part = replace(sampler, planes=sampler.planes.part(start, stop))
         for channel, table in zip(sampled, walked, strict=True):
             channel[start:stop] = part(table)
