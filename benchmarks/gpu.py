@@ -88,6 +88,7 @@ def result_path(work: Path, name: str) -> Path:
 
 def begin(name: str, arguments: argparse.Namespace) -> "subprocess.Popen[bytes]":
     """The section in a process of its own; what it says goes to a file."""
+    result_path(arguments.work, name).unlink(missing_ok=True)  # of an earlier call
     small = ["--small"] if arguments.small else []
     place = ["--device", arguments.device, "--work", str(arguments.work)]
     command = [sys.executable, __file__, "--section", name, *place, *small]
