@@ -54,6 +54,7 @@ def sections() -> dict[str, tuple[str, str, tuple[str, ...]]]:
         "cohort": ("gpu_inference", "cohort", ()),
         **training["train"],
         **ceilings[0],
+        "upsampling": ("gpu_upsampling", "upsampling", ()),
         **training["compiled"],
         **ceilings[1],
     }

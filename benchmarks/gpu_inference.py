@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 
 import torch
+from gpu_convolutions import Convolutions
 from gpu_correctness import PATCH, SMALL_PATCH, model_path, predictor, scan_path
 from gpu_timing import (
     BusyShare,
-    Convolutions,
     Result,
     Section,
     Setting,
@@ -45,7 +45,9 @@ def passes(setting: Setting) -> Section:
         image = torch.randn(1, *shape, device=setting.device)
         yield f"whole {name}", lambda image=image: whole(setting, image)
         if name in ("2 mm", "small"):
-            yield f"ceiling {name}", lambda image=image: bare(setting, image)
+            tried = with_trials(lambda image=image: whole(setting, image))
+            yield f"whole {name}, cudnn.benchmark", tried
+            yield f"ceiling {name}", with_trials(lambda image=image: bare(setting, image))
             forward, x = part.forward(torch.bfloat16), padded(image, part.divisor)
             yield f"operations {name}", lambda f=forward, x=x: kernels(lambda: f(x), setting.device)
 
@@ -82,6 +84,19 @@ def whole(setting: Setting, image: torch.Tensor) -> Result:
     return record | {"mode": account.mode, "fallbacks": sorted(set(account.fallbacks))}
 
 
+def with_trials(work: Callable[[], Result]) -> Callable[[], Result]:
+    """The same where cuDNN tries its algorithms on each new shape."""
+
+    def tried() -> Result:
+        torch.backends.cudnn.benchmark = True
+        try:
+            return work()
+        finally:
+            torch.backends.cudnn.benchmark = False
+
+    return tried
+
+
 def bare(setting: Setting, image: torch.Tensor) -> Result:
     """The convolutions of one pass of the network as it is written, in bfloat16."""
     network = checkpoint.load_model(model_path(setting)).network.to(setting.device)
@@ -89,11 +104,7 @@ def bare(setting: Setting, image: torch.Tensor) -> Result:
     x = padded(image, network.divisor)
     with torch.no_grad(), mixed, Convolutions(setting.device) as convolutions:
         network(x)
-    torch.backends.cudnn.benchmark = True
-    try:
-        return convolutions.seconds(setting)
-    finally:
-        torch.backends.cudnn.benchmark = False
+    return convolutions.seconds(setting)
 
 
 def cohort(setting: Setting) -> Section:

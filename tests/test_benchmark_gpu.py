@@ -60,10 +60,10 @@ def test_an_error_is_a_record_and_the_next_section_goes_on(tmp_path):
 
 
 def test_convolutions_count_forward_and_backward_with_their_work():
-    timing = benchmark("gpu_timing")
+    timing, ceiling = benchmark("gpu_timing"), benchmark("gpu_convolutions")
     layer = torch.nn.Conv3d(2, 3, 3, padding=1)
     x = torch.randn(1, 2, 4, 4, 4, requires_grad=True)
-    with timing.Convolutions(torch.device("cpu")) as convolutions:
+    with ceiling.Convolutions(torch.device("cpu")) as convolutions:
         layer(x).sum().backward()
     setting = timing.Setting(torch.device("cpu"), True, Path())
     record = convolutions.seconds(setting)
@@ -73,14 +73,24 @@ def test_convolutions_count_forward_and_backward_with_their_work():
 
 
 def test_transposed_and_strided_convolutions_count_their_products():
-    timing = benchmark("gpu_timing")
+    timing, ceiling = benchmark("gpu_timing"), benchmark("gpu_convolutions")
     up = torch.nn.ConvTranspose3d(2, 3, 2, stride=2)
     down = torch.nn.Conv3d(3, 5, 2, stride=2)
-    with torch.no_grad(), timing.Convolutions(torch.device("cpu")) as convolutions:
+    with torch.no_grad(), ceiling.Convolutions(torch.device("cpu")) as convolutions:
         down(up(torch.randn(1, 2, 4, 4, 4)))
     record = convolutions.seconds(timing.Setting(torch.device("cpu"), True, Path()))
     products = 4**3 * 2 * 3 * 8 + 4**3 * 3 * 5 * 8
     assert record["gflop"] == pytest.approx(2 * products / 1e9, rel=1e-3)
+
+
+def test_doubling_by_slices_is_trilinear_interpolation():
+    upsampling = benchmark("gpu_upsampling")
+    x = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    y, reference = upsampling.doubled(x), upsampling.interpolated(x)
+    assert torch.allclose(y, reference)
+    gradient = torch.randn_like(y)
+    ours, exact = (torch.autograd.grad(part, x, gradient)[0] for part in (y, reference))
+    assert torch.allclose(ours, exact)
 
 
 def test_goals_compare_what_was_found_and_leave_open_what_was_not():
