@@ -3,12 +3,14 @@
 No DICOM tag ends up in a message, an output or a log: tags name patients and hospitals.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from attunet3d import dicom_file
 from attunet3d.errors import UserError
 from attunet3d.geometry import Grid
 
@@ -34,28 +36,22 @@ def read_series(folder: Path, max_voxels: int) -> tuple[npt.NDArray[Any], Grid, 
     """
     import SimpleITK
 
-    identifiers = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if not identifiers:
-        raise DicomError(f"{folder}: holds neither scan files nor a DICOM series")
-    names = [
-        SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), i) for i in identifiers
-    ]
-    if len(names) > 1:
-        counts = ", ".join(str(len(files)) for files in names)
-        raise DicomError(f"{folder}: holds {len(names)} DICOM series ({counts} files); keep one")
-    if len(names[0]) > MOST_SLICES:
-        raise DicomError(f"{folder}: {len(names[0])} slices; at most {MOST_SLICES} are read")
-    odd = _left_out(folder, names[0])
+    files, odd = _slices(folder)
+    names = tuple(str(file.path) for file in files)
     try:
-        positions, spacing, direction, size = _slice_positions(names[0])
+        positions, spacing, direction, size = _slice_positions(names)
     except RuntimeError:  # its text quotes the file, tags and all
         raise DicomError(f"{folder}: a DICOM file cannot be read; copy the series again") from None
+    order = np.argsort(positions @ direction[:, 2], kind="stable")
+    names, positions = tuple(names[i] for i in order), positions[order]
     count = len(positions)
+    if size[0] * size[1] > min(file.most_voxels for file in files):
+        raise DicomError(f"{folder}: a slice claims more voxels than it can hold; copy it again")
     if size[0] * size[1] * count > max_voxels:
         raise DicomError(f"{folder}: {size[0]}×{size[1]}×{count} voxels; at most {max_voxels}")
     step, warnings = _step(positions, spacing, direction, folder)
     try:
-        image = SimpleITK.ReadImage(names[0])
+        image = SimpleITK.ReadImage(names)
     except RuntimeError:
         raise DicomError(f"{folder}: the DICOM series cannot be read; copy it again") from None
     affine = np.eye(4)
@@ -67,22 +63,30 @@ def read_series(folder: Path, max_voxels: int) -> tuple[npt.NDArray[Any], Grid, 
     return array, grid, [*odd, *warnings]
 
 
-def _left_out(folder: Path, names: tuple[str, ...]) -> list[str]:
-    """A warning of files that are no slices; one that should be a slice is refused, not lost."""
-    taken = {Path(name).name for name in names} | {"DICOMDIR"}
-    others = [
-        path
-        for path in folder.iterdir()
-        if path.is_file() and path.name not in taken and not path.name.startswith(".")
-    ]
-    for path in others:
-        with path.open("rb") as file:
-            if file.read(132)[128:] == b"DICM":
-                raise DicomError(
-                    f"{folder}: {path.name} is DICOM but can be read as no slice of the series;"
-                    " export the whole series again"
-                )
-    return [f"{len(others)} files that are no DICOM were passed over"] if others else []
+def _slices(folder: Path) -> tuple[list[dicom_file.DicomFile], list[str]]:
+    """The files of the one series in a folder, each sound, and a warning of files passed over."""
+    found, others = [], 0
+    try:
+        for path in sorted(folder.iterdir()):
+            if not path.is_file() or path.name.startswith(".") or path.name == "DICOMDIR":
+                continue
+            if dicom_file.is_dicom(path):
+                found.append(dicom_file.check(path))
+            else:
+                others += 1
+            if len(found) > MOST_SLICES:
+                raise DicomError(f"{folder}: more than {MOST_SLICES} slices")
+    except dicom_file.DicomFileError as error:
+        raise DicomError(f"{folder}: {error}") from None
+    except OSError as error:
+        raise DicomError(f"{folder}: cannot be read ({error.strerror})") from None
+    if not found:
+        raise DicomError(f"{folder}: holds neither scan files nor a DICOM series")
+    counts = Counter(file.series for file in found)
+    if len(counts) > 1:
+        sizes = ", ".join(map(str, counts.values()))
+        raise DicomError(f"{folder}: holds {len(counts)} DICOM series ({sizes} files); keep one")
+    return found, [f"{others} files that are no DICOM were passed over"] if others else []
 
 
 def _slice_positions(names: tuple[str, ...]) -> tuple[Any, Any, Any, tuple[int, int]]:
