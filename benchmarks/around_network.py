@@ -19,6 +19,7 @@ import measure
 import numpy as np
 import torch
 from clinical_scan import CLINICAL, SMALL, write_clinical_scan
+from monai_chain import tutorial_chain
 from scipy import ndimage
 
 from attunet3d.config import PreprocessingConfig
@@ -71,41 +72,7 @@ def ours(scan: Path, folder: Path, crop_to_body: bool) -> Callable[[], str]:
 
 
 def monai(scan: Path, folder: Path) -> Callable[[], str]:
-    from monai import transforms as t
-    from monai.data import decollate_batch, list_data_collate
-
-    before = t.Compose(
-        [
-            t.LoadImaged("image"),
-            t.EnsureChannelFirstd("image"),
-            t.Orientationd("image", axcodes="RAS", labels=None),
-            t.Spacingd("image", pixdim=(SPACING_MM,) * 3, mode="bilinear"),
-            t.ScaleIntensityRanged("image", *HU, b_min=-1, b_max=1, clip=True),
-        ]
-    )
-    after = t.Compose(
-        [
-            t.Invertd("pred", before, orig_keys="image", nearest_interp=False, to_tensor=True),
-            t.AsDiscreted("pred", argmax=True),
-            t.SaveImaged(
-                "pred",
-                output_dir=folder,
-                output_postfix="monai",
-                separate_folder=False,
-                print_log=False,
-            ),
-        ]
-    )
-
-    @torch.no_grad()
-    def work() -> str:
-        batch = list_data_collate([before({"image": str(scan)})])
-        batch["pred"] = null_network(batch["image"])
-        for item in decollate_batch(batch):
-            after(item)
-        return str(folder / "scan_monai.nii.gz")
-
-    return work
+    return tutorial_chain(scan, folder, SPACING_MM, HU, null_network)
 
 
 def reference(scan: Path) -> np.ndarray:
