@@ -7,6 +7,7 @@ normalisation, another engine) belongs behind it and nowhere else.
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -67,11 +68,16 @@ def prepare(
         return openvino_engine.compiled(call, device, dtype)
 
     def forward(x: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), _whole_float32():
             outputs: Tensor = call(x)
         return outputs.float()
 
     return forward
+
+
+def _whole_float32() -> AbstractContextManager[None]:
+    """Convolve float32 as float32: cuDNN's default is TF32, with the mantissa of float16."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def _as_it_is(network: nn.Module, dtype: torch.dtype, attention: bool) -> Forward:
@@ -79,7 +85,7 @@ def _as_it_is(network: nn.Module, dtype: torch.dtype, attention: bool) -> Forwar
 
     def forward(x: Tensor) -> Tensor:
         mixed = torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
-        with torch.inference_mode(), mixed:
+        with torch.inference_mode(), mixed, _whole_float32():
             outputs: Tensor = call(x)
         return outputs.float()
 

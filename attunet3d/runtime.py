@@ -76,7 +76,8 @@ def available_memory_bytes(device: "torch.device") -> int:
     import torch
 
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept  # torch gives again what it keeps
     return min(_free_ram_bytes(), _free_in_control_group_bytes())
 
 

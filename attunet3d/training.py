@@ -142,17 +142,16 @@ class Trainer:
         skips = settings.on_nonfinite_loss == "skip"
         buffers = [part.clone() for part in self.network.buffers()] if skips else []
         self.optimiser.zero_grad(set_to_none=True)
-        total = 0.0
+        losses: list[Tensor] = []
         for batch in batches:
             with self._autocast():
                 logits = self.network(batch.image)  # list of (B, C, X, Y, Z), finest first
             value: Tensor = self.criterion(logits, batch.label) / len(batches)
-            total += float(value.detach())
-            if not math.isfinite(total):
-                break
             self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+            losses.append(value.detach())
+        total, updated = self._update(torch.stack(losses).sum())
         names = tuple(name for batch in batches for name in batch.case_ids)
-        if self._update(total):
+        if updated:
             if self.average is not None:
                 self.average.update_parameters(self.network)
         else:
@@ -163,18 +162,21 @@ class Trainer:
         self.step += 1
         return total
 
-    def _update(self, total: float) -> bool:
-        """Clip the gradient and step, unless the loss or the gradient is not finite."""
-        if not math.isfinite(total):
-            return False
+    def _update(self, loss: Tensor) -> tuple[float, bool]:
+        """Clip the gradient and step, unless the loss or the gradient is not finite.
+
+        Returns:
+            The loss, and whether the weights were updated.
+        """
         self.scaler.unscale_(self.optimiser)
         limit = self.config.training.clip_gradient_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
-            return False
-        self.scaler.step(self.optimiser)  # the scaler itself passes over an overflow
+        total, length = torch.stack([loss, norm]).tolist()  # the step's only wait for a GPU
+        finite = math.isfinite(total) and (self.scaler.is_enabled() or math.isfinite(length))
+        if finite:
+            self.scaler.step(self.optimiser)  # the scaler itself passes over an overflow
         self.scaler.update()
-        return True
+        return total, finite
 
     def _nonfinite(self, value: float, names: tuple[str, ...]) -> None:
         self.optimiser.zero_grad(set_to_none=True)
