@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from attunet3d import atomic, case_names, results
@@ -25,7 +26,7 @@ from attunet3d.inference import Prediction, Predictor
 from attunet3d.manifest import Manifest
 from attunet3d.nifti import parts_of
 from attunet3d.results import CaseFiles, Outcome
-from attunet3d.volume import Volume, find_scans
+from attunet3d.volume import Volume, find_scans, read_label
 
 MOST_AHEAD = 4  # scans read ahead where there are cores for it; each takes its size in memory
 
@@ -212,6 +213,8 @@ class _Cohort:
                 probabilities=self.wishes.probabilities,
                 attention=self.wishes.attention,
             )
+            if not self.wishes.overwrite:
+                _spare_others_work(job.files, prediction)
         except Exception as error:
             self._fail(job.files.case_id, error)
             return None
@@ -235,6 +238,19 @@ class _Cohort:
         self.outcome.failures[case_id] = reason
         _say(f"{case_id}: error: {reason}")
         self.bar.update()
+
+
+def _spare_others_work(files: CaseFiles, prediction: Prediction) -> None:
+    """Raise where a label map would be lost that no call of ours is known to have written."""
+    if not results.is_unknown(files):
+        return
+    with suppress(UserError):
+        if np.array_equal(read_label(files.mask).array, prediction.segmentation.array):
+            return  # ours, its sidecar taken away; or nothing is lost
+    raise CohortError(
+        f"{files.mask}: is there already, has no sidecar and differs from the result; use"
+        " --overwrite or another output folder"
+    )
 
 
 def _by_id(scans: Iterable[Scan]) -> dict[str, list[Path]]:

@@ -88,6 +88,7 @@ def write_prediction(
         UserError: A file cannot be written; the sidecar is then not written either.
     """
     begin = time.perf_counter()
+    _begin(files)
     written = [files.mask]
     maps = (files.probabilities, prediction.probabilities), (files.attention, prediction.attention)
     for path, array in maps:
@@ -98,6 +99,17 @@ def write_prediction(
     prediction.segmentation.save(files.mask)
     seconds = {**record["seconds"], "writing": round(time.perf_counter() - begin, 4)}
     results.write_sidecar(files, prediction.segmentation, written, {**record, "seconds": seconds})
+    files.begun.unlink(missing_ok=True)
+
+
+def _begin(files: CaseFiles) -> None:
+    try:
+        files.begun.touch()
+    except OSError as error:
+        raise atomic.WriteError(
+            f"{files.mask}: cannot be written ({error.strerror}); free space or choose another"
+            " output folder"
+        ) from error
 
 
 def export_labels(folders: Sequence[Path], out_dir: Path, rule: Rule) -> Outcome:

@@ -5,6 +5,7 @@
     OUT_DIR/probabilities/CASE.nii.gz    on request, foreground labels in order
     OUT_DIR/attention/CASE.nii.gz        on request, gates from the finest level down
     OUT_DIR/failures.json                reasons of the cases that failed, when some did
+    OUT_DIR/.begun-CASE                  while a case is written; a killed call leaves it behind
 
 The sidecar holds a checksum of each of the case's files, so a torn, swapped or stale one is seen.
 """
@@ -74,6 +75,11 @@ class CaseFiles:
         """The gates' coefficients."""
         return self.folder / "attention" / f"{self.case_id}.nii.gz"
 
+    @property
+    def begun(self) -> Path:
+        """Says that what stands of the case is ours though it has no sidecar yet."""
+        return self.folder / f".begun-{self.case_id}"
+
 
 def case_files(folder: Path, case_id: str) -> CaseFiles:
     """Name the files of a case, all of them inside `folder`.
@@ -140,6 +146,11 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     ):
         raise ResultError(f"{path}: a sidecar must hold labels, files and settings by name")
     return content
+
+
+def is_unknown(files: CaseFiles) -> bool:
+    """Whether a label map stands that nothing shows to be ours; somebody's work, perhaps."""
+    return files.mask.exists() and not (files.sidecar.exists() or files.begun.exists())
 
 
 def intact(files: CaseFiles, content: Mapping[str, Any], wanted: Sequence[Path]) -> bool:

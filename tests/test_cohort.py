@@ -216,6 +216,30 @@ def test_an_stderr_that_is_gone_ends_no_cohort(scans, tmp_path, monkeypatch):
     assert (len(outcome.done), list(outcome.failures)) == (3, ["text"])
 
 
+def test_label_maps_of_others_are_not_overwritten_unasked(scans, tmp_path):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    write_scan(labels / "a.nii.gz", (ball() == 0).astype(np.uint8))  # somebody's
+    write_scan(labels / "b.nii.gz", np.where(ball() == 300, 5, 0).astype(np.uint8))  # the same
+    before = (labels / "a.nii.gz").read_bytes()
+    outcome = segment(scans, labels)
+    assert (sorted(outcome.done), list(outcome.failures)) == (["-c", "b"], ["a"])
+    assert "use --overwrite" in outcome.failures["a"]
+    assert (labels / "a.nii.gz").read_bytes() == before
+    assert segment(scans, labels, overwrite=True).failures == {}
+    assert_is_the_ball(labels, "a")
+
+
+def test_what_a_killed_call_began_is_replaced(scans, tmp_path):
+    out_dir = tmp_path / "out"
+    out_dir.mkdir()
+    write_scan(out_dir / "a.nii.gz", (ball() == 0).astype(np.uint8))
+    (out_dir / ".begun-a").touch()
+    assert segment(scans, out_dir).failures == {}
+    assert_is_the_ball(out_dir, "a")
+    assert not list(out_dir.glob(".*"))
+
+
 def test_case_ids_do_not_leave_the_folder(scans, tmp_path):
     cases = [("../escaped", scans / "a.nii.gz"), ("/tmp/escaped", scans / "a.nii.gz")]
     outcome = segment_cohort(predictor(), cases, tmp_path / "out")
