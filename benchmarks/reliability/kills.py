@@ -279,7 +279,7 @@ def _finish(
         problems.append(f"said {counts}, not {wanted}")
     if len(now) != 4 * len(subject.cases):
         problems.append(f"{len(now)} files")
-    if list(out.rglob("*.tmp")):
+    if list(out.rglob(".*")):
         problems.append("temporary files are left")
     if problems:
         tally.repeated = before + 1

@@ -73,7 +73,9 @@ def end(command: Command, number: int) -> int:
     return status
 
 
-def spawn(arguments: Sequence[str | Path], said: Path) -> "subprocess.Popen[bytes]":
+def spawn(
+    arguments: Sequence[str | Path], said: Path, *, own_group: bool = False
+) -> "subprocess.Popen[bytes]":
     """Start `attunet3d` as a person does; what it says goes to the file `said`."""
     with said.open("wb") as file:
         return subprocess.Popen(
@@ -83,6 +85,7 @@ def spawn(arguments: Sequence[str | Path], said: Path) -> "subprocess.Popen[byte
             stderr=file,
             cwd=ROOT,
             env={**os.environ, **ENVIRONMENT},
+            start_new_session=own_group,
         )
 
 

@@ -29,7 +29,7 @@ from attunet3d.run_log import read_rows
 from benchmarks.reliability import subjects
 from benchmarks.reliability.preloaded import POLL, Command, Preloaded, end, spawn, wait
 
-AN_INTERRUPTED_RUN = 4  # tries to interrupt it; some come after its end
+AN_INTERRUPTED_RUN = 5  # at most; some are done before
 MOST_RUNS = 20  # of one kind; seven or so are needed
 
 
@@ -95,7 +95,7 @@ def run(folder: Path, small: bool) -> dict[str, Any]:
         named = list(zip(subjects.TRAININGS, configs, strict=True))[: 1 if small else None]
         for number, (name, config) in enumerate(named):
             training = Training(parent, folder, manifest, config, name)
-            _uninterrupted(training)
+            uninterrupted(training)
             print(f"{name}: {training.seconds:.1f} s uninterrupted", flush=True)
             rng = random.Random(number)
             plan = [partial(_killed, training, tally, rng)] * (2 if small else 14)
@@ -110,7 +110,8 @@ def run(folder: Path, small: bool) -> dict[str, Any]:
     return {"rows": _rows(tally), "troubles": tally.troubles}
 
 
-def _uninterrupted(training: Training) -> None:
+def uninterrupted(training: Training) -> None:
+    """Run it to its end, twice, and keep how it ended and how long it took."""
     first = training.folder / f"{training.config.stem}_whole"
     for _ in range(2):  # the first prepares the cache, the second is timed
         shutil.rmtree(first, ignore_errors=True)
@@ -131,10 +132,11 @@ def _carry_out(training: Training, tally: Tally, plan: list[Callable[[Path], boo
         run_dir = training.folder / f"run_{tally.runs}"
         tally.runs += 1
         for _ in range(AN_INTERRUPTED_RUN):
-            if plan and plan[-1](run_dir):
-                plan.pop()
+            if not plan or not plan[-1](run_dir):
+                break  # it came to its end
+            plan.pop()
         status = wait(training.start(run_dir, resume=True))
-        trouble = _difference(training, run_dir) if status == 0 else f"resumed with {status}"
+        trouble = difference(training, run_dir) if status == 0 else f"resumed with {status}"
         if trouble:
             tally.other += 1
             tally.troubles.append(f"{run_dir.name}, {training.name}: {trouble}: {training.said()}")
@@ -147,7 +149,7 @@ def _carry_out(training: Training, tally: Tally, plan: list[Callable[[Path], boo
 def _killed(training: Training, tally: Tally, rng: random.Random, run_dir: Path) -> bool:
     """SIGKILL at a random moment; False when the call had ended."""
     command = training.start(run_dir, resume=True)
-    time.sleep(rng.uniform(0.05, 0.8) * training.seconds)
+    time.sleep(rng.uniform(0.02, 0.6) * training.seconds)
     if command.poll() is not None:
         return False
     before = "before its first save" if not (run_dir / "last.pt").exists() else "later"
@@ -177,15 +179,21 @@ def _stopped(
 
 def _saves(command: Command, run_dir: Path, count: int) -> bool:
     """Wait for `count` saves of the state; False when the command ended first."""
-    seen: set[int] = set()
-    while len(seen) < count:
+    seen = {0}
+    while len(seen) <= count:
         if command.poll() is not None:
             return False
-        path = run_dir / "last.pt"
-        if path.exists():
-            seen.add(path.stat().st_mtime_ns)
+        seen.add(_time_of(run_dir / "last.pt"))
         time.sleep(POLL)
     return True
+
+
+def _time_of(path: Path) -> int:
+    """When the file was written, 0 where there is none: for a moment between two renames."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _damaged(
@@ -211,8 +219,8 @@ def _damaged(
 
 
 def _saves_anew(command: Command, path: Path) -> bool:
-    before = path.stat().st_mtime_ns if path.exists() else 0
-    while not path.exists() or path.stat().st_mtime_ns == before:
+    before = _time_of(path)
+    while _time_of(path) in (0, before):
         if command.poll() is not None:
             return False
         time.sleep(POLL)
@@ -244,13 +252,14 @@ def _as_a_person_does(training: Training, tally: Tally) -> None:
     end(command, signal.SIGKILL)
     tally.runs += 1
     status = wait(spawn(training.arguments(run_dir, resume=True), said))
-    trouble = _difference(training, run_dir) if status == 0 else f"resumed with {status}"
+    trouble = difference(training, run_dir) if status == 0 else f"resumed with {status}"
     if trouble:
         tally.other += 1
         tally.troubles.append(f"started anew: {trouble}: {training.said()}")
 
 
-def _difference(training: Training, run_dir: Path) -> str | None:
+def difference(training: Training, run_dir: Path) -> str | None:
+    """What came out otherwise than of the run that nobody stopped; None: nothing."""
     assert training.answer is not None
     found = _end(run_dir)
     parts = [name for name in vars(found) if getattr(found, name) != getattr(training.answer, name)]

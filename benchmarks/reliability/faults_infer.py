@@ -1,0 +1,358 @@
+"""Faults that strike `attunet3d infer`; each function lets one strike and returns its troubles.
+
+The first line of a function's docstring is its row in the table. None: not possible here.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from attunet3d import checkpoint, results
+from attunet3d.volume import read_label
+from benchmarks.reliability import subjects
+from benchmarks.reliability.preloaded import POLL, Hook, Preloaded, wait
+from benchmarks.reliability.small_disk import remount, small_disk
+
+COUNT = 4
+CASES = [f"scan_{number}" for number in range(COUNT)]
+MAPS = ("--save-probabilities", "--save-attention")
+
+
+@dataclass
+class Cohort:
+    """A model, some scans and their right label maps."""
+
+    parent: Preloaded
+    folder: Path
+    model: Path
+    scans: Path
+    answers: dict[str, Any]
+
+    def copy(self, name: str) -> tuple[Path, Path]:
+        """A fresh copy of the scans, and the path of an output folder that is not there yet."""
+        scans = self.folder / name / "scans"
+        shutil.copytree(self.scans, scans)
+        return scans, self.folder / name / "out"
+
+    def call(
+        self, scans: Path, out: Path, *more: str, hook: Hook | None = None
+    ) -> tuple[int | None, str]:
+        """Segment; the exit status, None for a hang, and what was said."""
+        arguments = ["infer", self.model, scans, out, "--device", "cpu", *more]
+        return self.parent.call(arguments, self.folder / "said.txt", hook)
+
+    def troubles(
+        self, outcome: tuple[int | None, str], out: Path, bad: Mapping[str, str]
+    ) -> list[str]:
+        """What is not as it must be when just the cases `bad` fail, with these words."""
+        status, said = outcome
+        found = [] if status == (1 if bad else 0) else [f"status {status}: {said[-300:]}"]
+        found += ["a traceback"] if "Traceback" in said else []
+        path = out / "failures.json"
+        failures = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        lines = dict(re.findall(r"^(\S+): error: (.*)$", said, re.MULTILINE))
+        lines.pop("failures.json", None)  # cannot be written either where nothing can
+        if set(failures or lines) != set(bad):
+            found.append(f"failed: {sorted(failures or lines)}, not {sorted(bad)}")
+        for case, words in bad.items():
+            if not re.search(words, lines.get(case, "")):
+                found.append(f"{case}: said {lines.get(case)!r}, not {words!r}")
+        return found + self.wrong(out, [case for case in self.answers if case not in bad])
+
+    def wrong(self, out: Path, cases: Sequence[str]) -> list[str]:
+        """What is not whole, of these cases that must be done and of leftovers."""
+        found = [f"{path.name} is left" for path in out.rglob("*.tmp")]
+        for case in cases:
+            files = results.case_files(out, case)
+            try:
+                same = np.array_equal(read_label(files.mask).array, self.answers[case])
+                content = results.read_sidecar(files.sidecar)
+                whole = results.intact(files, content, [files.mask])
+                found += [] if same and whole else [f"{case}: another label map"]
+            except Exception as error:
+                found.append(f"{case}: {error}")
+        return found
+
+
+def prepare(parent: Preloaded, folder: Path) -> Cohort:
+    """The scans, and what comes of them when nothing strikes."""
+    model, scans = subjects.infer_subjects(parent, folder, COUNT, 32)
+    cohort = Cohort(parent, folder, model, scans, {})
+    status, said = cohort.call(scans, folder / "answers")
+    assert status == 0, said
+    cohort.answers = {c: read_label(folder / "answers" / f"{c}.nii.gz").array for c in CASES}
+    return cohort
+
+
+def full_disk(cohort: Cohort) -> list[str] | None:
+    """infer: the disk is full (tmpfs); enlarged, the same call finishes."""
+    scans, out = cohort.copy("full")
+    with small_disk(out, 520) as mounted:  # enough for one case's maps
+        if not mounted:
+            return None
+        status, said = cohort.call(scans, out, *MAPS)
+        failed = re.findall(r"^(\w+): error: .*No space left on device", said, re.MULTILINE)
+        found = [] if status == 1 and failed else [f"status {status}: {said[-300:]}"]
+        found += cohort.wrong(out, [case for case in CASES if case not in failed])
+        remount(out, "size=20000k")
+        return found + cohort.troubles(cohort.call(scans, out, *MAPS), out, {})
+
+
+def file_limit(cohort: Cohort) -> list[str]:
+    """infer: writes end in their middle (limit on file size); without it the same call finishes."""
+    scans, out = cohort.copy("limit")
+    outcome = cohort.call(scans, out, *MAPS, hook=("hooks", "limit_files", [30_000]))
+    found = cohort.troubles(outcome, out, dict.fromkeys(CASES, "File too large"))
+    return found + cohort.troubles(cohort.call(scans, out, *MAPS), out, {})
+
+
+def memory_runs_out(cohort: Cohort) -> list[str]:
+    """infer: GPU memory runs out at a window (simulated): fewer windows a pass, then the CPU."""
+    found = []
+    for calls, on_gpu, words in (
+        ([3], False, ["windows one at a time"]),
+        ([3, 4], True, ["windows one at a time", "stitched in the CPU's memory"]),
+    ):
+        scans, out = cohort.copy(f"memory_{len(words)}")
+        hook: Hook = ("hooks", "run_out_of_memory", [calls, on_gpu])
+        found += cohort.troubles(cohort.call(scans, out, hook=hook), out, {})
+        told = [results.read_sidecar(out / f"{case}.json")["fallbacks"] for case in CASES]
+        hit = [texts for texts in told if texts]
+        right = len(hit) == 1 and len(hit[0]) == len(words)
+        if not right or not all(word in text for word, text in zip(words, hit[0], strict=True)):
+            found.append(f"the sidecars say {told}, not {words} of one case")
+    return found
+
+
+def memory_fails_one(cohort: Cohort) -> list[str]:
+    """infer: memory runs out for one case whatever is tried: that case fails."""
+    scans, out = cohort.copy("memory_one")
+    hook: Hook = ("hooks", "run_out_of_memory", [[0, 1], False])
+    return cohort.troubles(cohort.call(scans, out, hook=hook), out, {CASES[0]: "out of memory"})
+
+
+def vanished(cohort: Cohort) -> list[str]:
+    """infer: a scan vanishes after it was listed, or a folder, pipe or half stands there."""
+
+    def half(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-1000])
+
+    def replaced(make: Callable[[Path], None]) -> Callable[[Path], None]:
+        return lambda path: (path.unlink(), make(path))[1]
+
+    changes: dict[str, tuple[Callable[[Path], None], str]] = {
+        "gone": (Path.unlink, "No such file"),
+        "folder": (replaced(Path.mkdir), "scan_3.nii.gz: "),
+        "pipe": (replaced(os.mkfifo), "no regular file"),
+        "half": (half, "breaks off|damaged"),
+    }
+    found = []
+    for name, (change, words) in changes.items():
+        for attempt in range(3):  # the scan may be read before it is changed
+            scans, out = cohort.copy(f"vanished_{name}_{attempt}")
+            arguments = ["infer", cohort.model, scans, out, "--device", "cpu"]
+            said = cohort.folder / "said.txt"
+            command = cohort.parent.start(arguments, said)
+            while not out.exists() and command.poll() is None:  # listed by then
+                time.sleep(POLL)
+            change(scans / "scan_3.nii.gz")
+            outcome = wait(command), said.read_text(encoding="utf-8")
+            if outcome[0] != 0:
+                break
+        trouble = cohort.troubles(outcome, out, {"scan_3": words})
+        found += [f"{name}: {text}" for text in trouble]
+    return found
+
+
+def pipes(cohort: Cohort) -> list[str]:
+    """infer: named pipes among the scans and in place of a sidecar: no hang."""
+    scans, out = cohort.copy("pipes")
+    out.mkdir()
+    os.mkfifo(out / "scan_0.json")
+    for name in ("a.nii.gz", "b.nii", "c.nrrd", "d.mha"):
+        os.mkfifo(scans / name)
+    found = cohort.troubles(cohort.call(scans, out), out, dict.fromkeys("abcd", "pipe|regular"))
+    series = scans.parent / "series"
+    series.mkdir()
+    os.mkfifo(series / "1.dcm")
+    status, said = cohort.call(series, out)
+    return found + ([] if status in (1, 2) else [f"DICOM folder: {status}: {said[-200:]}"])
+
+
+def read_only(cohort: Cohort) -> list[str] | None:
+    """infer: the output folder is read-only (tmpfs); writable again, the same call finishes."""
+    scans, out = cohort.copy("read_only")
+    with small_disk(out, 20_000) as mounted:
+        if not mounted:
+            return None
+        remount(out, "ro")
+        said = cohort.call(scans, out)
+        found = cohort.troubles(said, out, dict.fromkeys(CASES, "Read-only file system"))
+        remount(out, "rw")
+        return found + cohort.troubles(cohort.call(scans, out), out, {})
+
+
+def no_rights(cohort: Cohort) -> list[str] | None:
+    """infer: a scan and the output folder that the user may not read or write."""
+    if os.geteuid() != 0:
+        return None
+    scans, out = cohort.copy("rights")
+    hook: Hook = ("hooks", "become_nobody", [])
+    for path in (*cohort.folder.parents, cohort.folder, scans.parent):
+        path.chmod(path.stat().st_mode | 0o111)
+    (cohort.folder / "said.txt").chmod(0o666)
+    (scans / "scan_1.nii.gz").chmod(0o000)
+    out.mkdir()
+    locked = cohort.call(scans, out, hook=hook)
+    unread = {"scan_1": "cannot be read .*Permission denied"}
+    bad = dict.fromkeys(CASES, "cannot be written .Permission denied")
+    found = cohort.troubles(locked, out, bad | unread)
+    out.chmod(0o777)
+    opened = cohort.call(scans, out, hook=hook)
+    return found + cohort.troubles(opened, out, unread)
+
+
+def output_is_input(cohort: Cohort) -> list[str]:
+    """infer: results would overwrite scans: refused, the scans untouched."""
+    scans, _ = cohort.copy("onto_itself")
+    before = {path: path.read_bytes() for path in scans.iterdir()}
+    found = []
+    status, said = cohort.call(scans, scans)
+    lines = re.findall("overwritten by its own result", said)
+    found += [] if (status, len(lines)) == (1, COUNT) else [f"status {status}: {said[-300:]}"]
+    (scans / "failures.json").unlink()
+    entries = [{"id": f"scan_{n}", "image": f"scans/scan_{(n + 1) % COUNT}.nii.gz"} for n in (0, 1)]
+    manifest = scans.parent / "swapped.json"
+    content = {"name": "n", "labels": {"0": "background", "1": "noise"}, "training": []}
+    manifest.write_text(json.dumps({**content, "test": entries}))
+    status, said = cohort.call(manifest, scans)
+    right = status == 1 and "overwritten by" in said and "is there already" in said
+    found += [] if right else [f"swapped: {status}: {said}"]
+    found += [f"{p.name}: changed" for p, data in before.items() if p.read_bytes() != data]
+    return found
+
+
+def output_is_precious(cohort: Cohort) -> list[str]:
+    """infer: label maps of others stand in the output folder: kept unless --overwrite."""
+    scans, out = cohort.copy("precious")
+    shutil.copytree(cohort.folder / "answers", out)
+    for path in out.glob("*.json"):
+        path.unlink()
+    other = out / "scan_2.nii.gz"
+    shutil.copy(out / "scan_1.nii.gz", other)
+    before = other.read_bytes()
+    found = cohort.troubles(cohort.call(scans, out), out, {"scan_2": "use --overwrite"})
+    found += [] if other.read_bytes() == before else ["the label map was overwritten"]
+    return found + cohort.troubles(cohort.call(scans, out, "--overwrite"), out, {})
+
+
+def links(cohort: Cohort) -> list[str]:
+    """infer: links where results go: what they point to is never written."""
+    scans, out = cohort.copy("links")
+    out.mkdir()
+    precious = scans.parent / "precious"
+    precious.write_text("precious")
+    (out / "scan_0.nii.gz").symlink_to(precious)
+    (out / "scan_1.json").symlink_to(precious)
+    (out / "scan_2.nii.gz").symlink_to("nowhere")
+    (out / "scan_3.nii.gz").symlink_to(scans / "scan_0.nii.gz")
+    bad = {"scan_0": "is there already", "scan_3": "is a scan and would be overwritten"}
+    found = cohort.troubles(cohort.call(scans, out), out, bad)
+    found += [] if precious.read_text() == "precious" else ["what a link points to was changed"]
+    return found + ([] if not (out / "nowhere").exists() else ["written through a link"])
+
+
+def blocked(cohort: Cohort) -> list[str]:
+    """infer: a folder, or a file that may not be replaced (chattr +i), where a result goes."""
+    scans, out = cohort.copy("blocked")
+    shutil.copytree(cohort.folder / "answers", out)
+    for path in out.glob("scan_0*"):
+        path.unlink()
+    (out / "scan_0.nii.gz").mkdir()
+    stuck = out / "scan_1.nii.gz"
+    stuck.write_bytes(b"torn")
+    fixed = subprocess.run(["chattr", "+i", stuck], capture_output=True).returncode == 0
+    try:
+        bad = {"scan_0": "scan_0.nii.gz: is there already"}
+        bad |= {"scan_1": "scan_1.nii.gz: cannot be written"} if fixed else {}
+        return cohort.troubles(cohort.call(scans, out), out, bad)
+    finally:
+        if fixed:
+            subprocess.run(["chattr", "-i", stuck], check=True)
+
+
+def broken_weights(cohort: Cohort) -> list[str]:
+    """infer: weights that are NaN are refused; weights that give infinities fail their cases."""
+    scans, out = cohort.copy("weights")
+    found, loaded = [], checkpoint.load_model(cohort.model)
+    for name, value in (("nan", float("nan")), ("huge", 1e38)):
+        weights = {key: part.clone() for key, part in loaded.network.state_dict().items()}
+        weights[next(iter(weights))].fill_(value)
+        path = scans.parent / f"{name}.safetensors"
+        checkpoint.save_model(path, weights, loaded.config, loaded.labels)
+        assert torch.isfinite(next(iter(weights.values()))).all() == (name == "huge")
+        here = Cohort(cohort.parent, cohort.folder, path, scans, cohort.answers)
+        outcome = here.call(scans, out)
+        if name == "nan":
+            right = outcome[0] == 2 and "NaN" in outcome[1] and len(outcome[1].splitlines()) == 1
+            found += [] if right else [f"status {outcome[0]}: {outcome[1][-300:]}"]
+        else:
+            found += here.troubles(outcome, out, dict.fromkeys(CASES, "NaN or infinity"))
+    return found
+
+
+def deaf_stderr(cohort: Cohort) -> list[str]:
+    """infer: what it says goes to a full disk: the cases are done and failures.json is written."""
+    scans, out = cohort.copy("deaf")
+    (scans / "bad.nii.gz").write_text("no scan")
+    arguments = ["infer", cohort.model, scans, out, "--device", "cpu"]
+    status = wait(cohort.parent.start(arguments, Path("/dev/full")))
+    failures = json.loads((out / "failures.json").read_text(encoding="utf-8"))
+    found = [] if status and list(failures) == ["bad"] else [f"status {status}: {failures}"]
+    return found + cohort.wrong(out, CASES)
+
+
+def stopped_twice(cohort: Cohort) -> list[str]:
+    """infer: Ctrl-C again while it waits for the last write: whole files, and the rest later."""
+    scans, out = cohort.copy("twice")
+    said = cohort.folder / "said.txt"
+    arguments = ["infer", cohort.model, scans, out, "--device", "cpu", *MAPS]
+    command = cohort.parent.start(arguments, said)
+    while not list(out.glob("*.nii.gz")) and command.poll() is None:
+        time.sleep(POLL)
+    for _ in range(3):
+        os.kill(command.pid, signal.SIGINT)
+        time.sleep(0.01)
+    status = wait(command, 20)
+    found = [] if status in (130, -signal.SIGINT) else [f"status {status}"]
+    return found + cohort.troubles(cohort.call(scans, out, *MAPS), out, {})
+
+
+FAULTS: list[Callable[[Cohort], list[str] | None]] = [
+    full_disk,
+    file_limit,
+    memory_runs_out,
+    memory_fails_one,
+    output_is_input,
+    pipes,
+    vanished,
+    read_only,
+    no_rights,
+    output_is_precious,
+    links,
+    blocked,
+    broken_weights,
+    deaf_stderr,
+    stopped_twice,
+]
