@@ -106,8 +106,10 @@ def parse_header(data: bytes, max_voxels: int, *, pair: bool = False) -> NiftiHe
     wanted = (b"ni" if pair else b"n+") + (b"1" if size == 348 else b"2")
     if magic != wanted:
         kind_of = "of a pair (Analyze is not read)" if pair else "of a single file"
+        # Other bytes are not quoted: what slipped there may be text, and text may name a patient.
+        found = repr(magic) if magic in (b"n+1", b"ni1", b"n+2", b"ni2") else "none of NIfTI's"
         raise NiftiError(
-            f"has magic {magic!r}: must be {wanted!r}, NIfTI {kind_of}; convert it to .nii.gz"
+            f"has magic {found}: must be {wanted!r}, NIfTI {kind_of}; convert it to .nii.gz"
         )
     shape = _shape(header, max_voxels)
     affine, warnings = _affine_mm(header, shape)
