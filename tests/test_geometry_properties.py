@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from known_network import checkpoint
 from scipy.spatial.transform import Rotation
 
+from attunet3d import atomic
 from attunet3d.export import write_prediction
 from attunet3d.geometry import Grid
 from attunet3d.inference import Predictor
@@ -112,7 +113,7 @@ def test_the_grid_comes_out_bit_by_bit_and_the_ball_stays_where_it_is(tmp_path, 
     path = scan.save(tmp_path / "a.nii.gz")
     volume = read_volume(path)
     prediction = PREDICTOR.segment(volume, probabilities=True)
-    files = case_files(tmp_path / "out", "a")
+    files = case_files(atomic.make_folder(tmp_path / "out"), "a")
     write_prediction(files, prediction, volume, {**prediction.record, "model": "", "settings": {}})
 
     source = nib.load(path)
