@@ -118,7 +118,7 @@ class Trainer:
         ):
             try:
                 while self.step < settings.steps and not self._stopped_early():
-                    value = self._train_step([next(stream) for _ in range(settings.accumulation)])
+                    value = self._train_step(self._fetch(stream, requests))
                     self._after_step(value, log)
                     bar.update()
                     bar.set_postfix(self._progress(value), refresh=False)
@@ -133,6 +133,15 @@ class Trainer:
             skipped_steps=self.skipped,
             seconds=round(time.monotonic() - began, 1),
         )
+
+    def _fetch(self, stream: Iterator[Batch], requests: list[int]) -> list[Batch]:
+        """What one step sees."""
+        try:
+            return [next(stream) for _ in range(self.config.training.accumulation)]
+        except (RuntimeError, OSError, EOFError):
+            if requests:  # sent to the workers as well, and they are gone
+                self._save_and_leave(requests[0])
+            raise
 
     def _train_step(self, batches: Sequence[Batch]) -> float:
         """One update of the weights; returns the loss."""
@@ -279,7 +288,7 @@ class Trainer:
         state, warnings = checkpoint.load_state(self.run_dir / "last.pt")
         try:
             self._load(state)
-        except (KeyError, TypeError, RuntimeError, ValueError):
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
             raise TrainingError(
                 f"{self.run_dir / 'last.pt'}: belongs to another network or configuration; resume"
                 " with the config.json of this run folder"

@@ -106,6 +106,12 @@ def test_a_reader_that_goes_away_is_no_error():
     child.stderr.close()
 
 
+def test_what_the_terminal_cannot_show_is_replaced():
+    child = process('    print("4×4 mm")\n    return 0', PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    out, err = child.communicate(timeout=20)
+    assert (child.returncode, out, err) == (0, "4?4 mm\n", "")
+
+
 FAULTS = """
     import ctypes, resource
     def touch():
