@@ -37,6 +37,7 @@ except ImportError:
     fast_zlib = zlib
 
 READ_BYTES = 1 << 20
+LEAST_PIECE = 1 << 12
 CHUNK_BYTES = 1 << 22
 GZIP_MAGIC = b"\x1f\x8b"
 MOST_EXCESS = 1 << 20  # bytes after the voxels that are passed over, with a warning
@@ -139,28 +140,39 @@ def _stream(file: BinaryIO, warnings: list[str]) -> tuple[Iterator[bytes], int]:
 
 def _inflated(file: BinaryIO, warnings: list[str]) -> Iterator[bytes]:
     """Pieces of a gzip file of one or more members; each member's checksum is verified."""
-    decoder = fast_zlib.decompressobj(31)
-    pending = b""
+    decoder, pending, most = fast_zlib.decompressobj(31), memoryview(b""), LEAST_PIECE
     while True:
-        pending = pending or file.read(READ_BYTES)
-        chunk = decoder.decompress(pending, CHUNK_BYTES)
+        pending = pending or memoryview(file.read(READ_BYTES))
+        piece = pending[:most]
+        chunk = decoder.decompress(piece, CHUNK_BYTES)
+        left = len(decoder.unused_data if decoder.eof else decoder.unconsumed_tail)
+        pending = pending[len(piece) - left :]
         if chunk:
             yield chunk
         if decoder.eof:
-            rest = decoder.unused_data or file.read(READ_BYTES)
-            while rest and not rest.strip(b"\0"):  # zero padding, as tape formats leave it
-                rest = file.read(READ_BYTES)
-            if not rest.startswith(GZIP_MAGIC):
-                if rest:
+            pending = _behind_member(file, pending)
+            if pending[:2] != GZIP_MAGIC:
+                if pending:
                     warnings.append(
                         "bytes that are not gzip after the gzip stream were passed over"
                     )
                 return
-            decoder, pending = fast_zlib.decompressobj(31), rest
-        elif not chunk and not pending:
+            # What a decoder does not use it copies: small pieces first, for members may be tiny.
+            decoder, most = fast_zlib.decompressobj(31), LEAST_PIECE
+        elif not chunk and not piece:
             raise NiftiError("breaks off: the gzip stream has no end; copy it again")
         else:
-            pending = decoder.unconsumed_tail
+            most = min(2 * most, READ_BYTES)
+
+
+def _behind_member(file: BinaryIO, pending: memoryview) -> memoryview:
+    """What follows a member: its first two bytes at least, without padding of zeros."""
+    if len(pending) < 2:
+        pending = memoryview(bytes(pending) + file.read(READ_BYTES))
+    while pending and pending[0] == 0:  # tape formats pad so
+        rest = bytes(pending).lstrip(b"\0")
+        pending = memoryview(rest if len(rest) > 1 else rest + file.read(READ_BYTES))
+    return pending
 
 
 def _fill(buffer: memoryview, offset: int, start: bytes, chunks: Iterator[bytes]) -> int:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from attunet3d.atomic import WriteError
 from attunet3d.errors import UserError
 from attunet3d.geometry import Grid
-from attunet3d.nifti import read_nifti, write_nifti
+from attunet3d.nifti import READ_BYTES, read_nifti, write_nifti
 from attunet3d.nifti_header import NiftiError
 
 LIMIT = 10**6
@@ -241,6 +241,30 @@ def test_members_padding_and_what_follows(tmp_path):
     assert "4 bytes after the voxels" in read(path)[3][0]
     path.write_bytes(raw[:-1])
     with pytest.raises(NiftiError, match="more than it can hold"):
+        read(path)
+
+
+@pytest.mark.parametrize("short", [0, 1, 2, 5])
+def test_a_member_may_begin_anywhere_against_the_pieces_read(tmp_path, short):
+    path = stored(tmp_path, image(), "a.nii")
+    raw = path.read_bytes()
+    first, second = gzip.compress(raw[:400]), gzip.compress(raw[400:])
+    name = bytes([65]) * (READ_BYTES - short - len(first) - 1) + bytes(1)  # RFC 1952, FNAME
+    first = first[:3] + bytes([8]) + first[4:10] + name + first[10:]
+    assert len(first) == READ_BYTES - short
+    path.write_bytes(first + second)
+    array, _, _, warnings = read(path)
+    assert (array == RAMP).all()
+    assert warnings == []
+
+
+def test_a_hundred_thousand_members(tmp_path):
+    path = stored(tmp_path, image(), "a.nii")
+    raw = path.read_bytes()
+    path.write_bytes(gzip.compress(raw) + gzip.compress(b"") * 100_000)
+    assert (read(path)[0] == RAMP).all()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(NiftiError, match="breaks off"):
         read(path)
 
 
