@@ -1,7 +1,9 @@
 """The corpus of the reliability benchmark, a part of it: read right, or refused by name."""
 
+import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,13 @@ import pytest
 
 from attunet3d.errors import UserError
 from attunet3d.hounsfield import hounsfield_warnings
+from attunet3d.nifti import write_nifti
 from attunet3d.volume import read_volume
 
 sys.path.append(str(Path(__file__).parents[1]))  # benchmarks/ is not installed
 
+from benchmarks.reliability import ours
+from benchmarks.reliability.call import Called
 from benchmarks.reliability.corpus_files import Entry, load_index, make_corpus
 from benchmarks.reliability.nifti_bytes import qform_affine, raw_header, rotation
 from benchmarks.reliability.verdicts import (
@@ -86,6 +91,36 @@ def test_wrong_voxels_and_wrong_places_are_seen(corpus):
     assert loaded(bad, corpus, hu, affine).verdict == BAD_ACCEPTED
     assert refused(bad, "cannot read a file").verdict == UNNAMED
     assert refused(bad, "/x/bad.nii.gz: is bad").verdict == RIGHT
+
+
+def test_label_maps_are_judged_by_place_header_and_words(corpus, tmp_path):
+    entry = next(e for e in load_index(corpus) if e.expect == "accept" and e.ball_centre_mm)
+    with np.load(corpus / entry.truth) as truth:
+        array = np.asfortranarray((truth["hu"] > 170).astype(np.uint8))
+    scan = read_volume(corpus / entry.file)
+    called = Called(0, "", "", 1.0, 1.0, 100.0, timed_out=False)
+    mask = tmp_path / f"{ours.case_id(entry.file)}.nii.gz"
+
+    def judged(status=called):
+        return ours.judge([entry], corpus, tmp_path, status)[0].verdict
+
+    assert judged() == UNNAMED  # neither a mask nor a word
+    write_nifti(mask, array, scan.geometry, scan.grid)
+    assert judged() == RIGHT
+    write_nifti(mask, np.roll(array, 2, 1), scan.geometry, scan.grid)
+    assert judged() == WRONG
+    write_nifti(mask, array * 0, scan.geometry, scan.grid)
+    assert judged() == WRONG
+    write_nifti(mask, array, None, scan.grid)
+    assert judged() == WRONG  # the right place, but not the source's header bit for bit
+    mask.unlink()
+    case = ours.case_id(entry.file)
+    (tmp_path / "failures.json").write_text(json.dumps({case: f"{entry.file}: is bad"}))
+    assert judged() == UNNAMED  # no line on stderr
+    line = f"{case}: error: {entry.file}: is bad"
+    assert judged(replace(called, errors=line)) == GOOD_REFUSED
+    assert ours.without_cure({case: f"{entry.file}: is bad"}) == [f"{entry.file}: is bad"]
+    assert ours.without_cure({case: f"{entry.file}: is bad; copy it"}) == []
 
 
 def test_names_are_found_escaped_or_plain():

@@ -21,6 +21,7 @@ class Called:
     output: str
     errors: str
     seconds: float
+    cpu_seconds: float  # user and system; what else the machine does is not in it
     peak_mb: float  # resident memory of the whole process, 10^6 bytes
     timed_out: bool
 
@@ -52,7 +53,14 @@ def call(argv: Sequence[str], seconds: float, folder: Path = ROOT) -> Called:
             stream.seek(0)
             texts.append(stream.read().decode("utf-8", "replace"))
         passed = time.perf_counter() - began
-        return Called(status, *texts, passed, usage.ru_maxrss * 1024 / 1e6, timed_out)
+        return Called(
+            status,
+            *texts,
+            passed,
+            usage.ru_utime + usage.ru_stime,
+            usage.ru_maxrss * 1024 / 1e6,
+            timed_out,
+        )
 
 
 def attunet3d(*arguments: str | Path, seconds: float = 300) -> Called:

@@ -5,6 +5,7 @@ folder of pairs; MONAI's `LoadImage` and SimpleITK's `ReadImage` read the scans 
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ from benchmarks.reliability.call import ROOT, attunet3d
 from benchmarks.reliability.corpus_files import Entry, load_index, make_corpus
 from benchmarks.reliability.model import make_model
 from benchmarks.reliability.pair_files import load_pairs, make_pairs
-from benchmarks.reliability.peers import PEERS
+from benchmarks.reliability.peers import PEERS, load_rows
 from benchmarks.reliability.verdicts import (
     BAD_ACCEPTED,
     GOOD_REFUSED,
@@ -64,8 +65,7 @@ def _readers(name: str, corpus: Path, model: Path, folder: Path) -> dict[str, An
         if process.wait() != 0:
             raise SystemExit(f"{process.args}: status {process.returncode}")
     for peer, file in files.items():
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        found[peer] = _summary(rows)
+        found[peer] = _summary(load_rows(file))
         print(f"corpus: {name}: {peer}: {found[peer]['counts']}", flush=True)
     return found
 
@@ -95,8 +95,13 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "tried": len(rows),
         "counts": {verdict: counts[verdict] for verdict in VERDICTS},
         "bad_accepted_but_sound_nifti": len(taken),
-        "not_right": [{**row, "detail": row["detail"][:200]} for row in not_right],
+        "not_right": [{**row, "detail": _short(row["detail"])} for row in not_right],
     }
+
+
+def _short(text: str) -> str:
+    """The beginning of a message on one line, its paths as bare names."""
+    return re.sub(r"/\S*/(?=\S)", "", " ".join(text.split()))[:200]
 
 
 def _row(what: str, result: dict[str, Any]) -> dict[str, Any]:

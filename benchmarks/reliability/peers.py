@@ -1,7 +1,7 @@
 """A corpus through another reader, one child process a file with bounded memory and time.
 
-`python -m benchmarks.reliability.peers monai|simpleitk CORPUS OUT.json [FILE]` imports the reader
-once and forks for each file; FILE alone is read when it is named.
+`python -m benchmarks.reliability.peers monai|simpleitk CORPUS OUT.json` imports the reader once
+and forks for each file.
 """
 
 import json
@@ -130,14 +130,12 @@ def attempt(read: Reader, path: Path) -> tuple[tuple[Array, Array] | None, str, 
         return result, text + "\n" + said.read().decode("utf-8", "replace"), memory
 
 
-def judge(peer: str, folder: Path, only: str | None = None) -> list[dict[str, Any]]:
+def judge(peer: str, folder: Path) -> list[dict[str, Any]]:
     """A row for each file of the corpus in `folder`."""
     warnings.simplefilter("ignore")
     read = {"monai": monai_reader, "simpleitk": simpleitk_reader}[peer]()
     rows = []
     for entry in load_index(folder):
-        if only not in (None, entry.file):
-            continue
 
         def work(entry: Any = entry) -> str:
             result, said, memory = attempt(read, folder / entry.file)
@@ -154,7 +152,12 @@ def judge(peer: str, folder: Path, only: str | None = None) -> list[dict[str, An
     return rows
 
 
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that a call of this module wrote."""
+    return list(json.loads(path.read_text(encoding="utf-8")))
+
+
 if __name__ == "__main__":
-    name, corpus, result, *one = sys.argv[1:]
-    found = judge(name, Path(corpus), one[0] if one else None)
-    Path(result).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    name, corpus, result = sys.argv[1:]
+    rows = judge(name, Path(corpus))
+    Path(result).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
