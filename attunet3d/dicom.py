@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d import dicom_file
+from attunet3d import dicom_file, text_header
 from attunet3d.errors import UserError
 from attunet3d.geometry import Grid
 
@@ -130,11 +130,13 @@ def read_image(path: Path, max_voxels: int) -> tuple[npt.NDArray[Any], Grid]:
 
     Raises:
         DicomError: The file is missing, damaged, not 3D, or too large.
+        TextHeaderError: Its voxels lie elsewhere, or cannot be as many as it says.
     """
     import SimpleITK
 
     if not path.is_file():
         raise DicomError(f"{path}: no such file; check the path")
+    text_header.check(path)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     try:

@@ -96,4 +96,6 @@ def test_missing_slices_several_series_and_others_are_refused(tmp_path):
 
 def test_a_torn_file_of_another_format_is_refused(tmp_path):
     (tmp_path / "a.nrrd").write_text("NRRD0004\nDOE")
-    assert "cannot be read" in refused(tmp_path / "a.nrrd")
+    assert "gives no size" in refused(tmp_path / "a.nrrd")
+    (tmp_path / "b.mha").write_text("DimSize = 2 2 2\nElementDataFile = LOCAL\nDOE")
+    assert "cannot be read" in refused(tmp_path / "b.mha")

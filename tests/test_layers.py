@@ -11,7 +11,17 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "attunet3d"
 ROWS = [  # bottom row first; modules of one row do not know each other
     {"errors", "components", "shapes", "strict_text", "strict_yaml", "taps"},
-    {"atomic", "case_names", "charts", "dicom_file", "folds", "geometry", "nifti_header", "runtime"}
+    {
+        "atomic",
+        "case_names",
+        "charts",
+        "dicom_file",
+        "text_header",
+        "folds",
+        "geometry",
+        "nifti_header",
+        "runtime",
+    }
     | {"strict_json", "phantom_tissue"},
     {"case", "config", "dicom", "metrics", "nifti", "nnunet_splits", "resampling", "run_log"}
     | {"slices", "phantom_organs", "phantom_scanner", "phantom_skeleton"}
