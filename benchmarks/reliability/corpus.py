@@ -5,7 +5,6 @@ folder of pairs; MONAI's `LoadImage` and SimpleITK's `ReadImage` read the scans 
 """
 
 import json
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -95,13 +94,8 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "tried": len(rows),
         "counts": {verdict: counts[verdict] for verdict in VERDICTS},
         "bad_accepted_but_sound_nifti": len(taken),
-        "not_right": [{**row, "detail": _short(row["detail"])} for row in not_right],
+        "not_right": not_right,
     }
-
-
-def _short(text: str) -> str:
-    """The beginning of a message on one line, its paths as bare names."""
-    return re.sub(r"/\S*/(?=\S)", "", " ".join(text.split()))[:200]
 
 
 def _row(what: str, result: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What became of a file against what must become of it: one of six verdicts."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ class Verdict:
     no_scan: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON; the beginning of the detail on one line, its paths as bare names."""
+        detail = re.sub(r"/\S*/(?=\S)", "", " ".join(self.detail.split()))[:200]
+        return {**asdict(self), "detail": detail}
 
 
 def refused(entry: Entry, message: str) -> Verdict:
