@@ -214,7 +214,7 @@ class PatchBatches:
                 yield item if on_cpu else self.finish(item, device)
         finally:  # take what is under way: a worker that ends while it sends aborts with a noise
             order.close()
-            with suppress(RuntimeError):  # a worker was killed
+            with suppress(RuntimeError, OSError, EOFError):  # a worker was killed
                 deque(items, maxlen=0)
 
 
@@ -228,8 +228,12 @@ def _one_core_thread() -> ThreadPoolExecutor:
 
 
 def _ignore_interrupts(_: int) -> None:
-    """Leave Ctrl-C to the main process, which saves its state and then ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave Ctrl-C and SIGTERM, which a cluster sends to all, to the main process.
+
+    It saves its state and then ends the workers; they also end when it is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Steps(Dataset[Any]):

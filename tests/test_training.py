@@ -149,7 +149,8 @@ def main(argv):
              (0, 0, len(np.load(folder / "data" / f"case_{n}" / "foreground.npy"))))
              for n in range(3)]
     data = TrainingData(training=cases[:2], validation=cases[2:], labels=LABELS)
-    run = trainer(data, folder / "run", steps=2000, validate_every=2000)
+    workers = int(argv[2])
+    run = trainer(data, folder / "run", steps=2000, validate_every=2000, workers=workers)
     print("ready", flush=True)
     run.fit()
     return 0
@@ -158,10 +159,14 @@ raise SystemExit(command_line.run(main, sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_request_saves_and_says_how_to_go_on(data, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGTERM, 1)]
+)
+def test_a_stop_request_saves_and_says_how_to_go_on(data, tmp_path, number, workers):
+    """With worker processes these get the signal as well, as a cluster sends it."""
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, os.path.dirname(__file__), str(tmp_path)],
+        [sys.executable, "-c", RUN, os.path.dirname(__file__), str(tmp_path), str(workers)],
+        start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -170,7 +175,7 @@ def test_a_stop_request_saves_and_says_how_to_go_on(data, tmp_path, number):
         assert process.stdout.readline() == "ready\n"
         while not (tmp_path / "run" / "last.pt").exists():
             assert process.poll() is None
-        process.send_signal(number)
+        os.killpg(process.pid, number)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "--resume" in error

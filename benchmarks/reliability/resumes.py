@@ -148,8 +148,9 @@ def _carry_out(training: Training, tally: Tally, plan: list[Callable[[Path], boo
 
 def _killed(training: Training, tally: Tally, rng: random.Random, run_dir: Path) -> bool:
     """SIGKILL at a random moment; False when the call had ended."""
+    latest = rng.choice((0.15, 0.6))  # of the time of a whole run
     command = training.start(run_dir, resume=True)
-    time.sleep(rng.uniform(0.02, 0.6) * training.seconds)
+    time.sleep(rng.uniform(0.01, latest) * training.seconds)
     if command.poll() is not None:
         return False
     before = "before its first save" if not (run_dir / "last.pt").exists() else "later"
@@ -179,8 +180,9 @@ def _stopped(
 
 def _saves(command: Command, run_dir: Path, count: int) -> bool:
     """Wait for `count` saves of the state; False when the command ended first."""
-    seen = {0}
-    while len(seen) <= count:
+    seen = {0, _time_of(run_dir / "last.pt")}
+    enough = len(seen) + count
+    while len(seen) < enough:
         if command.poll() is not None:
             return False
         seen.add(_time_of(run_dir / "last.pt"))
