@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from attunet3d.dicom import DicomError
+from attunet3d.errors import UserError
 from attunet3d.volume import read_volume
 
 UID = "1.2.826.0.1.3680043.2.1125.1."
@@ -74,7 +74,7 @@ def test_one_slice(tmp_path):
 
 
 def refused(folder):
-    with pytest.raises(DicomError) as caught:
+    with pytest.raises(UserError) as caught:
         read_volume(folder, max_voxels=1000)
     assert str(folder) in str(caught.value)
     assert "DOE" not in str(caught.value)
