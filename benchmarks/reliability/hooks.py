@@ -6,6 +6,7 @@ Each function here is a hook of `preloaded`: it is called in the forked process 
 import os
 import resource
 import signal
+from types import SimpleNamespace
 from typing import Any
 
 NOBODY = 65534
@@ -29,46 +30,29 @@ def run_out_of_memory(calls: list[int], on_gpu: bool) -> None:
 
     Args:
         calls: Their numbers, failed ones counted.
-        on_gpu: The stitching takes its arrays for a GPU's, and so moves them to the CPU.
+        on_gpu: The stitching believes that it is done on a GPU, and so can move to the CPU.
     """
     import torch
 
     from attunet3d import sliding_window
 
-    class OnGpu(torch.Tensor):
-        is_cuda = True
-
-        def cpu(self) -> torch.Tensor:  # type: ignore[override]
-            return self.as_subclass(torch.Tensor)
-
-    row = sliding_window._Row
+    row, gpu = sliding_window._Row, SimpleNamespace(type="cuda")
     predict, initialise = row._predict, row.__init__
     number = iter(range(10**9))
 
     def failing(self: Any, *arguments: Any) -> Any:
         if next(number) in calls:
             raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
-        return predict(self, *arguments)
+        believed, self.home = self.home, torch.device("cpu")
+        outputs = predict(self, *arguments)
+        self.home = believed
+        return outputs
 
-    def elsewhere(self: Any, *arguments: Any) -> None:
+    def believing(self: Any, *arguments: Any) -> None:
         initialise(self, *arguments)
-        self.weights = self.weights.as_subclass(OnGpu)
+        self.home = gpu if on_gpu else self.home
 
-    row._predict = failing  # type: ignore[method-assign]
-    if on_gpu:
-        row.__init__ = elsewhere  # type: ignore[method-assign]
-
-
-def run_out_of_memory_whole() -> None:
-    """Let every pass over a whole volume end as CUDA's do without memory."""
-    import torch
-
-    from attunet3d import forward
-
-    def failing(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
-
-    forward.whole_volume = failing
+    row._predict, row.__init__ = failing, believing  # type: ignore[method-assign]
 
 
 def lose_the_number(call: int) -> None:
