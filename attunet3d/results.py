@@ -13,6 +13,7 @@ The sidecar holds a checksum of each of the case's files, so a torn, swapped or 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ import numpy as np
 from attunet3d import atomic, case_names, runtime
 from attunet3d.errors import UserError
 from attunet3d.strict_json import JsonError, read_json
-from attunet3d.volume import Segmentation
+from attunet3d.volume import Segmentation, read_label
 
+BEGUN = ".begun-"
 SIDECAR_BYTES = 2_000_000  # far above any that is written
 
 
@@ -78,7 +80,7 @@ class CaseFiles:
     @property
     def begun(self) -> Path:
         """Says that what stands of the case is ours though it has no sidecar yet."""
-        return self.folder / f".begun-{self.case_id}"
+        return self.folder / f"{BEGUN}{self.case_id}"
 
 
 def case_files(folder: Path, case_id: str) -> CaseFiles:
@@ -106,6 +108,10 @@ def sweep(folder: Path) -> None:
     files = case_files(folder, "any")
     for path in (files.mask, files.probabilities, files.attention):
         atomic.sweep(path.parent)
+    for path in Path(folder).glob(f"{BEGUN}*"):
+        if (path.parent / f"{path.name.removeprefix(BEGUN)}.json").exists():
+            with suppress(OSError):
+                path.unlink()
 
 
 def write_sidecar(
@@ -148,9 +154,21 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     return content
 
 
-def is_unknown(files: CaseFiles) -> bool:
-    """Whether a label map stands that nothing shows to be ours; somebody's work, perhaps."""
-    return files.mask.exists() and not (files.sidecar.exists() or files.begun.exists())
+def spare_others_work(files: CaseFiles, segmentation: Segmentation) -> None:
+    """Refuse to overwrite a label map that nothing shows to be ours; somebody's work, perhaps.
+
+    Raises:
+        ResultError: There is one, and it differs from `segmentation`.
+    """
+    if not files.mask.exists() or files.sidecar.exists() or files.begun.exists():
+        return
+    with suppress(UserError):
+        if np.array_equal(read_label(files.mask).array, segmentation.array):
+            return  # ours, its sidecar taken away; or nothing is lost
+    raise ResultError(
+        f"{files.mask}: is there already, has no sidecar and differs from the result;"
+        " move it away, or choose another output folder"
+    )
 
 
 def intact(files: CaseFiles, content: Mapping[str, Any], wanted: Sequence[Path]) -> bool:
@@ -168,7 +186,7 @@ def is_done(files: CaseFiles, wanted: Sequence[Path], origin: Mapping[str, Any])
     Args:
         files: The case.
         wanted: The files it must have.
-        origin: Entries that its sidecar must hold: model, settings, size of the scan.
+        origin: Entries that its sidecar must hold: model, settings, fingerprint of the scan.
 
     Raises:
         ResultError: The case stands whole but was made otherwise; it is not overwritten unasked.

@@ -74,7 +74,7 @@ def test_every_scan_is_done_and_told_of(scans, tmp_path, capsys):
     for name in outcome.done:
         assert_is_the_ball(tmp_path / "out", name)
     content = results.read_sidecar(tmp_path / "out" / "a.json")
-    assert content["scan_bytes"] == (scans / "a.nii.gz").stat().st_size
+    assert len(content["scan_fingerprint"]) == 64
     stages = {"reading", "preprocessing", "network", "decision", "writing"}
     assert set(content["seconds"]) == stages
     assert "\r" not in capsys.readouterr().err  # no bar where there is no terminal
@@ -118,7 +118,7 @@ def test_results_of_another_model_or_setting_or_scan_are_kept(scans, tmp_path):
     write_scan(scans / "a.nii.gz", noise)
     outcome = segment(scans, tmp_path / "out")
     assert list(outcome.failures) == ["a"]
-    assert "another scan bytes" in outcome.failures["a"]
+    assert "another scan fingerprint" in outcome.failures["a"]
 
 
 # --- what fails ------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_label_maps_of_others_are_not_overwritten_unasked(scans, tmp_path):
     before = (labels / "a.nii.gz").read_bytes()
     outcome = segment(scans, labels)
     assert (sorted(outcome.done), list(outcome.failures)) == (["-c", "b"], ["a"])
-    assert "use --overwrite" in outcome.failures["a"]
+    assert "move it away" in outcome.failures["a"]
     assert (labels / "a.nii.gz").read_bytes() == before
     assert segment(scans, labels, overwrite=True).failures == {}
     assert_is_the_ball(labels, "a")
@@ -237,6 +237,8 @@ def test_what_a_killed_call_began_is_replaced(scans, tmp_path):
     (out_dir / ".begun-a").touch()
     assert segment(scans, out_dir).failures == {}
     assert_is_the_ball(out_dir, "a")
+    (out_dir / ".begun-b").touch()  # killed at its very end
+    assert segment(scans, out_dir).done == []
     assert not list(out_dir.glob(".*"))
 
 
