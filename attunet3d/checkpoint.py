@@ -34,7 +34,6 @@ FORMAT = "attunet3d 1"
 ABOUT = "attunet3d"  # the header's entry
 MODEL, STATE, PREVIOUS, DAMAGED = "model.safetensors", "last.pt", "previous.pt", "damaged.pt"
 LARGEST_HEADER = 16 << 20
-LARGEST_FILE = 16 << 30
 DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # of weights and of counters
 MOST_LEVELS, MOST_CHANNELS = 12, 1 << 16
 

@@ -4,6 +4,7 @@ What is done stays done: a call that was stopped, even by SIGKILL, is finished b
 scan that cannot be segmented is named with its reason, and the others are done.
 """
 
+import hashlib
 import os
 import sys
 import time
@@ -16,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from attunet3d import atomic, case_names, results
@@ -26,7 +26,7 @@ from attunet3d.inference import Prediction, Predictor
 from attunet3d.manifest import Manifest
 from attunet3d.nifti import parts_of
 from attunet3d.results import CaseFiles, Outcome
-from attunet3d.volume import Volume, find_scans, read_label
+from attunet3d.volume import Volume, find_scans
 
 MOST_AHEAD = 4  # scans read ahead where there are cores for it; each takes its size in memory
 
@@ -56,22 +56,26 @@ class _Job:
 @dataclass(frozen=True)
 class _Read:
     volume: Volume
+    fingerprint: str
     seconds: float
 
 
-def find_cases(path: Path) -> list[Scan]:
+def find_cases(path: Path, root: Path | None = None, fold: int | None = None) -> list[Scan]:
     """List the scans that INPUT names: a file, a folder of them, a DICOM series or a manifest.
 
-    Of a manifest the `test` cases are taken, or all when it lists none.
+    Args:
+        path: INPUT; of a manifest the cases of `Manifest.unseen` are taken.
+        root: Where the manifest's paths begin; None: where it says.
+        fold: Of a manifest, its validation cases.
 
     Raises:
         UserError: There is no scan.
     """
-    if path.suffix.lower() != ".json":
-        return find_scans(path)
-    manifest = Manifest.load(path)
-    cases = manifest.test or (*manifest.training, *manifest.validation)
-    return [(case.id, case.image) for case in cases]
+    if path.suffix.lower() == ".json":
+        return [(case.id, case.image) for case in Manifest.load(path, root).unseen(fold)]
+    if fold is not None or root is not None:
+        raise CohortError(f"{path}: is no manifest; --fold and --root go with one")
+    return find_scans(path)
 
 
 def segment_cohort(
@@ -172,11 +176,7 @@ class _Cohort:
                     f"{path}: is a scan and would be overwritten by {what};"
                     " choose another output folder"
                 )
-        origin = {
-            "model": self.predictor.fingerprint,
-            "settings": self.predictor.settings,
-            "scan_bytes": _size(scan),
-        }
+        origin = {"model": self.predictor.fingerprint, "settings": self.predictor.settings}
         return _Job(files, scan, origin)
 
     def _is_done(self, job: _Job) -> bool:
@@ -184,7 +184,10 @@ class _Cohort:
         wanted = [files.mask]
         wanted += [files.probabilities] if self.wishes.probabilities else []
         wanted += [files.attention] if self.wishes.attention else []
-        return results.is_done(files, wanted, job.origin)
+        if not files.sidecar.exists():
+            return False
+        origin = {**job.origin, "scan_fingerprint": _fingerprint(job.scan)}
+        return results.is_done(files, wanted, origin)
 
     def _read_ahead(
         self, readers: ThreadPoolExecutor, jobs: Iterator[_Job]
@@ -200,7 +203,8 @@ class _Cohort:
     def _read(self, path: Path) -> _Read:
         begin = time.perf_counter()
         volume = self.predictor.read(path)
-        return _Read(volume, time.perf_counter() - begin)
+        fingerprint = _fingerprint(path)
+        return _Read(volume, fingerprint, time.perf_counter() - begin)
 
     def _segment(
         self, job: _Job, reading: Future[_Read]
@@ -214,7 +218,7 @@ class _Cohort:
                 attention=self.wishes.attention,
             )
             if not self.wishes.overwrite:
-                _spare_others_work(job.files, prediction)
+                results.spare_others_work(job.files, prediction.segmentation)
         except Exception as error:
             self._fail(job.files.case_id, error)
             return None
@@ -222,7 +226,8 @@ class _Cohort:
         for text in [*record["warnings"], *record["fallbacks"]]:
             _say(f"{job.files.case_id}: warning: {text}")
         seconds = {"reading": round(read.seconds, 4), **record["seconds"]}
-        return prediction, read.volume, {**record, **job.origin, "seconds": seconds}
+        origin = {**job.origin, "scan_fingerprint": read.fingerprint}
+        return prediction, read.volume, {**record, **origin, "seconds": seconds}
 
     def _settle(self, case_id: str, task: "Future[None]") -> None:
         try:
@@ -240,19 +245,6 @@ class _Cohort:
         self.bar.update()
 
 
-def _spare_others_work(files: CaseFiles, prediction: Prediction) -> None:
-    """Raise where a label map would be lost that no call of ours is known to have written."""
-    if not results.is_unknown(files):
-        return
-    with suppress(UserError):
-        if np.array_equal(read_label(files.mask).array, prediction.segmentation.array):
-            return  # ours, its sidecar taken away; or nothing is lost
-    raise CohortError(
-        f"{files.mask}: is there already, has no sidecar and differs from the result; use"
-        " --overwrite or another output folder"
-    )
-
-
 def _by_id(scans: Iterable[Scan]) -> dict[str, list[Path]]:
     """Scans by case id; ids that some file systems take for one are one."""
     found: dict[str, tuple[str, list[Path]]] = {}
@@ -267,17 +259,20 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _size(scan: Path) -> int:
-    """Bytes of a file, of the two of a pair, or of all files of a series."""
+def _fingerprint(scan: Path) -> str:
+    """SHA-256 of a file, of the two of a pair, or of all files of a series."""
     try:
-        if scan.is_dir():
-            return sum(path.stat().st_size for path in scan.iterdir() if path.is_file())
-        return sum(part.stat().st_size for part in parts_of(scan))
+        parts = sorted(path for path in scan.iterdir() if path.is_file()) if scan.is_dir() else None
+        digest = hashlib.sha256()
+        for part in parts_of(scan) if parts is None else parts:
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
         named = Path(error.filename or scan).name
         raise CohortError(
             f"{scan}: cannot be read ({named}: {error.strerror}); check the file and its rights"
         ) from None
+    return digest.hexdigest()
 
 
 def _say(line: str) -> None:

@@ -176,7 +176,7 @@ class TrainingConfig:
     weight_decay: float = 3e-5
     """L2 penalty, decoupled in AdamW."""
     schedule: Literal["polynomial", "cosine", "one_cycle", "step", "constant"] = "polynomial"
-    """How the learning rate falls after the warm-up."""
+    """How the learning rate falls; one_cycle also warms up, and cycles the momentum, by itself."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from near zero."""
     step_size: int = 10_000
@@ -188,7 +188,7 @@ class TrainingConfig:
     ema_decay: float = 0.0
     """Decay of the weights' moving average, which is then validated and kept; 0: off."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the forward pass; auto: bfloat16 on GPUs that compute in it, else float32."""
+    """Of the forward pass; auto: bfloat16 on GPUs that compute in it, float16 on others."""
     early_stop: int = 0
     """Stop after this many validations without a better one; 0: never."""
     on_nonfinite_loss: Literal["stop", "skip"] = "stop"
@@ -213,10 +213,16 @@ class TrainingConfig:
             _require(min(self.patch_size) > 0, "training.patch_size", self.patch_size, "positive")
         if self.batch_size is not None:
             _require(self.batch_size > 0, "training.batch_size", self.batch_size, "positive")
+        rises = self.schedule == "one_cycle" and self.warmup_steps > 0
+        _require(
+            not rises, "training.warmup_steps", self.warmup_steps, '0 with schedule "one_cycle"'
+        )
         share = self.foreground_fraction
         _require(0 <= share <= 1, "training.foreground_fraction", share, "in [0, 1]")
         _require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "in [0, 1)")
         if self.ignore_index is not None:
+            is_label = 1 <= self.ignore_index <= 255
+            _require(is_label, "training.ignore_index", self.ignore_index, "in 1 … 255")
             takes = self.loss in ("ce", "dice_ce")
             _require(takes, "training.loss", self.loss, '"ce" or "dice_ce" with ignore_index')
 

@@ -74,16 +74,12 @@ class PatchBatches:
     Args:
         cases: The training cases.
         config: With resolved patch size, batch size and spacing.
-        rank: Number of this process among those that train together; each sees other items.
-        ranks: How many train together.
 
     Raises:
         DatasetError: There is no case, or a size is not resolved.
     """
 
-    def __init__(
-        self, cases: Sequence[CachedCase], config: Config, *, rank: int = 0, ranks: int = 1
-    ) -> None:
+    def __init__(self, cases: Sequence[CachedCase], config: Config) -> None:
         training, spacing = config.training, config.preprocessing.spacing_mm
         if not cases:
             raise DatasetError("no training case; give the fold at least one case with a label")
@@ -96,7 +92,6 @@ class PatchBatches:
         self.seed = training.seed % 2**63  # NumPy takes no negative one
         self.patch_size: Size = training.patch_size
         self.batch_size: int = training.batch_size
-        self.rank, self.ranks = rank, ranks
         self.augmentation: Augmentation = build_augmentation(
             config.augmentation, training.patch_size, spacing
         )
@@ -111,8 +106,7 @@ class PatchBatches:
 
     def regions(self, step: int) -> list[Region]:
         """What the patches of `step` are made from, cut from the mapped cases."""
-        first = self.rank * self.batch_size
-        return [self._region(step, first + slot) for slot in range(self.batch_size)]
+        return [self._region(step, slot) for slot in range(self.batch_size)]
 
     def finish(self, regions: Sequence[Region], device: torch.device | str) -> Batch:
         """Augment the regions on `device` and stack them."""
@@ -124,8 +118,8 @@ class PatchBatches:
         )
 
     def case_at(self, step: int, slot: int) -> CachedCase:
-        """The case of one item; `slot` counts through the batches of all ranks."""
-        number = step * self.batch_size * self.ranks + slot
+        """The case of one item; `slot` counts through a batch."""
+        number = step * self.batch_size + slot
         round_number, place = divmod(number, len(self.cases))
         generator = np.random.default_rng([self.seed, 0, round_number])
         return self.cases[int(generator.permutation(len(self.cases))[place])]

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,12 +87,15 @@ class Fingerprint:
         return asdict(self)
 
 
-def fingerprint(cases: Sequence[Case], workers: int | None = None) -> Fingerprint:
-    """Read the training cases and take their numbers.
+def fingerprint(
+    cases: Sequence[Case], workers: int | None = None, ignored: int | None = None
+) -> Fingerprint:
+    """Read labelled cases and take their numbers.
 
     Args:
         cases: Each with a label.
         workers: Cases read at a time; None: up to four.
+        ignored: The label value that stands for nothing known.
 
     Raises:
         FingerprintError: There is no case, or nothing is labelled in any of them.
@@ -103,7 +107,7 @@ def fingerprint(cases: Sequence[Case], workers: int | None = None) -> Fingerprin
         tqdm(total=len(cases), desc="planning", unit="case", file=sys.stderr, disable=None) as bar,
     ):
         measured = []
-        for result in pool.map(_measure, cases):
+        for result in pool.map(partial(_measure, ignored=ignored), cases):
             measured.append(result)
             bar.update()
     samples = [hu for _, hu in measured if len(hu)]
@@ -121,7 +125,7 @@ def fingerprint(cases: Sequence[Case], workers: int | None = None) -> Fingerprin
     )
 
 
-def _measure(case: Case) -> tuple[CaseFacts, npt.NDArray[np.float32]]:
+def _measure(case: Case, ignored: int | None) -> tuple[CaseFacts, npt.NDArray[np.float32]]:
     """A case's facts, and HU of some of its labelled voxels."""
     image = manifest.read_image(case)
     label = manifest.read_case_label(case, image)
@@ -131,6 +135,8 @@ def _measure(case: Case) -> tuple[CaseFacts, npt.NDArray[np.float32]]:
             f" {image.array.shape}; check the data set with attunet3d manifest"
         )
     flat = label.array.ravel(order="F")
+    if ignored is not None:
+        flat = np.where(flat == ignored, 0, flat)
     counts = np.bincount(flat, minlength=2)
     labelled = np.flatnonzero(flat)
     labelled = labelled[:: len(labelled) // SAMPLE + 1]

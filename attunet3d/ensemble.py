@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from attunet3d.checkpoint import Checkpoint
-from attunet3d.config import Config, Size
+from attunet3d.config import Config, InferenceConfig, Size
 from attunet3d.errors import UserError
 
 
@@ -35,6 +35,7 @@ def common_config(members: Sequence[Checkpoint], settings: Sequence[str]) -> Con
     for member, config in zip(members[1:], configs[1:], strict=True):
         agree(member.path, "labels", member.labels, members[0].labels)
         agree(member.path, "preprocessing", config.preprocessing, configs[0].preprocessing)
+        agree(member.path, "inference", _otherwise(config), _otherwise(configs[0]))
         agree(member.path, "window", _window(config), _window(configs[0]))
     window = _window(configs[0])
     if window is None:
@@ -63,6 +64,11 @@ def agree(path: Path, name: str, here: object, first: object) -> None:
             f"{path}: its {name} {here} differ from {first} of the first model;"
             " models used together must agree"
         )
+
+
+def _otherwise(config: Config) -> InferenceConfig:
+    """The settings of inference but the window."""
+    return replace(config.inference, window=None)
 
 
 def _window(config: Config) -> Size | None:

@@ -108,15 +108,13 @@ def _references(
             raise EvaluationError(f"--fold {fold}: {path} is no manifest and has no folds")
         return _by_id(find_scans(path)), {}, {}
     manifest = Manifest.load(path)
-    if fold is not None:
-        cases = manifest.fold(fold)[1]
-    elif any(case.label for case in manifest.test):
-        cases = manifest.test
-    else:
-        cases = (*manifest.training, *manifest.validation)
+    cases = manifest.unseen(fold)
     labelled = _by_id([(case.id, case.label) for case in cases if case.label])
     if not labelled:
-        raise EvaluationError(f"{path}: has no labelled case to evaluate")
+        raise EvaluationError(
+            f"{path}: none of the cases to score has a label; --fold K scores those that fold K"
+            " validates on"
+        )
     names = {value: name for value, name in manifest.labels.items() if value}
     return labelled, names, {case.id: case for case in cases}
 

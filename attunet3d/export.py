@@ -197,6 +197,7 @@ def _export_case(sources: Sequence[CaseFiles], target: CaseFiles, rule: Rule) ->
         for value in values:
             array[(array == value) & ~large_components(array == value)] = 0
     segmentation = Segmentation(array, scan.grid, labels, scan.geometry)
+    results.spare_others_work(target, segmentation)
     segmentation.save(target.mask)
     record = {
         "model": [content["model"] for content in contents],

@@ -167,7 +167,7 @@ class Predictor:
             )
             slabs = self.locator.passes.slabs(image.tensor, Account())
             labels = decide(slabs, image.grid, image.grid, sorted(self.labels))
-            box = box_around(labels, image.grid, grid)
+            box = box_around(labels, image.grid, grid, self.passes.window)
         if box is None:
             work.account.fallbacks.append("the locator found nothing: whole scan")
         return box

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from attunet3d.components import extent
+from attunet3d.config import Size
 from attunet3d.geometry import Box, Grid, axis_map
 from attunet3d.sliding_window import Slab
 
@@ -19,7 +20,11 @@ MARGIN_MM = 16.0  # about the coarse answer: four of its voxels, and context for
 
 
 def box_around(
-    labels: npt.NDArray[np.uint8], coarse: Grid, fine: Grid, margin_mm: float = MARGIN_MM
+    labels: npt.NDArray[np.uint8],
+    coarse: Grid,
+    fine: Grid,
+    least: Size = (1, 1, 1),
+    margin_mm: float = MARGIN_MM,
 ) -> Box | None:
     """The box of `fine` that holds every foreground voxel of a coarse label map, and a margin.
 
@@ -27,6 +32,8 @@ def box_around(
         labels: Label map on `coarse`; everything but 0 is foreground.
         coarse: Its grid.
         fine: A grid with parallel axes.
+        least: Voxels of the box at least, where `fine` has as many: a window's, which costs the
+            same when it is filled with what is there as when it is padded.
         margin_mm: Kept around the foreground.
 
     Returns:
@@ -53,10 +60,18 @@ def box_around(
         margin = margin_mm / fine.spacing_mm[along]
         start = round(min(faces) + 0.5 - margin)  # a face lies half a voxel before its voxel
         stop = round(max(faces) + 0.5 + margin)
-        parts[along] = slice(max(0, start), min(fine.shape[along], stop))
-    if any(part.start >= part.stop for part in parts):
-        return None
+        if start >= fine.shape[along] or stop <= 0:
+            return None
+        parts[along] = _grown(start, stop, least[along], fine.shape[along])
     return parts[0], parts[1], parts[2]
+
+
+def _grown(start: int, stop: int, least: int, size: int) -> slice:
+    """The part of 0 … `size` about `start` … `stop` that is `least` long, or as long as it is."""
+    start, stop = max(0, start), min(size, stop)
+    length = min(size, max(least, stop - start))
+    first = min(max(0, start - (length - (stop - start)) // 2), size - length)
+    return slice(first, first + length)
 
 
 class Faces:

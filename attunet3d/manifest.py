@@ -114,11 +114,7 @@ class Manifest:
         Raises:
             ManifestError: There is no such fold, nothing to train on, or this is a template.
         """
-        if self.template:
-            raise ManifestError(
-                f"manifest {self.name!r}: is a template; complete it first with attunet3d manifest"
-                " DATA_DIR --template FILE --out MANIFEST.json"
-            )
+        self._refuse_template()
         known = sorted({case.fold for case in self.training if case.fold is not None})
         if number is None and self.validation:
             return self._whole(self.training), self.validation
@@ -132,6 +128,20 @@ class Manifest:
             )
         rest = tuple(case for case in self.training if case.fold != number)
         return self._whole(rest), tuple(case for case in self.training if case.fold == number)
+
+    def unseen(self, fold: int | None = None) -> tuple[Case, ...]:
+        """The cases to try a model on: what `infer` segments and `evaluate` scores.
+
+        Args:
+            fold: Whose validation cases; None: the test cases, or all when there are none.
+
+        Raises:
+            ManifestError: There is no such fold, or this is a template.
+        """
+        self._refuse_template()
+        if fold is not None:
+            return self.fold(fold)[1]
+        return self.test or (*self.training, *self.validation)
 
     def changed(self, change: Callable[[Case], Case | None]) -> "Manifest":
         """The same manifest with every case changed, or left out where `change` gives None."""
@@ -161,8 +171,15 @@ class Manifest:
         if count is None and patients < 2:
             return self.with_folds({})
         return self.with_folds(
-            folds.deal(groups, count or min(folds.DEFAULT_FOLDS, patients), seed)
+            folds.deal(groups, min(folds.DEFAULT_FOLDS, patients) if count is None else count, seed)
         )
+
+    def _refuse_template(self) -> None:
+        if self.template:
+            raise ManifestError(
+                f"manifest {self.name!r}: is a template; complete it first with attunet3d manifest"
+                " DATA_DIR --template FILE --out MANIFEST.json"
+            )
 
     def _whole(self, cases: tuple[Case, ...]) -> tuple[Case, ...]:
         if not cases:

@@ -14,7 +14,7 @@ first two are those of Isensee et al., Nature Methods 2021, nnU-Net):
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from pathlib import Path
@@ -69,8 +69,12 @@ class Plan:
         need = f"a training step takes about {self.needed_bytes / 1e9:.1f} GB"
         return "\n".join([f"plan for {sizes} {body} mm; {need}", *lines])
 
-    def save(self, path: Path) -> None:
-        """Write the plan, its reasons and the fingerprint as JSON.
+    def save(self, path: Path, split: Mapping[str, Sequence[str]]) -> None:
+        """Write the plan, its reasons, the fingerprint and who trains and validates, as JSON.
+
+        Args:
+            path: The file.
+            split: Case ids of "training" and "validation".
 
         Raises:
             WriteError: The file cannot be written.
@@ -83,6 +87,7 @@ class Plan:
         content = {
             "planned": planned,
             "needed_bytes": self.needed_bytes,
+            "split": {part: list(ids) for part, ids in split.items()},
             "fingerprint": self.fingerprint.to_dict(),
         }
         atomic.write_text(Path(path), json.dumps(content, indent=1) + "\n")
@@ -92,7 +97,7 @@ def make_plan(fingerprint: Fingerprint, config: Config, memory_bytes: int) -> Pl
     """Fill the gaps of a configuration.
 
     Args:
-        fingerprint: Of the training cases.
+        fingerprint: Of all cases with labels, so that the folds of one data set get one plan.
         config: What it gives is kept.
         memory_bytes: Free on the GPU; on a CPU the share of the RAM that training may take.
 
@@ -112,8 +117,9 @@ def make_plan(fingerprint: Fingerprint, config: Config, memory_bytes: int) -> Pl
     network = replace(config.network, strides=strides)
     preprocessing = _preprocessing(fingerprint, config.preprocessing, spacing)
     reasons["preprocessing.hu_window"] = "0.5th to 99.5th percentile of the labelled voxels"
-    reasons["preprocessing.mean_hu"] = "of the labelled voxels within the window"
-    reasons["preprocessing.std_hu"] = "of the labelled voxels within the window"
+    if preprocessing.normalisation == "dataset":
+        reasons["preprocessing.mean_hu"] = "of the labelled voxels within the window"
+        reasons["preprocessing.std_hu"] = "of the labelled voxels within the window"
     training = config.training
     patch = training.patch_size or _patch(grid, strides, room, training.batch_size)
     share = prod(min(1.0, size / whole) for size, whole in zip(patch, grid, strict=True))
@@ -157,11 +163,12 @@ def _preprocessing(
     fingerprint: Fingerprint, config: PreprocessingConfig, spacing: Triple
 ) -> PreprocessingConfig:
     window = config.hu_window or fingerprint.hu_window()
+    config = replace(config, spacing_mm=spacing, hu_window=window)
+    if config.normalisation == "volume":  # by each scan's own mean and deviation
+        return config
     mean, deviation = fingerprint.mean_and_deviation(window)
     return replace(
         config,
-        spacing_mm=spacing,
-        hu_window=window,
         mean_hu=round(mean, 2) if config.mean_hu is None else config.mean_hu,
         std_hu=round(deviation, 2) if config.std_hu is None else config.std_hu,
     )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attunet3d import atomic, cache, charts, checkpoint, plan, report, runtime
+from attunet3d import atomic, cache, charts, checkpoint, plan, report, runtime, strict_json
 from attunet3d.cached_case import CachedCase
 from attunet3d.config import Config
 from attunet3d.errors import UserError
@@ -38,35 +38,77 @@ class RunError(UserError):
     """A run folder holds another run, or none."""
 
 
-def open_run(run_dir: Path, config: Config, *, resume: bool) -> tuple[Config, bool]:
+Cases = tuple[Sequence[Case], Sequence[Case]]  # to train on, to validate on
+
+
+def open_run(run_dir: Path, config: Config, cases: Cases, *, resume: bool) -> tuple[Config, bool]:
     """Make the run's folder, or enter it to go on.
 
     Returns:
         The configuration, and whether it is that of the run to go on with (resolved already).
 
     Raises:
-        RunError: The folder holds a run and `resume` is not asked for.
+        RunError: The folder holds a run and `resume` is not asked for, or it is a run with other
+            settings or on other cases.
     """
     begun = (run_dir / "config.json").is_file()
     if begun and not resume:
         raise RunError(f"{run_dir}: holds a run; add --resume to go on with it, or name another")
     atomic.make_folder(run_dir)
-    return (Config.load(run_dir / "config.json"), True) if begun else (config, False)
+    if not begun:
+        return config, False
+    saved = Config.load(run_dir / "config.json")
+    _same_settings(run_dir, config.to_dict(), saved.to_dict())
+    _same_cases(run_dir, cases)
+    return saved, True
 
 
-def plan_run(cases: Sequence[Case], config: Config, run_dir: Path, device: torch.device) -> Config:
-    """Fill the configuration's gaps from the training cases; print and save the plan."""
+def _same_settings(run_dir: Path, wanted: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Refuse a setting that is asked for and not the run's; None leaves it to the run's plan."""
+    for section, values in wanted.items():
+        for name, value in values.items():
+            if value is not None and value != saved[section][name]:
+                raise RunError(
+                    f"{run_dir}: {section}.{name} is {saved[section][name]} in this run, not"
+                    f" {value}; resume with {run_dir / 'config.json'} as CONFIG, or begin another"
+                    " run"
+                )
+
+
+def _same_cases(run_dir: Path, cases: Cases) -> None:
+    """Refuse to go on with other cases: those validated on would have been trained on."""
+    plan_file = strict_json.read_json(run_dir / "plan.json")
+    if not isinstance(plan_file, dict) or plan_file.get("split") != _split(cases):
+        raise RunError(
+            f"{run_dir}: was begun with other training or validation cases; resume with the same"
+            " manifest and --fold, or begin another run"
+        )
+
+
+def _split(cases: Cases) -> dict[str, list[str]]:
+    training, validation = ([case.id for case in part] for part in cases)
+    return {"training": training, "validation": validation}
+
+
+def plan_run(cases: Cases, config: Config, run_dir: Path, device: torch.device) -> Config:
+    """Fill the configuration's gaps from all labelled cases; print and save the plan.
+
+    The validation cases count, too, as in nnU-Net: the folds of a data set then share one plan,
+    and their models make an ensemble.
+    """
     memory = runtime.available_memory_bytes(device)
     share = CPU_SHARE if device.type == "cpu" else 1.0
-    planned = plan.make_plan(plan.fingerprint(cases), config, int(memory * share))
+    everyone = sorted((*cases[0], *cases[1]), key=lambda case: case.id)
+    facts = plan.fingerprint(everyone, ignored=config.training.ignore_index)
+    planned = plan.make_plan(facts, config, int(memory * share))
     print(planned.table())
-    planned.save(run_dir / "plan.json")
+    planned.save(run_dir / "plan.json", _split(cases))
     planned.config.save(run_dir / "config.json")
     return planned.config
 
 
 def prepare_data(
-    cases: tuple[Sequence[Case], Sequence[Case]],
+    cases: Cases,
     labels: dict[int, str],
     config: Config,
     folder: Path,
@@ -128,7 +170,8 @@ def _overlays(trainer: Trainer) -> None:
             _volume(array, case, trainer) for array in (case.image(), case.label(), classes)
         )
         low, high = np.percentile(np.asarray(case.image(), np.float32), (5, 99.5))
-        value = max(case.classes, key=lambda index: case.starts[index + 1] - case.starts[index])
+        sizes = {index: case.starts[index + 1] - case.starts[index] for index in case.classes}
+        value = max(sizes, key=lambda index: sizes[index], default=1)  # 1: nothing is labelled
         figure = report.overlay_figure(
             scan, reference, prediction, value, title=case.id, window=(float(low), float(high))
         )

@@ -20,6 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", nargs="+", help="run folder or .safetensors; several: ensemble")
     parser.add_argument("input", type=Path, metavar="INPUT")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+    fold = "of a manifest, segment the validation cases of this fold"
+    parser.add_argument("--fold", type=int, metavar="K", help=fold)
+    parser.add_argument("--root", type=Path, help="where the manifest's paths begin")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA where there is one by default")
     parser.add_argument("--save-probabilities", action="store_true", help="for `export`")
     parser.add_argument("--save-attention", action="store_true", help="the gates' coefficients")
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = inference.Predictor.load(
         arguments.model, arguments.device, arguments.set, arguments.locator
     )
-    scans = cohort.find_cases(arguments.input)
+    scans = cohort.find_cases(arguments.input, arguments.root, arguments.fold)
     wishes = cohort.Wishes(
         probabilities=arguments.save_probabilities,
         attention=arguments.save_attention,

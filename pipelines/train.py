@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = manifest.fold(arguments.fold)
     config = presets.find_config(arguments.config).with_overrides(arguments.set)
     run_dir = arguments.run_dir
-    config, begun = run_folder.open_run(run_dir, config, resume=arguments.resume)
+    config, begun = run_folder.open_run(run_dir, config, cases, resume=arguments.resume)
     if not begun:
-        config = run_folder.plan_run(cases[0], config, run_dir, device)
+        config = run_folder.plan_run(cases, config, run_dir, device)
     cache_dir = arguments.cache or run_dir / "cache"
     data = run_folder.prepare_data(cases, manifest.labels, config, cache_dir)
     trainer = training.Trainer(data, config, run_dir, device)

@@ -121,14 +121,6 @@ def test_every_case_comes_as_often_in_new_orders(cases):
     assert len(set(rounds)) > 5
 
 
-def test_ranks_share_the_cases_and_none_sees_what_another_sees(cases):
-    ranks = [PatchBatches(cases, config(LIVELY), rank=rank, ranks=2) for rank in (0, 1)]
-    first = [rank.batch(0) for rank in ranks]
-    assert sorted(first[0].case_ids + first[1].case_ids) == ["a", "b", "c", "small"]
-    alone = PatchBatches(cases, config(LIVELY, batch_size=4)).batch(0)
-    assert torch.equal(torch.cat([batch.image for batch in first]), alone.image)
-
-
 def test_foreground_patches_are_centred_on_classes_drawn_alike(cases):
     batches = PatchBatches([cases[0]], config(foreground_fraction=1.0))
     centres = [int(label[0, 8, 6, 4]) for step in range(200) for label in batches.batch(step).label]

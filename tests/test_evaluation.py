@@ -200,16 +200,17 @@ def manifest_of(tmp_path, **lists):
 
 def test_a_manifest_gives_cases_and_names(folders, tmp_path):
     predictions, _, out = folders
-    path = manifest_of(
-        tmp_path, training=[("a", 0, True), ("b", 1, True)], test=[("c", None, False)]
-    )
+    path = manifest_of(tmp_path, training=[("a", 0, True), ("b", 1, True)])
     summary = evaluate(predictions, path, out)
-    assert list(summary.scores) == ["a", "b"]  # the test case has no label
+    assert list(summary.scores) == ["a", "b"]
     assert summary.labels == {1: "pancreas", 2: "tumour"}
     assert summary.without_reference == ("c",)
     assert list(evaluate(predictions, path, out, fold=1).scores) == ["b"]
     labelled = manifest_of(tmp_path, training=[("a", 0, True)], test=[("c", None, True)])
-    assert list(evaluate(predictions, labelled, out).scores) == ["c"]
+    assert list(evaluate(predictions, labelled, out).scores) == ["c"]  # as `infer` does
+    bare = manifest_of(tmp_path, training=[("a", 0, True)], test=[("c", None, False)])
+    with pytest.raises(EvaluationError, match="none of the cases to score has a label; --fold K"):
+        evaluate(predictions, bare, out)
 
 
 def test_a_manifest_and_sidecars_must_agree(folders, tmp_path):
@@ -235,7 +236,7 @@ def test_wrong_calls_are_refused(folders, tmp_path):
     with pytest.raises(UserError):
         evaluate(predictions, tmp_path / "nowhere", out)
     path = manifest_of(tmp_path, training=[("a", 0, False)])
-    with pytest.raises(EvaluationError, match="no labelled case"):
+    with pytest.raises(EvaluationError, match="none of the cases to score"):
         evaluate(predictions, path, out)
     assert not out.exists()
 

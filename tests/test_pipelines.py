@@ -84,8 +84,56 @@ def test_a_run_is_not_overwritten_and_a_finished_one_resumes_to_its_end(road, ca
     assert call(*again) == 2
     assert "--resume" in capsys.readouterr().err
     before = (road / "run" / "model.safetensors").read_bytes()
+    assert call(*again, "--resume") == 2  # the preset's channels are not this run's
+    assert "network.channels" in capsys.readouterr().err
+    again[2] = road / "run" / "config.json"
+    assert call(*again, "--resume", "--fold", "1") == 2
+    assert "other training or validation cases" in capsys.readouterr().err
     assert call(*again, "--resume") == 0
     assert (road / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_two_folds_of_a_data_set_make_an_ensemble(road, tmp_path):
+    """The plan looks at all cases, so that the folds' models see the same grid and values."""
+    settings = [*FAST[:-1], "training.steps=2"]  # the spacing is planned, too
+    for preset in ("demo_cpu", "oktay2018"):
+        sets = [part for setting in settings for part in ("--set", setting)]
+        sets += ["--set", "preprocessing.spacing_mm=[8,8,8]"] if preset == "oktay2018" else []
+        runs = [tmp_path / f"{preset}_{fold}" for fold in (0, 1)]
+        for fold, run in enumerate(runs):
+            call_ = ("train", road / "m.json", preset, run, "--fold", fold, "--device", "cpu")
+            assert call(*call_, *sets, "--set", "preprocessing.hu_window=[-100,200]") == 0
+        out = tmp_path / preset
+        scans = road / "data" / "imagesTr"
+        assert call("infer", *runs, next(scans.iterdir()), out, "--device", "cpu") == 0
+
+
+def test_cases_of_a_fold_are_segmented_and_scored_alike(road, tmp_path):
+    out = tmp_path / "out"
+    infer = ("infer", road / "run", road / "m.json", out, "--device", "cpu")
+    assert call(*infer, "--fold", 1) == 0
+    (found,) = out.glob("*.nii.gz")
+    held = json.loads((road / "m.json").read_text(encoding="utf-8"))["training"]
+    assert [case["id"] for case in held if case["fold"] == 1] == [found.name[: -len(".nii.gz")]]
+    assert call("evaluate", out, road / "m.json", tmp_path / "scores", "--fold", 1) == 0
+    assert call("infer", road / "run", found, tmp_path / "x", "--fold", 1) == 2
+
+
+def test_validation_cases_without_foreground_end_well(tmp_path):
+    write_phantoms(tmp_path / "data", 2, 1, matrix=32)
+    label = sorted((tmp_path / "data" / "labelsTr").iterdir())[0]
+    image = nibabel.load(label)
+    empty = np.zeros(image.shape, np.uint8)
+    nibabel.save(nibabel.Nifti1Image(empty, image.affine, image.header), label)
+    assert call("manifest", tmp_path / "data", "--out", tmp_path / "m.json", "--folds", 2) == 0
+    cases = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))["training"]
+    name = label.name[: -len(".nii.gz")]
+    (fold,) = [case["fold"] for case in cases if case["id"] == name]
+    sets = [part for setting in FAST for part in ("--set", setting)]
+    run = ("train", tmp_path / "m.json", "demo_cpu", tmp_path / "run", "--device", "cpu")
+    assert call(*run, "--fold", fold, *sets) == 0
+    assert (tmp_path / "run" / "summary.json").is_file()
+    assert list((tmp_path / "run" / "validation").glob("*.png"))
 
 
 def test_a_written_configuration_is_one_to_read(road, tmp_path):
