@@ -18,18 +18,16 @@ between the two largest is told too. Draws results/scaling.png.
 
 import argparse
 import itertools
-import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import measure
 import numpy as np
+from growth import FLAT, LINEAR, Point, Question, draw, judge, table
 
 Size = tuple[int, int, int]
 WINDOW = (96, 96, 96)
@@ -44,26 +42,14 @@ SHAPES: tuple[Size, ...] = (
 CLASSES = (2, 4, 8, 16, 32, 64, 118)
 CASES = (4, 12, 40, 120, 400)
 SCANS = (2, 4, 8, 16)
-LINEAR, FLAT = 1.1, 0.1  # exponents up to which these words hold
-
-
-@dataclass(frozen=True)
-class Point:
-    """One size, what it took, and the peak memory."""
-
-    size: float
-    seconds: float
-    peak_mb: float
-
-
-@dataclass(frozen=True)
-class Question:
-    """What grows, and how time and memory may grow with it (None: only told)."""
-
-    unit: str
-    time: float | None
-    memory: float | None
-    measure: Callable[[Path, bool, int], list[Point]]
+# Linux counts what the starting process held into a new one's peak, so a small one starts it.
+LAUNCHER = """
+import resource, subprocess, sys, time
+began = time.perf_counter()
+status = subprocess.run(sys.argv[1:], stderr=subprocess.DEVNULL).returncode
+seconds = time.perf_counter() - began
+print(status, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
 # ---------------------------------------------------------------------------- voxels and classes
@@ -118,6 +104,7 @@ def prepare_scan(path: Path, classes: int) -> Callable[[], Any]:
 def _scan_point(size: float, path: Path, classes: int, repeats: int) -> Point:
     way = measure.Way(f"{size:g}", prepare_scan, (path, classes), command_line=True)
     outcome = measure.compare([way], repeats)[0]
+    print(f"  {size:g}: {outcome.median:.2f} s, {outcome.peak_mb:.0f} MB", file=sys.stderr)
     return Point(size, outcome.median, outcome.peak_mb)
 
 
@@ -236,16 +223,14 @@ def write_model(path: Path) -> None:
 
 def infer(model: Path, scans: Path, out: Path, count: int) -> tuple[float, float]:
     """Seconds and peak MB of one call, after which `count` label maps must lie there."""
-    command = [sys.executable, "-m", "attunet3d", "infer", model, scans, out, "--device", "cpu"]
-    began = time.perf_counter()
-    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
+    call = [sys.executable, "-m", "attunet3d", "infer", model, scans, out, "--device", "cpu"]
+    launched = [sys.executable, "-c", LAUNCHER, *map(str, call)]
+    answer = subprocess.run(launched, stdout=subprocess.PIPE, check=True, text=True).stdout
+    status, seconds, kilobytes = map(float, answer.split())
     made = len(list(out.glob("*.nii.gz")))
-    if process.returncode or made != count:
-        raise SystemExit(f"infer: status {process.returncode}, {made} of {count} label maps")
-    return seconds, usage.ru_maxrss * 1024 / 1e6
+    if status or made != count:
+        raise SystemExit(f"infer: status {status:.0f}, {made} of {count} label maps")
+    return seconds, kilobytes * 1024 / 1e6
 
 
 def by_scans(folder: Path, small: bool, repeats: int) -> list[Point]:
@@ -278,76 +263,6 @@ QUESTIONS = {
     "cases": Question("training cases", FLAT, FLAT, by_cases),
     "scans": Question("scans in the folder", LINEAR, FLAT, by_scans),
 }
-
-
-def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Slope of the line through the logarithms; a value below a millionth counts as that."""
-    logs = np.log(np.maximum(values, 1e-6))
-    return float(np.polyfit(np.log(sizes), logs, 1)[0])
-
-
-def judge(question: Question, points: list[Point]) -> dict[str, Any]:
-    """Exponents of all sizes and of the two largest, against what the question allows."""
-    result: dict[str, Any] = {"unit": question.unit, "points": [vars(point) for point in points]}
-    sizes = [point.size for point in points]
-    for name, values, most in (
-        ("time", [point.seconds for point in points], question.time),
-        ("memory", [point.peak_mb for point in points], question.memory),
-    ):
-        slope = exponent(sizes, values)
-        result[name] = {
-            "exponent": round(slope, 3),
-            "exponent_of_the_largest": round(exponent(sizes[-2:], values[-2:]), 3),
-            "at_most": most,
-            "reached": most is None or slope <= most,
-        }
-    return result
-
-
-def table(name: str, result: dict[str, Any]) -> str:
-    lines = [f"| {result['unit']} | seconds | peak MB |", "|---|---|---|"]
-    for point in result["points"]:
-        lines.append(f"| {point['size']:g} | {point['seconds']:.4f} | {point['peak_mb']:.1f} |")
-    for kind in ("time", "memory"):
-        told = result[kind]
-        most = "only told" if told["at_most"] is None else f"at most {told['at_most']}"
-        verdict = "" if told["reached"] else " **missed**"
-        largest = told["exponent_of_the_largest"]
-        lines.append(
-            f"\n{name}, {kind}: exponent {told['exponent']}, of the two largest {largest} "
-            f"({most}){verdict}"
-        )
-    return "\n".join(lines)
-
-
-def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """Time above, memory below, one column a question, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    columns = len(results)
-    figure, axes = plt.subplots(2, columns, figsize=(3.6 * columns, 6.4), squeeze=False)
-    for column, result in zip(axes.T, results.values(), strict=True):
-        sizes = np.array([point["size"] for point in result["points"]])
-        for axis, key, kind, label in zip(
-            column, ("seconds", "peak_mb"), ("time", "memory"), ("s", "MB"), strict=True
-        ):
-            values = np.maximum([point[key] for point in result["points"]], 1e-6)
-            slope, height = np.polyfit(np.log(sizes), np.log(values), 1)
-            axis.loglog(sizes, np.exp(height) * sizes**slope, color="0.7")
-            axis.loglog(sizes, values, "o", color="tab:blue" if kind == "time" else "tab:orange")
-            spread = max(values.max() / values.min(), 10.0) ** 0.5 * 1.5
-            middle = (values.max() * values.min()) ** 0.5
-            axis.set(ylim=(middle / spread, middle * spread), xlabel=result["unit"])
-            axis.set_ylabel(f"peak memory, {label}" if kind == "memory" else f"time, {label}")
-            axis.set_title(f"exponent {slope:.2f}", fontsize=10)
-            axis.grid(alpha=0.25, which="both")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> None:

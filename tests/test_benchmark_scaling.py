@@ -23,38 +23,38 @@ def script(name):
 
 
 def test_the_exponent_is_the_slope_of_the_logarithms():
-    exponent = script("scaling").exponent
+    exponent = script("growth").exponent
     assert exponent([1, 10, 100], [3, 30, 300]) == pytest.approx(1)
     assert exponent([1, 2, 4], [5, 20, 80]) == pytest.approx(2)
     assert exponent([1, 7, 30], [4, 4, 4]) == pytest.approx(0)
 
 
 def test_growth_beyond_the_mark_is_called_a_miss():
-    scaling = script("scaling")
-    question = scaling.Question("voxels", 1.1, 0.1, lambda *_: [])
-    points = [scaling.Point(10.0**n, 10.0**n, 50.0) for n in range(3)]
-    assert [scaling.judge(question, points)[kind]["reached"] for kind in ("time", "memory")] == [
+    growth = script("growth")
+    question = growth.Question("voxels", 1.1, 0.1, lambda *_: [])
+    points = [growth.Point(10.0**n, 10.0**n, 50.0) for n in range(3)]
+    assert [growth.judge(question, points)[kind]["reached"] for kind in ("time", "memory")] == [
         True,
         True,
     ]
-    steep = [scaling.Point(p.size, p.seconds**1.5, p.size) for p in points]
-    told = scaling.judge(question, steep)
+    steep = [growth.Point(p.size, p.seconds**1.5, p.size) for p in points]
+    told = growth.judge(question, steep)
     assert told["time"]["exponent"] == 1.5
     assert not told["time"]["reached"]
     assert not told["memory"]["reached"]
-    assert "time: exponent 1.5, of the two largest 1.5 (at most 1.1) **missed**" in scaling.table(
+    assert "time: exponent 1.5, of the two largest 1.5 (at most 1.1) **missed**" in growth.table(
         "voxels", told
     )
 
 
 def test_a_scan_of_any_size_goes_through_and_its_figure_is_drawn(tmp_path):
-    scaling = script("scaling")
+    scaling, growth = script("scaling"), script("growth")
     path = tmp_path / "scan.nii.gz"
     scaling.write_scan(path, (110, 20, 24))  # longer than the block that is repeated
     assert scaling.prepare_scan(path, 3)() == [110, 20, 24]
-    points = [scaling.Point(size, size / 7, 9.0) for size in (2.0, 4.0)]
-    result = scaling.judge(scaling.QUESTIONS["scans"], points)
-    scaling.draw({"scans": result}, tmp_path / "figure.png")
+    points = [growth.Point(size, size / 7, 9.0) for size in (2.0, 4.0)]
+    result = growth.judge(scaling.QUESTIONS["scans"], points)
+    growth.draw({"scans": result}, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads(json.dumps(result))["points"][1]["size"] == 4.0
 
