@@ -6,6 +6,8 @@ whatever the number of workers, and every case comes as often: item number n is 
 shuffle n div N.
 """
 
+import atexit
+import multiprocessing
 import signal
 import sys
 from collections import deque
@@ -13,6 +15,8 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -200,7 +204,11 @@ class PatchBatches:
             pin_memory=not on_cpu,
             generator=torch.Generator(),  # or it would draw from torch's own, and shift a resume
         )
+        others = multiprocessing.active_children()
         items = iter(loader)
+        started = [child for child in multiprocessing.active_children() if child not in others]
+        at_exit = partial(_end, started)
+        atexit.register(at_exit)
         try:
             for item in items:
                 if isinstance(item, UserError):
@@ -210,6 +218,7 @@ class PatchBatches:
             order.close()
             with suppress(RuntimeError, OSError, EOFError):  # a worker was killed
                 deque(items, maxlen=0)
+            atexit.unregister(at_exit)
 
 
 def _one_core_thread() -> ThreadPoolExecutor:
@@ -228,6 +237,12 @@ def _ignore_interrupts(_: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end(workers: Sequence[BaseProcess]) -> None:
+    """End workers that were never closed, before the program's exit waits for them for good."""
+    for worker in workers:
+        worker.kill()
 
 
 class _Steps(Dataset[Any]):
