@@ -252,7 +252,7 @@ def output_is_precious(cohort: Cohort) -> list[str]:
     other = out / "scan_2.nii.gz"
     shutil.copy(out / "scan_1.nii.gz", other)
     before = other.read_bytes()
-    found = cohort.troubles(cohort.call(scans, out), out, {"scan_2": "use --overwrite"})
+    found = cohort.troubles(cohort.call(scans, out), out, {"scan_2": "is there already"})
     found += [] if other.read_bytes() == before else ["the label map was overwritten"]
     return found + cohort.troubles(cohort.call(scans, out, "--overwrite"), out, {})
 

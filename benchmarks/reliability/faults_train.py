@@ -25,7 +25,7 @@ def prepare(parent: Preloaded, folder: Path) -> Training:
     manifest, configs = subjects.train_subjects(parent, folder)
     name = next(iter(subjects.TRAININGS))
     training = Training(parent, folder, manifest, configs[0], name)
-    uninterrupted(training)
+    uninterrupted(training, 1)
     return training
 
 

@@ -80,7 +80,7 @@ class Subject:
 
 def run(folder: Path, small: bool) -> dict[str, Any]:
     """Kill `infer`, and return rows of what was tried and what held."""
-    own, forked, asked = (1, 8, 2) if small else (10, 90, 10)
+    own, forked, asked = (1, 6, 2) if small else (10, 90, 10)
     with Preloaded() as parent:
         subject = _subject(parent, folder, 3 if small else 8)
         kinds = [signal.SIGKILL] * forked, [signal.SIGTERM, signal.SIGINT] * (asked // 2)

@@ -95,7 +95,7 @@ def run(folder: Path, small: bool) -> dict[str, Any]:
         named = list(zip(subjects.TRAININGS, configs, strict=True))[: 1 if small else None]
         for number, (name, config) in enumerate(named):
             training = Training(parent, folder, manifest, config, name)
-            uninterrupted(training)
+            uninterrupted(training, 1 if small else 2)
             print(f"{name}: {training.seconds:.1f} s uninterrupted", flush=True)
             rng = random.Random(number)
             plan = [partial(_killed, training, tally, rng)] * (2 if small else 14)
@@ -110,10 +110,10 @@ def run(folder: Path, small: bool) -> dict[str, Any]:
     return {"rows": _rows(tally), "troubles": tally.troubles}
 
 
-def uninterrupted(training: Training) -> None:
-    """Run it to its end, twice, and keep how it ended and how long it took."""
+def uninterrupted(training: Training, times: int) -> None:
+    """Run it to its end so many times, and keep how it ended and how long the last took."""
     first = training.folder / f"{training.config.stem}_whole"
-    for _ in range(2):  # the first prepares the cache, the second is timed
+    for _ in range(times):  # the first also prepares the cache
         shutil.rmtree(first, ignore_errors=True)
         began = time.monotonic()
         status = wait(training.start(first, resume=False))
