@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from attunet3d.components import extent, keep_largest_
+from attunet3d.fresh_memory import zeros
 from attunet3d.geometry import Box, Grid, axis_map
 from attunet3d.resampling import Sampler
 from attunet3d.sliding_window import Slab
@@ -111,7 +112,7 @@ def decide(
         >>> decide([Slab(0, margin)], grid.resized((1, 1, 2)), grid, [0, 7]).ravel().tolist()
         [0, 0, 7, 7]
     """
-    labels: Labels = np.zeros(source.shape, np.uint8, order="F")
+    labels: Labels = zeros(source.shape[::-1], np.uint8).T
     for stretch in _stretches(slabs, network, source, margins=True):
         _choose(stretch, values, torch.from_numpy(labels))
     if keep_largest:

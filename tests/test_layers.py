@@ -18,6 +18,7 @@ ROWS = [  # bottom row first; modules of one row do not know each other
         "dicom_file",
         "text_header",
         "folds",
+        "fresh_memory",
         "geometry",
         "nifti_header",
         "runtime",
@@ -37,8 +38,8 @@ ROWS = [  # bottom row first; modules of one row do not know each other
     }
     | {"presets", "scores", "volume", "windows", "phantom_anatomy"},
     {"augmentation", "network", "hounsfield", "label_fit", "manifest", "phantom"}
-    | {"preprocessing", "report", "results", "sliding_window"},
-    {"acceleration", "openvino_engine"},
+    | {"preprocessing", "report", "results", "window_sums"},
+    {"acceleration", "openvino_engine", "sliding_window"},
     {
         "cache",
         "checkpoint",
