@@ -34,6 +34,13 @@ WINDOW, SMALL_WINDOW = 96, 64  # nnU-Net's InstanceNorm needs more than one voxe
 FEATURES = [32, 64, 128, 256, 320]
 DATASET = "Dataset900_Benchmark"
 BFLOAT16 = (*WINDOWS, "inference.precision=bfloat16")
+# A child's peak begins at its parent's memory, so the parent is a bare interpreter.
+WATCH = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=sys.stderr)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
 
 
 def plans(window: int) -> dict[str, Any]:
@@ -148,19 +155,13 @@ def ours(scan: Path, folder: Path, window: int, settings: tuple[str, ...]) -> Ca
 
 def run(call: list[Any], environment: dict[str, str]) -> float:
     """Run a command; return the peak memory in MB of it or of its largest child, if larger."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [str(part) for part in call],
-            env={**os.environ, **environment},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            raise SystemExit(f"{call[0]}: {log.read().decode(errors='replace')[-2000:]}")
-    return usage.ru_maxrss * 1024 / 1e6
+    watched = [sys.executable, "-c", WATCH, *(str(part) for part in call)]
+    done = subprocess.run(
+        watched, env={**os.environ, **environment}, capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode:
+        raise SystemExit(f"{call[0]}: {done.stderr[-2000:]}")
+    return int(done.stdout) * 1024 / 1e6
 
 
 def main() -> None:
