@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attunet3d import memory_layout
 from attunet3d.gate import GridAttentionGate, resize
 from attunet3d.network import AttentionUNet3D, GatedSkip
 
@@ -53,10 +54,7 @@ class AcceleratedUNet(AttentionUNet3D):
         self.align_corners, self.norm = network.align_corners, network.norm
         self.deep_supervision, self.strides = network.deep_supervision, network.strides
         self.dtype = dtype
-        # oneDNN and cuDNN convolve channels-last faster; InstanceNorm has no such kernel and would
-        # copy back and forth.
-        instance = network.norm == "instance"
-        self.layout = torch.contiguous_format if instance else torch.channels_last_3d
+        self.layout = memory_layout.fastest(network)
         self.encoder = nn.ModuleList(block(part) for part in network.encoder)
         self.pools = copy.deepcopy(network.pools)
         self.gating = block(network.gating)  # type: ignore[assignment]
@@ -71,8 +69,7 @@ class AcceleratedUNet(AttentionUNet3D):
                 part.to(dtype)
 
     def _padded(self, x: Tensor) -> Tensor:
-        # A clone, because one channel passes for either layout until its strides are written anew.
-        return super()._padded(x).to(self.dtype).clone(memory_format=self.layout)
+        return memory_layout.laid_out(super()._padded(x).to(self.dtype), self.layout)
 
     def _logits(self, decoded: list[Tensor], size: list[int]) -> list[Tensor]:
         if self.deep_supervision != "fused":
@@ -156,6 +153,19 @@ class FoldedSkip(nn.Module):
         if self.w:
             gated = [w(part) for w, part in zip(self.w, gated, strict=True)]
         return self.combine(torch.cat(gated, 1)), coefficients
+
+
+class InFloat32(nn.Module):
+    """A normalisation that is kept: in float32 as its weights, whatever the features are."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = copy.deepcopy(norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, X, Y, Z) normalised, in the type it came in."""
+        normalised: Tensor = self.norm(x.float())
+        return normalised.to(x.dtype)
 
 
 def block(layers: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from attunet3d import atomic, checkpoint, loss, optimisation, runtime
+from attunet3d import atomic, checkpoint, loss, memory_layout, optimisation, runtime
 from attunet3d.cached_case import CachedCase
 from attunet3d.config import Config
 from attunet3d.dataset import Batch, PatchBatches
@@ -65,7 +65,28 @@ def training_dtype(config: Config, device: torch.device) -> torch.dtype:
         return DTYPES[precision]
     if device.type == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    with torch.cuda.device(device):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float16
+
+
+def refuse_wrong_gradients(network: AttentionUNet3D, config: Config) -> None:
+    """Refuse patches for which CPUs compute wrong gradients in bfloat16.
+
+    oneDNN 3.12 (torch 2.13) gives garbage, often NaN, as the gradient of a 3×3×3 kernel when its
+    input has exactly 2 voxels along the first axis, whatever the other two.
+
+    Raises:
+        TrainingError: A level of the network is 2 voxels long in x.
+    """
+    assert config.training.patch_size is not None
+    x = config.training.patch_size[0]
+    if 2 in (-(-x // stride[0]) for stride in network.strides):
+        raise TrainingError(
+            f"training.precision=bfloat16 with training.patch_size {config.training.patch_size}:"
+            " CPUs compute wrong gradients where a level is 2 voxels long in x; choose another"
+            " patch size, or training.precision=float32"
+        )
 
 
 class Trainer:
@@ -86,12 +107,14 @@ class Trainer:
         names = [value for value in data.labels if value != config.training.ignore_index]
         self.labels = {value: data.labels[value] for value in sorted(names)}
         network = AttentionUNet3D.from_config(config.network, 1, len(self.labels))
-        self.network = network.to(device)
+        self.network = self._laid_out(network)
         self.average = optimisation.moving_average(self.network, config.training.ema_decay)
         self.optimiser = optimisation.build_optimiser(self.network.parameters(), config.training)
         self.schedule = optimisation.build_schedule(self.optimiser, config.training)
         self.criterion = loss.build_loss(config.training, len(self.labels))
         self.dtype = training_dtype(config, device)
+        if self.dtype == torch.bfloat16 and device.type == "cpu":
+            refuse_wrong_gradients(self.network, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.step = self.best_step = self.skipped = self.since_best = 0
         self.best_dice: float | None = None
@@ -154,7 +177,8 @@ class Trainer:
         losses: list[Tensor] = []
         for batch in batches:
             with self._autocast():
-                logits = self.network(batch.image)  # list of (B, C, X, Y, Z), finest first
+                image = memory_layout.laid_out(batch.image, self.layout)
+                logits = self.network(image)  # list of (B, C, X, Y, Z), finest first
             value: Tensor = self.criterion(logits, batch.label) / len(batches)
             self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
             losses.append(value.detach())
@@ -236,6 +260,15 @@ class Trainer:
             self.since_best += 1
 
     # ------------------------------------------------------------------ parts
+
+    def _laid_out(self, network: AttentionUNet3D) -> AttentionUNet3D:
+        """The network on the device, its features in a CPU's fastest layout."""
+        self.layout = torch.contiguous_format
+        if self.device.type == "cpu":
+            self.layout = memory_layout.fastest(network)
+            memory_layout.keep_gradients_dense(network, self.layout)
+        network.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        return network
 
     def evaluated(self) -> AttentionUNet3D:
         """The network that is validated and kept (the average where there is one), in eval mode."""

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "attunet3d"
 ROWS = [  # bottom row first; modules of one row do not know each other
-    {"errors", "components", "shapes", "strict_text", "strict_yaml", "taps"},
+    {"errors", "components", "memory_layout", "shapes", "strict_text", "strict_yaml", "taps"},
     {
         "atomic",
         "case_names",

@@ -251,6 +251,17 @@ def test_accumulated_batches_give_the_gradient_of_their_mean(data, tmp_path):
     assert state["step"] == 1
 
 
+@pytest.mark.parametrize(("size", "wrong"), [(4, True), (3, True), (2, True), (6, False)])
+def test_bfloat16_is_refused_where_cpus_compute_wrong_gradients(data, tmp_path, size, wrong):
+    settings = {"precision": "bfloat16", "patch_size": f"[{size},8,8]"}
+    if wrong:  # a level of 2 voxels: 4 / 2, 3 / 2 padded, 2 itself
+        with pytest.raises(TrainingError, match="wrong gradients where a level is 2 voxels long"):
+            trainer(data, tmp_path / "run", **settings)
+    else:
+        assert trainer(data, tmp_path / "run", **settings).dtype == torch.bfloat16
+    assert trainer(data, tmp_path / "run", patch_size=f"[{size},8,8]").dtype == torch.float32
+
+
 def test_precision_is_that_of_the_device():
     assert training_dtype(CONFIG, CPU) == torch.float32
     half = CONFIG.with_overrides(["training.precision=bfloat16"])

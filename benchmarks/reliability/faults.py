@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability import faults_infer, faults_train, subjects
+from benchmarks.reliability import faults_infer, faults_train, struck_cohort, subjects
 from benchmarks.reliability.preloaded import Preloaded
 
 
@@ -38,12 +38,13 @@ def run(folder: Path, small: bool) -> dict[str, Any]:
         print(f"{'bad ' if found else 'good'} {what}", flush=True)
 
     with Preloaded() as parent:
-        cohort = faults_infer.prepare(parent, folder / "infer")
+        cohort = struck_cohort.prepare(parent, folder / "infer")
         for fault in faults_infer.FAULTS[: 6 if small else None]:
             strike(fault, cohort)
-        training = faults_train.prepare(parent, folder / "train")
-        for fault in faults_train.FAULTS[: 2 if small else None]:
-            strike(fault, training)
+        if not small:
+            training = faults_train.prepare(parent, folder / "train")
+            for fault in faults_train.FAULTS:
+                strike(fault, training)
     return {"rows": rows, "troubles": troubles}
 
 

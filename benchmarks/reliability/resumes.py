@@ -10,7 +10,6 @@ say how to go on, and exit with 143 and 130. A state that is cut, has a flipped 
 gone must be noticed, the one before it used, and the end be the same.
 """
 
-import hashlib
 import random
 import shutil
 import signal
@@ -22,11 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from attunet3d.checkpoint import load_state
-from attunet3d.run_log import read_rows
 from benchmarks.reliability import subjects
+from benchmarks.reliability.endings import End, ending
 from benchmarks.reliability.preloaded import POLL, Command, Preloaded, end, spawn, wait
 
 AN_INTERRUPTED_RUN = 5  # at most; some are done before
@@ -43,7 +39,7 @@ class Training:
     config: Path
     name: str
     seconds: float = 0.0
-    answer: "End | None" = None
+    answer: End | None = None
 
     def arguments(self, run: Path, *, resume: bool) -> list[str | Path]:
         """Of the command."""
@@ -57,15 +53,6 @@ class Training:
     def said(self) -> str:
         """What the latest command said."""
         return (self.folder / "said.txt").read_text(encoding="utf-8", errors="replace")
-
-
-@dataclass(frozen=True)
-class End:
-    """All that must come out the same."""
-
-    model: str  # SHA-256 of model.safetensors
-    state: str  # SHA-256 of all tensors and numbers in last.pt
-    rows: list[Any]  # of metrics.csv, seconds left out
 
 
 @dataclass
@@ -119,7 +106,7 @@ def uninterrupted(training: Training, times: int) -> None:
         status = wait(training.start(first, resume=False))
         assert status == 0, training.said()
         training.seconds = time.monotonic() - began
-        ends = training.answer, _end(first)
+        ends = training.answer, ending(first)
         assert ends[0] in (None, ends[1]), "two runs of one seed differ"
         training.answer = ends[1]
 
@@ -263,37 +250,10 @@ def _as_a_person_does(training: Training, tally: Tally) -> None:
 def difference(training: Training, run_dir: Path) -> str | None:
     """What came out otherwise than of the run that nobody stopped; None: nothing."""
     assert training.answer is not None
-    found = _end(run_dir)
+    found = ending(run_dir)
     parts = [name for name in vars(found) if getattr(found, name) != getattr(training.answer, name)]
     left = [path.name for path in run_dir.rglob("*.tmp")]
     return f"other {', '.join(parts)}" if parts else f"left {left}" if left else None
-
-
-def _end(run_dir: Path) -> End:
-    state, warnings = load_state(run_dir / "last.pt")
-    assert not warnings, warnings
-    digest = hashlib.sha256()
-    _add(digest, state)
-    rows = [{**row, "seconds": ""} for row in read_rows(run_dir / "metrics.csv")]
-    model = hashlib.sha256((run_dir / "model.safetensors").read_bytes()).hexdigest()
-    return End(model, digest.hexdigest(), rows)
-
-
-def _add(digest: Any, value: Any) -> None:
-    """Add a tree of plain values and tensors, with names and types."""
-    if isinstance(value, torch.Tensor):
-        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            digest.update(repr(key).encode())
-            _add(digest, part)
-    elif isinstance(value, list | tuple):
-        digest.update(f"{type(value).__name__}{len(value)}".encode())
-        for part in value:
-            _add(digest, part)
-    else:
-        digest.update(repr(value).encode())
 
 
 def _rows(tally: Tally) -> list[dict[str, Any]]:
