@@ -7,6 +7,8 @@ the one its planner gives such patches: five stages of 32 to 320 channels, Insta
 random: this is about time and memory. As the networks differ in size, seconds are also told per
 network FLOP, counted by torch. Memory is the largest process's peak, so nnU-Net's helpers, which
 live beside it, are not added up. Needs `nnunetv2` (extra [benchmarks]); nnU-Net takes minutes.
+Beside a CPU build of torch, `pip uninstall torchvision` first: the one that comes with nnunetv2 is
+made for CUDA, does not load, and is not needed here.
 """
 
 import argparse
