@@ -41,6 +41,15 @@ def list_cases(
     return dataset_formats.grouped(found, group)
 
 
+def unnamed(found: Manifest) -> list[str]:
+    """A word for each label that nothing names: two models would know it by no common name."""
+    return [
+        f"label {value} has no name; give it one by --label {value}=NAME"
+        for value, name in found.labels.items()
+        if name == f"label {value}"
+    ]
+
+
 def deal(cases: Manifest, data_dir: Path, folds: int | None = None, seed: int = 0) -> Manifest:
     """Deal the patients into folds.
 

@@ -145,7 +145,7 @@ def _check_names(names: Mapping[int, str], others: Mapping[int, str]) -> None:
         if names[value].casefold() != others[value].casefold():
             raise EvaluationError(
                 f"label {value} is called {names[value]!r} and {others[value]!r}: one value must"
-                " mean one organ; renumber one of the two"
+                " mean one organ; name it alike (manifest --label VALUE=NAME), or renumber one"
             )
 
 

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems = pair_check.check_pairs(found, arguments.tissue_hu)
     if arguments.mend_flips:
         found, problems = pair_check.mend(found, problems)
-    print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+    words = [*data_listing.unnamed(found), *map(str, problems)]
+    print(*words, sep="\n", end="\n" if words else "", file=sys.stderr)
     failures = pair_check.write_failures(arguments.out, problems)
     good = pair_check.without_failures(found, problems)
     good = data_listing.deal(good, arguments.data_dir, arguments.folds, arguments.seed)
