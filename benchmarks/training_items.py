@@ -49,7 +49,7 @@ import measure
 from training_peers import WAYS, Cases, prepared_batches, write_cases
 
 ITEMS = 24  # a turn
-WAITING = 12  # more than any of them puts by with two workers
+WAITING = 24  # more than any puts by with two workers: nnU-Net 2 × 6, and one a worker
 ENOUGH = 100  # items whose share of foreground can be compared
 MOST_APART = 1.5  # times
 

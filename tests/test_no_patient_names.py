@@ -21,22 +21,22 @@ from attunet3d import __main__ as command
 from attunet3d import command_line
 from attunet3d.phantom import write_phantoms
 
-MARK = "QXZ"  # in no file of ours
+MARK = "QXZVWK"  # in no file of ours, nor by chance in packed bytes
 NIFTI_FIELDS = {"descrip": 80, "aux_file": 24, "db_name": 18, "intent_name": 16, "data_type": 10}
 TAGS = {
-    "0010|0010": "QXZDOE^JANE",
-    "0010|0020": "QXZ-4711",
+    "0010|0010": "QXZVWKDOE^JANE",
+    "0010|0020": "QXZVWK-4711",
     "0010|0030": "19500101",
-    "0010|4000": "QXZ patient comment",
-    "0008|0080": "QXZ Hospital",
-    "0008|0081": "QXZ Street",
-    "0008|0090": "QXZ^REFERRING",
-    "0008|1030": "QXZ study",
-    "0008|103e": "QXZ series",
-    "0008|1050": "QXZ^PERFORMING",
-    "0018|1030": "QXZ protocol",
-    "0020|0010": "QXZ-study-id",
-    "0020|4000": "QXZ image comment",
+    "0010|4000": "QXZVWK patient comment",
+    "0008|0080": "QXZVWK Hospital",
+    "0008|0081": "QXZVWK Street",
+    "0008|0090": "QXZVWK^REFERRING",
+    "0008|1030": "QXZVWK study",
+    "0008|103e": "QXZVWK series",
+    "0008|1050": "QXZVWK^PERFORMING",
+    "0018|1030": "QXZVWK protocol",
+    "0020|0010": "QXZVWK-study-id",
+    "0020|4000": "QXZVWK image comment",
 }
 TINY = ["network.channels=[4,8,8]", "network.strides=[[2,2,2],[2,2,2]]", "training.steps=2"]
 TINY += ["training.validate_every=1", "training.patch_size=[16,16,16]"]
@@ -51,14 +51,18 @@ def mark(path, version=1):
     for name, size in NIFTI_FIELDS.items():
         if name in image.header:
             image.header[name] = f"{MARK} {name}".encode()[:size]
-    for code, text in (("comment", b"QXZ born 1950"), ("afni", b"<QXZ/>"), ("dicom", dicom())):
+    for code, text in (
+        ("comment", b"QXZVWK born 1950"),
+        ("afni", b"<QXZVWK/>"),
+        ("dicom", dicom()),
+    ):
         image.header.extensions.append(nib.nifti1.Nifti1Extension(code, text))
     nib.save(image, path)
 
 
 def dicom():
     """A DICOM data set as a NIfTI extension holds it: one tag, explicit little endian."""
-    text = b"QXZDOE^JANE "
+    text = b"QXZVWKDOE^JANE"
     return b"\x10\x00\x10\x00PN" + len(text).to_bytes(2, "little") + text
 
 
@@ -105,9 +109,9 @@ def damage(folder, good):
         (folder / f"{name}.nii.gz").write_bytes(gzip.compress(changed, 1))
     packed = good.read_bytes()
     (folder / "cut.nii.gz").write_bytes(packed[: len(packed) // 2])
-    (folder / "text.nii").write_bytes(b"QXZDOE^JANE" * 100)
-    (folder / "other.nrrd").write_bytes(b"NRRD0004\ntype: QXZDOE\ndimension: 3\n\n")
-    (folder / "second.mha").write_bytes(b"ObjectType = Image\nPatientName = QXZDOE\nNDims = Q\n")
+    (folder / "text.nii").write_bytes(b"QXZVWKDOE^JANE" * 100)
+    (folder / "other.nrrd").write_bytes(b"NRRD0004\ntype: QXZVWKDOE\ndimension: 3\n\n")
+    (folder / "second.mha").write_bytes(b"ObjectType = Image\nPatientName = QXZVWKDOE\nNDims = Q\n")
     return folder
 
 

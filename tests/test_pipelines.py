@@ -171,7 +171,9 @@ def test_help_comes_without_torch(name):
         f"sys.argv[1:] = {arguments}\nstatus = main()\n"
         "assert 'torch' not in sys.modules and 'monai' not in sys.modules\nsys.exit(status)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     assert "usage: attunet3d" in done.stdout
 
