@@ -1,10 +1,8 @@
 """Random changes of a training patch, as MONAI dictionary transforms with an explicit seed.
 
-MONAI's own transform does the brightness. The others are written on its primitives' level, because
-theirs take several times as long (affine, elastic, mirror, blur, noise, low resolution), or because
-their last bits depend on the number of CPU threads (contrast's mean and gamma's power in float32),
-which would end exact resume: each here gives the same bits whatever the threads, and draws its
-noise on the image's device.
+MONAI's own take several times as long for the same, and the last bits of some depend on the number
+of CPU threads (contrast's mean and gamma's power in float32), which would end exact resume: these
+give the same bits whatever the threads, and draw their noise on the image's device.
 """
 
 import threading
@@ -14,12 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.networks.layers import gaussian_1d
-from monai.transforms import (
-    Compose,
-    MapTransform,
-    RandomizableTransform,
-    RandScaleIntensityd,
-)
+from monai.transforms import Compose, MapTransform, RandomizableTransform
 
 from attunet3d import placement
 from attunet3d.config import AugmentationConfig, Size, Triple
@@ -27,6 +20,7 @@ from attunet3d.config import AugmentationConfig, Size, Triple
 Item = dict[str, Any]
 _BLUR_VOXELS = (0.5, 1.25)
 _NOISE_DEVIATIONS = 0.3
+_FACTOR = (0.75, 1.25)
 _GAMMA = (0.7, 1.5)
 _ZOOM = (0.5, 1.0)
 _ONE_THREAD = 2**14  # voxels; torch splits no work of fewer than 2**15 among threads
@@ -124,13 +118,21 @@ class RandBlurred(_RandImaged):
         return image
 
 
+class RandBrightened(_RandImaged):
+    """Multiply the values."""
+
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        """All by one factor."""
+        return image * float(self.R.uniform(*_FACTOR))
+
+
 class RandContrasted(_RandImaged):
     """Stretch or squeeze the values about their mean."""
 
     def change(self, image: torch.Tensor) -> torch.Tensor:
         """Mean in float64, so that no order of summation shows."""
         mean = image.mean(dtype=torch.float64).float()
-        return (image - mean) * float(self.R.uniform(0.75, 1.25)) + mean
+        return (image - mean) * float(self.R.uniform(*_FACTOR)) + mean
 
 
 class RandCoarsened(_RandImaged):
@@ -231,10 +233,7 @@ def _intensities(config: AugmentationConfig) -> list[Any]:
     steps = [
         (config.noise_probability, RandNoised(config.noise_probability)),
         (config.blur_probability, RandBlurred(config.blur_probability)),
-        (
-            config.brightness_probability,
-            RandScaleIntensityd("image", factors=0.25, prob=config.brightness_probability),
-        ),
+        (config.brightness_probability, RandBrightened(config.brightness_probability)),
         (config.contrast_probability, RandContrasted(config.contrast_probability)),
         (config.low_resolution_probability, RandCoarsened(config.low_resolution_probability)),
         (config.gamma_probability, RandGamma(config.gamma_probability)),
