@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import uniform_filter1d
 
 from attunet3d.errors import UserError
@@ -118,6 +119,7 @@ def _draw_boxes(axes: Axes, metric: str, values: Sequence[Sequence[float]]) -> N
     filled = [row for row, part in enumerate(finite) if len(part)]
     axes.set_title(plain(metric), fontsize=10)
     axes.grid(axis="x", alpha=0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(4))  # more would run into each other
     if not filled:
         axes.text(0.5, 0.5, "undefined", transform=axes.transAxes, ha="center", color="grey")
         return

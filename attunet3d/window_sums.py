@@ -17,7 +17,7 @@ from attunet3d.config import Size
 from attunet3d.fresh_memory import zeros
 
 SLAB_VALUES = 2**20  # most values handed on at once: 4 MB
-PIECE_VALUES = 2**18  # of a window weighted at once: 1 MB, which stays in the CPU's cache
+PIECE_VALUES = 2**20  # of a window weighted at once: 4 MB, which stays in the CPU's cache
 MOST_BYTES = 2**29  # of the CPU's memory for sums in float32; beyond it they are float16
 
 
