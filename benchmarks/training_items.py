@@ -10,22 +10,22 @@ two float32 patches and their labels; half of the patches are centred on the pan
   RandCropByPosNegLabeld(pos=1, neg=1, num_samples=2) and random transforms; `DataLoader`.
 * MONAI, tuned: the same with what its guide to fast training adds: foreground and background
   indices computed once (FgBgToIndicesd), `copy_cache=False`, no metadata in the random part.
-* nnU-Net's loader, our probabilities: `nnUNetDataLoader` of nnunetv2 on batchgeneratorsv2's
-  transforms, from arrays already in RAM (nnU-Net itself reads compressed files); with workers
-  its `NonDetMultiThreadedAugmenter`.
-* nnU-Net, its own: the same loader with `nnUNetTrainer.get_training_transforms`.
+* nnU-Net: `nnUNetDataLoader` of nnunetv2 with `nnUNetTrainer.get_training_transforms`, which are
+  batchgeneratorsv2's, on its Blosc2 files; with workers its `NonDetMultiThreadedAugmenter`.
+* nnU-Net, cases in RAM: the same from arrays that lie in memory before the clock starts.
+* nnU-Net, cases in RAM, our probabilities: and with transforms set to what ours does.
 
-Probabilities a patch (`AugmentationConfig`'s defaults), all but "its own": mirror 0.5 each axis;
-rotation ±15, 15, 30 degrees and zoom 0.7–1.4 in 0.3; noise up to 0.3 in 0.1; blur 0.5–1.25 voxels
-in 0.15; brightness ×0.75–1.25 in 0.15; contrast ×0.75–1.25 in 0.15; low resolution 0.5–1 in 0.25;
-gamma 0.7–1.5 in 0.3. nnU-Net's own: rotation ±30 degrees in 0.2, zoom in 0.2, noise 0.1, blur
+Probabilities a patch (`AugmentationConfig`'s defaults): mirror 0.5 each axis; rotation ±15, 15, 30
+degrees and zoom 0.7–1.4 in 0.3; noise up to 0.3 in 0.1; blur 0.5–1.25 voxels in 0.15; brightness
+×0.75–1.25 in 0.15; contrast ×0.75–1.25 in 0.15; low resolution 0.5–1 in 0.25; gamma 0.7–1.5 in 0.3.
+nnU-Net's own: mirror 0.5 each axis; rotation ±30 degrees in 0.2, zoom in 0.2, noise 0.1, blur
 0.2 × 0.5, brightness and contrast 0.15, low resolution 0.25 × 0.5, gamma 0.1 inverted and 0.3.
 
 What still differs: ours and nnU-Net cut a larger region before they turn it, MONAI turns the patch
-itself and repeats its border; MONAI takes both patches of an item from one case; nnU-Net's
-interpolates labels linearly, its own as a default and ours as nearest (as MONAI); nnU-Net turns
-and zooms independently (1 − √0.7 each, so that 0.3 of the patches are resampled); MONAI's zoom is
-one factor an axis. Ours draws each item from a seed of its own, so any step can be had at any time.
+itself and repeats its border. MONAI takes both patches of an item from one case; its zoom is one
+factor an axis. nnU-Net interpolates labels linearly (with our probabilities it takes the nearest,
+as ours and MONAI do) and turns and zooms independently (1 − √0.7 each, so that 0.3 of the patches
+are resampled). Ours draws each item from a seed of its own, so any step can be had at any time.
 
 Each way's shapes and types must agree, and its share of foreground voxels within a factor of 1.5.
 Then memory against the number of cases (4 and 40, of 192×160×160): what the process that makes

@@ -6,6 +6,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,6 @@ def monai_items(cases: Cases, workers: int, *, tuned: bool = False) -> Iterator[
     return ((item["image"], item["label"]) for item in loader)
 
 
-def monai_tuned(cases: Cases, workers: int) -> Iterator[Item]:
-    return monai_items(cases, workers, tuned=True)
-
-
 # ---------------------------------------------------------------------------- nnU-Net
 
 
@@ -162,6 +159,26 @@ class _InMemory:
 
     def load_case(self, identifier: str) -> Any:
         return self.cases[identifier]
+
+
+def _compressed(cases: Cases) -> Any:
+    """nnU-Net's own dataset: Blosc2 files, chunked for the patch as its preprocessor does."""
+    from nnunetv2.training.dataloading.nnunet_dataset import (
+        comp_blosc2_params,
+        nnUNetDatasetBlosc2,
+    )
+
+    folder = cases[0] / "nnunet"
+    if not folder.exists():
+        folder.mkdir()
+        for name, (image, label, _, properties) in _InMemory(cases).cases.items():
+            arrays = (image, label.astype(np.int16))
+            sizes = [comp_blosc2_params(a.shape, (cases[2],) * 3, a.itemsize) for a in arrays]
+            (blocks, chunks), (blocks_seg, chunks_seg) = sizes
+            nnUNetDatasetBlosc2.save_case(
+                *arrays, properties, str(folder / name), chunks, blocks, chunks_seg, blocks_seg
+            )
+    return nnUNetDatasetBlosc2(str(folder))
 
 
 def _same_probabilities(edge: int) -> Any:
@@ -223,8 +240,11 @@ def _its_own(edge: int) -> Any:
     return nnUNetTrainer.get_training_transforms((edge,) * 3, turn, None, (0, 1, 2), False)
 
 
-def nnunet_items(
-    cases: Cases, workers: int, *, transforms: Callable[[int], Any] = _same_probabilities
+def _nnunet_items(
+    dataset: Callable[[Cases], Any],
+    transforms: Callable[[int], Any],
+    cases: Cases,
+    workers: int,
 ) -> Iterator[Item]:
     from types import SimpleNamespace
 
@@ -238,7 +258,7 @@ def nnunet_items(
     size, turn = np.array((cases[2],) * 3), (-math.radians(30), math.radians(30))
     names = SimpleNamespace(all_labels=[1], has_ignore_label=False)
     loader = nnUNetDataLoader(
-        _InMemory(cases),
+        dataset(cases),
         2,
         get_patch_size(size, turn, turn, turn, (0.85, 1.25)),
         size,
@@ -255,14 +275,13 @@ def nnunet_items(
     return ((item["data"], item["target"]) for item in made)
 
 
-def nnunet_own(cases: Cases, workers: int) -> Iterator[Item]:
-    return nnunet_items(cases, workers, transforms=_its_own)
-
-
 WAYS: dict[str, Callable[[Cases, int], Iterator[Item]]] = {
     "attunet3d": ours,
     "MONAI CacheDataset": monai_items,
-    "MONAI, tuned": monai_tuned,
-    "nnU-Net's loader, our probabilities": nnunet_items,
-    "nnU-Net, its own": nnunet_own,
+    "MONAI, tuned": partial(monai_items, tuned=True),
+    "nnU-Net": partial(_nnunet_items, _compressed, _its_own),
+    "nnU-Net, cases in RAM": partial(_nnunet_items, _InMemory, _its_own),
+    "nnU-Net, cases in RAM, our probabilities": partial(
+        _nnunet_items, _InMemory, _same_probabilities
+    ),
 }
