@@ -15,7 +15,8 @@ from monai.networks.layers import gaussian_1d
 from monai.transforms import Compose, MapTransform, RandomizableTransform
 
 from attunet3d import placement
-from attunet3d.config import AugmentationConfig, Size, Triple
+from attunet3d.training_settings import AugmentationConfig
+from attunet3d.typed_values import Size, Triple
 
 Item = dict[str, Any]
 _BLUR_VOXELS = (0.5, 1.25)

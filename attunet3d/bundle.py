@@ -24,9 +24,10 @@ from monai.bundle import ConfigParser
 
 from attunet3d import __version__, atomic, windows
 from attunet3d.checkpoint import Checkpoint
-from attunet3d.config import PreprocessingConfig, Size
 from attunet3d.errors import UserError
+from attunet3d.model_settings import PreprocessingConfig
 from attunet3d.network import AttentionUNet3D
+from attunet3d.typed_values import Size
 
 METADATA, INFERENCE = Path("configs", "metadata.json"), Path("configs", "inference.json")
 WEIGHTS, README, LICENSE = Path("models", "model.pt"), Path("docs", "README.md"), Path("LICENSE")

@@ -30,9 +30,10 @@ from tqdm import tqdm
 
 from attunet3d import atomic, geometry, manifest, nifti, preprocessing, resampling, volume
 from attunet3d.cached_case import ARRAYS, CachedCase, CacheError, load_case
-from attunet3d.config import Config, PreprocessingConfig
+from attunet3d.config import Config
 from attunet3d.errors import UserError
 from attunet3d.manifest import Case
+from attunet3d.model_settings import PreprocessingConfig
 
 FOREGROUND_VOXELS = 10_000  # kept of each class; as many centres a case are as good as all
 ABANDONED_SECONDS = 24 * 3600

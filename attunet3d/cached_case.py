@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.config import Size
 from attunet3d.errors import UserError
 from attunet3d.strict_json import read_json
+from attunet3d.typed_values import Size
 
 ARRAYS = {"image.npy": np.float16, "label.npy": np.uint8, "foreground.npy": np.int32}
 META_BYTES = 1_000_000

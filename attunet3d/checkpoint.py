@@ -25,10 +25,11 @@ from torch import Tensor
 
 from attunet3d import atomic
 from attunet3d.case_names import is_name
-from attunet3d.config import Config, ConfigError
+from attunet3d.config import Config
 from attunet3d.errors import UserError
 from attunet3d.network import AttentionUNet3D, NetworkError
 from attunet3d.strict_json import parse_json
+from attunet3d.typed_values import ConfigError
 
 FORMAT = "attunet3d 1"
 ABOUT = "attunet3d"  # the header's entry

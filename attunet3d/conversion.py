@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from attunet3d import authors_weights, checkpoint, presets
-from attunet3d.config import NetworkConfig
 from attunet3d.errors import UserError
+from attunet3d.model_settings import NetworkConfig
 from attunet3d.network import from_authors_state_dict
 
 _LARGEST_FILE = 1 << 30  # theirs have 26 MB

@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from attunet3d.augmentation import Augmentation, build_augmentation
 from attunet3d.cached_case import CachedCase
-from attunet3d.config import Config, Size
+from attunet3d.config import Config
 from attunet3d.errors import UserError
+from attunet3d.typed_values import Size
 
 AHEAD = 3  # batches prepared before they are asked for
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from attunet3d import manifest
-from attunet3d.config import Triple
 from attunet3d.errors import UserError
 from attunet3d.geometry import Grid
 from attunet3d.manifest import Case
 from attunet3d.preprocessing import body_box
+from attunet3d.typed_values import Triple
 
 SAMPLE = 10_000  # foreground voxels taken of each case, so that large organs do not outvote
 QUANTILES = 201  # 0, 0.5, 1, … 100 %

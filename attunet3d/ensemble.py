@@ -9,8 +9,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from attunet3d.checkpoint import Checkpoint
-from attunet3d.config import Config, InferenceConfig, Size
+from attunet3d.config import Config
 from attunet3d.errors import UserError
+from attunet3d.model_settings import InferenceConfig
+from attunet3d.typed_values import Size
 
 
 class EnsembleError(UserError):

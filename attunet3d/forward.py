@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attunet3d import acceleration, openvino_engine, runtime
-from attunet3d.config import Config, NetworkConfig, Size
+from attunet3d.config import Config
+from attunet3d.model_settings import NetworkConfig
 from attunet3d.network import AttentionUNet3D
 from attunet3d.sliding_window import Slab, Stitching, sliding_window, whole_volume
+from attunet3d.typed_values import Size
 
 Forward = Callable[[Tensor], Tensor]
 

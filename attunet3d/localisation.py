@@ -12,9 +12,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from attunet3d.components import extent
-from attunet3d.config import Size
 from attunet3d.geometry import Box, Grid, axis_map
 from attunet3d.sliding_window import Slab
+from attunet3d.typed_values import Size
 
 MARGIN_MM = 16.0  # about the coarse answer: four of its voxels, and context for the fine network
 

@@ -21,10 +21,10 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from attunet3d.config import PreprocessingConfig
 from attunet3d.decision import decide
 from attunet3d.errors import UserError
 from attunet3d.geometry import Box, Grid
+from attunet3d.model_settings import PreprocessingConfig
 from attunet3d.preprocessing import label_to_network_grid, network_grid, normalise_
 from attunet3d.resampling import resample
 from attunet3d.sliding_window import Slab

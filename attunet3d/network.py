@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attunet3d import authors_weights
-from attunet3d.config import Config, NetworkConfig
+from attunet3d.config import Config
 from attunet3d.errors import UserError
 from attunet3d.gate import GridAttentionGate, initialise, normaliser, resize
+from attunet3d.model_settings import NetworkConfig
 
 GATES = {"double": 2, "single": 1, "none": 0}
 

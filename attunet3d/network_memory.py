@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
-from attunet3d.config import NetworkConfig, Size
+from attunet3d.model_settings import NetworkConfig
+from attunet3d.typed_values import Size
 
 VALUE_BYTES = 4  # float32; bfloat16 halves most of it, and leaves room
 WEIGHT_COPIES = 5  # weights, gradients, two moments, moving average

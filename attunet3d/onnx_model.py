@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attunet3d.config import Size
 from attunet3d.errors import UserError
 from attunet3d.network import AttentionUNet3D
+from attunet3d.typed_values import Size
 
 Array = npt.NDArray[np.float32]
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from attunet3d.config import TrainingConfig
+from attunet3d.training_settings import TrainingConfig
 
 POWER = 0.9  # of the polynomial decay (Isensee et al. 2021)
 ONE_CYCLE_RISE = 0.25  # share of the steps in which the rate rises

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from attunet3d import atomic, bundle, onnx_model, torchscript_model
 from attunet3d.checkpoint import Checkpoint, load_model
-from attunet3d.config import Size
 from attunet3d.errors import UserError
+from attunet3d.typed_values import Size
 
 ENDINGS = {"bundle": "", "onnx": ".onnx", "torchscript": ".ts"}
 RELATIVE_ERROR = 1e-4  # of the largest logit; float32 in another order makes 1e-6

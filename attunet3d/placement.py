@@ -19,7 +19,8 @@ import torch
 from scipy.interpolate import BSpline
 from scipy.spatial.transform import Rotation
 
-from attunet3d.config import AugmentationConfig, Size, Triple
+from attunet3d.training_settings import AugmentationConfig
+from attunet3d.typed_values import Size, Triple
 
 Array = npt.NDArray[np.float64]
 _SLAB_VOXELS = 2**17

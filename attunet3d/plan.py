@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d import atomic
-from attunet3d.config import Config, NetworkConfig, PreprocessingConfig, Size, Triple
+from attunet3d.config import Config
 from attunet3d.dataset_fingerprint import Fingerprint
 from attunet3d.dataset_fingerprint import fingerprint as fingerprint
 from attunet3d.errors import UserError
+from attunet3d.model_settings import NetworkConfig, PreprocessingConfig
 from attunet3d.network_memory import bytes_a_voxel, weight_bytes
+from attunet3d.typed_values import Size, Triple
 
 USABLE = 0.8  # of the memory at hand; the rest is for workspaces and fragmentation
 SEEN = 0.25  # least share of the median body that a patch sees

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from attunet3d.components import Mask, large_components
-from attunet3d.config import PreprocessingConfig
 from attunet3d.errors import UserError
 from attunet3d.geometry import Box, Grid
+from attunet3d.model_settings import PreprocessingConfig
 from attunet3d.resampling import Sampler, resample, walk
 from attunet3d.volume import Volume
 

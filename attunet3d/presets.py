@@ -9,15 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from attunet3d.config import (
-    AugmentationConfig,
-    Config,
-    InferenceConfig,
-    NetworkConfig,
-    PreprocessingConfig,
-    TrainingConfig,
-)
+from attunet3d.config import Config
 from attunet3d.errors import UserError
+from attunet3d.model_settings import InferenceConfig, NetworkConfig, PreprocessingConfig
+from attunet3d.training_settings import AugmentationConfig, TrainingConfig
 
 # The authors count epochs: 1000 of the 61 training cases of CT-82 in batches of two, the learning
 # rate halved every 250. Here a step is an update of the weights.

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attunet3d.config import Size
+from attunet3d.typed_values import Size
 from attunet3d.window_sums import WindowSums, slab_planes
 from attunet3d.windows import axis_weights, inverse_sum, pad, window_starts
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from attunet3d.cached_case import CachedCase
-from attunet3d.config import Size
 from attunet3d.sliding_window import Stitching, sliding_window
+from attunet3d.typed_values import Size
 
 Forward = Callable[[Tensor], Tensor]
 

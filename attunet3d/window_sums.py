@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attunet3d.config import Size
 from attunet3d.fresh_memory import zeros
+from attunet3d.typed_values import Size
 
 SLAB_VALUES = 2**20  # most values handed on at once: 4 MB
 PIECE_VALUES = 2**20  # of a window weighted at once: 4 MB, which stays in the CPU's cache

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attunet3d.config import Size
+from attunet3d.typed_values import Size
 
 SIGMA = 1 / 8  # of the window's length, as nnU-Net and MONAI have it
 FLOOR = 1e-2  # least weight along one axis: the product stays far above float32's rounding

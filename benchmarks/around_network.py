@@ -22,9 +22,9 @@ from clinical_scan import CLINICAL, SMALL, write_clinical_scan
 from monai_chain import tutorial_chain
 from scipy import ndimage
 
-from attunet3d.config import PreprocessingConfig
 from attunet3d.decision import decide
 from attunet3d.hounsfield import hounsfield_warnings
+from attunet3d.model_settings import PreprocessingConfig
 from attunet3d.preprocessing import to_network_grid
 from attunet3d.results import case_files, write_sidecar
 from attunet3d.sliding_window import whole_volume

@@ -24,9 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attunet3d import runtime
 from attunet3d.checkpoint import save_model
-from attunet3d.config import Config, InferenceConfig, PreprocessingConfig
+from attunet3d.config import Config
 from attunet3d.export import write_prediction
 from attunet3d.inference import Predictor
+from attunet3d.model_settings import InferenceConfig, PreprocessingConfig
 from attunet3d.network import AttentionUNet3D
 from attunet3d.preprocessing import network_grid
 from attunet3d.results import case_files

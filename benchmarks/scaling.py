@@ -72,8 +72,8 @@ def prepare_scan(path: Path, classes: int) -> Callable[[], Any]:
     """The way of one scan from file to file, around a network that costs next to nothing."""
     import torch
 
-    from attunet3d.config import PreprocessingConfig
     from attunet3d.decision import decide
+    from attunet3d.model_settings import PreprocessingConfig
     from attunet3d.preprocessing import to_network_grid
     from attunet3d.sliding_window import sliding_window
     from attunet3d.volume import Segmentation, read_volume
@@ -161,8 +161,10 @@ def prepare_items(folder: Path, count: int, items: int) -> Callable[[], Any]:
 def _patch_batches(folder: Path, count: int) -> Any:
     from attunet3d.cache import build_cache
     from attunet3d.case import Case
-    from attunet3d.config import Config, PreprocessingConfig, TrainingConfig
+    from attunet3d.config import Config
     from attunet3d.dataset import PatchBatches
+    from attunet3d.model_settings import PreprocessingConfig
+    from attunet3d.training_settings import TrainingConfig
 
     names = [f"case{number:03}" for number in range(count)]
     cases = [

@@ -44,8 +44,10 @@ def _pairs(folder: Path, count: int) -> list[tuple[str, Path, Path]]:
 def prepared_batches(cases: Cases, workers: int) -> Any:
     from attunet3d.cache import build_cache
     from attunet3d.case import Case
-    from attunet3d.config import Config, PreprocessingConfig, TrainingConfig
+    from attunet3d.config import Config
     from attunet3d.dataset import PatchBatches
+    from attunet3d.model_settings import PreprocessingConfig
+    from attunet3d.training_settings import TrainingConfig
 
     folder, count, edge = cases
     config = Config(
@@ -72,7 +74,7 @@ def _monai_random(edge: int, *, indices: bool) -> list[Any]:
     """The random part, with the probabilities of our `AugmentationConfig`."""
     from monai import transforms as T
 
-    from attunet3d.config import AugmentationConfig
+    from attunet3d.training_settings import AugmentationConfig
 
     ours, both = AugmentationConfig(), ("image", "label")
     keys = {f"{at}_indices_key": f"label_{at}_indices" for at in ("fg", "bg")} if indices else {}
@@ -195,7 +197,7 @@ def _same_probabilities(edge: int) -> Any:
     from batchgeneratorsv2.transforms.utils.random import RandomTransform
     from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 
-    from attunet3d.config import AugmentationConfig
+    from attunet3d.training_settings import AugmentationConfig
 
     ours = AugmentationConfig()
     once = {"synchronize_channels": True, "p_per_channel": 1}

@@ -17,11 +17,12 @@ from attunet3d.acceleration import (
     side_by_side,
     upsampled_sum,
 )
-from attunet3d.config import Config, ConfigError
+from attunet3d.config import Config
 from attunet3d.forward import prepare
 from attunet3d.inference import Predictor
 from attunet3d.network import AttentionUNet3D
 from attunet3d.openvino_engine import EngineError, compiled
+from attunet3d.typed_values import ConfigError
 
 CPU = torch.device("cpu")
 EXACT = 1e-5  # of the largest logit

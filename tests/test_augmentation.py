@@ -10,7 +10,7 @@ import torch
 from monai.transforms import Compose, RandomizableTransform
 
 from attunet3d.augmentation import RandCoarsened, build_augmentation
-from attunet3d.config import AugmentationConfig
+from attunet3d.training_settings import AugmentationConfig
 
 SIZE, SPACING = (25, 20, 15), (1.0, 1.5, 3.0)
 PROBABILITIES = [

@@ -14,8 +14,10 @@ import pytest
 from attunet3d import cache
 from attunet3d.cache import Recipe, build_cache, foreground_voxels, prepare
 from attunet3d.cached_case import ARRAYS, CacheError, load_case
-from attunet3d.config import Config, PreprocessingConfig, TrainingConfig
+from attunet3d.config import Config
 from attunet3d.manifest import Case
+from attunet3d.model_settings import PreprocessingConfig
+from attunet3d.training_settings import TrainingConfig
 
 LABELS = {0: "background", 3: "liver", 7: "pancreas"}
 SPACING = (1.5, 1.5, 3.0)

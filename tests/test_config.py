@@ -6,16 +6,11 @@ import json
 import pytest
 import yaml
 
-from attunet3d.config import (
-    AugmentationConfig,
-    Config,
-    ConfigError,
-    InferenceConfig,
-    NetworkConfig,
-    PreprocessingConfig,
-    TrainingConfig,
-)
+from attunet3d.config import Config
 from attunet3d.errors import UserError
+from attunet3d.model_settings import InferenceConfig, NetworkConfig, PreprocessingConfig
+from attunet3d.training_settings import AugmentationConfig, TrainingConfig
+from attunet3d.typed_values import ConfigError
 
 SECTIONS = {
     "network": NetworkConfig,

@@ -17,8 +17,10 @@ import pytest
 import torch
 
 from attunet3d.cached_case import ARRAYS, CacheError, load_case
-from attunet3d.config import AugmentationConfig, Config, PreprocessingConfig, TrainingConfig
+from attunet3d.config import Config
 from attunet3d.dataset import DatasetError, PatchBatches
+from attunet3d.model_settings import PreprocessingConfig
+from attunet3d.training_settings import AugmentationConfig, TrainingConfig
 
 PATCH = (16, 12, 8)
 AIR = -2.5

@@ -23,12 +23,13 @@ from attunet3d import conversion, nnunet_splits, results
 from attunet3d.cached_case import CacheError, load_case
 from attunet3d.case import ManifestError
 from attunet3d.checkpoint import ABOUT, CheckpointError, load_model, load_state, save_model
-from attunet3d.config import Config, ConfigError
+from attunet3d.config import Config
 from attunet3d.data_listing import build_manifest
 from attunet3d.errors import UserError
 from attunet3d.manifest import Manifest
 from attunet3d.network import AttentionUNet3D
 from attunet3d.strict_json import read_json
+from attunet3d.typed_values import ConfigError
 from attunet3d.volume import read_label, read_volume
 
 LOADERS = {

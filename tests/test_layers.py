@@ -10,53 +10,27 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "attunet3d"
 ROWS = [  # bottom row first; modules of one row do not know each other
-    {"errors", "components", "memory_layout", "shapes", "strict_text", "strict_yaml", "taps"},
-    {
-        "atomic",
-        "case_names",
-        "charts",
-        "dicom_file",
-        "text_header",
-        "folds",
-        "fresh_memory",
-        "geometry",
-        "nifti_header",
-        "runtime",
-    }
-    | {"strict_json", "phantom_tissue"},
-    {"case", "config", "dicom", "metrics", "nifti", "nnunet_splits", "resampling", "run_log"}
-    | {"slices", "phantom_organs", "phantom_scanner", "phantom_skeleton"}
-    | {"gate"},
-    {
-        "cached_case",
-        "drawing",
-        "loss",
-        "authors_weights",
-        "network_memory",
-        "optimisation",
-        "placement",
-    }
-    | {"presets", "scores", "volume", "windows", "phantom_anatomy"},
-    {"augmentation", "network", "hounsfield", "label_fit", "manifest", "phantom"}
-    | {"preprocessing", "report", "results", "window_sums"},
-    {"acceleration", "openvino_engine", "sliding_window"},
-    {
-        "cache",
-        "checkpoint",
-        "dataset",
-        "dataset_fingerprint",
-        "dataset_formats",
-        "decision",
-        "evaluation",
-    }
-    | {"forward", "pair_check", "validation"},
-    {"ensemble", "localisation"},
-    {"inference", "manifest_template", "monai_transforms", "plan", "training"},
-    {"conversion", "data_listing", "export", "run_folder"}
-    | {"bundle", "onnx_model", "torchscript_model"},
-    {"cohort", "demonstration", "packaging"},
-    {"command_line"},
-    {"__main__"},
+    set(row.split())
+    for row in (
+        "components errors memory_layout shapes strict_text strict_yaml taps",
+        "atomic case_names charts dicom_file folds fresh_memory geometry nifti_header "
+        "phantom_tissue runtime strict_json text_header typed_values",
+        "case dicom gate metrics model_settings nifti nnunet_splits phantom_organs "
+        "phantom_scanner phantom_skeleton resampling run_log slices training_settings",
+        "authors_weights cached_case config drawing loss network_memory optimisation "
+        "phantom_anatomy placement scores volume windows",
+        "augmentation hounsfield label_fit manifest network phantom preprocessing presets "
+        "report results window_sums",
+        "acceleration openvino_engine sliding_window",
+        "cache checkpoint dataset dataset_fingerprint dataset_formats decision evaluation "
+        "forward pair_check validation",
+        "ensemble localisation",
+        "inference manifest_template monai_transforms plan training",
+        "bundle conversion data_listing export onnx_model run_folder torchscript_model",
+        "cohort demonstration packaging",
+        "command_line",
+        "__main__",
+    )
 ]
 LIGHT = {"config", "geometry", "manifest", "volume", "nifti", "presets", "command_line"}
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from attunet3d.config import TrainingConfig
 from attunet3d.loss import LossError, at_size, build_loss
+from attunet3d.training_settings import TrainingConfig
 
 LABEL = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1], dtype=torch.uint8).reshape(1, 1, 2, 2, 2)
 

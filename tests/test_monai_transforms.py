@@ -7,8 +7,8 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose, LoadImaged
 
-from attunet3d.config import PreprocessingConfig
 from attunet3d.geometry import Grid
+from attunet3d.model_settings import PreprocessingConfig
 from attunet3d.monai_transforms import ToNetworkGridd, ToSourceGridd, TransformError
 from attunet3d.preprocessing import label_to_network_grid, to_network_grid
 from attunet3d.volume import Volume

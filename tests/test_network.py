@@ -13,8 +13,8 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 
 from attunet3d import AttentionUNet3D
 from attunet3d.authors_weights import AuthorsWeightsError
-from attunet3d.config import NetworkConfig
 from attunet3d.errors import UserError
+from attunet3d.model_settings import NetworkConfig
 from attunet3d.network import NetworkError, from_authors_state_dict
 
 HERE = Path(__file__).parent

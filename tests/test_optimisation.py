@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from attunet3d.config import TrainingConfig
 from attunet3d.optimisation import build_optimiser, build_schedule, moving_average
+from attunet3d.training_settings import TrainingConfig
 
 
 def rates(**settings):

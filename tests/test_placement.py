@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from attunet3d.config import AugmentationConfig
 from attunet3d.placement import Placement, draw, place, rotated
+from attunet3d.training_settings import AugmentationConfig
 
 SPACING = (1.0, 2.0, 3.0)
 ALWAYS = AugmentationConfig(affine_probability=1.0, elastic_probability=1.0)

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attunet3d import plan, presets
-from attunet3d.config import Config, NetworkConfig
+from attunet3d.config import Config
 from attunet3d.dataset_fingerprint import CaseFacts, Fingerprint, FingerprintError
 from attunet3d.manifest import Case
+from attunet3d.model_settings import NetworkConfig
 from attunet3d.network import AttentionUNet3D
 from attunet3d.network_memory import bytes_a_voxel, weight_bytes
 from attunet3d.plan import PlanError, fingerprint, make_plan

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from attunet3d.config import PreprocessingConfig
 from attunet3d.geometry import Grid
+from attunet3d.model_settings import PreprocessingConfig
 from attunet3d.preprocessing import (
     PreprocessingError,
     body_box,

@@ -2,8 +2,9 @@
 
 import pytest
 
-from attunet3d.config import Config, ConfigError
+from attunet3d.config import Config
 from attunet3d.presets import PRESETS, PresetError, demo_cpu, find_config, oktay2018, pancreas_ct
+from attunet3d.typed_values import ConfigError
 
 
 def test_numbers_of_the_paper_and_its_code():
