@@ -138,7 +138,7 @@ def finish(trainer: Trainer, result: Result) -> None:
 
 
 def _summary(trainer: Trainer, result: Result) -> dict[str, Any]:
-    parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
+    parameters = sum(parameter.numel() for parameter in trainer.update.network.parameters())
     return {
         "steps": result.step,
         "best_dice_network_grid": result.best_dice,
@@ -147,7 +147,7 @@ def _summary(trainer: Trainer, result: Result) -> dict[str, Any]:
         "seconds_of_last_call": result.seconds,
         "parameters": parameters,
         "device": str(trainer.device),
-        "precision": str(trainer.dtype).removeprefix("torch."),
+        "precision": str(trainer.update.dtype).removeprefix("torch."),
         "training_cases": [case.id for case in trainer.data.training],
         "validation_cases": [case.id for case in trainer.data.validation],
         "versions": runtime.versions(),
@@ -164,7 +164,7 @@ def _overlays(trainer: Trainer) -> None:
     folder = atomic.make_folder(trainer.run_dir / "validation")
     for case in trainer.data.validation[:MOST_OVERLAYS]:
         classes = predict_classes(
-            case, lambda patch: trainer.forward(network, patch), window, trainer.device
+            case, lambda patch: trainer.update.forward(network, patch), window, trainer.device
         )
         scan, reference, prediction = (
             _volume(array, case, trainer) for array in (case.image(), case.label(), classes)

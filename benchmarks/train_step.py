@@ -3,7 +3,7 @@
 Usage: python benchmarks/train_step.py [--out FOLDER] [--repeats N] [--small]
 
 A step is forward, loss (Dice and cross-entropy), backward, clipping and SGD, of two patches of 96³
-voxels by the full network. Ours is `Trainer`'s own step, with the memory settings of the command
+voxels by the full network. Ours is `TrainingStep`, with the memory settings of the command
 line, in float32 (its default on CPUs) and with `training.precision=bfloat16`. The peer is the same
 step written plainly, the same loss and optimiser, in a process that has changed nothing: default
 malloc, contiguous, float32.
@@ -13,7 +13,6 @@ change the order of sums, and steps build on steps), in bfloat16 to 3 %.
 """
 
 import argparse
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,16 +51,14 @@ def batch(size: int) -> Any:
 
 
 def ours(size: int, precision: str) -> Callable[[], list[float]]:
-    from attunet3d.training import Trainer, TrainingData
+    from attunet3d.training_step import TrainingStep
 
     torch.set_num_threads(2)
-    data = TrainingData(training=[], validation=[], labels={0: "background", 1: "ball"})
-    folder = Path(tempfile.mkdtemp())  # nothing is written
-    trainer = Trainer(data, configuration(size, precision), folder, torch.device("cpu"))
+    step = TrainingStep(configuration(size, precision), 2, torch.device("cpu"))
     patches, losses = [batch(size)], []
 
     def work() -> list[float]:
-        losses.append(trainer._train_step(patches))
+        losses.append(step(patches, len(losses))[0])
         return losses
 
     return work

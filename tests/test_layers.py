@@ -14,7 +14,7 @@ ROWS = [  # bottom row first; modules of one row do not know each other
     for row in (
         "components errors memory_layout shapes strict_text strict_yaml taps",
         "atomic case_names charts dicom_file folds fresh_memory geometry nifti_header "
-        "phantom_tissue runtime strict_json text_header typed_values",
+        "phantom_tissue runtime stop_requests strict_json text_header typed_values",
         "case dicom gate metrics model_settings nifti nnunet_splits phantom_organs "
         "phantom_scanner phantom_skeleton resampling run_log slices training_settings",
         "authors_weights cached_case config drawing loss network_memory optimisation "
@@ -24,7 +24,7 @@ ROWS = [  # bottom row first; modules of one row do not know each other
         "acceleration openvino_engine sliding_window",
         "cache checkpoint dataset dataset_fingerprint dataset_formats decision evaluation "
         "forward pair_check validation",
-        "ensemble localisation",
+        "ensemble localisation training_step",
         "inference manifest_template monai_transforms plan training",
         "bundle conversion data_listing export onnx_model run_folder torchscript_model",
         "cohort demonstration packaging",

@@ -15,7 +15,8 @@ from attunet3d import checkpoint
 from attunet3d.cached_case import CachedCase
 from attunet3d.config import Config
 from attunet3d.run_log import read_rows
-from attunet3d.training import Trainer, TrainingData, TrainingError, training_dtype
+from attunet3d.training import Trainer, TrainingData
+from attunet3d.training_step import TrainingError, training_dtype
 from attunet3d.validation import dice_network_grid
 
 LABELS = {0: "background", 1: "ball"}
@@ -258,8 +259,8 @@ def test_bfloat16_is_refused_where_cpus_compute_wrong_gradients(data, tmp_path, 
         with pytest.raises(TrainingError, match="wrong gradients where a level is 2 voxels long"):
             trainer(data, tmp_path / "run", **settings)
     else:
-        assert trainer(data, tmp_path / "run", **settings).dtype == torch.bfloat16
-    assert trainer(data, tmp_path / "run", patch_size=f"[{size},8,8]").dtype == torch.float32
+        assert trainer(data, tmp_path / "run", **settings).update.dtype == torch.bfloat16
+    assert trainer(data, tmp_path / "run", patch_size=f"[{size},8,8]").update.dtype == torch.float32
 
 
 def test_precision_is_that_of_the_device():
