@@ -22,10 +22,10 @@ from attunet3d import ensemble, runtime
 from attunet3d.checkpoint import Checkpoint, load_model
 from attunet3d.decision import Labels, decide, to_source_grid
 from attunet3d.errors import UserError
-from attunet3d.forward import Account, Passes
 from attunet3d.geometry import Box, Grid
 from attunet3d.hounsfield import hounsfield_warnings
 from attunet3d.localisation import Faces, box_around
+from attunet3d.passes import Account, Passes
 from attunet3d.preprocessing import NetworkImage, to_network_grid
 from attunet3d.sliding_window import Slab
 from attunet3d.volume import Segmentation, Volume, read_volume

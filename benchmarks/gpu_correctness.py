@@ -15,9 +15,9 @@ from gpu_timing import Result, Section, Setting, rounded
 
 from attunet3d import checkpoint
 from attunet3d.decision import decide
-from attunet3d.forward import Account, parting
 from attunet3d.inference import Predictor
 from attunet3d.network import AttentionUNet3D
+from attunet3d.passes import Account, parting
 from attunet3d.preprocessing import to_network_grid
 from attunet3d.presets import find_config
 from attunet3d.sliding_window import Slab

@@ -23,7 +23,7 @@ from gpu_timing import (
 
 from attunet3d import checkpoint
 from attunet3d.cohort import segment_cohort
-from attunet3d.forward import Account
+from attunet3d.passes import Account
 
 # An abdomen of 384×384×250 mm on grids of 2, 1.5 and 1 mm.
 ABDOMENS = {"2 mm": (192, 192, 125), "1.5 mm": (256, 256, 167), "1 mm": (384, 384, 250)}

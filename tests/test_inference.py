@@ -11,11 +11,12 @@ from torch import nn
 
 from attunet3d import runtime
 from attunet3d.ensemble import EnsembleError
-from attunet3d.forward import average, memory_bytes, mirrored, parting, prepare
+from attunet3d.forward import average, mirrored, prepare
 from attunet3d.geometry import Grid
 from attunet3d.inference import InferenceError, Predictor
 from attunet3d.model_settings import NetworkConfig
 from attunet3d.network import AttentionUNet3D
+from attunet3d.passes import memory_bytes, parting
 from attunet3d.volume import Volume
 
 

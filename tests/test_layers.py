@@ -24,7 +24,7 @@ ROWS = [  # bottom row first; modules of one row do not know each other
         "acceleration openvino_engine sliding_window",
         "cache checkpoint dataset dataset_fingerprint dataset_formats decision evaluation "
         "forward pair_check validation",
-        "ensemble localisation training_step",
+        "ensemble localisation passes training_step",
         "inference manifest_template monai_transforms plan training",
         "bundle conversion data_listing export onnx_model run_folder torchscript_model",
         "cohort demonstration packaging",
