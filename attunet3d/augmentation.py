@@ -6,6 +6,7 @@ give the same bits whatever the threads, and draw their noise on the image's dev
 """
 
 import threading
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,9 +88,9 @@ class _RandImaged(RandomizableTransform, MapTransform):  # type: ignore[misc]
             item["image"] = self.change(_plain(item["image"]))
         return item
 
+    @abstractmethod
     def change(self, image: torch.Tensor) -> torch.Tensor:
         """A new image (C, X, Y, Z) by what `self.R` draws."""
-        raise NotImplementedError
 
 
 class RandNoised(_RandImaged):

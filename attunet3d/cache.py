@@ -28,16 +28,22 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from attunet3d import atomic, geometry, manifest, nifti, preprocessing, resampling, volume
+from attunet3d import atomic, preprocessing
 from attunet3d.cached_case import ARRAYS, CachedCase, CacheError, load_case
+from attunet3d.case import Case
+from attunet3d.case_files import read_case_label, read_image
 from attunet3d.config import Config
 from attunet3d.errors import UserError
-from attunet3d.manifest import Case
 from attunet3d.model_settings import PreprocessingConfig
 
 FOREGROUND_VOXELS = 10_000  # kept of each class; as many centres a case are as good as all
 ABANDONED_SECONDS = 24 * 3600
 BUILDING, DAMAGED = ".building-", ".damaged-"
+CODE = (  # the modules that make the arrays
+    *("cache", "case_files", "volume", "geometry", "nifti", "nifti_header"),
+    *("dicom", "dicom_file", "text_header"),
+    *("preprocessing", "components", "resampling", "taps"),
+)
 
 
 @dataclass(frozen=True)
@@ -149,9 +155,8 @@ def _identity(case_id: str, path: Path) -> list[Any]:
 
 def _code() -> str:
     """A hash of the modules that make the arrays: who changes them gets a new cache."""
-    modules = (geometry, nifti, volume, manifest, resampling, preprocessing)
-    paths = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    texts = (Path(__file__).with_name(f"{name}.py").read_bytes() for name in CODE)
+    return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
 def _find(case: Case, recipe: Recipe, folder: Path) -> CachedCase | UserError | None:
@@ -196,8 +201,8 @@ def _attempts(
 def _write(working: Path, case: Case, recipe: Recipe) -> None:
     """Make the four files in `working`; they are on disk when this returns."""
     assert case.label is not None
-    scan = manifest.read_image(case)
-    mask = manifest.read_case_label(case, scan)
+    scan = read_image(case)
+    mask = read_case_label(case, scan)
     if not mask.grid.matches(scan.grid):
         raise CacheError(f"case {case.id}: {case.label} does not lie on the image's grid; mend it")
     network = preprocessing.to_network_grid(scan, recipe.preprocessing)

@@ -125,6 +125,17 @@ def parse_cases(values: Mapping[str, Any], part: str, root: Path) -> Iterator[Ca
             raise ManifestError(f"{where}: {error}") from None
 
 
+def case_values(case: Case, root: Path) -> dict[str, Any]:
+    """The entry from which `parse_cases` makes this case, paths relative to `root`."""
+    values: dict[str, Any] = {"id": case.id, "image": case.image.relative_to(root).as_posix()}
+    if case.label is not None:
+        values["label"] = case.label.relative_to(root).as_posix()
+    for key in ("fold", "group", "label_flip"):
+        if getattr(case, key) is not None:
+            values[key] = getattr(case, key)
+    return values | ({"sha256": dict(case.sha256)} if case.sha256 else {})
+
+
 def _case(entry: Mapping[str, Any], root: Path) -> Case:
     image, label = (_one_path(entry.get(key)) for key in ("image", "label"))
     if image is None:

@@ -36,13 +36,13 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
-    keep_freed_memory()
-    for stream in (sys.stdout, sys.stderr):  # under LC_ALL=C: "?" for "×" and for a scan's name
-        with contextlib.suppress(AttributeError):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    signal.signal(signal.SIGTERM, _terminate)
-    warnings.simplefilter("default" if debug else "ignore")
     try:
+        signal.signal(signal.SIGTERM, _terminate)
+        keep_freed_memory()
+        for stream in (sys.stdout, sys.stderr):  # under LC_ALL=C: "?" for "×" and for a scan's name
+            with contextlib.suppress(AttributeError):
+                stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        warnings.simplefilter("default" if debug else "ignore")
         return main(arguments)
     except UserError as error:
         if debug:

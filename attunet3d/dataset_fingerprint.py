@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from attunet3d import manifest
+from attunet3d.case import Case
+from attunet3d.case_files import read_case_label, read_image
 from attunet3d.errors import UserError
 from attunet3d.geometry import Grid
-from attunet3d.manifest import Case
 from attunet3d.preprocessing import body_box
 from attunet3d.typed_values import Triple
 
@@ -127,8 +127,8 @@ def fingerprint(
 
 def _measure(case: Case, ignored: int | None) -> tuple[CaseFacts, npt.NDArray[np.float32]]:
     """A case's facts, and HU of some of its labelled voxels."""
-    image = manifest.read_image(case)
-    label = manifest.read_case_label(case, image)
+    image = read_image(case)
+    label = read_case_label(case, image)
     if label.array.shape != image.array.shape:
         raise FingerprintError(
             f"case {case.id}: its label has shape {label.array.shape}, its scan"

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from attunet3d import atomic, metrics, report, results, runtime
 from attunet3d.case import Case
+from attunet3d.case_files import read_case_label, read_image
 from attunet3d.errors import UserError
-from attunet3d.manifest import Manifest, read_case_label, read_image
+from attunet3d.manifest import Manifest
 from attunet3d.metrics import LabelScore
 from attunet3d.scores import Summary, completed
 from attunet3d.volume import Volume, find_scans, read_label

@@ -21,16 +21,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from attunet3d import atomic, case_names, folds
-from attunet3d.case import Case, ManifestError, parse_cases, parse_labels, parse_modality
+from attunet3d.case import (
+    Case,
+    ManifestError,
+    case_values,
+    parse_cases,
+    parse_labels,
+    parse_modality,
+)
 from attunet3d.errors import UserError
 from attunet3d.strict_json import read_json
-from attunet3d.volume import Volume, read_label, read_volume
 
 HELD_OUT_FOLDS = 5  # without folds or a validation list, one patient in five is held out
-__all__ = ["Case", "Manifest", "ManifestError", "parse", "read_case_label", "read_image"]
+__all__ = ["Case", "Manifest", "ManifestError", "parse"]
 _LISTS = ("training", "validation", "test")
 
 
@@ -91,7 +95,7 @@ class Manifest:
         values |= {key: getattr(self, key) for key in ("modality", "licence", "source")}
         values |= {"template": True} if self.template else {}
         for part in _LISTS:
-            values[part] = [_case_values(case, root) for case in getattr(self, part)]
+            values[part] = [case_values(case, root) for case in getattr(self, part)]
         return values
 
     def __str__(self) -> str:
@@ -241,44 +245,6 @@ def _root(path: Path, values: object) -> Path:
     return path.resolve().parent / given
 
 
-def read_image(case: Case) -> Volume:
-    """The scan of a case as training takes it: NaN and infinite values are refused.
-
-    Raises:
-        UserError: The file is no scan, or has such values.
-    """
-    return read_volume(case.image, nonfinite="refuse")
-
-
-def read_case_label(case: Case, image: Volume) -> Volume:
-    """The label of a case, mended by `label_flip` where the manifest says so.
-
-    This is the one way to a case's label: who reads the file itself misses the flip.
-
-    Args:
-        case: With a label.
-        image: The scan; its grid is the label's where the header of the label does not count.
-
-    Raises:
-        ManifestError: The case has no label, or the flip does not fit the scan.
-        UserError: The file is no label map.
-    """
-    if case.label is None:
-        raise ManifestError(f"case {case.id}: has no label")
-    label = read_label(case.label)
-    if case.label_flip is None:
-        return label
-    if label.array.shape != image.array.shape:
-        raise ManifestError(
-            f"case {case.id}: {case.label.name} has shape {label.array.shape}, its scan"
-            f" {image.array.shape}; label_flip mends labels of the scan's shape only"
-        )
-    # A mirrored view would do, but all that follows takes Fortran order for granted.
-    axes = tuple("ijk".index(axis) for axis in case.label_flip)
-    array = np.asfortranarray(np.flip(label.array, axes))
-    return replace(label, array=array, grid=image.grid, geometry=image.geometry)
-
-
 def _check_cases(manifest: Manifest) -> None:
     """No two cases of one name or one scan, no patient in two places."""
     names: dict[str, str] = {}
@@ -301,13 +267,3 @@ def _claim(taken: dict[Any, str], key: object, case: Case, rule: str) -> None:
     if key in taken:
         raise ManifestError(f"cases {taken[key]!r} and {case.id!r}: {rule}")
     taken[key] = case.id
-
-
-def _case_values(case: Case, root: Path) -> dict[str, Any]:
-    values: dict[str, Any] = {"id": case.id, "image": case.image.relative_to(root).as_posix()}
-    if case.label is not None:
-        values["label"] = case.label.relative_to(root).as_posix()
-    for key in ("fold", "group", "label_flip"):
-        if getattr(case, key) is not None:
-            values[key] = getattr(case, key)
-    return values | ({"sha256": dict(case.sha256)} if case.sha256 else {})

@@ -253,6 +253,7 @@ def write_nifti(
         data = b"".join([head, body])
 
     def reads_back(written: Path) -> None:
+        """Refuse a file whose bytes are not those that were meant."""
         found = 0
         with written.open("rb") as file:
             packed = data.startswith(GZIP_MAGIC)

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from attunet3d import atomic, label_fit, manifest
+from attunet3d import atomic, label_fit
+from attunet3d.case_files import read_case_label, read_image
 from attunet3d.errors import UserError
 from attunet3d.hounsfield import hounsfield_warnings
 from attunet3d.label_fit import TISSUE_HU
-from attunet3d.manifest import Case, Manifest
+from attunet3d.manifest import Case, Manifest, ManifestError
 from attunet3d.volume import Volume, read_label
 
 MOST_WORKERS = 4  # each holds a scan and a label
@@ -95,7 +96,7 @@ def check_case(
     label: Volume | None = None
     try:
         _check_file(case, "image", case.image)
-        image = manifest.read_image(case)
+        image = read_image(case)
         odd = (*image.warnings, *hounsfield_warnings(image))
         yield from (problem(f"{case.image.name}: {text}", warning=True) for text in odd)
     except (UserError, OSError) as error:
@@ -105,7 +106,7 @@ def check_case(
     name = case.label.name
     try:
         _check_file(case, "label", case.label)
-        label = manifest.read_case_label(case, image) if image else read_label(case.label)
+        label = read_case_label(case, image) if image else read_label(case.label)
     except (UserError, OSError) as error:
         yield problem(_reason(error))
         return
@@ -201,13 +202,13 @@ def _range(tissue_hu: Sequence[float]) -> tuple[float, float]:
 
 def _check_file(case: Case, which: str, path: Path) -> None:
     if not path.exists():
-        raise manifest.ManifestError(f"{path}: no such file; the case needs its {which}")
+        raise ManifestError(f"{path}: no such file; the case needs its {which}")
     expected = case.sha256.get(which)
     if expected and path.is_file():
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected.lower():
-            raise manifest.ManifestError(
+            raise ManifestError(
                 f"{path}: its SHA-256 begins with {found[:12]}, the manifest says"
                 f" {expected[:12]}; fetch the file again"
             )

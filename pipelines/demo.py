@@ -13,6 +13,7 @@ from attunet3d import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Make the data, then run train, infer and evaluate on them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -16,6 +16,7 @@ from attunet3d import command_line, metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Score, print the table and write the files."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

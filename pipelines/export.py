@@ -14,6 +14,7 @@ from attunet3d import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Decide every case anew."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

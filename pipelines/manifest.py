@@ -15,6 +15,7 @@ from attunet3d import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """List, check and deal, then write the manifest."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

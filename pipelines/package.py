@@ -19,6 +19,7 @@ from attunet3d import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Write the format asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -15,6 +15,7 @@ from attunet3d.manifest import Manifest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Plan, prepare, train and finish a run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

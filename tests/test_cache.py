@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -142,9 +143,10 @@ def test_changed_files_labels_or_code_get_their_own_folder(cases, tmp_path, monk
     names.append(recipe.folder_name(cases[0]))
     moved = shutil.move(cases[0].label, tmp_path / "moved.nii.gz")
     names.append(recipe.folder_name(dataclasses.replace(cases[0], label=moved)))
-    edited = tmp_path / "volume.py"
-    edited.write_text("# edited")
-    monkeypatch.setattr(cache.volume, "__file__", str(edited))
+    for path in Path(cache.__file__).parent.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "volume.py").write_text("# edited")
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
     names.append(recipe.folder_name(dataclasses.replace(cases[0], label=moved)))
     assert len(set(names)) == len(names)
 

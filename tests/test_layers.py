@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from attunet3d.cache import CODE
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "attunet3d"
 ROWS = [  # bottom row first; modules of one row do not know each other
@@ -19,8 +21,8 @@ ROWS = [  # bottom row first; modules of one row do not know each other
         "phantom_scanner phantom_skeleton resampling run_log slices training_settings",
         "authors_weights cached_case config drawing loss network_memory optimisation "
         "phantom_anatomy placement scores volume windows",
-        "augmentation hounsfield label_fit manifest network phantom preprocessing presets "
-        "report results window_sums",
+        "augmentation case_files hounsfield label_fit manifest network phantom preprocessing "
+        "presets report results window_sums",
         "acceleration openvino_engine sliding_window",
         "cache checkpoint dataset dataset_fingerprint dataset_formats decision evaluation "
         "forward pair_check validation",
@@ -61,6 +63,17 @@ def test_imports_point_downwards(row):
     for module in ROWS[row]:
         wrong = imported_modules(PACKAGE / f"{module}.py") - below
         assert not wrong, f"{module} imports {sorted(wrong)}, which sit beside or above it"
+
+
+def test_the_cache_depends_on_all_code_that_makes_its_arrays():
+    found: set[str] = set()
+    beneath = {"case_files", "preprocessing"}
+    while beneath:
+        found |= beneath
+        beneath = set().union(*(imported_modules(PACKAGE / f"{name}.py") for name in beneath))
+        beneath -= found
+    settings_and_errors = {"atomic", "case", "case_names", "errors", "model_settings"}
+    assert {"cache", *found} - settings_and_errors - {"typed_values"} == set(CODE)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.py")), ids=lambda p: p.stem)

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attunet3d import strict_json
+from attunet3d.case_files import read_case_label, read_image
 from attunet3d.errors import UserError
-from attunet3d.manifest import Case, Manifest, ManifestError, read_case_label, read_image
+from attunet3d.manifest import Case, Manifest, ManifestError
 
 LABELS = {"0": "background", "1": "pancreas"}
 

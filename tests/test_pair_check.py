@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from attunet3d import pair_check
+from attunet3d.case_files import read_case_label, read_image
 from attunet3d.errors import UserError
-from attunet3d.manifest import Manifest, read_case_label, read_image
+from attunet3d.manifest import Manifest
 from attunet3d.pair_check import PairCheckError, Problem, check_pairs, mend, without_failures
 from attunet3d.pipelines import manifest as command
 

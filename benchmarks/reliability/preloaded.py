@@ -23,6 +23,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND"
 LOADED = ("cohort", "dicom", "export", "inference", "run_folder", "training", "pipelines.train")
 LONGEST = 120  # seconds that any command here may take
 POLL = 0.001
+REQUESTS = {signal.SIGINT, signal.SIGTERM}  # of a person: they wait until the command has begun
 
 Hook = tuple[str, str, list[Any]]  # module of this folder, its function, arguments
 
@@ -159,8 +160,10 @@ def _poll(pid: int) -> int | None:
 
 
 def _fork(arguments: list[str], said: str, hook: Hook | None) -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
         return pid
     status = 70  # of a hook that failed
     try:
@@ -171,7 +174,11 @@ def _fork(arguments: list[str], said: str, hook: Hook | None) -> int:
             getattr(import_module(f"benchmarks.reliability.{module}"), function)(*values)
         from attunet3d import __main__, command_line
 
-        status = command_line.run(__main__.dispatch, arguments) if arguments else 0
+        def begin(argv: Sequence[str] | None) -> int:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
+            return __main__.dispatch(argv)
+
+        status = command_line.run(begin, arguments) if arguments else 0
     finally:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
