@@ -16,7 +16,15 @@ from attunet3d.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is no part of the package
 
-from benchmarks.reliability import fuzz, fuzz_targets
+from benchmarks.reliability import (
+    fuzz,
+    fuzz_models,
+    fuzz_nifti,
+    fuzz_scans,
+    fuzz_targets,
+    fuzz_texts,
+)
+from benchmarks.reliability.disagreement import DisagreementError
 from benchmarks.reliability.fuzz_targets import TARGETS
 
 INPUTS = 600
@@ -43,12 +51,17 @@ def test_the_same_number_gives_the_same_input(target):
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.split(",")[0])
 def test_sound_files_are_taken_by_readers_that_the_fuzzer_spoils(tmp_path, target, monkeypatch):
     """Else the fuzzer would see refusals for a wrong reason, and nothing behind them."""
-    monkeypatch.setattr(fuzz_targets, "mutated", lambda data, rng, other=b"": data)
-    monkeypatch.setattr(fuzz_targets, "rezipped", lambda data, rng: data)
-    monkeypatch.setattr(fuzz_targets, "json_text", lambda value, rng: json.dumps(value).encode())
-    monkeypatch.setattr(fuzz_targets, "yaml_text", lambda text, rng: text.encode())
+    harmless = {
+        "mutated": lambda data, rng, other=b"": data,
+        "rezipped": lambda data, rng: data,
+        "json_text": lambda value, rng: json.dumps(value).encode(),
+        "yaml_text": lambda text, rng: text.encode(),
+    }
+    for module in (fuzz_models, fuzz_nifti, fuzz_scans, fuzz_texts):
+        for name in harmless.keys() & vars(module).keys():
+            monkeypatch.setattr(module, name, harmless[name])
     if "NIfTI" in target.name:
-        files = {"a.nii": fuzz_targets.nifti_seeds()[0]}
+        files = {"a.nii": fuzz_nifti.nifti_seeds()[0]}
     else:
         files = target.make(random.Random(0))
     assert fuzz.read_input(target.name, files, tmp_path / "input")[0] == "taken"
@@ -60,7 +73,7 @@ def test_what_the_fuzzer_looks_for_it_finds(tmp_path, monkeypatch):
         "ZeroDivisionError": lambda path: 1 / 0,
         "unnamed": lambda path: _raise(UserError("it is damaged")),
         "unclear": lambda path: _raise(UserError(f"{path}: {'x' * 2000}")),
-        "DisagreementError": lambda path: _raise(fuzz_targets.DisagreementError("other voxels")),
+        "DisagreementError": lambda path: _raise(DisagreementError("other voxels")),
     }
     for kind, check in faults.items():
         broken = dataclasses.replace(TARGETS[0], name=kind, check=check)

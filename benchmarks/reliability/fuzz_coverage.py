@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["attunet3d"]):
     from attunet3d import geometry, nifti, nifti_header, volume
 
 from attunet3d.errors import UserError
-from benchmarks.reliability.fuzz_targets import check_nifti, nifti_seeds
+from benchmarks.reliability.fuzz_nifti import check_nifti, nifti_seeds
 
 INSTRUMENTED = (geometry, nifti, nifti_header, volume)
 MOST_MEMORY_MB = 2048
