@@ -145,7 +145,7 @@ class Passes:
         )
 
     def _whole_fits(self, image: Tensor, account: Account) -> bool:
-        half = self.device.type == "cuda" and self.config.inference.precision != "float32"
+        half = self.device.type == "cuda" and self._halves()
         dtype = torch.bfloat16 if half else torch.float32
         need = memory_bytes(self.config.network, self.classes, image.numel(), dtype)
         free = runtime.available_memory_bytes(self.device)
@@ -156,13 +156,21 @@ class Passes:
             )
         return need <= MEMORY_SHARE * free
 
+    def _halves(self) -> bool:
+        """Whether bfloat16 is wanted, and the device computes in it."""
+        wanted = self.config.inference.precision
+        tried = wanted == "bfloat16" or (wanted == "auto" and self.device.type == "cuda")
+        return tried and runtime.computes_in_bfloat16(self.device)
+
     def _dtype(self, image: Tensor, whole: bool, account: Account) -> torch.dtype:
         """The precision to compute in; on CUDA `auto` holds bfloat16 to float32 first."""
         wanted = self.config.inference.precision
-        if wanted != "auto":
-            return torch.bfloat16 if wanted == "bfloat16" else torch.float32
-        if self.device.type != "cuda":
+        if not self._halves():
+            if wanted == "bfloat16":
+                account.fallbacks.append("this device has no instructions for bfloat16: float32")
             return torch.float32
+        if wanted == "bfloat16":
+            return torch.bfloat16
         sample = image if whole else _middle(image, self.window)
         with self._lock:
             if self._parted is None and sample.numel() > RECHECK * self._checked_values:

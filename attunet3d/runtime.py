@@ -50,6 +50,21 @@ def pick_device(name: str | None = None) -> "torch.device":
     return device
 
 
+def computes_in_bfloat16(device: "torch.device") -> bool:
+    """Whether `device` has instructions for bfloat16.
+
+    Without them (GPUs before Ampere, CPUs without AVX-512 or its like) it is emulated: a pass takes
+    up to a hundred times as long as in float32.
+    """
+    import torch
+
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (every device)."""
     import torch

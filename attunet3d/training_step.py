@@ -19,7 +19,7 @@ from attunet3d.dataset import Batch
 from attunet3d.errors import UserError
 from attunet3d.network import AttentionUNet3D
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class TrainingError(UserError):
@@ -27,15 +27,22 @@ class TrainingError(UserError):
 
 
 def training_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """The precision of forward passes: bfloat16 on GPUs that compute in it, float16 on others."""
+    """The precision of forward passes: bfloat16 on GPUs that compute in it, float16 on others.
+
+    Raises:
+        TrainingError: bfloat16 is asked for, and the device emulates it.
+    """
     precision = config.training.precision
+    if precision == "bfloat16" and not runtime.computes_in_bfloat16(device):
+        raise TrainingError(
+            f"training.precision=bfloat16: {device} has no instructions for it and would take many"
+            " times as long; choose training.precision=float32, or train on another machine"
+        )
     if precision != "auto":
         return DTYPES[precision]
     if device.type == "cpu":
         return torch.float32
-    with torch.cuda.device(device):
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float16
+    return torch.bfloat16 if runtime.computes_in_bfloat16(device) else torch.float16
 
 
 def refuse_wrong_gradients(network: AttentionUNet3D, config: Config) -> None:

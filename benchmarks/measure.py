@@ -57,6 +57,19 @@ class Outcome:
         return statistics.median(self.seconds)
 
 
+def emulated(name: str) -> bool:
+    """Whether a way is in bfloat16 by its name, and this processor has no instructions for that.
+
+    Emulation takes minutes where the others take seconds, and measures nothing that is used: such
+    ways are left out.
+    """
+    import torch
+
+    from attunet3d import runtime
+
+    return "bfloat16" in name and not runtime.computes_in_bfloat16(torch.device("cpu"))
+
+
 def compare(ways: Sequence[Way], repeats: int = 5) -> list[Outcome]:
     """Run all `ways` in turn, `repeats` times; the first is what ratios refer to."""
     context = multiprocessing.get_context("spawn")

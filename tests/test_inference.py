@@ -188,9 +188,12 @@ def test_memory_running_out_in_the_whole_is_done_in_windows():
     assert np.array_equal(prediction.segmentation.array == 5, volume.array == 300)
 
 
-def test_bfloat16_by_choice():
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_by_choice_where_the_processor_has_it(monkeypatch, native):
+    monkeypatch.setattr(runtime, "computes_in_bfloat16", lambda device: native)
     prediction = predictor("inference.precision=bfloat16").segment(ball_volume())
-    assert prediction.record["precision"] == "bfloat16"
+    assert prediction.record["precision"] == ("bfloat16" if native else "float32")
+    assert bool(prediction.record["fallbacks"]) == (not native)
     assert np.array_equal(prediction.segmentation.array == 5, ball() == 300)
 
 

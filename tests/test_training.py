@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from attunet3d import checkpoint
+from attunet3d import checkpoint, runtime
 from attunet3d.cached_case import CachedCase
 from attunet3d.config import Config
 from attunet3d.run_log import read_rows
@@ -253,7 +253,10 @@ def test_accumulated_batches_give_the_gradient_of_their_mean(data, tmp_path):
 
 
 @pytest.mark.parametrize(("size", "wrong"), [(4, True), (3, True), (2, True), (6, False)])
-def test_bfloat16_is_refused_where_cpus_compute_wrong_gradients(data, tmp_path, size, wrong):
+def test_bfloat16_is_refused_where_cpus_compute_wrong_gradients(
+    data, tmp_path, size, wrong, monkeypatch
+):
+    monkeypatch.setattr(runtime, "computes_in_bfloat16", lambda device: True)
     settings = {"precision": "bfloat16", "patch_size": f"[{size},8,8]"}
     if wrong:  # a level of 2 voxels: 4 / 2, 3 / 2 padded, 2 itself
         with pytest.raises(TrainingError, match="wrong gradients where a level is 2 voxels long"):
@@ -263,13 +266,18 @@ def test_bfloat16_is_refused_where_cpus_compute_wrong_gradients(data, tmp_path, 
     assert trainer(data, tmp_path / "run", patch_size=f"[{size},8,8]").update.dtype == torch.float32
 
 
-def test_precision_is_that_of_the_device():
+def test_precision_is_that_of_the_device(monkeypatch):
     assert training_dtype(CONFIG, CPU) == torch.float32
     half = CONFIG.with_overrides(["training.precision=bfloat16"])
+    monkeypatch.setattr(runtime, "computes_in_bfloat16", lambda device: True)
     assert training_dtype(half, CPU) == torch.bfloat16
+    monkeypatch.setattr(runtime, "computes_in_bfloat16", lambda device: False)
+    with pytest.raises(TrainingError, match="cpu has no instructions for it"):
+        training_dtype(half, CPU)
 
 
-def test_bfloat16_trains_on_a_cpu(data, tmp_path):
+def test_bfloat16_trains_on_a_cpu(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "computes_in_bfloat16", lambda device: True)
     result = trainer(data, tmp_path / "run", precision="bfloat16", steps=4).fit()
     assert result.best_dice is not None
     assert json.loads(json.dumps(dataclasses.asdict(result)))["step"] == 4
