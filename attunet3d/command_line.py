@@ -72,11 +72,11 @@ def keep_freed_memory() -> None:
     """
     if os.environ.get("ATTUNET3D_MALLOC") == "system":
         return
-    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
     with contextlib.suppress(OSError, AttributeError):  # no glibc: nothing to set
         libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_threshold, 2**31 - 1)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_mmap_max, 0)  # not the threshold: that ends at 2 GiB
+        libc.mallopt(m_trim_threshold, -1)
 
 
 def _complain(message: str) -> int:

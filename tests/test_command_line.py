@@ -136,3 +136,25 @@ def test_freed_memory_is_kept_unless_asked_not_to():
         faults[way] = int(out)
     # Ten blocks given back and taken anew fault ten times as often as one that is kept.
     assert faults["system"] > 5 * faults["ours"] > 0
+
+
+MAPPED = """
+    import ctypes
+    class Mallinfo2(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "free", "fast", "mapped")]
+        _fields_ += [(f"other_{n}", ctypes.c_size_t) for n in range(6)]
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, Mallinfo2
+    before = libc.mallinfo2().mapped
+    block = libc.malloc(ctypes.c_size_t(5 << 29))
+    print(bool(block), libc.mallinfo2().mapped - before)
+    return 0
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_blocks_beyond_2_gib_are_kept_as_well():
+    """A whole pass has such; one that is mapped goes back to the kernel when it is freed."""
+    for way, mapped in (("ours", "0"), ("system", "1")):
+        out, err = process(MAPPED, ATTUNET3D_MALLOC=way).communicate(timeout=60)
+        assert (out.split(), err) == (["True", mapped], "")
