@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import torch
 
-from attunet3d import phantom
+from attunet3d import phantom, runtime
 from attunet3d.checkpoint import save_model
 from attunet3d.config import Config
 from attunet3d.network import AttentionUNet3D
@@ -45,6 +45,7 @@ COMMON = [
     "training.validate_every=8",
     "training.save_every=3",
 ]
+PRECISION = "bfloat16" if runtime.computes_in_bfloat16(torch.device("cpu")) else "float32"
 TRAININGS = {
     "AdamW, one cycle, EMA, dropout, two batches a step": [
         "network.dropout=0.1",
@@ -54,13 +55,13 @@ TRAININGS = {
         "training.ema_decay=0.9",
         "training.accumulation=2",
     ],
-    "SGD, warm-up and polynomial, EMA, bfloat16, heads at every scale": [
+    f"SGD, warm-up and polynomial, EMA, {PRECISION}, heads at every scale": [
         "network.deep_supervision=per-scale",
         "training.optimiser=sgd",
         "training.schedule=polynomial",
         "training.warmup_steps=8",
         "training.ema_decay=0.8",
-        "training.precision=bfloat16",
+        f"training.precision={PRECISION}",
     ],
 }
 
