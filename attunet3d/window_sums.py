@@ -16,7 +16,8 @@ from torch import Tensor
 from attunet3d.fresh_memory import zeros
 from attunet3d.typed_values import Size
 
-SLAB_VALUES = 2**20  # most values handed on at once: 4 MB
+SLAB_VALUES = 2**20  # handed on at once: 4 MB, which stays in the CPU's cache
+FEW_PLANES, MOST_SLAB_VALUES = 4, 2**22  # of many classes; fewer planes cost more than they save
 PIECE_VALUES = 2**20  # of a window weighted at once: 4 MB, which stays in the CPU's cache
 MOST_BYTES = 2**29  # of the CPU's memory for sums in float32; beyond it they are float16
 
@@ -126,7 +127,8 @@ class WindowSums:
 
 def slab_planes(plane_values: int) -> int:
     """How many planes are handed on at once."""
-    return max(1, SLAB_VALUES // plane_values)
+    few = min(FEW_PLANES, MOST_SLAB_VALUES // plane_values)
+    return max(1, few, SLAB_VALUES // plane_values)
 
 
 def _zeros(shape: tuple[int, ...], half: bool, device: torch.device) -> Tensor:
