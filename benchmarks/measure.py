@@ -193,7 +193,9 @@ def save(name: str, content: dict[str, Any], folder: Path = RESULTS) -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and versions."""
+    """Processor, its instructions as torch uses them, cores, memory and versions."""
+    import torch
+
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -208,6 +210,7 @@ def machine() -> dict[str, Any]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     return {
         "processor": processor,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(memory, 1),
         "versions": versions,
