@@ -15,14 +15,13 @@ are bfloat16 themselves, where autocast would cast them, and much else, at every
 
 import copy
 from collections.abc import Sequence
-from functools import cache
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attunet3d import memory_layout
+from attunet3d import memory_layout, runtime
 from attunet3d.gate import GridAttentionGate, resize
 from attunet3d.network import AttentionUNet3D, GatedSkip
 
@@ -106,21 +105,14 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, X, Y, Z) → (B, out, X / stride, …)."""
         arguments = (x, self.weight, self.bias)
-        if x.device.type == "cpu" and onednn_takes(x.dtype) and not torch.compiler.is_exporting():
+        onednn = x.device.type == "cpu" and runtime.onednn_takes(x.dtype)
+        if onednn and not torch.compiler.is_exporting():
             y = torch.mkldnn_convolution(
                 *arguments, self.padding, self.stride, (1, 1, 1), self.groups
             )
         else:
             y = F.conv3d(*arguments, self.stride, self.padding, groups=self.groups)
         return y.relu_() if self.rectified else y
-
-
-@cache
-def onednn_takes(dtype: torch.dtype) -> bool:
-    """Whether this processor and this torch convolve `dtype` by oneDNN."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class FoldedSkip(nn.Module):

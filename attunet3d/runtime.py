@@ -5,6 +5,7 @@ import os
 import platform
 import random
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,16 +54,25 @@ def pick_device(name: str | None = None) -> "torch.device":
 def computes_in_bfloat16(device: "torch.device") -> bool:
     """Whether `device` has instructions for bfloat16.
 
-    Without them (GPUs before Ampere, CPUs without AVX-512 or its like) it is emulated: a pass takes
-    up to a hundred times as long as in float32.
+    Without them (GPUs before Ampere, CPUs without AVX-512 or its like) it is emulated: on an AVX2
+    CPU a pass took hundreds of times as long as in float32.
     """
     import torch
 
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return onednn_takes(torch.bfloat16)
+
+
+@cache
+def onednn_takes(dtype: "torch.dtype") -> bool:
+    """Whether this processor and this torch convolve `dtype` by oneDNN."""
+    import torch
+
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def seed_everything(seed: int) -> None:

@@ -5,7 +5,6 @@ seeded.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -119,8 +118,7 @@ class TrainingStep:
                 part.copy_(before)  # running statistics: one NaN would stay in them for good
         elif self.average is not None:
             self.average.update_parameters(self.network)
-        with warnings.catch_warnings():  # of a wrong order, as torch takes a first step left out
-            warnings.simplefilter("ignore", UserWarning)
+        if updated or skips:  # else the run ends here
             self.schedule.step()
         return total, updated
 

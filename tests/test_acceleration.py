@@ -235,7 +235,6 @@ def test_openvino_is_refused_on_other_devices():
 
 
 def test_openvino_computes_the_same():
-    pytest.importorskip("openvino")
     slow = network()
     x = torch.randn(2, 1, 24, 16, 8)
     with torch.no_grad():
@@ -248,7 +247,6 @@ def test_openvino_computes_the_same():
 
 
 def test_openvino_segments_and_the_record_says_so():
-    pytest.importorskip("openvino")
     member = checkpoint(network(channels=(4, 8, 16)))
     volume = ball_volume()
     predictions = [

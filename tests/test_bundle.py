@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel
@@ -100,8 +99,6 @@ def test_torchscript_gives_the_logits_and_the_attention_of_the_model(run, script
 
 @pytest.fixture(scope="module")
 def exported(run):
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name)
     return package(run, run.parent / "packed.onnx", "onnx")
 
 
@@ -122,7 +119,6 @@ def test_onnx_gives_the_logits_of_the_model_for_any_batch(run, exported):
 
 
 def test_openvino_is_asked_where_there_is_no_onnxruntime(run, exported, monkeypatch):
-    pytest.importorskip("openvino")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     image = torch.randn(2, 1, 16, 16, 16)
     found = onnx_model.onnx_logits(exported[0].read_bytes(), image.numpy())
@@ -196,9 +192,6 @@ def test_monai_finds_shapes_and_types_as_the_metadata_has_them(run, tmp_path):
 
 
 def test_monai_runs_a_bundle_to_the_label_maps_of_inference(tmp_path):
-    for name in ("ignite", "fire"):
-        if find_spec(name) is None:  # not imported: ignite's own code warns
-            pytest.skip(f"{name} is not installed")
     settings = ["network.gate=none", "network.deep_supervision=none"]
     settings += ["inference.keep_largest=true", "inference.window_batch=2"]
     model = save(tmp_path / "model.safetensors", *settings, change=threshold)
