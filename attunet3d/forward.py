@@ -44,7 +44,11 @@ def prepare(
     """
     if type(network) is not AttentionUNet3D:  # somebody's own: nothing is known of its insides
         return _as_it_is(network.to(device), dtype, attention)
-    graph = acceleration.accelerated(network, device, torch.float32 if engine != "torch" else dtype)
+    if engine == "openvino":  # which plans by itself, and chooses the precision
+        graph = acceleration.accelerated(network, device, torch.float32)
+    else:
+        split = device.type == "cpu" and dtype == torch.float32
+        graph = acceleration.accelerated(network, device, dtype, split=split)
     call = _WithAttention(graph) if attention else graph
     if engine == "openvino":
         return openvino_engine.compiled(call, device, dtype)

@@ -49,6 +49,21 @@ class ConvBlock(nn.Sequential):
         super().__init__(*layers)
 
 
+class ExpandingBlock(ConvBlock):
+    """A step of the decoder: features from below upsampled, joined to the skip, convolved."""
+
+    def __init__(self, fine: int, coarse: int, config: NetworkConfig) -> None:
+        super().__init__(fine + coarse, fine, config)
+        self.align_corners = config.align_corners
+
+    def forward(self, skip: Tensor, below: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, fine, X, Y, Z) and (B, coarse, x, y, z) → (B, fine, X, Y, Z)."""
+        x = torch.cat([skip, resize(below, skip, self.align_corners)], 1)
+        for layer in self:
+            x = layer(x)
+        return x
+
+
 class PointBlock(nn.Sequential):
     """A 1×1×1 convolution with normalisation and ReLU."""
 
@@ -171,7 +186,7 @@ class AttentionUNet3D(nn.Module):
             fine, coarse = channels[level], channels[level + 1]
             gated = gates and level > 0  # the finest has none
             self.skips.append(GatedSkip(config, level) if gated else PlainSkip())
-            self.decoder.append(ConvBlock(fine + coarse, fine, config))
+            self.decoder.append(ExpandingBlock(fine, coarse, config))
         heads = channels[:1] if config.deep_supervision == "none" else channels[:-1]
         self.heads = nn.ModuleList(nn.Conv3d(features, classes, 1) for features in heads)
         fused = config.deep_supervision == "fused"
@@ -228,7 +243,7 @@ class AttentionUNet3D(nn.Module):
         for expand, gate in zip(self.decoder, self.skips):  # noqa: B905
             level = len(skips) - 1
             skip, coefficients = gate(skips.pop(), signal)
-            x = expand(torch.cat([skip, resize(x, skip, self.align_corners)], 1))
+            x = expand(skip, x)
             signal = x  # gates the next finer skip
             decoded.insert(0, x)
             if coefficients.shape[1] > 0:

@@ -8,15 +8,7 @@ import torch
 from known_network import ball_volume, checkpoint
 from torch import nn
 
-from attunet3d.acceleration import (
-    Convolution,
-    accelerated,
-    affine,
-    folded,
-    interpolation,
-    side_by_side,
-    upsampled_sum,
-)
+from attunet3d.acceleration import accelerated
 from attunet3d.config import Config
 from attunet3d.forward import prepare
 from attunet3d.inference import Predictor
@@ -87,19 +79,21 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("size", [(24, 16, 8), (13, 10, 7), (1, 1, 1)])
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_every_variant_keeps_logits_and_attention(settings, size):
+def test_every_variant_keeps_logits_and_attention(settings, size, split):
     slow = network(**settings)
     x = torch.randn(2, 1, *size)
     with torch.inference_mode():
         wanted, maps = slow.forward_with_attention(x)
-        got, fast_maps = accelerated(slow, CPU, torch.float32).forward_with_attention(x)
+        fast = accelerated(slow, CPU, torch.float32, split=split)
+        got, fast_maps = fast.forward_with_attention(x)
     assert got.shape == wanted.shape
     assert error(got, wanted) < EXACT
     assert [part.shape for part in fast_maps] == [part.shape for part in maps]
-    for fast, exact in zip(fast_maps, maps, strict=True):
-        torch.testing.assert_close(fast, exact, rtol=0, atol=1e-5)
+    for fast_map, exact in zip(fast_maps, maps, strict=True):
+        torch.testing.assert_close(fast_map, exact, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -155,60 +149,6 @@ def test_bfloat16_of_a_trained_network_chooses_the_same_classes():
     assert 0.05 < float(wanted.argmax(1).float().mean()) < 0.5
     got = prepare(slow, CPU, torch.bfloat16)(image)
     assert float((got.argmax(1) == wanted.argmax(1)).float().mean()) >= 0.999
-
-
-def test_folding_is_convolution_and_normalisation():
-    torch.manual_seed(0)
-    convolution, norm = nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4).eval()
-    for values in (norm.weight, norm.bias, norm.running_mean):
-        nn.init.normal_(values)
-    x = torch.randn(2, 3, 5, 6, 7)
-    one = Convolution(folded(convolution, norm), like=convolution, rectified=True)
-    with torch.no_grad():
-        wanted = norm(convolution(x)).relu()
-        torch.testing.assert_close(one(x), wanted, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 9, 8, 7), (1, 3, 4, 4, 4), (3, 2, 6, 6, 6)])
-@pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [(3, 1, 1), (1, 1, 0), (2, 2, 0), (3, 3, 0)]
-)
-def test_small_batches_are_convolved_alike(shape, kernel, stride, padding):
-    torch.manual_seed(0)
-    convolution = nn.Conv3d(shape[1], 5, kernel, stride, padding)
-    x = torch.randn(shape)
-    with torch.no_grad():
-        own, wanted = Convolution(affine(convolution), like=convolution)(x), convolution(x)
-    torch.testing.assert_close(own, wanted, rtol=0, atol=1e-5)
-
-
-def test_convolutions_side_by_side_are_one_of_all_their_channels():
-    parts = [nn.Conv3d(2, 3, 1), nn.Conv3d(2, 3, 1, bias=False)]
-    x = torch.randn(1, 2, 4, 4, 4)
-    with torch.no_grad():
-        wanted = torch.cat([part(x) for part in parts], 1)
-        torch.testing.assert_close(Convolution(side_by_side(parts))(x), wanted)
-
-
-def test_interpolation_is_a_matrix_of_rows_that_sum_to_one():
-    like = torch.zeros(1)
-    matrix = interpolation(2, 4, False, like)
-    assert matrix.tolist() == [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
-    assert torch.allclose(interpolation(5, 13, True, like).sum(1), torch.ones(13))
-
-
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_a_sum_of_upsampled_maps_is_that_of_interpolation(align_corners):
-    torch.manual_seed(0)
-    maps = [torch.randn(2, 3, *size) for size in [(9, 8, 10), (5, 4, 10), (3, 1, 2)]]
-    wanted = maps[0] + sum(
-        nn.functional.interpolate(
-            part, maps[0].shape[2:], mode="trilinear", align_corners=align_corners
-        )
-        for part in maps[1:]
-    )
-    torch.testing.assert_close(upsampled_sum(maps, align_corners), wanted)
-    assert upsampled_sum(maps[:1], align_corners) is maps[0]
 
 
 # --- OpenVINO --------------------------------------------------------------------------------

@@ -23,7 +23,9 @@ ROWS = [  # bottom row first; modules of one row do not know each other
         "phantom_anatomy placement scores volume windows",
         "augmentation case_files hounsfield label_fit manifest network phantom preprocessing "
         "presets report results window_sums",
-        "acceleration openvino_engine sliding_window",
+        "convolution openvino_engine sliding_window upsampling",
+        "split_convolution",
+        "acceleration",
         "cache checkpoint dataset dataset_fingerprint dataset_formats decision evaluation "
         "forward pair_check validation",
         "ensemble localisation passes training_step",
