@@ -44,11 +44,9 @@ def prepare(
     """
     if type(network) is not AttentionUNet3D:  # somebody's own: nothing is known of its insides
         return _as_it_is(network.to(device), dtype, attention)
-    if engine == "openvino":  # which plans by itself, and chooses the precision
-        graph = acceleration.accelerated(network, device, torch.float32)
-    else:
-        split = device.type == "cpu" and dtype == torch.float32
-        graph = acceleration.accelerated(network, device, dtype, split=split)
+    stored = dtype if engine == "torch" else torch.float32
+    split = splits(engine, device, dtype)
+    graph = acceleration.accelerated(network, device, stored, split=split)
     call = _WithAttention(graph) if attention else graph
     if engine == "openvino":
         return openvino_engine.compiled(call, device, dtype)
@@ -59,6 +57,15 @@ def prepare(
         return outputs.float()
 
     return forward
+
+
+def splits(engine: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the decoder mixes channels before it upsamples (`split_convolution`).
+
+    Measured in float32 on CPUs: 1.2 times as fast, in half the memory. bfloat16 would round once
+    more; other engines plan by themselves.
+    """
+    return engine == "torch" and device.type == "cpu" and dtype == torch.float32
 
 
 def _whole_float32() -> AbstractContextManager[None]:

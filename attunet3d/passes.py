@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attunet3d import runtime
 from attunet3d.config import Config
-from attunet3d.forward import Forward, average, mirrored, prepare
+from attunet3d.forward import Forward, average, mirrored, prepare, splits
 from attunet3d.model_settings import NetworkConfig
 from attunet3d.network import AttentionUNet3D
 from attunet3d.sliding_window import Slab, Stitching, sliding_window, whole_volume
@@ -46,15 +46,25 @@ def parting(fast: Tensor, exact: Tensor) -> str | None:
     return f"relative error {error:.2g}, same class in {100 * same:.1f} % of voxels"
 
 
-def memory_bytes(config: NetworkConfig, classes: int, voxels: int, dtype: torch.dtype) -> int:
+def memory_bytes(
+    config: NetworkConfig, classes: int, voxels: int, dtype: torch.dtype, *, split: bool = False
+) -> int:
     """Estimated peak memory of one pass over `voxels`, weights left out.
 
-    The peak lies in the last decoder block: skip and upsampled features, both once more side by
-    side, and the convolution's input in the library's layout, output and normalised output.
+    The peak lies in the last decoder block or, with many classes, behind it. There F and G channels
+    of the two finest levels are side by side and once more concatenated, then convolved and
+    normalised; `split`, they never are. Fused heads hold four times the logits, in float32, and
+    a mean of several passes once more.
     """
     first, second = config.channels[:2]
-    values = 2 * (first + second) + (first + second) + 2 * first + 2 * classes
-    return voxels * values * (2 if dtype == torch.bfloat16 else 4)
+    coarser = config.strides is None or config.strides[0][0] > 1
+    if split and coarser and config.norm != "instance":
+        features = 4 * first + second + (3 * first if config.norm == "group" else 0)
+    else:
+        features = 5 * first + 3 * second
+    size = 2 if dtype == torch.bfloat16 else 4
+    logits = classes * (5 if config.deep_supervision == "fused" else 2)
+    return voxels * max(size * features, size * 4 * first + 4 * logits)
 
 
 class Passes:
@@ -145,9 +155,10 @@ class Passes:
         )
 
     def _whole_fits(self, image: Tensor, account: Account) -> bool:
-        half = self.device.type == "cuda" and self._halves()
-        dtype = torch.bfloat16 if half else torch.float32
-        need = memory_bytes(self.config.network, self.classes, image.numel(), dtype)
+        half = self._halves()
+        split = not half and splits(self.config.inference.engine, self.device, torch.float32)
+        dtype = torch.bfloat16 if half and self.device.type == "cuda" else torch.float32
+        need = memory_bytes(self.config.network, self.classes, image.numel(), dtype, split=split)
         free = runtime.available_memory_bytes(self.device)
         if need > MEMORY_SHARE * free:
             account.fallbacks.append(

@@ -22,7 +22,7 @@ def upsampled_sum(maps: Sequence[Tensor], align_corners: bool) -> Tensor:
     finest, *coarser = maps
     if not coarser:
         return finest
-    batch, classes, *size = finest.shape
+    size = finest.shape[2:]
     first: list[Tensor] = []
     rest: list[Tensor] = []
     for part in coarser:
@@ -32,8 +32,9 @@ def upsampled_sum(maps: Sequence[Tensor], align_corners: bool) -> Tensor:
         )
         first.append(p)  # (X, x)
         rest.append(q @ (part @ r.T))  # (B, K, x, Y, Z)
-    stacked = torch.cat(rest, 2).reshape(batch, classes, -1, size[1] * size[2])
-    return finest + (torch.cat(first, 1) @ stacked).reshape(finest.shape)
+    stacked = torch.cat(rest, 2).flatten(3)  # (B, K, x₁ + x₂ + …, Y · Z)
+    del rest  # of many classes as much again as the result
+    return (torch.cat(first, 1) @ stacked).reshape(finest.shape).add_(finest)
 
 
 def interpolation(length: int, to: int, align_corners: bool, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -255,12 +256,26 @@ def test_self_test_tells_rounding_from_error():
     assert "same class in 0.0 %" in parting(flipped, exact * 0.001)
 
 
-def test_estimate_is_above_the_tensors_of_the_last_block_and_linear_in_voxels():
-    config = NetworkConfig()
-    voxel = memory_bytes(config, 2, 1, torch.float32)
-    assert voxel >= 4 * (48 + 48 + 16)  # skip + upsampled, their concatenation, one output
-    assert memory_bytes(config, 2, 10**6, torch.float32) == voxel * 10**6
-    assert memory_bytes(config, 2, 1, torch.bfloat16) * 2 == voxel
+@pytest.mark.parametrize("split", [False, True])
+def test_estimate_is_above_the_tensors_of_the_last_block_and_linear_in_voxels(split):
+    config = NetworkConfig(strides=((2, 2, 2),) * 4)
+    voxel = memory_bytes(config, 2, 1, torch.float32, split=split)
+    if split:
+        assert voxel >= 4 * (16 + 16 + 32 / 2 + 16 / 2 + 32 / 8)  # skip, sum, parts, from below
+    else:
+        assert voxel >= 4 * (48 + 48 + 16)  # skip + upsampled, their concatenation, one output
+    assert memory_bytes(config, 2, 10**6, torch.float32, split=split) == voxel * 10**6
+    assert memory_bytes(config, 2, 1, torch.bfloat16, split=split) * 2 == voxel
+
+
+def test_estimate_grows_with_logits_and_where_the_decoder_cannot_be_split():
+    config = NetworkConfig(strides=((2, 2, 2),) * 4)
+    many = memory_bytes(config, 118, 1, torch.float32, split=True)
+    assert many >= 1650  # bytes, as measured
+    assert memory_bytes(replace(config, deep_supervision="none"), 118, 1, torch.float32) < many
+    split = memory_bytes(config, 2, 1, torch.float32, split=True)
+    for other in ({"norm": "instance"}, {"strides": ((1, 2, 2),) * 4}, {"norm": "group"}):
+        assert memory_bytes(replace(config, **other), 2, 1, torch.float32, split=True) > split
 
 
 # --- what is refused -------------------------------------------------------------------------
