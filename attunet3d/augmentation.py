@@ -5,7 +5,7 @@ of CPU threads (contrast's mean and gamma's power in float32), which would end e
 give the same bits whatever the threads, and draw their noise on the image's device.
 """
 
-import threading
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -174,6 +174,8 @@ class RandGamma(_RandImaged):
 class Augmentation:
     """What is done to each training patch, a pure function of the patch and a seed.
 
+    Any number of threads may call it at once.
+
     Example:
         >>> import torch
         >>> patch = {"image": torch.rand(1, 8, 8, 8), "label": torch.zeros(1, 8, 8, 8).byte()}
@@ -186,7 +188,6 @@ class Augmentation:
     def __init__(self, config: AugmentationConfig, patch_size: Size, spacing_mm: Triple) -> None:
         self._arguments = (config, patch_size, spacing_mm)
         self._place = RandPlaced(config, patch_size, spacing_mm)
-        self._lock = threading.Lock()  # MONAI's transforms keep what they drew
         self.transforms = Compose(
             [self._place, RandMirrored(config.flip_axes), *_intensities(config)]
         )
@@ -196,11 +197,10 @@ class Augmentation:
 
     def source_size(self, seed: int | Sequence[int]) -> Size:
         """Voxels of the region that `__call__` with this seed wants, centred as the patch."""
-        with self._lock:
-            self._place.set_random_state(state=_state(seed))
-            self._place.randomize()
-            drawn = self._place.placement
-        return self._place.patch_size if drawn is None else drawn.source_size
+        place = _drawing(self._place, _state(seed))
+        place.randomize()
+        drawn = place.placement
+        return place.patch_size if drawn is None else drawn.source_size
 
     def __call__(self, data: Mapping[str, Any], seed: int | Sequence[int]) -> Item:
         """Return a changed copy of `data`.
@@ -215,11 +215,8 @@ class Augmentation:
         """
         state = _state(seed)
         item = dict(data)
-        with self._lock:
-            for transform in self.transforms.transforms:
-                if isinstance(transform, RandomizableTransform):
-                    transform.set_random_state(state=state)
-                item = dict(transform(item))
+        for transform in self.transforms.transforms:
+            item = dict(_drawing(transform, state)(item))
         return {**item, "image": _plain(item["image"]), "label": _plain(item["label"])}
 
 
@@ -241,6 +238,11 @@ def _intensities(config: AugmentationConfig) -> list[Any]:
         (config.gamma_probability, RandGamma(config.gamma_probability)),
     ]
     return [step for probability, step in steps if probability > 0]
+
+
+def _drawing(transform: RandPlaced, state: np.random.RandomState) -> RandPlaced:
+    """A copy that draws from `state`: MONAI's transforms keep what they drew, a thread's own."""
+    return copy.copy(transform).set_random_state(state=state)  # type: ignore[no-any-return]
 
 
 def _coarse(size: int, zoom: float, device: torch.device) -> list[torch.Tensor]:

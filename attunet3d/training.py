@@ -8,8 +8,9 @@ resumed ends with the weights, to the last bit, of one that was not.
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Trainer:
         ):
             try:
                 while self.step < settings.steps and not self._stopped_early():
-                    value = self._train_step(self._fetch(stream, requests))
+                    value = self._train_step(list(islice(stream, settings.accumulation)))
                     self._after_step(value, log)
                     bar.update()
                     bar.set_postfix(self._progress(value), refresh=False)
@@ -104,15 +105,6 @@ class Trainer:
             skipped_steps=self.skipped,
             seconds=round(time.monotonic() - began, 1),
         )
-
-    def _fetch(self, stream: Iterator[Batch], requests: list[int]) -> list[Batch]:
-        """What one step sees."""
-        try:
-            return [next(stream) for _ in range(self.config.training.accumulation)]
-        except (RuntimeError, OSError, EOFError):
-            if requests:  # sent to the workers as well, and they are gone
-                self._save_and_leave(requests[0])
-            raise
 
     def _train_step(self, batches: Sequence[Batch]) -> float:
         """One update of the weights; returns the loss."""

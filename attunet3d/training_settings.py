@@ -105,7 +105,7 @@ class TrainingConfig:
     on_nonfinite_loss: Literal["stop", "skip"] = "stop"
     """What a NaN or infinite loss does: stop the run, or skip the step and count it."""
     workers: int = 0
-    """Processes that prepare batches; 0: one thread beside the training."""
+    """Threads that prepare batches and processes that prepare cases; 0: as suits the device."""
 
     def __post_init__(self) -> None:
         positive = (

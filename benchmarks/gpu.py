@@ -111,7 +111,7 @@ def settle(name: str, process: "subprocess.Popen[bytes]", work: Path, limit_s: f
         status = process.wait(limit_s)
         why = f"ended with status {status}" if status else None
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+        os.killpg(process.pid, signal.SIGKILL)  # whatever it started, too
         process.wait()
         why = f"stopped after {limit_s:.0f} s"
     if result_path(work, name).is_file():

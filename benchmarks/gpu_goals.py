@@ -11,7 +11,7 @@ PRESET = "oktay2018"
 def goals(found: Found) -> list[dict[str, Any]]:
     """A row a goal; `found` is None where a section gave no number."""
     ours = least_ms(found, "ours")
-    fit = "learning", "fit, one thread"
+    fit = "learning", "fit"
     rows = [
         ("training steps/s, 2×160×160×96, patch on the GPU", per_second(ours), ">=", 50),
         ("training steps/s by Trainer.fit", number(found, *fit, "steps_a_second"), ">=", 50),

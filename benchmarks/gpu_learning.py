@@ -32,8 +32,7 @@ from attunet3d.phantom import LABELS
 from attunet3d.training import Trainer, TrainingData
 
 STEPS = 400
-MORE_STEPS = 150  # of the run with workers
-WORKERS = 4
+FEWER_STEPS = 150  # of the run with one thread
 
 
 class Watched(Trainer):
@@ -56,20 +55,20 @@ class Watched(Trainer):
 
 
 def learning(setting: Setting) -> Section:
-    """One thread that prepares batches, which is the default, and worker processes."""
+    """As many threads prepare batches as is the default, and one."""
     config = learning_config(setting, 2 if setting.small else STEPS)
     data = attempt(lambda: prepare(setting, config))
     if not isinstance(data, TrainingData):
         yield "data", lambda: data
         return
     yield "batches as on the CPU", lambda: same_batches(setting, data, config)
-    yield "fit, one thread", lambda: fit(setting, data, config)
-    yield "data alone, one thread", lambda: supply(setting, data, config)
+    yield "fit", lambda: fit(setting, data, config)
+    yield "data alone", lambda: supply(setting, data, config)
     if not setting.small:
-        shorter = [f"training.{name}={MORE_STEPS}" for name in ("steps", "validate_every")]
-        many = config.with_overrides([*shorter, f"training.workers={WORKERS}"])
-        yield f"fit, {WORKERS} workers", lambda: fit(setting, data, many)
-        yield f"data alone, {WORKERS} workers", lambda: supply(setting, data, many)
+        shorter = [f"training.{name}={FEWER_STEPS}" for name in ("steps", "validate_every")]
+        one = config.with_overrides([*shorter, "training.workers=1"])
+        yield "fit, one thread", lambda: fit(setting, data, one)
+        yield "data alone, one thread", lambda: supply(setting, data, one)
 
 
 def same_batches(setting: Setting, data: TrainingData, config: Config) -> Result:

@@ -5,7 +5,8 @@ Usage: python benchmarks/training_items.py [--out FOLDER] [--repeats N] [--small
 All start from the same phantom CTs of 320×240×208 voxels of 1 mm, prepared beforehand, and give
 two float32 patches and their labels; half of the patches are centred on the pancreas.
 
-* attunet3d: cases memory-mapped from the cache; `PatchBatches.batch` (with workers: `iterate`).
+* attunet3d: cases memory-mapped from the cache; `PatchBatches.batch`, and with workers, which are
+  threads, `PatchBatches.iterate`.
 * MONAI `CacheDataset`: as its tutorials write it, LoadImaged … CropForegroundd cached in RAM, then
   RandCropByPosNegLabeld(pos=1, neg=1, num_samples=2) and random transforms; `DataLoader`.
 * MONAI, tuned: the same with what its guide to fast training adds: foreground and background

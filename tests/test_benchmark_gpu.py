@@ -37,7 +37,7 @@ def test_every_section_of_a_small_run_on_the_cpu_gives_numbers(tmp_path, capsys)
     assert set(errors.values()) == {"left out of the small run"}
     assert all(name.startswith("compiled") for name, _ in errors)
     found = content["sections"]
-    assert found["learning"]["fit, one thread"]["steps_a_second"] > 0
+    assert found["learning"]["fit"]["steps_a_second"] > 0
     assert found["correctness"]["weights"] == "model"  # the one just trained
     assert found["correctness"]["float32 without TF32"]["parting"] is None
     assert found["correctness"]["decision"]["different"] == 0

@@ -202,9 +202,9 @@ def test_iterating_gives_the_batches_of_the_steps(cases, start):
     assert list(batches.iterate(4, stop=4)) == []
 
 
-def test_processes_give_what_the_thread_gives_and_an_error_names_its_case(cases, tmp_path):
+def test_many_threads_give_what_one_gives_and_an_error_names_its_case(cases, tmp_path):
     broken = make_case(tmp_path / "broken")
-    batches = PatchBatches([*cases, broken], config(LIVELY, batch_size=1, workers=2))
+    batches = PatchBatches([*cases, broken], config(LIVELY, batch_size=1, workers=4))
     here = PatchBatches([*cases, broken], config(LIVELY, batch_size=1))
     stream = batches.iterate()
     for step in range(6):
@@ -243,8 +243,8 @@ def test_closing_early_ends_the_thread_and_leaves_torch_as_it_was(cases):
 
 def test_no_more_is_prepared_ahead_than_told(cases, monkeypatch):
     batches, seen = PatchBatches(cases, config()), []
-    cut = batches.regions
-    monkeypatch.setattr(batches, "regions", lambda step: seen.append(step) or cut(step))
+    make = batches.batch
+    monkeypatch.setattr(batches, "batch", lambda step, on: seen.append(step) or make(step, on))
     stream = batches.iterate()
     next(stream)
     time.sleep(0.3)
@@ -288,12 +288,12 @@ def test_a_program_that_leaves_its_iterator_open_ends(cases):
 
 
 def test_an_interrupted_program_ends(cases):
-    process = start_script(cases[0], workers=1, wait=True)
+    process = start_script(cases[0], workers=2, wait=True)
     assert process.stdout.readline() == "ready\n"
-    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the workers as well
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     _, errors = process.communicate(timeout=120)  # a second, but for a busy machine
     assert process.returncode != 0
-    assert errors.count("Traceback") == 1  # the program's own; the workers say nothing
+    assert errors.count("Traceback") == 1  # the program's own; the threads say nothing
     assert errors.rstrip().endswith("KeyboardInterrupt")
 
 

@@ -161,10 +161,9 @@ raise SystemExit(command_line.run(main, sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGTERM, 1)]
+    ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGTERM, 3)]
 )
 def test_a_stop_request_saves_and_says_how_to_go_on(data, tmp_path, number, workers):
-    """With worker processes these get the signal as well, as a cluster sends it."""
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, os.path.dirname(__file__), str(tmp_path), str(workers)],
         start_new_session=True,

@@ -83,9 +83,9 @@ def cache_vanishes(training: Training) -> list[str]:
 
 
 def group_stopped(training: Training) -> list[str]:
-    """train: SIGTERM to it and its worker processes at once, as a cluster sends it; resumes."""
+    """train: SIGTERM to its process group, as a cluster sends it, as threads prepare; resumes."""
     run_dir, said = training.folder / "group", training.folder / "said.txt"
-    arguments = [*training.arguments(run_dir, resume=False), "--set", "training.workers=1"]
+    arguments = [*training.arguments(run_dir, resume=False), "--set", "training.workers=2"]
     command = spawn(arguments, said, own_group=True)
     while not (run_dir / "last.pt").exists() and command.poll() is None:
         time.sleep(POLL)
@@ -94,7 +94,7 @@ def group_stopped(training: Training) -> list[str]:
     right = status == 143 and "--resume" in text and "Traceback" not in text
     found = [] if right else [f"status {status}: {text[-400:]}"]
     config = run_dir / "config.json"  # a model holds its settings: give it those of the answer
-    config.write_text(config.read_text(encoding="utf-8").replace('"workers": 1', '"workers": 0'))
+    config.write_text(config.read_text(encoding="utf-8").replace('"workers": 2', '"workers": 0'))
     for path in run_dir.glob("model.safetensors"):
         path.unlink()
     return found + _resumed(training, run_dir)
