@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attunet3d import runtime
 from attunet3d.typed_values import Size
 from attunet3d.window_sums import WindowSums, slab_planes
 from attunet3d.windows import axis_weights, inverse_sum, pad, window_starts
@@ -109,7 +110,7 @@ def whole_volume(
     x, y, z = (-(-size // part) * part for size, part in zip(image.shape[1:], divisor, strict=True))
     padded, margins = pad(image, (x, y, z))
     logits = _channels(predictor(padded[None]), all_channels)[0].float()  # (K, x, y, z)
-    planes = slab_planes(logits.shape[0] * x * y)
+    planes = slab_planes(logits.shape[0] * x * y, logits.device)
     for start in range(0, z, planes):
         yield from _cut(Slab(start, logits[..., start : start + planes]), margins, image.shape)
 
@@ -153,7 +154,9 @@ class _Row:
             try:
                 outputs = self._predict(now, z)
                 self.sums = self.sums or self._no_sums(outputs[0])
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not runtime.ran_out_of_memory(error):
+                    raise
                 batch = self._make_room(batch, error)
                 continue
             for index, (x, y) in enumerate(now):
@@ -174,7 +177,7 @@ class _Row:
         options = self.stitching
         return WindowSums(like, self.factors, self.inverse, options.all_channels, options.note)
 
-    def _make_room(self, batch: int, error: torch.OutOfMemoryError) -> int:
+    def _make_room(self, batch: int, error: RuntimeError) -> int:
         """Ask for less memory, or give up by raising the error."""
         if batch > 1:
             batch = 1

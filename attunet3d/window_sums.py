@@ -17,6 +17,7 @@ from attunet3d.fresh_memory import zeros
 from attunet3d.typed_values import Size
 
 SLAB_VALUES = 2**20  # handed on at once: 4 MB, which stays in the CPU's cache
+GPU_SLAB_VALUES = 2**25
 FEW_PLANES, MOST_SLAB_VALUES = 4, 2**22  # of many classes; fewer planes cost more than they save
 PIECE_VALUES = 2**20  # of a window weighted at once: 4 MB, which stays in the CPU's cache
 MOST_BYTES = 2**29  # of the CPU's memory for sums in float32; beyond it they are float16
@@ -41,14 +42,15 @@ class WindowSums:
         all_channels: bool,
         note: Callable[[str], None],
     ) -> None:
-        self.factors, self.inverse = factors, inverse
+        self.factors = [part.to(like.device) for part in factors]
+        self.inverse = [part.to(like.device) for part in inverse]
         channels, *window = like.shape
         shape = len(inverse[0]), len(inverse[1]), window[2]
         need = 4 * channels * math.prod(shape)
-        half = not (all_channels or channels == 1 or like.is_cuda or need <= MOST_BYTES)
+        self.margin = channels == 2 and not all_channels
+        half = channels > 2 and not (all_channels or like.is_cuda or need <= MOST_BYTES)
         if half:
             note(f"sums of {channels} classes need {need / 1e9:.1f} GB in float32: float16")
-        self.margin = channels == 2 and not all_channels
         # Laid out in memory as the outputs are, whichever axis they run along first: adding
         # across two layouts takes three times as long.
         self.order = sorted(range(3), key=lambda axis: -like.stride(axis + 1))
@@ -106,7 +108,7 @@ class WindowSums:
     def finished(self, count: int) -> Iterator[tuple[int, Tensor]]:
         """The first `count` planes: the index of one and logits (K, X, Y, n) from there on."""
         means = self.means
-        step = slab_planes(means[..., 0].numel())
+        step = slab_planes(means[..., 0].numel(), means.device)
         for first in range(0, count, step):
             part = means[..., first : min(first + step, count)]
             yield first, part.to(torch.float32, copy=True)
@@ -123,10 +125,14 @@ class WindowSums:
     def to_cpu(self) -> None:
         """Go on in the CPU's memory."""
         self.sums, self.piece = self.sums.cpu(), self.piece.cpu()
+        self.factors = [part.cpu() for part in self.factors]
+        self.inverse = [part.cpu() for part in self.inverse]
 
 
-def slab_planes(plane_values: int) -> int:
-    """How many planes are handed on at once."""
+def slab_planes(plane_values: int, device: torch.device) -> int:
+    """How many planes are handed on at once: a GPU, whose every call costs, gets many."""
+    if device.type == "cuda":
+        return max(1, GPU_SLAB_VALUES // plane_values)
     few = min(FEW_PLANES, MOST_SLAB_VALUES // plane_values)
     return max(1, few, SLAB_VALUES // plane_values)
 

@@ -7,7 +7,6 @@ instead of a volume.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -46,12 +45,6 @@ def axis_weights(length: int, weights: Literal["gaussian", "constant"] = "gaussi
         return torch.ones(length)
     distance = torch.arange(length) - (length - 1) / 2
     return torch.exp(-0.5 * (distance / (SIGMA * length)) ** 2).clamp_(min=FLOOR)
-
-
-def outer(factors: Sequence[Tensor]) -> Tensor:
-    """The product (X, Y, Z) of three vectors."""
-    x, y, z = factors
-    return x[:, None, None] * y[:, None] * z
 
 
 def inverse_sum(size: int, starts: list[int], factor: Tensor) -> Tensor:

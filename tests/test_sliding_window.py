@@ -13,7 +13,7 @@ from monai.inferers import sliding_window_inference
 
 from attunet3d import window_sums as module
 from attunet3d.sliding_window import Slab, Stitching, sliding_window, whole_volume
-from attunet3d.windows import FLOOR, axis_weights, inverse_sum, outer, pad, window_starts
+from attunet3d.windows import FLOOR, axis_weights, inverse_sum, pad, window_starts
 
 
 def identity(x):
@@ -73,6 +73,10 @@ def test_weights_are_a_clamped_gaussian():
     assert torch.equal(weights, weights.flip(0))
     assert float(weights.min()) == pytest.approx(FLOOR)
     assert float(weights[48 + 12 - 1]) == pytest.approx(math.exp(-0.5 * (11.5 / 12) ** 2))
+
+
+def outer(factors):
+    return torch.einsum("x,y,z->xyz", *factors)
 
 
 def test_normaliser_of_a_volume_is_an_outer_product():
@@ -217,6 +221,16 @@ def test_float16_sums_neither_overflow_nor_vanish(monkeypatch, weights):
     torch.testing.assert_close(joined(slabs), image * scales, rtol=1e-2, atol=2e-6)
 
 
+@pytest.mark.parametrize("most", [0, 2**29])
+def test_two_classes_of_a_wide_volume_stay_a_margin_in_float32(monkeypatch, most):
+    monkeypatch.setattr(module, "MOST_BYTES", most)
+    both, notes = noise(2, 10, 9, 12), []
+    options = Stitching(note=notes.append)
+    margin = joined(sliding_window(both, identity, window=(6, 6, 6), stitching=options))
+    torch.testing.assert_close(margin, both[1:] - both[:1])
+    assert notes == []
+
+
 def test_channels_that_are_all_wanted_are_summed_in_float32(monkeypatch):
     monkeypatch.setattr(module, "MOST_BYTES", 0)
     image = 20 * noise(4, 20, 20, 20)
@@ -282,13 +296,14 @@ class Failing:
 
     def __init__(self, calls):
         self.calls = set(calls)
+        self.error = torch.OutOfMemoryError("CUDA out of memory (simulated)")
         self.count = 0
         self.batches = []
 
     def __call__(self, x):
         self.count += 1
         if self.count in self.calls:
-            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+            raise self.error
         self.batches.append(len(x))
         return 2 * x
 
@@ -310,6 +325,15 @@ def test_out_of_memory_goes_on_with_single_windows_and_repeats_none():
 def test_out_of_memory_with_nothing_left_to_give_is_raised():
     with pytest.raises(torch.OutOfMemoryError):
         list(sliding_window(noise(1, 8, 8, 8), Failing({3}), window=(4, 4, 4)))
+
+
+def test_memory_running_out_inside_cudnn_is_taken_for_what_it_is():
+    network = Failing({1})
+    network.error = RuntimeError("GET was unable to find an engine to execute this computation")
+    image = noise(1, 8, 8, 8)
+    slabs = sliding_window(image, network, window=(4, 4, 4), window_batch=2)
+    torch.testing.assert_close(joined(slabs), 2 * image, rtol=1e-5, atol=1e-5)
+    assert set(network.batches) == {1}
 
 
 def test_other_errors_are_not_taken_for_memory():
