@@ -1,13 +1,9 @@
-"""The machine a run finds itself on: device, seeds, versions, memory."""
+"""The machine a run finds itself on: device, seeds, versions."""
 
-import contextlib
-import os
 import platform
 import random
-import sys
 from functools import cache
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,6 +71,14 @@ def onednn_takes(dtype: "torch.dtype") -> bool:
     return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def ran_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, in torch or inside cuDNN or cuBLAS, which say so in other words."""
+    import torch
+
+    words = ("unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in words)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (every device)."""
     import torch
@@ -94,31 +98,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
-
-
-def available_memory_bytes(device: "torch.device") -> int:
-    """Memory free for a run: of the GPU, or of this machine within its control group's limit."""
-    import torch
-
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + kept  # torch gives again what it keeps
-    return min(_free_ram_bytes(), _free_in_control_group_bytes())
-
-
-def _free_ram_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """What Linux can give without swapping, its file cache included; elsewhere the free pages."""
-    with contextlib.suppress(OSError):
-        for line in meminfo.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _free_in_control_group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """What a container's limit (cgroup v2) leaves; without one, more than any machine has."""
-    with contextlib.suppress(OSError, ValueError):  # no such file; "max"
-        limit = int((folder / "memory.max").read_text(encoding="ascii"))
-        used = int((folder / "memory.current").read_text(encoding="ascii"))
-        return max(0, limit - used)
-    return sys.maxsize

@@ -39,7 +39,19 @@ def test_a_device_that_is_not_on_this_machine_is_refused_with_the_cure():
 def test_cuda_is_found_by_its_names():
     assert runtime.pick_device("cuda").type == "cuda"
     assert runtime.pick_device("cuda:0").index == 0
-    assert runtime.available_memory_bytes(torch.device("cuda")) > 2**20
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("shape mismatch"), False),
+    ],
+)
+def test_memory_running_out_is_told_from_other_errors(error, memory):
+    assert runtime.ran_out_of_memory(error) == memory
 
 
 def draws():
@@ -76,29 +88,3 @@ def test_what_is_not_installed_is_called_absent(monkeypatch):
     found = runtime.versions()
     assert found["monai"] == "absent"
     assert found["numpy"] == np.__version__
-
-
-def test_memory_is_told_in_bytes():
-    found = runtime.available_memory_bytes(torch.device("cpu"))
-    assert isinstance(found, int)
-    assert 2**24 < found < 2**50
-
-
-def test_free_memory_counts_the_file_cache_as_free(tmp_path):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 100 kB\nMemFree: 10 kB\nMemAvailable:    60 kB\n")
-    assert runtime._free_ram_bytes(meminfo) == 60 * 1024
-    assert runtime._free_ram_bytes(tmp_path / "absent") > 2**20  # the free pages
-
-
-@pytest.mark.parametrize(
-    ("limit", "used", "free"),
-    [("1000", "400", 600), ("1000", "2000", 0), ("max", "400", None), (None, None, None)],
-)
-def test_free_memory_keeps_to_the_control_groups_limit(tmp_path, limit, used, free):
-    if limit is not None:
-        (tmp_path / "memory.max").write_text(limit + "\n")
-        (tmp_path / "memory.current").write_text(used + "\n")
-    found = runtime._free_in_control_group_bytes(tmp_path)
-    assert found == (free if free is not None else found)
-    assert free is not None or found > 2**60
