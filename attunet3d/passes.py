@@ -1,4 +1,4 @@
-"""Networks over one image of their grid: in one pass or by windows, in the precision that holds."""
+"""Networks over one image of their grid: in one pass or by windows."""
 
 import math
 import threading
@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from attunet3d import runtime
+from attunet3d.available_memory import available_bytes
 from attunet3d.config import Config
 from attunet3d.forward import Forward, average, mirrored, prepare, splits
 from attunet3d.model_settings import NetworkConfig
 from attunet3d.network import AttentionUNet3D
+from attunet3d.precision import Precision
 from attunet3d.sliding_window import Slab, Stitching, sliding_window, whole_volume
 from attunet3d.typed_values import Size
+from attunet3d.windows import pad
 
-RELATIVE_ERROR = 0.02  # of bfloat16 logits against the largest float32 logit
-AGREEMENT = 0.999  # least share of voxels with the same class
 MEMORY_SHARE = 0.8  # of what is free, for a pass over the whole volume
-RECHECK = 1.25  # a pass this many times larger than any checked one is checked anew
+CUDNN_VALUES = 2**31  # of a tensor; with more cuDNN 9.8 to 9.14 computed wrongly, or not at all
 
 
 @dataclass
@@ -29,21 +30,6 @@ class Account:
     mode: str = "window"
     precision: str = "float32"
     fallbacks: list[str] = field(default_factory=list)
-
-
-def parting(fast: Tensor, exact: Tensor) -> str | None:
-    """How `fast` logits (B, K, …) part from `exact` ones beyond what rounding does; None: not.
-
-    Example:
-        >>> exact = torch.tensor([[[1.0, -4.0], [-1.0, 4.0]]])
-        >>> parting(exact * 1.001, exact), parting(-exact, exact)
-        (None, 'relative error 2, same class in 0.0 % of voxels')
-    """
-    error = float((fast - exact).abs().max() / exact.abs().max().clamp(min=1e-12))
-    same = float((fast.argmax(1) == exact.argmax(1)).float().mean())
-    if error <= RELATIVE_ERROR and same >= AGREEMENT:
-        return None
-    return f"relative error {error:.2g}, same class in {100 * same:.1f} % of voxels"
 
 
 def memory_bytes(
@@ -92,8 +78,7 @@ class Passes:
         self.device = device
         a, b, c = zip(*(network.divisor for network in networks), strict=True)
         self.divisor = math.lcm(*a), math.lcm(*b), math.lcm(*c)
-        self._checked_values = 0  # of the largest pass in which bfloat16 was held to float32
-        self._parted: str | None = None  # how far it was off when it was
+        self.precision = Precision(self.forward, config.inference.precision, device)
         self._prepared: dict[tuple[torch.dtype, bool], Forward] = {}
         self._lock = threading.RLock()
 
@@ -131,7 +116,8 @@ class Passes:
         """
         inference = self.config.inference
         whole = inference.mode == "whole" and self._whole_fits(image, account)
-        dtype = self._dtype(image, whole, account)
+        sample = self._largest_input(image, whole)
+        dtype = self.precision.choose(sample, account.fallbacks.append)
         account.precision = str(dtype).removeprefix("torch.")
         account.mode = "whole" if whole else "window"
         forward = self.forward(dtype, attention)
@@ -141,10 +127,12 @@ class Passes:
                     image, forward, divisor=self.divisor, all_channels=all_channels
                 )
                 return
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                account.fallbacks.append("CUDA memory ran out in one pass over the whole: windows")
-                account.mode = "window"
+            except RuntimeError as error:
+                if not runtime.ran_out_of_memory(error):
+                    raise
+            torch.cuda.empty_cache()
+            account.fallbacks.append("CUDA memory ran out in one pass over the whole: windows")
+            account.mode = "window"
         yield from sliding_window(
             image,
             forward,
@@ -155,11 +143,15 @@ class Passes:
         )
 
     def _whole_fits(self, image: Tensor, account: Account) -> bool:
-        half = self._halves()
+        widest = image.numel() * sum(self.config.network.channels[:2])  # values, concatenated
+        if self.device.type == "cuda" and widest >= CUDNN_VALUES:
+            account.fallbacks.append("the whole has too many values for cuDNN in one pass: windows")
+            return False
+        half = self.precision.halves()
         split = not half and splits(self.config.inference.engine, self.device, torch.float32)
         dtype = torch.bfloat16 if half and self.device.type == "cuda" else torch.float32
         need = memory_bytes(self.config.network, self.classes, image.numel(), dtype, split=split)
-        free = runtime.available_memory_bytes(self.device)
+        free = available_bytes(self.device)
         if need > MEMORY_SHARE * free:
             account.fallbacks.append(
                 f"one pass over the whole needs about {need / 1e9:.1f} GB and"
@@ -167,49 +159,13 @@ class Passes:
             )
         return need <= MEMORY_SHARE * free
 
-    def _halves(self) -> bool:
-        """Whether bfloat16 is wanted, and the device computes in it."""
-        wanted = self.config.inference.precision
-        tried = wanted == "bfloat16" or (wanted == "auto" and self.device.type == "cuda")
-        return tried and runtime.computes_in_bfloat16(self.device)
-
-    def _dtype(self, image: Tensor, whole: bool, account: Account) -> torch.dtype:
-        """The precision to compute in; on CUDA `auto` holds bfloat16 to float32 first."""
-        wanted = self.config.inference.precision
-        if not self._halves():
-            if wanted == "bfloat16":
-                account.fallbacks.append("this device has no instructions for bfloat16: float32")
-            return torch.float32
-        if wanted == "bfloat16":
-            return torch.bfloat16
-        sample = image if whole else _middle(image, self.window)
-        with self._lock:
-            if self._parted is None and sample.numel() > RECHECK * self._checked_values:
-                self._self_test(sample[None], account)
-            if self._parted:
-                account.fallbacks.append(f"bfloat16 self-test failed ({self._parted}): float32")
-            return torch.float32 if self._parted else torch.bfloat16
-
-    def _self_test(self, sample: Tensor, account: Account) -> None:
-        try:
-            fast, exact = self.forward(torch.bfloat16)(sample), self.forward(torch.float32)(sample)
-            self._parted = parting(fast, exact)
-            self._checked_values = sample.numel()
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            smaller = _middle(sample[0], self.window)[None]
-            if smaller.numel() < sample.numel():
-                account.fallbacks.append("CUDA memory ran out in the bfloat16 self-test: a window")
-                self._self_test(smaller, account)
-            else:  # then float32 is no choice here
-                account.fallbacks.append("CUDA memory ran out in the bfloat16 self-test: left out")
-            self._checked_values = sample.numel()  # the largest that memory lets be checked
-
-
-def _middle(image: Tensor, window: Size) -> Tensor:
-    """The window in the middle of `image` (C, X, Y, Z), which is cut where it sticks out."""
-    parts = []
-    for size, length in zip(image.shape[1:], window, strict=True):
-        start = max(0, (size - length) // 2)
-        parts.append(slice(start, min(start + length, size)))
-    return image[:, parts[0], parts[1], parts[2]]
+    def _largest_input(self, image: Tensor, whole: bool) -> Tensor:
+        """(B, C, x, y, z) that goes through the networks: all of `image`, or a batch of windows."""
+        if whole:
+            return image[None]
+        parts = []
+        for size, length in zip(image.shape[1:], self.window, strict=True):
+            start = max(0, (size - length) // 2)
+            parts.append(slice(start, min(start + length, size)))
+        middle, _ = pad(image[:, parts[0], parts[1], parts[2]], self.window)
+        return middle.expand(self.config.inference.window_batch, *middle.shape)

@@ -17,7 +17,8 @@ from attunet3d import checkpoint
 from attunet3d.decision import decide
 from attunet3d.inference import Predictor
 from attunet3d.network import AttentionUNet3D
-from attunet3d.passes import Account, parting
+from attunet3d.passes import Account
+from attunet3d.precision import parting
 from attunet3d.preprocessing import to_network_grid
 from attunet3d.presets import find_config
 from attunet3d.sliding_window import Slab
@@ -91,7 +92,6 @@ def correctness(setting: Setting) -> Section:
 
     yield "weights", lambda: model_path(setting).stem
     yield "float32 without TF32", exactly
-    yield "float32 as torch has it", lambda: against(torch.float32)
     yield "bfloat16", lambda: against(torch.bfloat16)
     yield "self-test on the real patch", lambda: self_test(setting, image)
     yield "resampling", lambda: resampling(setting)
