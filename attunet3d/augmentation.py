@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.networks.layers import gaussian_1d
-from monai.transforms import Compose, MapTransform, RandomizableTransform
+from monai.transforms import MapTransform, RandomizableTransform
 
 from attunet3d import placement
 from attunet3d.training_settings import AugmentationConfig
@@ -176,28 +176,31 @@ class Augmentation:
 
     Any number of threads may call it at once.
 
+    Args:
+        config: What is done, and how often.
+        patch_size: Voxels along x, y and z.
+        spacing_mm: Of a voxel.
+
     Example:
         >>> import torch
         >>> patch = {"image": torch.rand(1, 8, 8, 8), "label": torch.zeros(1, 8, 8, 8).byte()}
-        >>> augmentation = build_augmentation(AugmentationConfig(), (8, 8, 8), (1.0, 1.0, 1.0))
+        >>> augmentation = Augmentation(AugmentationConfig(), (8, 8, 8), (1.0, 1.0, 1.0))
         >>> once, again = augmentation(patch, seed=3), augmentation(patch, seed=3)
         >>> bool((once["image"] == again["image"]).all()), once["label"].dtype
         (True, torch.uint8)
     """
 
     def __init__(self, config: AugmentationConfig, patch_size: Size, spacing_mm: Triple) -> None:
-        self._arguments = (config, patch_size, spacing_mm)
         self._place = RandPlaced(config, patch_size, spacing_mm)
-        self.transforms = Compose(
-            [self._place, RandMirrored(config.flip_axes), *_intensities(config)]
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return build_augmentation, self._arguments
+        self.transforms: list[RandomizableTransform] = [
+            self._place,
+            RandMirrored(config.flip_axes),
+            *_intensities(config),
+        ]
 
     def source_size(self, seed: int | Sequence[int]) -> Size:
         """Voxels of the region that `__call__` with this seed wants, centred as the patch."""
-        place = _drawing(self._place, _state(seed))
+        place: RandPlaced = _drawing(self._place, _state(seed))
         place.randomize()
         drawn = place.placement
         return place.patch_size if drawn is None else drawn.source_size
@@ -215,16 +218,9 @@ class Augmentation:
         """
         state = _state(seed)
         item = dict(data)
-        for transform in self.transforms.transforms:
+        for transform in self.transforms:
             item = dict(_drawing(transform, state)(item))
         return {**item, "image": _plain(item["image"]), "label": _plain(item["label"])}
-
-
-def build_augmentation(
-    config: AugmentationConfig, patch_size: Size, spacing_mm: Triple
-) -> Augmentation:
-    """The augmentation of patches of `patch_size` voxels of `spacing_mm` (x, y, z)."""
-    return Augmentation(config, patch_size, spacing_mm)
 
 
 def _intensities(config: AugmentationConfig) -> list[Any]:
@@ -240,9 +236,9 @@ def _intensities(config: AugmentationConfig) -> list[Any]:
     return [step for probability, step in steps if probability > 0]
 
 
-def _drawing(transform: RandPlaced, state: np.random.RandomState) -> RandPlaced:
-    """A copy that draws from `state`: MONAI's transforms keep what they drew, a thread's own."""
-    return copy.copy(transform).set_random_state(state=state)  # type: ignore[no-any-return]
+def _drawing(transform: RandomizableTransform, state: np.random.RandomState) -> Any:
+    """A copy that draws from `state`: MONAI's transforms keep what they drew."""
+    return copy.copy(transform).set_random_state(state=state)
 
 
 def _coarse(size: int, zoom: float, device: torch.device) -> list[torch.Tensor]:
@@ -252,7 +248,7 @@ def _coarse(size: int, zoom: float, device: torch.device) -> list[torch.Tensor]:
     at = np.clip((np.arange(size) + 0.5) * (count / size) - 0.5, 0, count - 1)
     lower = at.astype(np.int32)
     arrays = (kept, lower, np.minimum(lower + 1, count - 1), (at - lower).astype(np.float32))
-    return [torch.from_numpy(array).to(device) for array in arrays]
+    return [placement.sent(array, device) for array in arrays]
 
 
 def _between(

@@ -15,11 +15,9 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +33,11 @@ from attunet3d.case_files import read_case_label, read_image
 from attunet3d.config import Config
 from attunet3d.errors import UserError
 from attunet3d.model_settings import PreprocessingConfig
+from attunet3d.one_core_threads import one_core_threads
 
 FOREGROUND_VOXELS = 10_000  # kept of each class; as many centres a case are as good as all
 ABANDONED_SECONDS = 24 * 3600
+MOST_WORKERS = 4  # cases prepared side by side: each holds its scan and label
 BUILDING, DAMAGED = ".building-", ".damaged-"
 CODE = (  # the modules that make the arrays
     *("cache", "case_files", "volume", "geometry", "nifti", "nifti_header"),
@@ -82,7 +82,7 @@ class Recipe:
 
 
 def build_cache(
-    cases: Sequence[Case], labels: dict[int, str], config: Config, folder: Path, *, workers: int = 0
+    cases: Sequence[Case], labels: dict[int, str], config: Config, folder: Path
 ) -> list[CachedCase]:
     """Prepare what is not there yet, whole and current, and return the cases in their order.
 
@@ -93,7 +93,6 @@ def build_cache(
         labels: Label values by name; class c is the c-th smallest, the ignored one left out.
         config: With a resolved `preprocessing`.
         folder: Where the cache lies; made when missing.
-        workers: Processes that prepare; 0: this one.
 
     Raises:
         CacheError: Cases that cannot be prepared, the first five of them in one message.
@@ -110,7 +109,7 @@ def build_cache(
     with tqdm(
         total=len(jobs), desc="preparing", unit="case", disable=None if jobs else True
     ) as bar:
-        for index, result in _attempts(jobs, recipe, folder, workers):
+        for index, result in _attempts(jobs, recipe, folder):
             results[missing[index]] = result
             bar.update()
     failures = [result for result in results if isinstance(result, UserError)]
@@ -175,25 +174,15 @@ def _attempt(case: Case, recipe: Recipe, folder: Path) -> CachedCase | UserError
 
 
 def _attempts(
-    cases: list[Case], recipe: Recipe, folder: Path, workers: int
+    cases: list[Case], recipe: Recipe, folder: Path
 ) -> Iterator[tuple[int, CachedCase | UserError]]:
-    """Index and outcome of each case as it is done, here or in `workers` processes."""
-    if min(workers, len(cases)) < 2:
-        for index, case in enumerate(cases):
-            yield index, _attempt(case, recipe, folder)
-        return
-    pool = ProcessPoolExecutor(
-        min(workers, len(cases)), get_context("spawn"), torch.set_num_threads, (1,)
-    )
+    """Index and outcome of each case as it is done, some side by side."""
+    workers = max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(cases)))
+    pool = one_core_threads(workers, "cases")
     try:
         jobs = {pool.submit(_attempt, case, recipe, folder): i for i, case in enumerate(cases)}
         for job in as_completed(jobs):
             yield jobs[job], job.result()
-    except BrokenProcessPool:
-        raise CacheError(
-            "a process that prepares cases was killed, as happens when memory runs out; "
-            "set training.workers lower"
-        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

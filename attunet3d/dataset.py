@@ -7,10 +7,8 @@ shuffle n div N.
 """
 
 import sys
-import threading
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,13 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attunet3d.augmentation import Augmentation, build_augmentation
+from attunet3d.augmentation import Augmentation
 from attunet3d.cached_case import CachedCase
 from attunet3d.config import Config
 from attunet3d.errors import UserError
+from attunet3d.one_core_threads import one_core_threads
+from attunet3d.placement import sent
 from attunet3d.typed_values import Size
 
-AHEAD = 3  # batches prepared before they are asked for
+AHEAD = 3  # batches prepared before they are asked for; more where there are more threads
 THREADS = {"cpu": 1, "cuda": 4}  # that prepare; on a CPU the network wants the cores
 
 
@@ -72,9 +72,7 @@ class PatchBatches:
         self.seed = training.seed % 2**63  # NumPy takes no negative one
         self.patch_size: Size = training.patch_size
         self.batch_size: int = training.batch_size
-        self.augmentation: Augmentation = build_augmentation(
-            config.augmentation, training.patch_size, spacing
-        )
+        self.augmentation = Augmentation(config.augmentation, training.patch_size, spacing)
 
     def batch(self, step: int, device: torch.device | str = "cpu") -> Batch:
         """The batch of `step`, the same at every call.
@@ -109,7 +107,7 @@ class PatchBatches:
         except Exception as error:
             error.add_note(f"case {case.id}, step {step}")
             raise
-        region = {"image": _moved(image, device), "label": _moved(label, device)}
+        region = {"image": sent(image, device), "label": sent(label, device)}
         return self.augmentation(region, seed)
 
     def _start(self, case: CachedCase, generator: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -140,7 +138,7 @@ class PatchBatches:
         device = torch.device(device)
         threads = self.training.workers or THREADS[device.type]
         steps = iter(range(start, sys.maxsize if stop is None else stop))
-        pool = _one_core_threads(threads)
+        pool = one_core_threads(threads, "batches")
         try:
             ahead = islice(steps, max(AHEAD, threads))
             waiting = deque(pool.submit(self.batch, step, device) for step in ahead)
@@ -152,28 +150,15 @@ class PatchBatches:
             pool.shutdown(cancel_futures=True)
 
 
-def _one_core_threads(count: int) -> ThreadPoolExecutor:
-    """Threads that each compute on one core and leave the others to the network."""
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "batches", torch.set_num_threads, (1,))
-    together = threading.Barrier(count)
-    wait([pool.submit(together.wait) for _ in range(count)])  # each has its setting, which now
-    torch.set_num_threads(threads)  # also is the default of new threads: restore that
-    return pool
-
-
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` on `device`: to a GPU from page-locked memory, in the background."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _cut(array: npt.NDArray[Any], start: npt.NDArray[Any], size: Size, fill: float) -> torch.Tensor:
+def _cut(
+    array: npt.NDArray[Any], start: npt.NDArray[Any], size: Size, fill: float
+) -> npt.NDArray[Any]:
     """The box at `start` of `size` voxels, (1, I, J, K), `fill` where it leaves the array."""
     low = np.clip(start, 0, array.shape)
     high = np.clip(start + size, 0, array.shape)
     piece = array[tuple(map(slice, low, high))]
     if piece.shape == tuple(size):
-        return torch.from_numpy(np.array(piece, order="C"))[None]
+        return np.array(piece, order="C")[None]
     box = np.full(size, fill, array.dtype)
     box[tuple(map(slice, low - start, high - start))] = piece
-    return torch.from_numpy(box)[None]
+    return box[None]

@@ -50,6 +50,7 @@ def evaluate(
     reference: Path,
     out_dir: Path,
     *,
+    root: Path | None = None,
     fold: int | None = None,
     tolerance_mm: float = metrics.TOLERANCE_MM,
 ) -> Summary:
@@ -60,6 +61,7 @@ def evaluate(
         reference: Folder of label maps of the same names, or a manifest: its labelled `test`
             cases or, when there are none, all its labelled cases.
         out_dir: Made when missing; neither of the two folders.
+        root: Of a manifest, where its paths begin; None: where it says.
         fold: Of a manifest, the validation cases of this fold instead.
         tolerance_mm: Of surface Dice.
 
@@ -77,7 +79,7 @@ def evaluate(
             raise EvaluationError(f"{out_dir}: holds what is evaluated; choose another folder")
     if not predictions.is_dir():
         raise EvaluationError(f"{predictions}: must be a folder of label maps")
-    references, names, cases = _references(reference, fold)
+    references, names, cases = _references(reference, root, fold)
     named = _named_labels(predictions)
     _check_names(names, named)
     found = _by_id(find_scans(predictions))
@@ -101,14 +103,14 @@ def evaluate(
 
 
 def _references(
-    path: Path, fold: int | None
+    path: Path, root: Path | None, fold: int | None
 ) -> tuple[dict[str, tuple[Path, ...]], dict[int, str], dict[str, Case]]:
     """References by case; of a manifest also the labels' names and the cases."""
     if path.suffix.lower() != ".json":
-        if fold is not None:
-            raise EvaluationError(f"--fold {fold}: {path} is no manifest and has no folds")
+        if fold is not None or root is not None:
+            raise EvaluationError(f"{path}: is no manifest; --fold and --root go with one")
         return _by_id(find_scans(path)), {}, {}
-    manifest = Manifest.load(path)
+    manifest = Manifest.load(path, root)
     cases = manifest.unseen(fold)
     labelled = _by_id([(case.id, case.label) for case in cases if case.label])
     if not labelled:

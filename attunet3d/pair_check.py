@@ -133,10 +133,14 @@ def mend(cases: Manifest, problems: Sequence[Problem]) -> tuple[Manifest, list[P
         The manifest, in which cases that nothing but a flip ails carry `label_flip`, and the
         problems that are left.
     """
-    flips = {problem.case_id: problem.flip for problem in problems if problem.flip is not None}
+    flips = {p.case_id: p.flip for p in problems if p.flip is not None}
 
     def mended(case: Case) -> Case:
-        return replace(case, label_flip=flips.get(case.id, case.label_flip))
+        if case.id not in flips:
+            return case
+        # Found in the label as it was read: flipped already where the manifest says so.
+        letters = set(flips[case.id]) ^ set(case.label_flip or "")
+        return replace(case, label_flip="".join(sorted(letters)))
 
     left = [
         problem

@@ -77,7 +77,7 @@ class Placement:
             shape[axis] = size
             for row, line in enumerate(lines):
                 part = steps * self.matrix[row, axis] + (centre[row] if axis == 0 else 0)
-                line.append(torch.from_numpy(part.astype(np.float32)).to(device).view(shape))
+                line.append(sent(part.astype(np.float32), device).view(shape))
         return lines
 
     def bends(self, device: torch.device) -> list[torch.Tensor] | None:
@@ -85,16 +85,22 @@ class Placement:
         if self.bend is None:
             return None
         # float64: how a matrix product is split among threads does not show once it is rounded.
-        values = torch.from_numpy(self.bend).to(device).movedim(0, -1)  # (a, b, c, 3)
+        values = sent(self.bend, device).movedim(0, -1)  # (a, b, c, 3)
         for size, points in zip(self.patch_size, self.bend.shape[1:], strict=True):
             spans = points - 3
             at = (np.arange(size) + 0.5) / size * spans
             knots = np.arange(-3.0, spans + 4)
             basis: Any = BSpline.design_matrix(at, knots, 3).toarray()  # (size, points)
-            weights = torch.from_numpy(basis).to(device)
+            weights = sent(basis, device)
             # Contract the first axis and append the new one; the components are moved last again.
             values = torch.tensordot(values, weights, dims=([0], [1])).movedim(-2, -1)
         return [part.float() for part in values.unbind(-1)]
+
+
+def sent(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """The array on `device`; to a GPU from page-locked memory, without waiting for its queue."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def rotated(patch_size: Size, spacing_mm: Triple, degrees: Triple, zoom: float) -> Placement:

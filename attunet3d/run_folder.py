@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from attunet3d import atomic, cache, charts, checkpoint, plan, report, runtime, strict_json
+from attunet3d.available_memory import available_bytes
 from attunet3d.cached_case import CachedCase
 from attunet3d.config import Config
 from attunet3d.errors import UserError
@@ -32,6 +33,7 @@ from attunet3d.volume import Volume
 
 CPU_SHARE = 0.5  # of the free RAM that a training step may take; the rest is for the data
 MOST_OVERLAYS = 4
+OF_THE_MACHINE = ("workers", "save_every")  # training settings that change no result
 
 
 class RunError(UserError):
@@ -60,14 +62,16 @@ def open_run(run_dir: Path, config: Config, cases: Cases, *, resume: bool) -> tu
     saved = Config.load(run_dir / "config.json")
     _same_settings(run_dir, config.to_dict(), saved.to_dict())
     _same_cases(run_dir, cases)
-    return saved, True
+    now = [f"training.{name}={getattr(config.training, name)}" for name in OF_THE_MACHINE]
+    return saved.with_overrides(now), True
 
 
 def _same_settings(run_dir: Path, wanted: dict[str, Any], saved: dict[str, Any]) -> None:
     """Refuse a setting that is asked for and not the run's; None leaves it to the run's plan."""
     for section, values in wanted.items():
         for name, value in values.items():
-            if value is not None and value != saved[section][name]:
+            same = value is None or value == saved[section][name]
+            if not same and (section != "training" or name not in OF_THE_MACHINE):
                 raise RunError(
                     f"{run_dir}: {section}.{name} is {saved[section][name]} in this run, not"
                     f" {value}; resume with {run_dir / 'config.json'} as CONFIG, or begin another"
@@ -96,7 +100,7 @@ def plan_run(cases: Cases, config: Config, run_dir: Path, device: torch.device) 
     The validation cases count, too, as in nnU-Net: the folds of a data set then share one plan,
     and their models make an ensemble.
     """
-    memory = runtime.available_memory_bytes(device)
+    memory = available_bytes(device)
     share = CPU_SHARE if device.type == "cpu" else 1.0
     everyone = sorted((*cases[0], *cases[1]), key=lambda case: case.id)
     facts = plan.fingerprint(everyone, ignored=config.training.ignore_index)
@@ -114,10 +118,7 @@ def prepare_data(
     folder: Path,
 ) -> TrainingData:
     """Bring (training, validation) cases onto the network's grid, once, on disk."""
-    workers = config.training.workers
-    training, validation = (
-        cache.build_cache(part, labels, config, folder, workers=workers) for part in cases
-    )
+    training, validation = (cache.build_cache(part, labels, config, folder) for part in cases)
     return TrainingData(training=training, validation=validation, labels=labels)
 
 
@@ -159,7 +160,7 @@ def _overlays(trainer: Trainer) -> None:
     if not trainer.data.validation:
         return
     network = checkpoint.load_model(trainer.run_dir).network.to(trainer.device)
-    window = trainer.config.inference.window or trainer.config.training.patch_size
+    window = trainer.config.window
     assert window is not None
     folder = atomic.make_folder(trainer.run_dir / "validation")
     for case in trainer.data.validation[:MOST_OVERLAYS]:

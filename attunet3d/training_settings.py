@@ -5,6 +5,8 @@ from typing import Literal
 
 from attunet3d.typed_values import Size, Triple, require
 
+MOST_WORKERS = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
@@ -99,13 +101,13 @@ class TrainingConfig:
     ema_decay: float = 0.0
     """Decay of the weights' moving average, which is then validated and kept; 0: off."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the forward pass; auto: bfloat16 on GPUs that compute in it, float16 on others."""
+    """Of the forward pass; auto: float32 on CPUs, bfloat16 on GPUs that have it, else float16."""
     early_stop: int = 0
     """Stop after this many validations without a better one; 0: never."""
     on_nonfinite_loss: Literal["stop", "skip"] = "stop"
     """What a NaN or infinite loss does: stop the run, or skip the step and count it."""
     workers: int = 0
-    """Threads that prepare batches and processes that prepare cases; 0: as suits the device."""
+    """Threads that prepare batches; 0: one on a CPU, four for a GPU."""
 
     def __post_init__(self) -> None:
         positive = (
@@ -118,8 +120,10 @@ class TrainingConfig:
         )
         for name in positive:
             require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "positive")
-        for name in ("warmup_steps", "early_stop", "workers", "clip_gradient_norm", "weight_decay"):
+        for name in ("warmup_steps", "early_stop", "clip_gradient_norm", "weight_decay"):
             require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "0 or more")
+        most = f"0 to {MOST_WORKERS}"
+        require(0 <= self.workers <= MOST_WORKERS, "training.workers", self.workers, most)
         if self.patch_size is not None:
             require(min(self.patch_size) > 0, "training.patch_size", self.patch_size, "positive")
         if self.batch_size is not None:

@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("predictions", type=Path, metavar="PREDICTIONS")
     parser.add_argument("reference", type=Path, metavar="REFERENCE")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+    parser.add_argument("--root", type=Path, help="where the manifest's paths begin")
     fold = "of a manifest, score the validation cases of this fold"
     parser.add_argument("--fold", type=int, metavar="K", help=fold)
     tolerance = "surfaces closer than this agree in surface Dice (default: %(default)s)"
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.predictions,
         arguments.reference,
         arguments.out_dir,
+        root=arguments.root,
         fold=arguments.fold,
         tolerance_mm=arguments.tolerance_mm,
     )

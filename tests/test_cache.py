@@ -239,13 +239,13 @@ def test_builders_at_the_same_time_agree(cases, tmp_path):
     assert changes(root) == before
 
 
-def test_workers_prepare_what_one_process_prepares(cases, tmp_path):
-    alone = build_cache(cases, LABELS, CONFIG, tmp_path / "alone")
+def test_cases_side_by_side_are_what_each_is_alone(cases, tmp_path):
+    alone = [build_cache([case], LABELS, CONFIG, tmp_path / "alone")[0] for case in cases]
     cases.append(dataclasses.replace(cases[0], id="gone", image=tmp_path / "absent.nii.gz"))
     cases.append(dataclasses.replace(cases[1], id="torn", image=cases[0].label))
     cases[3].image.write_bytes(b"no scan")
     with pytest.raises(CacheError, match=r"case gone: .*absent.*; case torn: "):
-        build_cache(cases[1:], LABELS, CONFIG, tmp_path / "many", workers=2)
+        build_cache(cases[1:], LABELS, CONFIG, tmp_path / "many")
     (second,) = build_cache(cases[1:2], LABELS, CONFIG, tmp_path / "many")
     assert np.array_equal(second.image(), alone[1].image())
     assert np.array_equal(second.foreground(), alone[1].foreground())

@@ -88,7 +88,7 @@ def refusal(*arguments, call=build):
         ("training.learning_rate", 0, "positive, got 0.0"),
         ("training.warmup_steps", -1, "0 or more, got -1"),
         ("training.early_stop", -1, "0 or more"),
-        ("training.workers", -1, "0 or more"),
+        ("training.workers", -1, "0 to 64"),
         ("training.clip_gradient_norm", -1, "0 or more"),
         ("training.weight_decay", -1e-5, "0 or more"),
         ("training.patch_size", [96, 96, 0], "positive, got (96, 96, 0)"),

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -230,14 +231,19 @@ def assert_nothing_runs():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
+def in_a_new_thread(work):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
 def test_closing_early_ends_the_thread_and_leaves_torch_as_it_was(cases):
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     stream = PatchBatches(cases, config(LIVELY)).iterate()
     next(stream)
-    assert torch.get_num_threads() == threads
+    assert in_a_new_thread(torch.get_num_threads) == torch.get_num_threads() == threads
     stream.close()
     assert_nothing_runs()
-    assert torch.get_num_threads() == threads
+    assert in_a_new_thread(torch.get_num_threads) == torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -247,9 +253,37 @@ def test_no_more_is_prepared_ahead_than_told(cases, monkeypatch):
     monkeypatch.setattr(batches, "batch", lambda step, on: seen.append(step) or make(step, on))
     stream = batches.iterate()
     next(stream)
-    time.sleep(0.3)
+    until = time.monotonic() + 60
+    while len(seen) < 4 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.2)
     assert seen == [0, 1, 2, 3]
     stream.close()
+
+
+def test_more_threads_prepare_more_ahead_and_in_order(cases):
+    batches = PatchBatches(cases, config(LIVELY, workers=6))
+    came = list(batches.iterate(stop=9))
+    assert all(equal(batch, batches.batch(step)) for step, batch in enumerate(came))
+    assert len(came) == 9
+
+
+def test_a_machine_without_threads_is_an_error_and_no_wait(cases, monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def limited(thread):
+        if thread.name.startswith("batches"):
+            started.append(thread)
+            if len(started) > 2:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    threads = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        next(PatchBatches(cases, config(workers=4)).iterate())
+    assert_nothing_runs()
+    assert in_a_new_thread(torch.get_num_threads) == threads
 
 
 SCRIPT = """

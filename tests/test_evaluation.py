@@ -213,6 +213,16 @@ def test_a_manifest_gives_cases_and_names(folders, tmp_path):
         evaluate(predictions, bare, out)
 
 
+def test_a_manifests_paths_begin_at_the_root_that_is_given(folders, tmp_path):
+    predictions, _, out = folders
+    path = manifest_of(tmp_path, training=[("a", 0, True)])
+    moved = tmp_path / "elsewhere" / "manifest.json"
+    moved.parent.mkdir()
+    path.rename(moved)
+    assert list(evaluate(predictions, moved, out, root=tmp_path).scores) == ["a"]
+    assert list(evaluate(predictions, moved, out).failures) == ["a"]
+
+
 def test_a_manifest_and_sidecars_must_agree(folders, tmp_path):
     predictions, _, out = folders
     path = manifest_of(tmp_path, training=[("a", 0, True)])
@@ -227,8 +237,9 @@ def test_wrong_calls_are_refused(folders, tmp_path):
     predictions, reference, out = folders
     with pytest.raises(EvaluationError, match="choose another folder"):
         evaluate(predictions, reference, predictions)
-    with pytest.raises(EvaluationError, match="has no folds"):
-        evaluate(predictions, reference, out, fold=0)
+    for more in ({"fold": 0}, {"root": tmp_path}):
+        with pytest.raises(EvaluationError, match="is no manifest; --fold and --root go with one"):
+            evaluate(predictions, reference, out, **more)
     with pytest.raises(EvaluationError, match="must be 0 or more"):
         evaluate(predictions, reference, out, tolerance_mm=-1.0)
     with pytest.raises(EvaluationError, match="must be a folder"):

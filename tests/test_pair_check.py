@@ -297,6 +297,21 @@ def test_flips_are_named_and_mended_on_request_only(folder, tmp_path, capsys, vo
     assert (folder / "labelsTr" / "bad.nii.gz").read_bytes() == stored
 
 
+def test_a_wrong_flip_of_the_manifest_is_mended_on_top_of_it(folder, tmp_path):
+    """One that is read mirrored along j and k but lies as k alone says."""
+    label = organ()[1]
+    save(folder, "bad", label=np.flip(label, 2))
+    entry = {"image": "imagesTr/bad.nii.gz", "label": "labelsTr/bad.nii.gz", "label_flip": "jk"}
+    path = folder / "m.json"
+    path.write_text(json.dumps({"labels": {"1": "organ"}, "training": [entry]}))
+    found = Manifest.load(path)
+    mended, left = mend(found, check_pairs(found))
+    assert [case.label_flip for case in mended.training] == ["k"]
+    assert all(problem.warning for problem in left)
+    case = mended.training[0]
+    assert (read_case_label(case, read_image(case)).array == label).all()
+
+
 def test_what_else_is_wrong_with_a_flipped_case_stays_wrong(folder, tmp_path):
     save(folder, "bad", label=np.flip(organ()[1], 1) * np.uint8(7))
     status, found = run(folder, tmp_path, "--mend-flips")

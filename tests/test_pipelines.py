@@ -89,7 +89,10 @@ def test_a_run_is_not_overwritten_and_a_finished_one_resumes_to_its_end(road, ca
     again[2] = road / "run" / "config.json"
     assert call(*again, "--resume", "--fold", "1") == 2
     assert "other training or validation cases" in capsys.readouterr().err
-    assert call(*again, "--resume") == 0
+    assert call(*again, "--resume", "--set", "training.learning_rate=1") == 2
+    assert "training.learning_rate is" in capsys.readouterr().err
+    # How many threads prepare batches is the machine's affair, and changes nothing.
+    assert call(*again, "--resume", "--set", "training.workers=2") == 0
     assert (road / "run" / "model.safetensors").read_bytes() == before
 
 
