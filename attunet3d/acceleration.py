@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from attunet3d import memory_layout
-from attunet3d.convolution import Affine, Convolution, affine, folded, side_by_side
+from attunet3d.convolution import Affine, Convolution, affine, block_diagonal, folded, side_by_side
 from attunet3d.gate import GridAttentionGate, resize
 from attunet3d.network import AttentionUNet3D, ExpandingBlock, GatedSkip
 from attunet3d.split_convolution import SplitConvolution
@@ -89,7 +89,7 @@ class FoldedSkip(nn.Module):
     """The gates of a skip side by side, and what joins them.
 
     Gates read the same skip x and signal g, so their theta and phi are one convolution each, of all
-    gates' channels, and their psi one of as many groups as gates.
+    gates' channels, and their psi one of a matrix with zeros between gates.
     """
 
     def __init__(self, skip: GatedSkip, align_corners: bool) -> None:
@@ -99,7 +99,7 @@ class FoldedSkip(nn.Module):
         thetas = [gate.theta for gate in gates]
         self.theta = Convolution(side_by_side(thetas), stride=thetas[0].stride)
         self.phi = Convolution(side_by_side([gate.phi for gate in gates]))
-        self.psi = Convolution(side_by_side([gate.psi for gate in gates]), groups=len(gates))
+        self.psi = Convolution(block_diagonal([gate.psi for gate in gates]))
         batch = isinstance(skip.combine[1], nn.BatchNorm3d)
         self.w = nn.ModuleList([] if batch else [block(gate.w) for gate in gates])
         self.combine = Convolution(joined(skip), rectified=True) if batch else block(skip.combine)
@@ -139,6 +139,20 @@ class FoldedExpansion(nn.Module):
         return self.rest(x)  # type: ignore[no-any-return]
 
 
+class GroupNormFloat32(nn.Module):
+    """A GroupNorm whose features may be bfloat16: CUDA's takes those of its weights' type only."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = copy.deepcopy(norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, X, Y, Z) normalised, in the type and layout it came in."""
+        if not x.is_cuda:
+            return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(x.float()).to(x.dtype, memory_format=memory_layout.CHANNELS_LAST)  # type: ignore[no-any-return]
+
+
 def block(layers: nn.Module) -> nn.Sequential:
     """Convolutions with normalisation and ReLU between them; each rewritten, dropout left out."""
     parts: list[nn.Module] = []
@@ -151,7 +165,8 @@ def block(layers: nn.Module) -> nn.Sequential:
         if isinstance(norm, nn.BatchNorm3d):
             parts += [Convolution(folded(layer, norm), stride=layer.stride, rectified=relu)]
         else:
-            parts += [Convolution(affine(layer), stride=layer.stride), copy.deepcopy(norm)]
+            kept = GroupNormFloat32(norm) if isinstance(norm, nn.GroupNorm) else copy.deepcopy(norm)
+            parts += [Convolution(affine(layer), stride=layer.stride), kept]
             parts += [nn.ReLU(inplace=True)] if relu else []
     return nn.Sequential(*parts)
 

@@ -26,12 +26,11 @@ class Convolution(nn.Module):
         affine: Affine,
         *,
         stride: Sequence[int] = (1, 1, 1),
-        groups: int = 1,
         rectified: bool = False,
     ) -> None:
         super().__init__()
         weight, bias = affine
-        self.stride, self.groups, self.rectified = tuple(stride), groups, rectified
+        self.stride, self.rectified = tuple(stride), rectified
         sizes = zip(weight.shape[2:], stride, strict=True)
         self.padding = tuple(kernel // 2 if step == 1 else 0 for kernel, step in sizes)
         self.register_buffer("weight", weight.float())
@@ -44,11 +43,9 @@ class Convolution(nn.Module):
         arguments = (x, self.weight, self.bias)
         onednn = x.device.type == "cpu" and runtime.onednn_takes(x.dtype)
         if onednn and not torch.compiler.is_exporting():
-            y = torch.mkldnn_convolution(
-                *arguments, self.padding, self.stride, (1, 1, 1), self.groups
-            )
+            y = torch.mkldnn_convolution(*arguments, self.padding, self.stride, (1, 1, 1), 1)
         else:
-            y = F.conv3d(*arguments, self.stride, self.padding, groups=self.groups)
+            y = F.conv3d(*arguments, self.stride, self.padding)
         return y.relu_() if self.rectified else y
 
 
@@ -77,3 +74,13 @@ def side_by_side(convolutions: Sequence[nn.Conv3d]) -> Affine:
     """Convolutions of one input as one: [A₁ x + b₁; A₂ x + b₂] = [A₁; A₂] x + [b₁; b₂]."""
     weights, biases = zip(*(affine(part) for part in convolutions), strict=True)
     return torch.cat(weights), torch.cat(biases)
+
+
+def block_diagonal(convolutions: Sequence[nn.Conv3d]) -> Affine:
+    """1×1×1 convolutions of inputs side by side as one: [A₁ x₁ + b₁; A₂ x₂ + b₂].
+
+    Dense, though half of it is zeros: libraries are slow at groups of few channels.
+    """
+    weights, biases = zip(*(affine(part) for part in convolutions), strict=True)
+    matrix: Tensor = torch.block_diag(*(weight.flatten(1) for weight in weights))  # type: ignore[no-untyped-call]
+    return matrix[:, :, None, None, None], torch.cat(biases)

@@ -20,11 +20,12 @@ from torch import Tensor
 from attunet3d.components import extent, keep_largest_
 from attunet3d.fresh_memory import zeros
 from attunet3d.geometry import Box, Grid, axis_map
-from attunet3d.resampling import Sampler
+from attunet3d.resampling import BLOCK_VOXELS, GPU_BLOCK_VOXELS, Sampler
 from attunet3d.sliding_window import Slab
 from attunet3d.taps import Range
 
 TABLE_VALUES = 2**22  # of logits turned into the scan's memory order at once (16 MB)
+GPU_TABLE_VALUES = 2**26
 PIECE_VALUES = 2**22  # of logits handed on at once (16 MB)
 EDGE = 1e-3  # voxels; rounding of the outer faces
 
@@ -129,7 +130,7 @@ def _choose(stretch: _Stretch, values: Sequence[int], labels: Tensor) -> None:
     for index in (over_columns.amax((1, 2)) > 0).nonzero().flatten().tolist():
         box = _positive(margins[index], over_columns[index])
         rivals.append(_Rival(values[index + 1], margins[index], sampler.touching(box)))
-    for start, stop in sampler.blocks():
+    for start, stop in sampler.blocks(GPU_BLOCK_VOXELS if margins.is_cuda else BLOCK_VOXELS):
         near = [rival.within(start, stop) for rival in rivals]
         _choose_block(stretch, [rival for rival in near if rival is not None], labels)
 
@@ -264,7 +265,8 @@ def _portions(slabs: Iterable[Slab], axes: tuple[int, int, int]) -> Iterator[tup
     for slab in slabs:
         assert slab.start == expected, f"slab starts at plane {slab.start}, not at {expected}"
         channels, width, height, count = slab.logits.shape
-        step = max(1, TABLE_VALUES // (channels * width * height))
+        most = GPU_TABLE_VALUES if slab.logits.is_cuda else TABLE_VALUES
+        step = max(1, most // (channels * width * height))
         turned = slab.logits.permute(0, *(axis + 1 for axis in axes))
         for start in range(0, count, step):
             yield slab.start + start, turned[:, start : start + step].float()

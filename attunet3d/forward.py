@@ -73,7 +73,13 @@ def _whole_float32() -> AbstractContextManager[None]:
 
     The flag is the process's: two threads that compute on CUDA at once may see each other's.
     """
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=True,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    )
 
 
 def _as_it_is(network: nn.Module, dtype: torch.dtype, attention: bool) -> Forward:

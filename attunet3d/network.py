@@ -256,7 +256,10 @@ class AttentionUNet3D(nn.Module):
         logits: list[Tensor] = []
         for level, head in enumerate(self.heads):
             if fused:  # at low resolution first: the authors' order, and cheap
-                logits.append(resize(head(decoded[level]), decoded[0], self.align_corners))
+                # float32: CUDA's backward adds up in the type it gets, and bfloat16 would lose most
+                # of the 16³ terms of a coarse voxel.
+                coarse = head(decoded[level]).float()
+                logits.append(resize(coarse, decoded[0], self.align_corners))
             elif level == 0 or self.training:
                 logits.append(self._cut(head(decoded[level]), size, level))
         if fused:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from attunet3d.training_settings import TrainingConfig
 
@@ -17,14 +17,15 @@ def build_optimiser(
     parameters: Iterable[nn.Parameter], config: TrainingConfig
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, Adam, or AdamW (decoupled weight decay)."""
-    rate, decay = config.learning_rate, config.weight_decay
+    rate, decay, parameters = config.learning_rate, config.weight_decay, list(parameters)
+    fused = all(part.is_cuda for part in parameters) or None  # one kernel instead of hundreds
     if config.optimiser == "adam":
-        return torch.optim.Adam(parameters, rate, weight_decay=decay)
+        return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=fused)
     if config.optimiser == "adamw":
-        return torch.optim.AdamW(parameters, rate, weight_decay=decay)
-    momentum = config.momentum
+        return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=fused)
+    momentum, nesterov = config.momentum, config.momentum > 0
     return torch.optim.SGD(
-        parameters, rate, momentum=momentum, weight_decay=decay, nesterov=momentum > 0
+        parameters, rate, momentum, weight_decay=decay, nesterov=nesterov, fused=fused
     )
 
 
@@ -59,6 +60,25 @@ def build_schedule(
     return lr_scheduler.ChainedScheduler([main, rise], optimiser)
 
 
+@torch.no_grad()
+def update_average(average: AveragedModel, network: nn.Module, decay: float) -> None:
+    """Take one update of `network` into its moving average.
+
+    As `AveragedModel.update_parameters`, which on a GPU waits for it and launches a copy a buffer.
+    """
+    ours: list[torch.Tensor] = list(average.module.parameters())
+    theirs: list[torch.Tensor] = list(network.parameters())
+    if average.n_averaged == 0:
+        torch._foreach_copy_(ours, theirs)
+    else:
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+    pairs = list(zip(average.module.buffers(), network.buffers(), strict=True))
+    for dtype in {mine.dtype for mine, _ in pairs}:
+        alike = [pair for pair in pairs if pair[0].dtype == dtype]
+        torch._foreach_copy_([mine for mine, _ in alike], [buffer for _, buffer in alike])
+    average.n_averaged += 1
+
+
 def moving_average(network: nn.Module, decay: float) -> AveragedModel | None:
     """An exponential moving average of the weights; None for a decay of 0.
 
@@ -66,4 +86,4 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel | None:
     """
     if not decay:
         return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    return AveragedModel(network)

@@ -22,7 +22,7 @@ from attunet3d.model_settings import PreprocessingConfig
 from attunet3d.resampling import Sampler, resample, walk
 from attunet3d.volume import Volume
 
-AIR_HU = -500  # halfway between air and water; below it lie air, lung and most table foam
+BODY_HU = -500  # halfway between air and water; below it lie air, lung and most table foam
 LOOK_MM = 4.0  # distance of the voxels looked at for the body box
 MARGIN_MM = 8.0  # kept around the body: two of those distances
 TIE = 1e-4  # shares that differ by less are equal: they are sums of float32 weights
@@ -61,7 +61,7 @@ def body_box(volume: Volume) -> Box:
     spacing = volume.grid.spacing_mm
     steps = [max(1, int(LOOK_MM / size)) for size in spacing]
     looked = volume.array[tuple(slice(None, None, step) for step in steps)]
-    body = _body(looked > AIR_HU)
+    body = _body(looked > BODY_HU)
     parts = []
     for axis, (step, size) in enumerate(zip(steps, volume.grid.shape, strict=True)):
         hit = np.flatnonzero(body.any(axis=tuple({0, 1, 2} - {axis})))
@@ -87,7 +87,10 @@ def to_network_grid(
         PreprocessingError: A setting that is needed is not set.
     """
     box, target = network_grid(volume, config)
-    scan = as_tensor(volume.array[box])[None].to(device)
+    array = volume.array[box]
+    if torch.device(device).type != "cpu":
+        array = np.array(array, order="K")  # dense as it lies: a slice would be turned on the way
+    scan = as_tensor(array)[None].to(device)
     image = resample(scan, volume.grid.cropped(box), target)
     return NetworkImage(normalise_(image, config), target)
 

@@ -77,6 +77,8 @@ class TrainingStep:
 
     def __init__(self, config: Config, classes: int, device: torch.device) -> None:
         self.settings, self.device = config.training, device
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # patches are of one size
         runtime.seed_everything(config.training.seed)
         self.network = self._laid_out(AttentionUNet3D.from_config(config.network, 1, classes))
         self.average = optimisation.moving_average(self.network, config.training.ema_decay)
@@ -96,7 +98,8 @@ class TrainingStep:
             number: Of the step.
 
         Returns:
-            The loss, and whether the weights were updated.
+            The loss, and whether it and the gradient were finite; so counts an overflow in
+            float16, which the scaler passes over with smaller scales to come.
         """
         torch.manual_seed(hash((self.settings.seed, number)) % 2**63)  # dropout
         self.network.train()
@@ -117,7 +120,7 @@ class TrainingStep:
             for part, before in zip(self.network.buffers(), buffers, strict=skips):
                 part.copy_(before)  # running statistics: one NaN would stay in them for good
         elif self.average is not None:
-            self.average.update_parameters(self.network)
+            optimisation.update_average(self.average, self.network, self.settings.ema_decay)
         if updated or skips:  # else the run ends here
             self.schedule.step()
         return total, updated

@@ -6,7 +6,8 @@ One JSON, written anew after every section, so that a call that is cut off leave
 section is a process of its own with a time limit: one that fails, hangs or breaks the GPU's context
 is recorded as its message, and the rest goes on. All stays under 8 minutes; what there is no time
 for is named. Without a GPU it says so and exits 0. SimpleITK is not needed; without MONAI, nothing
-is trained. PYTHONPATH=. serves where attunet3d is not installed.
+is trained. nibabel and connected-components-3d are needed; PYTHONPATH=. serves where attunet3d is
+not installed.
 """
 
 import argparse
@@ -51,9 +52,11 @@ def sections() -> dict[str, tuple[str, str, tuple[str, ...]]]:
         "learning": ("gpu_learning", "learning", ()),
         "correctness": ("gpu_correctness", "correctness", ()),
         "passes": ("gpu_inference", "passes", ()),
+        "trials": ("gpu_inference", "trials", ()),
         "cohort": ("gpu_inference", "cohort", ()),
         **training["train"],
         **ceilings[0],
+        "heuristics": ("gpu_training", "heuristics", (PRESETS[0],)),
         "upsampling": ("gpu_upsampling", "upsampling", ()),
         **training["compiled"],
         **ceilings[1],
@@ -75,12 +78,19 @@ def section(name: str, device: str, small: bool, work: Path) -> None:
         made = getattr(importlib.import_module(module), "compile_ahead" if ahead else function)
         for step, measured in made(setting, *arguments):
             found[step] = attempt(measured)
-            result_path(work, name).write_text(json.dumps(found))
+            save(work, name, found)
 
     error = attempt(work_through)
     if error is not None:
         found |= error
-    result_path(work, name).write_text(json.dumps(found))
+    save(work, name, found)
+
+
+def save(work: Path, name: str, found: dict[str, Any]) -> None:
+    """Whole or not at all: the section may be stopped at any time."""
+    part = result_path(work, name).with_suffix(".part")
+    part.write_text(json.dumps(found))
+    part.replace(result_path(work, name))
 
 
 def result_path(work: Path, name: str) -> Path:
@@ -158,12 +168,12 @@ def measured(arguments: argparse.Namespace, note: Callable[[str, Any], None]) ->
 
 
 def compile_ahead(arguments: argparse.Namespace, limit_s: float) -> None:
-    """Compile all networks at the same time; the sections then take them from the cache."""
+    """Compile networks side by side; the sections then take them from the cache."""
     until = time.monotonic() + limit_s
     names = [f"ahead {preset} {network}" for preset in PRESETS for network in NETWORKS]
-    running = [(name, begin(name, arguments)) for name in names]
-    for name, process in running:
-        settle(name, process, arguments.work, max(1.0, until - time.monotonic()))
+    for some in (names[:3], names[3:]):  # all at once might want more memory than there is
+        for name, process in [(name, begin(name, arguments)) for name in some]:
+            settle(name, process, arguments.work, max(1.0, until - time.monotonic()))
 
 
 def main(argv: list[str] | None = None) -> int:

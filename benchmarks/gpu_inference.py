@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -45,11 +46,20 @@ def passes(setting: Setting) -> Section:
         image = torch.randn(1, *shape, device=setting.device)
         yield f"whole {name}", lambda image=image: whole(setting, image)
         if name in ("2 mm", "small"):
-            tried = with_trials(lambda image=image: whole(setting, image))
-            yield f"whole {name}, cudnn.benchmark", tried
-            yield f"ceiling {name}", with_trials(lambda image=image: bare(setting, image))
             forward, x = part.forward(torch.bfloat16), padded(image, part.divisor)
             yield f"operations {name}", lambda f=forward, x=x: kernels(lambda: f(x), setting.device)
+
+
+def trials(setting: Setting) -> Section:
+    """A whole pass and its bare convolutions where cuDNN tries its algorithms on each new shape.
+
+    In a process of its own: what cuDNN once took for a shape it keeps.
+    """
+    torch.backends.cudnn.benchmark = True
+    name, shape = next(iter((SMALL_ABDOMENS if setting.small else ABDOMENS).items()))
+    image = torch.randn(1, *shape, device=setting.device)
+    yield f"whole {name}", lambda: whole(setting, image)
+    yield f"ceiling {name}", lambda: bare(setting, image)
 
 
 def windows(
@@ -82,19 +92,6 @@ def whole(setting: Setting, image: torch.Tensor) -> Result:
         record |= milliseconds(timed(lambda: forward(x), setting))
     record["as_infer_does_ms"] = milliseconds(timed(as_infer_does, setting))["ms"]
     return record | {"mode": account.mode, "fallbacks": sorted(set(account.fallbacks))}
-
-
-def with_trials(work: Callable[[], Result]) -> Callable[[], Result]:
-    """The same where cuDNN tries its algorithms on each new shape."""
-
-    def tried() -> Result:
-        torch.backends.cudnn.benchmark = True
-        try:
-            return work()
-        finally:
-            torch.backends.cudnn.benchmark = False
-
-    return tried
 
 
 def bare(setting: Setting, image: torch.Tensor) -> Result:
@@ -147,6 +144,7 @@ def folder(setting: Setting, mode: str, count: int) -> Result:
     model = predictor(setting, mode)
     model.predict(scans[0][1])
     target = setting.work / f"labels_{mode.split('=')[1]}"
+    shutil.rmtree(target, ignore_errors=True)  # of an earlier call: it would count as done
     with BusyShare(setting) as busy:
         began = time.perf_counter()
         segment_cohort(model, scans, target)

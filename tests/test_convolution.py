@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from attunet3d.convolution import Convolution, affine, folded, side_by_side
+from attunet3d.convolution import Convolution, affine, block_diagonal, folded, side_by_side
 
 
 def test_folding_is_convolution_and_normalisation():
@@ -30,6 +30,14 @@ def test_small_batches_are_convolved_alike(shape, kernel, stride, padding):
     with torch.no_grad():
         own, wanted = Convolution(affine(convolution), stride=convolution.stride)(x), convolution(x)
     torch.testing.assert_close(own, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_block_diagonal_is_each_convolution_of_its_own_channels():
+    parts = [nn.Conv3d(2, 1, 1), nn.Conv3d(3, 1, 1)]
+    x = torch.randn(1, 5, 4, 4, 4)
+    with torch.no_grad():
+        wanted = torch.cat([parts[0](x[:, :2]), parts[1](x[:, 2:])], 1)
+        torch.testing.assert_close(Convolution(block_diagonal(parts))(x), wanted)
 
 
 def test_convolutions_side_by_side_are_one_of_all_their_channels():

@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from attunet3d.optimisation import build_optimiser, build_schedule, moving_average
+from attunet3d.optimisation import (
+    build_optimiser,
+    build_schedule,
+    moving_average,
+    update_average,
+)
 from attunet3d.training_settings import TrainingConfig
 
 
@@ -89,7 +94,21 @@ def test_moving_average_by_hand():
     values = []
     for value in (1.0, 2.0, 3.0):
         torch.nn.init.constant_(layer.weight, value)
-        average.update_parameters(layer)
+        update_average(average, layer, 0.9)
         values.append(average.module.weight.item())
     assert values == pytest.approx([1.0, 1.1, 1.29])  # the first is a copy
+
+
+def test_running_statistics_and_counts_are_those_of_the_network():
+    network = torch.nn.BatchNorm3d(2)
+    average = moving_average(network, 0.9)
+    for _ in range(3):
+        network(torch.randn(2, 2, 4, 4, 4))
+        update_average(average, network, 0.9)
+    for mine, theirs in zip(average.module.buffers(), network.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_no_average_for_a_decay_of_zero():
+    layer = torch.nn.Linear(1, 1)
     assert moving_average(layer, 0.0) is None
