@@ -9,7 +9,9 @@ from pathlib import Path, PurePosixPath
 
 from attunet3d.errors import UserError
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")  # of scans and label maps
+NIFTI_ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
+OTHER_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
+ENDINGS = (*NIFTI_ENDINGS, *OTHER_ENDINGS)  # of scans and label maps
 NAME_BYTES = 200  # file systems allow 255 with all endings
 PATH_BYTES = 4096
 _FORBIDDEN = set('/\\:*?"<>|')

@@ -17,7 +17,7 @@ from attunet3d.model_settings import InferenceConfig, NetworkConfig, Preprocessi
 from attunet3d.strict_text import read_text
 from attunet3d.strict_yaml import parse_yaml
 from attunet3d.training_settings import AugmentationConfig, TrainingConfig
-from attunet3d.typed_values import ConfigError, build, unknown
+from attunet3d.typed_values import ConfigError, Size, build, unknown
 
 MOST_BYTES = 100_000  # of a file of settings; a whole configuration takes 3,000
 
@@ -37,6 +37,11 @@ class Config:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+    @property
+    def window(self) -> Size | None:
+        """x, y, z voxels of inference's windows: those set, else the training patch."""
+        return self.inference.window or self.training.patch_size
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":

@@ -12,7 +12,6 @@ from attunet3d.checkpoint import Checkpoint
 from attunet3d.config import Config
 from attunet3d.errors import UserError
 from attunet3d.model_settings import InferenceConfig
-from attunet3d.typed_values import Size
 
 
 class EnsembleError(UserError):
@@ -38,8 +37,8 @@ def common_config(members: Sequence[Checkpoint], settings: Sequence[str]) -> Con
         agree(member.path, "labels", member.labels, members[0].labels)
         agree(member.path, "preprocessing", config.preprocessing, configs[0].preprocessing)
         agree(member.path, "inference", _otherwise(config), _otherwise(configs[0]))
-        agree(member.path, "window", _window(config), _window(configs[0]))
-    window = _window(configs[0])
+        agree(member.path, "window", config.window, configs[0].window)
+    window = configs[0].window
     if window is None:
         raise EnsembleError(
             f"{members[0].path}: holds no window; give one by --set inference.window=[x,y,z]"
@@ -71,7 +70,3 @@ def agree(path: Path, name: str, here: object, first: object) -> None:
 def _otherwise(config: Config) -> InferenceConfig:
     """The settings of inference but the window."""
     return replace(config.inference, window=None)
-
-
-def _window(config: Config) -> Size | None:
-    return config.inference.window or config.training.patch_size

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attunet3d import atomic, results
-from attunet3d.components import large_components
+from attunet3d.components import keep_largest_
 from attunet3d.errors import UserError
 from attunet3d.inference import Prediction
 from attunet3d.results import CaseFiles, Outcome
@@ -194,8 +194,7 @@ def _export_case(sources: Sequence[CaseFiles], target: CaseFiles, rule: Rule) ->
         ]
         array[..., plane] = choose(means, values, thresholds)
     if rule.keep_largest:
-        for value in values:
-            array[(array == value) & ~large_components(array == value)] = 0
+        keep_largest_(array)
     segmentation = Segmentation(array, scan.grid, labels, scan.geometry)
     results.spare_others_work(target, segmentation)
     segmentation.save(target.mask)

@@ -165,8 +165,10 @@ class Predictor:
             image = to_network_grid(
                 work.volume, self.locator.config.preprocessing, self.locator.device
             )
-            slabs = self.locator.passes.slabs(image.tensor, Account())
+            account = Account()
+            slabs = self.locator.passes.slabs(image.tensor, account)
             labels = decide(slabs, image.grid, image.grid, sorted(self.labels))
+            work.account.fallbacks += [f"locator: {text}" for text in account.fallbacks]
             box = box_around(labels, image.grid, grid, self.passes.window)
         if box is None:
             work.account.fallbacks.append("the locator found nothing: whole scan")

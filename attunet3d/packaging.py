@@ -55,7 +55,7 @@ def package(source: Path, out: Path, form: str) -> tuple[Path, list[str]]:
     if os.path.lexists(out):
         raise PackageError(f"{out}: is there already; delete it or name another")
     model = load_model(source)
-    window = model.config.inference.window or model.config.training.patch_size
+    window = model.config.window
     if window is None:
         raise PackageError(f"{model.path}: holds no window; train with training.patch_size=[x,y,z]")
     atomic.make_folder(out.parent)

@@ -118,11 +118,12 @@ class Trainer:
         if self.config.training.on_nonfinite_loss == "skip":
             self.skipped += 1
             return
-        what = "loss" if not math.isfinite(value) else "gradient"
+        what, state = "loss" if not math.isfinite(value) else "gradient", self.run_dir / "last.pt"
+        last = f" the last good state is {state};" if state.exists() else ""
         raise TrainingError(
             f"step {self.step}: the {what} is not finite (loss {value}; cases {', '.join(names)});"
-            f" the last good state is {self.run_dir / 'last.pt'}; look at these cases, lower"
-            " training.learning_rate, or set training.on_nonfinite_loss=skip"
+            f"{last} look at these cases, lower training.learning_rate, or set"
+            " training.on_nonfinite_loss=skip"
         )
 
     def _after_step(self, value: float, log: RunLog) -> None:
@@ -138,12 +139,13 @@ class Trainer:
 
     def _validate(self, log: RunLog) -> None:
         """Score the weights, keep them when they are the best, and start a new mean of losses."""
-        began = time.monotonic()
+        began, window = time.monotonic(), self.config.window
+        assert window is not None  # else there were no patches
         network = self.update.evaluated()
         scores = dice_network_grid(
             self.data.validation,
             lambda patch: self.update.forward(network, patch),
-            self.config.inference.window or self.config.training.patch_size or (96, 96, 96),
+            window,
             self.device,
             self.config.training.ignore_index,
         )
@@ -194,6 +196,8 @@ class Trainer:
         state, warnings = checkpoint.load_state(self.run_dir / "last.pt")
         try:
             self._load(state)
+        except torch.OutOfMemoryError:
+            raise
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
             raise TrainingError(
                 f"{self.run_dir / 'last.pt'}: belongs to another network or configuration; resume"

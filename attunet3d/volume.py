@@ -1,6 +1,5 @@
 """Scans and label maps: an array and the grid it lies on, read from and written to files."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from attunet3d.case_names import ENDINGS, NIFTI_ENDINGS, OTHER_ENDINGS, stem
 from attunet3d.errors import UserError
 from attunet3d.geometry import Grid
 from attunet3d.nifti import read_nifti, write_nifti
@@ -15,9 +15,7 @@ from attunet3d.nifti_header import NiftiGeometry
 
 MAX_VOXELS = 1024 * 1024 * 900
 AIR_HU = -1024
-NIFTI_ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
 CHANNEL = "_0000"
-OTHER_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
 
 
 class VolumeError(UserError):
@@ -141,7 +139,7 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
 
 def _read(path: Path, max_voxels: int) -> Volume:
     if path.is_dir():
-        if _ends(path.name, NIFTI_ENDINGS):
+        if path.name.lower().endswith(NIFTI_ENDINGS):
             raise VolumeError(
                 f"{path}: is a folder called like a scan; move what it holds out of it"
             )
@@ -188,26 +186,14 @@ def find_scans(path: Path) -> list[tuple[str, Path]]:
     if not path.exists():
         raise VolumeError(f"{path}: no such file or folder; check the path")
     if not path.is_dir():
-        return [(_case_id(path.name), path)]
-    endings = (*NIFTI_ENDINGS, *OTHER_ENDINGS)
+        return [(stem(path.name), path)]
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    scans = [entry for entry in entries if _ends(entry.name, endings)]
+    scans = [entry for entry in entries if entry.name.lower().endswith(ENDINGS)]
     if scans:
-        names = [_case_id(scan.name) for scan in scans]
+        names = [stem(scan.name) for scan in scans]
         if all(name.endswith(CHANNEL) and name != CHANNEL for name in names):
             names = [name.removesuffix(CHANNEL) for name in names]
         return list(zip(names, scans, strict=True))
     if any(entry.is_file() for entry in entries):
         return [(path.resolve().name, path)]
     raise VolumeError(f"{path}: holds no scan; a folder of .nii.gz files or a DICOM series is read")
-
-
-def _ends(name: str, endings: Sequence[str]) -> bool:
-    return name.lower().endswith(tuple(endings))
-
-
-def _case_id(name: str) -> str:
-    for ending in (*NIFTI_ENDINGS, *OTHER_ENDINGS):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name

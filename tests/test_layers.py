@@ -15,8 +15,9 @@ ROWS = [  # bottom row first; modules of one row do not know each other
     set(row.split())
     for row in (
         "components errors memory_layout shapes strict_text strict_yaml taps",
-        "atomic case_names charts dicom_file folds fresh_memory geometry nifti_header "
-        "phantom_tissue runtime stop_requests strict_json text_header typed_values",
+        "atomic available_memory case_names charts dicom_file folds fresh_memory geometry "
+        "nifti_header one_core_threads phantom_tissue runtime stop_requests strict_json "
+        "text_header typed_values",
         "case dicom gate metrics model_settings nifti nnunet_splits phantom_organs "
         "phantom_scanner phantom_skeleton resampling run_log slices training_settings",
         "authors_weights cached_case config drawing loss network_memory optimisation "
@@ -28,7 +29,8 @@ ROWS = [  # bottom row first; modules of one row do not know each other
         "acceleration",
         "cache checkpoint dataset dataset_fingerprint dataset_formats decision evaluation "
         "forward pair_check validation",
-        "ensemble localisation passes training_step",
+        "ensemble localisation precision training_step",
+        "passes",
         "inference manifest_template monai_transforms plan training",
         "bundle conversion data_listing export onnx_model run_folder torchscript_model",
         "cohort demonstration packaging",

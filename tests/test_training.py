@@ -14,6 +14,7 @@ import torch
 from attunet3d import checkpoint, runtime
 from attunet3d.cached_case import CachedCase
 from attunet3d.config import Config
+from attunet3d.dataset import PatchBatches
 from attunet3d.run_log import read_rows
 from attunet3d.training import Trainer, TrainingData
 from attunet3d.training_step import TrainingError, training_dtype
@@ -245,10 +246,25 @@ def test_a_state_of_another_network_is_refused(data, tmp_path):
 
 
 def test_accumulated_batches_give_the_gradient_of_their_mean(data, tmp_path):
-    once = trainer(data, tmp_path / "a", accumulation=2, steps=1, validate_every=1)
-    once.fit()
-    state = checkpoint.load_state(tmp_path / "a" / "last.pt")[0]
-    assert state["step"] == 1
+    """One update by two batches, against one by the mean of their losses."""
+    settings = {"optimiser": "sgd", "clip_gradient_norm": 0, "precision": "float32"}
+    run = trainer(data, tmp_path / "a", accumulation=2, **settings)
+    other = trainer(data, tmp_path / "b", accumulation=2, **settings)
+    batches = PatchBatches(data.training, run.config)
+    both = [batches.batch(step) for step in range(2)]
+    before = [part.detach().clone() for part in run.update.network.parameters()]
+    value, _ = run.update(both, 0)
+
+    step = other.update
+    step.network.train()
+    losses = [step.criterion(step.network(batch.image), batch.label) for batch in both]
+    (sum(losses) / 2).backward()
+    step.optimiser.step()
+    assert value == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
+    pairs = zip(run.update.network.parameters(), step.network.parameters(), strict=True)
+    for (got, wanted), start in zip(pairs, before, strict=True):
+        torch.testing.assert_close(got - start, wanted - start, rtol=1e-3, atol=1e-7)
+    assert not torch.equal(next(iter(step.network.parameters())), before[0])
 
 
 @pytest.mark.parametrize(("size", "wrong"), [(4, True), (3, True), (2, True), (6, False)])
