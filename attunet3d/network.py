@@ -256,9 +256,10 @@ class AttentionUNet3D(nn.Module):
         logits: list[Tensor] = []
         for level, head in enumerate(self.heads):
             if fused:  # at low resolution first: the authors' order, and cheap
-                # float32: CUDA's backward adds up in the type it gets, and bfloat16 would lose most
+                # Not in bfloat16: CUDA's backward adds up in the type it gets, and would lose most
                 # of the 16³ terms of a coarse voxel.
-                coarse = head(decoded[level]).float()
+                coarse = head(decoded[level])
+                coarse = coarse.to(torch.promote_types(coarse.dtype, torch.float32))
                 logits.append(resize(coarse, decoded[0], self.align_corners))
             elif level == 0 or self.training:
                 logits.append(self._cut(head(decoded[level]), size, level))

@@ -148,7 +148,7 @@ MAPPED = """
     mapped = _mallinfo2().hblks - before
     kept = _kept_by_malloc_bytes()
     libc.free(block)
-    print(bool(block), mapped, _kept_by_malloc_bytes() - kept >= 5 << 29)
+    print(bool(block), mapped, _kept_by_malloc_bytes() - kept > 5 << 28)
     return 0
 """
 
