@@ -3,14 +3,19 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel
+import numpy as np
+
 from attunet3d import report
 from attunet3d.phantom import write_phantoms
 from attunet3d.report import Example
-from attunet3d.volume import read_label, read_volume
+from attunet3d.results import case_files
+from attunet3d.volume import Volume, read_label, read_volume
 
 TRAINING_PHANTOMS, UNSEEN_PHANTOMS = 24, 4
 TRAINING_SEED, UNSEEN_SEED = 0, 1000  # patient n is seed + n: the two sets share none
 ORGAN = 1
+GATES = 2  # of the finest gated level, whose maps come first
 PICTURE = "demo.png"
 
 
@@ -32,15 +37,24 @@ def commands(out_dir: Path) -> Iterator[list[str]]:
 
 
 def picture(out_dir: Path) -> Path:
-    """Draw the unseen phantoms with the right answer and the network's; return the PNG's path."""
+    """Draw the unseen phantoms, the right answers, the network's and its attention; give the path."""
     examples = []
     for path in sorted((out_dir / "predictions").glob("*.nii.gz")):
         scan = read_volume(out_dir / "unseen" / "imagesTr" / path.name)
         reference = read_label(out_dir / "unseen" / "labelsTr" / path.name)
         prediction = read_label(path)
         name = path.name.removesuffix(".nii.gz")
-        example = Example(name=name, scan=scan, reference=reference, prediction=prediction)
-        examples.append(example)
+        maps = nibabel.load(case_files(path.parent, name).attention)
+        attention = np.asarray(maps.dataobj[..., :GATES], np.float32).mean(-1)  # (I, J, K)
+        examples.append(
+            Example(
+                name=name,
+                scan=scan,
+                reference=reference,
+                prediction=prediction,
+                attention=Volume(attention, scan.grid),
+            )
+        )
     title = "Unseen phantom abdomens, segmented by a network trained on a CPU"
     report.save(report.demo_figure(examples, ORGAN, "pancreas", title=title), out_dir / PICTURE)
     return out_dir / PICTURE

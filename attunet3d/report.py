@@ -108,7 +108,7 @@ def demo_figure(
     title: str = "",
     window: tuple[float, float] = WINDOW_HU,
 ) -> Figure:
-    """A row for each scan: the scan alone, the right answer, the network's answer and its Dice.
+    """A row for each scan: the scan alone, the right answer, the network's answer, attention.
 
     Args:
         examples: The scans; the slice of each is the one through the organ's middle. A column for
@@ -125,7 +125,7 @@ def demo_figure(
     if not examples:
         raise ReportError("no example to draw; segment at least one scan")
     columns = ["CT scan", f"right answer: {organ}", "network's answer"]
-    columns += ["where it looks"] if any(example.attention for example in examples) else []
+    columns += ["where its gates open"] if any(example.attention for example in examples) else []
     size = 3.0 * len(columns) + 0.3, 2.45 * len(examples) + 1.0
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     rows = figure.subplots(len(examples), len(columns), squeeze=False)

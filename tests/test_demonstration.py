@@ -4,6 +4,8 @@ import json
 import shutil
 from importlib import import_module
 
+import nibabel
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
@@ -44,8 +46,14 @@ def test_its_commands_are_commands_and_the_first_one_runs(demo):
 
 
 def test_the_picture_shows_each_unseen_phantom(demo):
-    answers = demo / "unseen" / "labelsTr"
-    shutil.copytree(answers, demo / "predictions")
+    answers, predictions = demo / "unseen" / "labelsTr", demo / "predictions"
+    shutil.copytree(answers, predictions)
+    (predictions / "attention").mkdir()
+    for path in answers.iterdir():
+        label = nibabel.load(path)
+        maps = np.stack([label.get_fdata()] * 6, -1)
+        image = nibabel.Nifti1Image(maps.astype(np.float32), label.affine)
+        nibabel.save(image, predictions / "attention" / path.name)
     path = demonstration.picture(demo)
     assert path == demo / "demo.png"
     image = imread(path)
