@@ -37,7 +37,7 @@ def commands(out_dir: Path) -> Iterator[list[str]]:
 
 
 def picture(out_dir: Path) -> Path:
-    """Draw each unseen phantom, the right answer, the network's and its attention; the PNG's path."""
+    """Draw each unseen phantom, the answers and the network's attention; the picture's path."""
     examples = []
     for path in sorted((out_dir / "predictions").glob("*.nii.gz")):
         scan = read_volume(out_dir / "unseen" / "imagesTr" / path.name)
