@@ -30,7 +30,7 @@ def prepare(
     """`network` as a function on `device` that computes in `dtype` and returns float32.
 
     Args:
-        network: In eval mode; only read.
+        network: In eval mode; only read. One of another class is itself moved to `device`.
         device: Where it runs.
         dtype: float32 or bfloat16.
         attention: Append the gates' coefficients, upsampled to the input, to the logits.

@@ -130,8 +130,8 @@ def mend(cases: Manifest, problems: Sequence[Problem]) -> tuple[Manifest, list[P
         problems: What was found.
 
     Returns:
-        The manifest, in which cases that nothing but a flip ails carry `label_flip`, and the
-        problems that are left.
+        The manifest, in which cases with a flip among their problems carry what mends it as
+        `label_flip`, and the problems that are left.
     """
     flips = {p.case_id: p.flip for p in problems if p.flip is not None}
 
