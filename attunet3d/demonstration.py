@@ -6,11 +6,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from attunet3d import report
-from attunet3d.phantom import write_phantoms
-from attunet3d.report import Example
-from attunet3d.results import case_files
-from attunet3d.volume import Volume, read_label, read_volume
+from attunet3d.evaluation import figures
+from attunet3d.evaluation.figures import Example
+from attunet3d.imaging.volume import Volume, read_label, read_volume
+from attunet3d.inference.results import case_files
+from attunet3d.phantoms.dataset import write_phantoms
 
 TRAINING_PHANTOMS, UNSEEN_PHANTOMS = 24, 4
 TRAINING_SEED, UNSEEN_SEED = 0, 1000  # patient n is seed + n: the two sets share none
@@ -56,5 +56,5 @@ def picture(out_dir: Path) -> Path:
             )
         )
     title = "Unseen phantom abdomens, segmented by a network trained on a CPU"
-    report.save(report.demo_figure(examples, ORGAN, "pancreas", title=title), out_dir / PICTURE)
+    figures.save(figures.demo_figure(examples, ORGAN, "pancreas", title=title), out_dir / PICTURE)
     return out_dir / PICTURE

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from attunet3d import command_line
+from attunet3d.core import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--label", action="append", default=[], metavar="NAME", help=names)
     arguments = parser.parse_args(argv)
 
-    from attunet3d import conversion  # torch comes with it; --help does without
+    from attunet3d.models import conversion  # torch comes with it; --help does without
 
     warnings = conversion.convert_weights(
         arguments.authors,

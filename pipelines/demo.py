@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from attunet3d import command_line
+from attunet3d.core import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from attunet3d import command_line, metrics
+from attunet3d.core import command_line
+from attunet3d.evaluation import metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
 
-    from attunet3d import evaluation  # figures come with it; --help does without
+    from attunet3d.evaluation import folder  # figures come with it; --help does without
 
-    summary = evaluation.evaluate(
+    summary = folder.evaluate(
         arguments.predictions,
         arguments.reference,
         arguments.out_dir,

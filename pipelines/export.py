@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from attunet3d import command_line
+from attunet3d.core import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain = "--" in (argv or ())  # names that begin with a dash; the other parser drops the sign
     arguments = (parser.parse_args if plain else parser.parse_intermixed_args)(argv)
 
-    from attunet3d import export  # torch comes with it; --help does without
+    from attunet3d.inference import export  # torch comes with it; --help does without
 
     rule = export.Rule.parse(arguments.threshold, arguments.keep_largest)
     outcome = export.export_labels(arguments.predictions, arguments.out_dir, rule)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from attunet3d import command_line
+from attunet3d.core import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,11 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain = "--" in (argv or ())  # names that begin with a dash; the other parser drops the sign
     arguments = (parser.parse_args if plain else parser.parse_intermixed_args)(argv)
 
-    from attunet3d import cohort, inference  # torch comes with them; --help does without
+    from attunet3d.inference import cohort  # torch comes with them; --help does without
+    from attunet3d.inference.predictor import Predictor
 
-    predictor = inference.Predictor.load(
-        arguments.model, arguments.device, arguments.set, arguments.locator
-    )
+    predictor = Predictor.load(arguments.model, arguments.device, arguments.set, arguments.locator)
     scans = cohort.find_cases(arguments.input, arguments.root, arguments.fold)
     wishes = cohort.Wishes(
         probabilities=arguments.save_probabilities,

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from attunet3d import command_line
+from attunet3d.core import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,19 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tissue-hu", type=float, nargs="+", metavar="HU", help=tissue)
     arguments = parser.parse_args(argv)
 
-    from attunet3d import data_listing, pair_check  # NumPy comes with them; --help does without
+    from attunet3d.datasets import listing, pair_check  # NumPy comes with them; --help does without
 
-    found = data_listing.list_cases(
+    found = listing.list_cases(
         arguments.data_dir, arguments.template, arguments.label, arguments.group
     )
     problems = pair_check.check_pairs(found, arguments.tissue_hu)
     if arguments.mend_flips:
         found, problems = pair_check.mend(found, problems)
-    words = [*data_listing.unnamed(found), *map(str, problems)]
+    words = [*listing.unnamed(found), *map(str, problems)]
     print(*words, sep="\n", end="\n" if words else "", file=sys.stderr)
     failures = pair_check.write_failures(arguments.out, problems)
     good = pair_check.without_failures(found, problems)
-    good = data_listing.deal(good, arguments.data_dir, arguments.folds, arguments.seed)
+    good = listing.deal(good, arguments.data_dir, arguments.folds, arguments.seed)
     good.save(arguments.out)
     print(f"{arguments.out}: {good}" + (f"; left out: see {failures}" if failures else ""))
     return 1 if failures else 0

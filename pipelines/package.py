@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from attunet3d import command_line
+from attunet3d.core import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=formats, default="bundle", help="default: bundle")
     arguments = parser.parse_args(argv)
 
-    from attunet3d import packaging  # torch comes with it; --help does without
+    from attunet3d.packaging import package  # torch comes with it; --help does without
 
-    written, warnings = packaging.package(arguments.run_dir, arguments.out, arguments.format)
+    written, warnings = package.package(arguments.run_dir, arguments.out, arguments.format)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{written}: {arguments.format}", file=sys.stderr)

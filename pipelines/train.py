@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from attunet3d import command_line, presets
-from attunet3d.manifest import Manifest
+from attunet3d.core import command_line, presets
+from attunet3d.datasets.manifest import Manifest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, metavar="DIR", help=cached)
     arguments = parser.parse_args(argv)
 
-    from attunet3d import run_folder, runtime, training  # torch comes with them
+    from attunet3d.core import machine
+    from attunet3d.training import run_folder  # torch comes with it
+    from attunet3d.training.trainer import Trainer
 
-    device = runtime.pick_device(arguments.device)
+    device = machine.pick_device(arguments.device)
     manifest = Manifest.load(arguments.manifest, arguments.root)
     cases = manifest.fold(arguments.fold)
     config = presets.find_config(arguments.config).with_overrides(arguments.set)
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = run_folder.plan_run(cases, config, run_dir, device)
     cache_dir = arguments.cache or run_dir / "cache"
     data = run_folder.prepare_data(cases, manifest.labels, config, cache_dir)
-    trainer = training.Trainer(data, config, run_dir, device)
+    trainer = Trainer(data, config, run_dir, device)
     warnings = trainer.resume() if begun else []
     print(*warnings, sep="\n", end="\n" if warnings else "", file=sys.stderr)
     result = trainer.fit()

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attunet3d.checkpoint import Checkpoint
-from attunet3d.config import Config
-from attunet3d.geometry import Grid
-from attunet3d.volume import Volume
+from attunet3d.core.config import Config
+from attunet3d.imaging.geometry import Grid
+from attunet3d.imaging.volume import Volume
+from attunet3d.models.checkpoint import Checkpoint
 
 SETTINGS = [
     "preprocessing.spacing_mm=[2, 2, 2]",

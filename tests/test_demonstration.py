@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from attunet3d import demonstration
 from attunet3d.__main__ import COMMANDS
-from attunet3d.volume import read_label, read_volume
+from attunet3d.imaging.volume import read_label, read_volume
 
 
 @pytest.fixture

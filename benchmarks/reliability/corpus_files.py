@@ -1,7 +1,7 @@
 """A corpus of odd, damaged and hostile NIfTI files, each with what must become of it.
 
 The expectations are those of the NIfTI-1/2 standards and of the rules in
-`attunet3d.nifti_header`; none was taken from what a reader does. An entry says
+`attunet3d.imaging.nifti_header`; none was taken from what a reader does. An entry says
 
     expect          accept | accept-warn | refuse
     either          the other is right as well, when clear: a mask that is right, or a refusal

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from attunet3d import checkpoint, results
+from attunet3d.inference import results
+from attunet3d.models import checkpoint
 from benchmarks.reliability.preloaded import POLL, Hook, wait
 from benchmarks.reliability.small_disk import remount, small_disk
 from benchmarks.reliability.struck_cohort import CASES, COUNT, Cohort

@@ -34,7 +34,7 @@ def run_out_of_memory(calls: list[int], on_gpu: bool) -> None:
     """
     import torch
 
-    from attunet3d import sliding_window
+    from attunet3d.inference import sliding_window
 
     row, gpu = sliding_window._Row, SimpleNamespace(type="cuda")
     predict, initialise = row._predict, row.__init__
@@ -57,7 +57,7 @@ def run_out_of_memory(calls: list[int], on_gpu: bool) -> None:
 
 def lose_the_number(call: int) -> None:
     """Let the loss of this call (from 0) be NaN."""
-    from attunet3d import loss
+    from attunet3d.training import loss
 
     build = loss.build_loss
     number = iter(range(10**9))

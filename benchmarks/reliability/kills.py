@@ -23,8 +23,9 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from attunet3d import atomic, results
-from attunet3d.volume import read_label
+from attunet3d.core import whole_file
+from attunet3d.imaging.volume import read_label
+from attunet3d.inference import results
 from benchmarks.reliability import subjects
 from benchmarks.reliability.preloaded import POLL, Command, Preloaded, end, spawn
 
@@ -153,7 +154,7 @@ def _kill_one(
     if status == 0:
         return False  # it was done in that very moment
     tally.kills[moment] += 1
-    tally.leftovers += bool(_names(out, atomic.PREFIX))
+    tally.leftovers += bool(_names(out, whole_file.PREFIX))
     if status not in wanted:
         tally.bad_kills[moment] += 1
         tally.troubles.append(f"{out.name}: status {status} after {number.name}")
@@ -172,7 +173,7 @@ def _await(
     if moment == "early":
         time.sleep(rng.uniform(0, LONGEST_EARLY))
         return command.poll() is None
-    beginning = atomic.PREFIX if moment == "while writing" else ""
+    beginning = whole_file.PREFIX if moment == "while writing" else ""
     seen: set[str] = set()
     for _ in range(rng.randint(1, 4) if moment == "while writing" else 1):
         while not (new := _names(out, beginning) - before - seen):

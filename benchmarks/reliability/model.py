@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from attunet3d.checkpoint import save_model
-from attunet3d.config import Config
-from attunet3d.network import AttentionUNet3D
+from attunet3d.core.config import Config
+from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.checkpoint import save_model
 
 THRESHOLD_HU = 170.0  # halfway between the body and the ball
 SCALE_HU = 100.0

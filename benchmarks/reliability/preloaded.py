@@ -20,7 +20,10 @@ from typing import Any, Protocol
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-LOADED = ("cohort", "dicom", "export", "inference", "run_folder", "training", "pipelines.train")
+LOADED = (
+    *("imaging.dicom", "inference.cohort", "inference.export", "inference.predictor"),
+    *("training.run_folder", "training.trainer", "pipelines.train"),
+)
 LONGEST = 120  # seconds that any command here may take
 POLL = 0.001
 REQUESTS = {signal.SIGINT, signal.SIGTERM}  # of a person: they wait until the command has begun
@@ -172,7 +175,8 @@ def _fork(arguments: list[str], said: str, hook: Hook | None) -> int:
         if hook is not None:
             module, function, values = hook
             getattr(import_module(f"benchmarks.reliability.{module}"), function)(*values)
-        from attunet3d import __main__, command_line
+        from attunet3d import __main__
+        from attunet3d.core import command_line
 
         def begin(argv: Sequence[str] | None) -> int:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)

@@ -11,10 +11,11 @@ import nibabel
 import numpy as np
 import torch
 
-from attunet3d import phantom, runtime
-from attunet3d.checkpoint import save_model
-from attunet3d.config import Config
-from attunet3d.network import AttentionUNet3D
+from attunet3d.core import machine
+from attunet3d.core.config import Config
+from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.checkpoint import save_model
+from attunet3d.phantoms import dataset
 from benchmarks.reliability.preloaded import Preloaded
 
 LABELS = {0: "background", 1: "noise"}
@@ -45,7 +46,7 @@ COMMON = [
     "training.validate_every=8",
     "training.save_every=3",
 ]
-PRECISION = "bfloat16" if runtime.computes_in_bfloat16(torch.device("cpu")) else "float32"
+PRECISION = "bfloat16" if machine.computes_in_bfloat16(torch.device("cpu")) else "float32"
 TRAININGS = {
     "AdamW, one cycle, EMA, dropout, two batches a step": [
         "network.dropout=0.1",
@@ -87,7 +88,7 @@ def write_scans(folder: str, count: int, size: int) -> None:
 
 def write_training(folder: str) -> None:
     """Write phantom abdomens, and a configuration for each kind of training."""
-    phantom.write_phantoms(Path(folder, "phantoms"), 4, matrix=32)
+    dataset.write_phantoms(Path(folder, "phantoms"), 4, matrix=32)
     for number, settings in enumerate(TRAININGS.values()):
         config = Config().with_overrides([*COMMON, *settings])
         config.save(Path(folder, f"config_{number}.json"))

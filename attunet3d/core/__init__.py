@@ -1,0 +1,1 @@
+"""Errors, files, text from elsewhere, settings and the machine: what every other room stands on."""

@@ -1,0 +1,167 @@
+"""Whole files or none: written under a temporary name, flushed, read back, then renamed.
+
+A writer holds a lock on its temporary file, which ends with its process. So what a killed writer
+left behind is told from what another writes at this moment, and `sweep` takes only the former.
+"""
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from attunet3d.core.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked, and nothing swept
+    fcntl = None  # type: ignore[assignment]
+
+PREFIX, ENDING = ".writing-", ".tmp"
+COMPARED_BYTES = 1 << 22
+
+
+class WriteError(UserError):
+    """A file could not be written: a full disk, a read-only folder, a path that is not a folder."""
+
+
+def write_bytes(
+    path: Path, data: bytes | memoryview, check: Callable[[Path], None] | None = None
+) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: Where the file shall stand; its folder must exist.
+        data: The whole content.
+        check: Called with the temporary file after it is flushed to disk and seen to hold `data`,
+            and before it gets its name; what it raises cancels the write.
+
+    Raises:
+        WriteError: The disk is full or returns other bytes, or the folder is missing or
+            read-only. The old file stands.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_bytes(Path(folder, "a.txt"), b"whole")
+        ...     print(Path(folder, "a.txt").read_bytes(), len(list(Path(folder).iterdir())))
+        b'whole' 1
+    """
+    path = Path(path)
+    try:
+        with _temporary(path) as temporary:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            _compare(temporary, memoryview(data))
+            if check is not None:
+                check(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600; keep the user's habit
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WriteError(
+            f"{path}: cannot be written ({reason}); free space or choose another output folder"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def make_folder(path: Path) -> Path:
+    """Make `path` and its parents where they are missing, and return it.
+
+    Raises:
+        WriteError: A file stands in the way, or the parent is read-only.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"{path}: no folder can be made here ({error.strerror})") from error
+    return Path(path)
+
+
+def sweep(folder: Path) -> None:
+    """Delete the temporary files that killed writers left in `folder`; see the module's docstring.
+
+    Files being written by others, here or on another machine whose file system shares locks, stay.
+    """
+    if fcntl is None:
+        return
+    pattern = re.compile(rf"{re.escape(PREFIX)}[a-z0-9_]{{8}}\..*{re.escape(ENDING)}", re.DOTALL)
+    with contextlib.suppress(OSError):
+        for path in Path(folder).iterdir():
+            if pattern.fullmatch(path.name):
+                _delete_left(path)
+
+
+def _delete_left(path: Path) -> None:
+    """Delete a temporary file unless its writer lives."""
+    with contextlib.suppress(OSError):  # locked, gone, read-only, or locks are unknown here
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A new temporary file beside `path`, locked; deleted afterwards unless it was renamed."""
+    descriptor, name = _locked(path)
+    if fcntl is None:
+        os.close(descriptor)
+    try:
+        yield Path(name)
+    finally:
+        if fcntl is not None:
+            os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+
+
+def _locked(path: Path) -> tuple[int, str]:
+    while True:
+        descriptor, name = tempfile.mkstemp(
+            prefix=PREFIX, suffix=f".{path.name[-40:]}{ENDING}", dir=path.parent
+        )
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks: nobody can sweep
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, name
+        os.close(descriptor)  # swept before it was locked
+
+
+def _compare(path: Path, data: memoryview) -> None:
+    """Raise OSError unless the file holds `data`."""
+    data, position = data.cast("B"), 0
+    with path.open("rb") as file:
+        while chunk := file.read(COMPARED_BYTES):
+            if data[position : position + len(chunk)] != chunk:
+                break
+            position += len(chunk)
+    if position != len(data):
+        raise OSError("what was written does not read back; the disk may be failing")
+
+
+def _umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself is only durable once the folder's entry is on disk (POSIX).
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

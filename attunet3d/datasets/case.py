@@ -1,0 +1,186 @@
+"""One case of a manifest, and how its entry and the labels' names are read from JSON."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attunet3d.core import case_names
+from attunet3d.core.errors import UserError
+
+MOST_CASES = 100_000  # of one list
+
+
+class ManifestError(UserError):
+    """A manifest that cannot be read or breaks a rule; the message names file and case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One scan, with its label where there is one; paths are absolute and lie beneath the root."""
+
+    id: str
+    image: Path
+    label: Path | None = None
+    fold: int | None = None
+    group: str | None = None
+    label_flip: str | None = None
+    """Voxel axes of the scan along which the label is mirrored when read; None: as it is."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Checksums of the files "image" and "label", where they are known."""
+
+    @property
+    def patient(self) -> str:
+        """The group, or the case itself where none is given."""
+        return self.group if self.group is not None else self.id
+
+
+def parse_labels(values: object) -> dict[int, str]:
+    """Label names by value, from `{"1": name}` or `{name: 1}`; 0 is the background.
+
+    Raises:
+        ManifestError: A value is no whole number of 0 … 255, a name comes twice, or what is
+            meant is not supported (regions, an ignored label).
+
+    Example:
+        >>> parse_labels({"background": 0, "pancreas": 1})
+        {0: 'background', 1: 'pancreas'}
+    """
+    if not isinstance(values, Mapping) or not values:
+        raise ManifestError('labels must be names by value, as {"0": "background", "1": "liver"}')
+    named: dict[int, str] = {}
+    for key, item in values.items():
+        value, name = (key, item) if isinstance(item, str) else (item, key)
+        if isinstance(value, list):
+            raise ManifestError(
+                f"label {name!r:.80}: is a region of several values, which is not supported; give"
+                " every voxel one label and every label one value"
+            )
+        number = _label_value(value, name)
+        if number in named:
+            raise ManifestError(f"labels: value {number} has two names; keep one")
+        if not case_names.is_name(name):
+            raise ManifestError(
+                f"label {name!r:.80}: must be short text without control characters; rename it"
+            )
+        if name.strip().lower() == "ignore":
+            raise ManifestError(
+                "label 'ignore': unlabelled voxels are not supported; leave these cases out or"
+                " label them whole"
+            )
+        named[number] = name
+    named.setdefault(0, "background")
+    if len(named) < 2 or len(set(named.values())) < len(named):
+        raise ManifestError("labels: there must be one besides the background, and no name twice")
+    return dict(sorted(named.items()))
+
+
+def parse_modality(values: object) -> str:
+    """The one channel's name, from "CT" or `{"0": "CT"}`.
+
+    Raises:
+        ManifestError: There are several channels.
+    """
+    names = list(values.values()) if isinstance(values, Mapping) else [values]
+    if len(names) != 1 or not isinstance(names[0], str):
+        raise ManifestError(
+            f"modality {values!r:.80}: must be one channel, CT; several channels are not supported"
+        )
+    return names[0]
+
+
+def _label_value(value: object, name: object) -> int:
+    digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 3
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (digits or whole) or not 0 <= int(str(value)) <= 255:
+        raise ManifestError(
+            f"label {name!r:.80}: value {str(value)[:80]!r} must be a whole number of 0 … 255"
+        )
+    return int(str(value))
+
+
+def parse_cases(values: Mapping[str, Any], part: str, root: Path) -> Iterator[Case]:
+    """The cases of the list `part` of a manifest, a data list or an MSD `dataset.json`.
+
+    Args:
+        values: The whole file.
+        part: "training", "validation" or "test"; MONAI writes "testing".
+        root: What the paths are relative to.
+
+    Raises:
+        ManifestError: An entry breaks a rule; the case is named.
+    """
+    entries = values.get(part, values.get("testing", []) if part == "test" else [])
+    if not isinstance(entries, list) or len(entries) > MOST_CASES:
+        raise ManifestError(f"{part}: must be a list of cases, {MOST_CASES} at most")
+    for number, entry in enumerate(entries):
+        entry = {"image": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, Mapping):
+            raise ManifestError(f"{part}, entry {number}: must give id and image")
+        where = f"case {entry['id']!r:.80}" if "id" in entry else f"{part}, entry {number}"
+        try:
+            if not _is_junk(entry.get("image")):
+                yield _case(entry, root)
+        except UserError as error:
+            raise ManifestError(f"{where}: {error}") from None
+
+
+def case_values(case: Case, root: Path) -> dict[str, Any]:
+    """The entry from which `parse_cases` makes this case, paths relative to `root`."""
+    values: dict[str, Any] = {"id": case.id, "image": case.image.relative_to(root).as_posix()}
+    if case.label is not None:
+        values["label"] = case.label.relative_to(root).as_posix()
+    for key in ("fold", "group", "label_flip"):
+        if getattr(case, key) is not None:
+            values[key] = getattr(case, key)
+    return values | ({"sha256": dict(case.sha256)} if case.sha256 else {})
+
+
+def _case(entry: Mapping[str, Any], root: Path) -> Case:
+    image, label = (_one_path(entry.get(key)) for key in ("image", "label"))
+    if image is None:
+        raise ManifestError("has no image; name a file")
+    fold, group, checksums = entry.get("fold"), entry.get("group"), entry.get("sha256") or {}
+    if fold is not None and (type(fold) is not int or not 0 <= fold < 1000):
+        raise ManifestError(f"fold {fold!r:.80}: must be a whole number from 0")
+    if not isinstance(group, int | None) and not case_names.is_name(group):
+        raise ManifestError(f"group {group!r:.80}: must be the patient's name or number")
+    flip = entry.get("label_flip")
+    if flip not in (None, "", "i", "j", "k", "ij", "ik", "jk", "ijk"):
+        raise ManifestError(f"label_flip {flip!r:.80}: must be letters of 'ijk', in this order")
+    if not isinstance(checksums, Mapping) or not all(
+        isinstance(value, str) for value in checksums.values()
+    ):
+        raise ManifestError('sha256: must be checksums by file, as {"image": "9f86…"}')
+    given = entry.get("id")
+    return Case(
+        id=case_names.check_id(_derived_id(image, label) if given is None else given),
+        image=case_names.inside(root, image),
+        label=None if label is None else case_names.inside(root, label),
+        fold=fold,
+        group=None if group is None else str(group),
+        label_flip=flip,
+        sha256=dict(checksums),
+    )
+
+
+def _one_path(value: object) -> str | None:
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise ManifestError(f"has {len(value)} images; several channels are not supported")
+        value = value[0]
+    if value is not None and not isinstance(value, str):
+        raise ManifestError(f"path {str(value)[:80]!r}: must be text")
+    return value or None
+
+
+def _derived_id(image: str, label: str | None) -> str:
+    """The scan's file name; less nnU-Net's channel `_0000` where the label's name lacks it."""
+    name = case_names.stem(image.rsplit("/", 1)[-1])
+    bare = name.removesuffix("_0000")
+    return bare if label and case_names.stem(label.rsplit("/", 1)[-1]) == bare else name
+
+
+def _is_junk(image: object) -> bool:
+    """AppleDouble files, which come with archives packed on a Mac."""
+    return isinstance(image, str) and image.rsplit("/", 1)[-1].startswith("._")

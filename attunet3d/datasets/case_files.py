@@ -1,0 +1,46 @@
+"""The scan and the label of a case, as the manifest means them."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from attunet3d.datasets.case import Case, ManifestError
+from attunet3d.imaging.volume import Volume, read_label, read_volume
+
+
+def read_image(case: Case) -> Volume:
+    """The scan of a case as training takes it: NaN and infinite values are refused.
+
+    Raises:
+        UserError: The file is no scan, or has such values.
+    """
+    return read_volume(case.image, nonfinite="refuse")
+
+
+def read_case_label(case: Case, image: Volume) -> Volume:
+    """The label of a case, mended by `label_flip` where the manifest says so.
+
+    This is the one way to a case's label: who reads the file itself misses the flip.
+
+    Args:
+        case: With a label.
+        image: The scan; its grid is the label's where the header of the label does not count.
+
+    Raises:
+        ManifestError: The case has no label, or the flip does not fit the scan.
+        UserError: The file is no label map.
+    """
+    if case.label is None:
+        raise ManifestError(f"case {case.id}: has no label")
+    label = read_label(case.label)
+    if case.label_flip is None:
+        return label
+    if label.array.shape != image.array.shape:
+        raise ManifestError(
+            f"case {case.id}: {case.label.name} has shape {label.array.shape}, its scan"
+            f" {image.array.shape}; label_flip mends labels of the scan's shape only"
+        )
+    # A mirrored view would do, but all that follows takes Fortran order for granted.
+    axes = tuple("ijk".index(axis) for axis in case.label_flip)
+    array = np.asfortranarray(np.flip(label.array, axes))
+    return replace(label, array=array, grid=image.grid, geometry=image.geometry)

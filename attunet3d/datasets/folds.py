@@ -1,0 +1,54 @@
+"""Deal cases into folds: patients whole, folds even, the same for the same seed everywhere."""
+
+import random
+from collections.abc import Mapping
+
+from attunet3d.core.errors import UserError
+
+DEFAULT_FOLDS = 5
+
+
+class FoldError(UserError):
+    """More folds than patients, or none."""
+
+
+def deal(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, int]:
+    """Deal cases into `count` folds.
+
+    The patients are shuffled, those with most cases are dealt first, each to the fold that has
+    the fewest cases so far. The result depends on the ids, the groups and the seed alone, not on
+    the order in which they come.
+
+    Args:
+        groups: Patient of each case, by case id.
+        count: Number of folds.
+        seed: Of the shuffle.
+
+    Returns:
+        Fold (0 … count - 1) of each case, by id.
+
+    Raises:
+        FoldError: There are fewer patients than folds, or fewer than two folds.
+
+    Example:
+        >>> deal({"a1": "a", "a2": "a", "b": "b", "c": "c"}, 2)
+        {'a1': 0, 'a2': 0, 'b': 1, 'c': 1}
+    """
+    members: dict[str, list[str]] = {}
+    for case_id in sorted(groups):
+        members.setdefault(groups[case_id], []).append(case_id)
+    if not 2 <= count <= len(members):
+        raise FoldError(
+            f"{count} folds: must be at least 2 and at most the number of patients,"
+            f" {len(members)}; choose another number with --folds"
+        )
+    patients = sorted(members)
+    random.Random(seed).shuffle(patients)
+    patients.sort(key=lambda patient: -len(members[patient]))  # stable: the shuffle breaks ties
+    sizes = [0] * count
+    dealt: dict[str, int] = {}
+    for patient in patients:
+        fold = sizes.index(min(sizes))
+        sizes[fold] += len(members[patient])
+        dealt |= dict.fromkeys(members[patient], fold)
+    return dict(sorted(dealt.items()))

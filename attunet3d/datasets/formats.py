@@ -1,0 +1,227 @@
+"""Folders as they are downloaded → a manifest: MSD, nnU-Net raw, folders of images and labels.
+
+The layout is told by what lies there, in this order:
+
+    dataset.json with `channel_names` or `file_ending`    nnU-Net raw; `_0000` is optional
+    dataset.json with `training`                          MSD, or a MONAI data list
+    imagesTr + labelsTr, images + labels, …               by file name; test scans in imagesTs
+    train/, validation/ and test/ with such folders       the layout of the paper's authors
+
+A scan without a label, or a label without a scan, becomes a case whose missing file the check of
+the pairs names. Junk (`._*`, hidden files) is passed over.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attunet3d.core.case_names import ENDINGS, stem
+from attunet3d.core.errors import UserError
+from attunet3d.core.strict_json import read_json
+from attunet3d.datasets import manifest
+from attunet3d.datasets.manifest import Case, Manifest
+from attunet3d.imaging.volume import read_label
+
+IMAGES = ("imagesTr", "images", "image", "imgs", "img", "scans", "volumes", "ct")
+LABELS = ("labelsTr", "labels", "label", "masks", "mask", "segmentations", "segmentation", "seg")
+TEST_IMAGES, TEST_LABELS = ("imagesTs",), ("labelsTs",)
+PARTS = {
+    "training": ("train", "training"),
+    "validation": ("validation", "val"),
+    "test": ("test", "testing"),
+}
+LABEL_ENDINGS = ("", "_label", "_labels", "_seg", "_mask", "_segmentation", "-label")  # of a stem
+
+Entry = dict[str, Any]
+
+
+class DataSetError(UserError):
+    """A folder that is no data set of a known layout, or uses what is not supported."""
+
+
+def read_data_set(folder: Path, names: Mapping[str, str] | None = None) -> Manifest:
+    """List the cases of a folder, in no folds.
+
+    Args:
+        folder: The data set as it lies.
+        names: Label names by value, as `{"1": "pancreas"}`, instead of those of the folder.
+            Folders without any get names such as "label 1" for the values that occur.
+
+    Raises:
+        UserError: No known layout, or a rule of manifests is broken.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataSetError(f"{folder}: must be the folder of a data set; check the path")
+    description = folder / "dataset.json"
+    values = read_json(description) if description.is_file() else None
+    try:
+        if values is None:
+            values = _folders(folder)
+        elif isinstance(values, dict) and {"channel_names", "file_ending"} & set(values):
+            values = _nnunet(folder, values)
+        if not isinstance(values, dict):
+            raise DataSetError("dataset.json must be an object with labels and lists of cases")
+        values = {**values, "labels": names} if names else values
+        if "labels" not in values and values.get("training"):
+            listed = manifest.parse({**values, "labels": {"label": 1}}, folder)
+            values = {**values, "labels": _found_labels(listed.training)}
+        found = manifest.parse(values, folder, folder.resolve().name)
+    except UserError as error:
+        raise DataSetError(f"{folder}: {error}") from None
+    if not (found.training or found.validation or found.test):
+        raise DataSetError(f"{folder}: lists no case; check what lies in it")
+    return found
+
+
+def grouped(found: Manifest, pattern: str | None) -> Manifest:
+    """The same cases, the patient being what a regular expression finds in the case's id.
+
+    Args:
+        found: The cases.
+        pattern: The first bracket's match, or the whole match, is the patient; None: no change.
+
+    Raises:
+        DataSetError: The pattern is none, or an id does not match.
+
+    Example:
+        >>> from attunet3d.datasets.manifest import Case
+        >>> case = Case(id="p07_late", image=Path("/data/p07_late.nii.gz"))
+        >>> labels = {0: "background", 1: "liver"}
+        >>> found = Manifest(name="a", labels=labels, root=Path("/data"), training=(case,))
+        >>> grouped(found, "^(p[0-9]+)_").training[0].group
+        'p07'
+    """
+    if pattern is None:
+        return found
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise DataSetError(f"--group {pattern}: is no regular expression ({error})") from None
+
+    def with_group(case: Case) -> Case:
+        match = expression.search(case.id)
+        if match is None:
+            raise DataSetError(f"--group {pattern}: does not match case {case.id!r}; mend it")
+        return replace(case, group=match[1] if expression.groups else match[0])
+
+    return found.changed(with_group)
+
+
+def _nnunet(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's values of an nnU-Net raw data set."""
+    channels = values.get("channel_names", {"0": "CT"})
+    if values.get("regions_class_order"):
+        raise DataSetError("regions_class_order: regions are not supported; one label a voxel")
+    if isinstance(explicit := values.get("dataset"), Mapping):
+        pairs = [_listed(case_id, entry) for case_id, entry in explicit.items()]
+    else:
+        pairs = list(_pairs(folder, "imagesTr", "labelsTr"))
+    return {
+        **{
+            key: values[key] for key in ("name", "licence", "license", "reference") if key in values
+        },
+        "labels": values.get("labels"),
+        "modality": channels,
+        "training": pairs,
+        "test": list(_pairs(folder, "imagesTs", "labelsTs")),
+    }
+
+
+def _listed(case_id: str, entry: object) -> Entry:
+    """A case of the explicit list that newer nnU-Net files may hold."""
+    if not isinstance(entry, Mapping) or "images" not in entry:
+        raise DataSetError(f"case {case_id!r}: must give images and label")
+    return {"id": case_id, "image": entry["images"], "label": entry.get("label")}
+
+
+def _folders(folder: Path) -> dict[str, Any]:
+    """The manifest's values of folders of images and labels."""
+    names = {path.name.lower(): path.name for path in folder.iterdir() if path.is_dir()}
+    values: dict[str, Any] = {}
+    for part, choices in PARTS.items():
+        if inner := _first(names, choices):
+            below = {path.name.lower(): path.name for path in (folder / inner).iterdir()}
+            if image := _first(below, IMAGES):
+                label = _first(below, LABELS)
+                values[part] = list(
+                    _pairs(folder, f"{inner}/{image}", label and f"{inner}/{label}")
+                )
+    if "training" in values:
+        return values
+    image, label = _first(names, IMAGES), _first(names, LABELS)
+    if image is None or label is None:
+        raise DataSetError(
+            "holds neither dataset.json nor a folder of scans (imagesTr, images, …) beside one of"
+            " labels (labelsTr, labels, …); name them so"
+        )
+    test, test_label = _first(names, TEST_IMAGES), _first(names, TEST_LABELS)
+    rest = list(_pairs(folder, test, test_label)) if test else []
+    return {"training": list(_pairs(folder, image, label)), "test": rest}
+
+
+def _pairs(folder: Path, images: str, labels: str | None) -> Iterator[Entry]:
+    """Scans with the labels of their names, then labels without a scan."""
+    scans, masks = _stems(folder / images), _stems(folder / labels) if labels else {}
+    ids = {name: _case_id(name, scans, masks) for name in scans}
+    for name, case_id in ids.items():
+        entry = {"id": case_id, "image": f"{images}/{scans[name]}"}
+        mask = next(
+            (masks.pop(case_id + end) for end in LABEL_ENDINGS if case_id + end in masks), None
+        )
+        if mask or (labels and (folder / labels).is_dir()):
+            entry["label"] = f"{labels}/{mask or case_id + _ending(scans[name])}"
+        yield entry
+    for name, mask in masks.items():
+        yield {"id": name, "image": f"{images}/{name}{_ending(mask)}", "label": f"{labels}/{mask}"}
+
+
+def _case_id(name: str, scans: Mapping[str, str], masks: Mapping[str, str]) -> str:
+    """The scan's name less nnU-Net's channel, unless the number belongs to the name."""
+    match = re.fullmatch(r"(.+)_(\d{4})", name)
+    if match is None or name in masks:
+        return name
+    base, channel = match.groups()
+    if channel != "0000" and f"{base}_0000" in scans and base in masks:
+        raise DataSetError(f"case {base!r}: has several channels, which are not supported")
+    return base if channel == "0000" and (base in masks or not masks) else name
+
+
+def _stems(folder: Path) -> dict[str, str]:
+    """File names (or names of DICOM folders) of a folder by their stems."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith(".") or not (path.is_dir() or path.name.lower().endswith(ENDINGS)):
+            continue
+        if (other := found.setdefault(stem(path.name), path.name)) != path.name:
+            raise DataSetError(f"{folder.name}: {other} and {path.name} are one case; keep one")
+    return found
+
+
+def _ending(name: str) -> str:
+    return name[len(stem(name)) :] or ".nii.gz"
+
+
+def _first(names: Mapping[str, str], choices: tuple[str, ...]) -> str | None:
+    return next((names[choice.lower()] for choice in choices if choice.lower() in names), None)
+
+
+def _found_labels(cases: Sequence[Case]) -> dict[str, str]:
+    """Names for the values that occur in the labels; what cannot be read is named later."""
+
+    def values(path: Path) -> set[int]:
+        with suppress(UserError, OSError):
+            return set(np.flatnonzero(np.bincount(read_label(path).array.ravel("K"))))
+        return set()
+
+    with ThreadPoolExecutor() as pool:
+        found = sorted(set().union(*pool.map(values, [c.label for c in cases if c.label])) - {0})
+    if not found:
+        raise DataSetError("no label holds a labelled voxel; name them with --label 1=NAME")
+    return {"0": "background"} | {str(value): f"label {value}" for value in found}

@@ -1,0 +1,242 @@
+"""Does a label lie on its scan, and if not, would a mirrored one?
+
+Three witnesses are heard. The headers: two grids are the same, mirrored along some voxel axes, or
+neither. The tissue: organs lie on soft tissue, so labelled voxels in air or on bone speak against
+a label. The edges: HU change more across a label's outline than inside it, but only where the
+outline is an organ's. On 24 phantoms and 73 organs of two patients the edges name the right one of
+the eight mirrorings in all but five cases, and those five are no clear winners.
+
+NIH's labels, for instance, come with rows in the reverse order of the scans'.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from attunet3d.imaging.geometry import Grid
+from attunet3d.imaging.volume import Volume
+
+TISSUE_HU = (-200.0, 300.0)  # from fat to contrast-filled vessels; below air, above dense bone
+FLIPS = tuple("".join(axes) for count in range(4) for axes in combinations("ijk", count))
+SAMPLE = 20_000  # labelled voxels, and pairs of neighbours along each axis, looked at
+ENOUGH = 0.8  # share on tissue without a warning; organs beside gas and bone have less than 1
+FEW = 0.5  # share on tissue below which a label is refused
+NOISE_HU = 5.0  # added to what changes inside, so that noiseless images give no infinite ratio
+SHARP = 2.0  # edge above which a label is right whatever mirrored ones give
+DULL = 1.2  # edge below which nothing is: random outlines have about 1
+LEAD = 1.25  # by which the right one of the eight mirrorings must beat each other
+_DIRECTIONS = dict.fromkeys("RL", "left-right") | dict.fromkeys("AP", "front-back")
+_DIRECTIONS |= dict.fromkeys("SI", "head-foot")
+
+Index = tuple[npt.NDArray[np.intp], ...]
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a label, mirrored in one way, suits its scan."""
+
+    share: float
+    """Of the labelled voxels, on tissue."""
+    edge: float
+    """Mean change of HU across the outline over that inside."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with a label's place; `flip` mends it, None: nothing known does."""
+
+    text: str
+    flip: str | None = None
+    warning: bool = False
+
+
+def judge(image: Volume, label: Volume, tissue_hu: Span = TISSUE_HU) -> Verdict | None:
+    """Whether a label of the scan's shape lies right, by headers, tissue and edges.
+
+    Args:
+        image: The scan in HU.
+        label: Label values; of the scan's shape.
+        tissue_hu: Lowest and highest HU of what is labelled.
+
+    Returns:
+        None where nothing speaks against the label.
+
+    Example:
+        >>> grid = Grid((8, 8, 8), np.eye(4))
+        >>> scan, mask = np.full((8, 8, 8), -1000, np.int16), np.zeros((8, 8, 8), np.uint8)
+        >>> scan[1:3, 1:4, :4], mask[5:7, 1:4, :4] = 40, 1
+        >>> judge(Volume(scan, grid), Volume(mask, grid)).flip
+        'i'
+    """
+    fits = fit_mirrored(image.array, label.array, tissue_hu)
+    header = header_flip(image.grid, label.grid)
+    if header == "":
+        return _by_image(image.grid, fits, tissue_hu)
+    turned = _turned(image.grid, label.grid)
+    if header is None and not turned:
+        return Verdict(_elsewhere(image.grid, label.grid))
+    flip = _winner(fits)
+    flip = header if flip is None else flip
+    named = name_flip(image.grid, header or turned or "")
+    text = f"its header is mirrored against the scan's along {named}"
+    if header is None:
+        text += " and lies elsewhere, too"
+    if flip is None or (fits and fits[flip].share < FEW):
+        return Verdict(f"{text}, and the image does not tell which is right; mend the header")
+    right = f"mirrored along {name_flip(image.grid, flip)}" if flip else "as they are stored"
+    return Verdict(f"{text}; its voxels fit {right}: --mend-flips reads it so", flip)
+
+
+def header_flip(image: Grid, label: Grid) -> str | None:
+    """Voxel axes along which the label's grid is the scan's mirrored; "": the same, None: neither.
+
+    The two may differ by 1e-3 mm at any corner.
+    """
+    return next((flip for flip in FLIPS if label.matches(_mirrored(image, flip))), None)
+
+
+def fit_mirrored(
+    image: npt.NDArray[np.generic],
+    label: npt.NDArray[np.generic],
+    tissue_hu: Span = TISSUE_HU,
+) -> dict[str, Fit]:
+    """How well a label suits a scan, by the mirroring of the label; {} for an empty one.
+
+    Args:
+        image: HU, (I, J, K).
+        label: Of the same shape.
+        tissue_hu: Lowest and highest HU that count as tissue; others are clipped for the edges.
+    """
+    mask = label != 0
+    labelled = _sample(mask)
+    if not len(labelled[0]):
+        return {}
+    outline, inside = ([*pairs] for pairs in zip(*_neighbours(mask), strict=True))
+    fits = {}
+    for flip in FLIPS:
+        values = image[_mirror(labelled, mask.shape, flip)].astype(np.float32)
+        share = np.mean((values >= tissue_hu[0]) & (values <= tissue_hu[1]))
+        across, within = (_change(image, pairs, flip, tissue_hu) for pairs in (outline, inside))
+        fits[flip] = Fit(float(share), across / (within + NOISE_HU))
+    return fits
+
+
+def name_flip(grid: Grid, flip: str) -> str:
+    """Voxel axes in words.
+
+    Example:
+        >>> name_flip(Grid((2, 2, 2), np.eye(4)), "jk")
+        'voxel axes j (front-back) and k (head-foot)'
+    """
+    names = [f"{axis} ({_DIRECTIONS[grid.axis_codes['ijk'.index(axis)]]})" for axis in flip]
+    return f"voxel {'axis' if len(names) == 1 else 'axes'} {' and '.join(names)}"
+
+
+def _by_image(grid: Grid, fits: Mapping[str, Fit], tissue_hu: Span) -> Verdict | None:
+    """The image's word on a label whose header fits."""
+    if not fits:
+        return None
+    stored, best = fits[""], _winner(fits)
+    if best and stored.edge < SHARP:
+        return Verdict(
+            f"looks mirrored along {name_flip(grid, best)}: its outline follows the scan's edges"
+            f" {fits[best].edge / max(stored.edge, 0.01):.1f} times as well that way;"
+            " --mend-flips reads it so",
+            best,
+        )
+    span = f"{tissue_hu[0]:g} to {tissue_hu[1]:g} HU"
+    found = f"only {stored.share:.0%} of the labelled voxels lie on tissue ({span})"
+    if stored.share >= FEW:
+        return None if stored.share >= ENOUGH else Verdict(found, warning=True)
+    return Verdict(
+        f"{found}, the rest on air or bone, and no mirroring helps; give the scan's own label, or"
+        " what counts as tissue with --tissue-hu"
+    )
+
+
+def _winner(fits: Mapping[str, Fit]) -> str | None:
+    """The one mirroring whose outline follows the scan's edges far better than all others."""
+    if not fits:
+        return None
+    second, first = sorted(fits, key=lambda flip: fits[flip].edge)[-2:]
+    clear = fits[first].edge >= max(DULL, LEAD * fits[second].edge)
+    return first if clear and fits[first].share >= FEW else None
+
+
+def _sample(mask: npt.NDArray[np.bool_]) -> Index:
+    """Indices of some of the voxels that are set, evenly drawn."""
+    order = "F" if mask.flags.f_contiguous else "C"
+    found = np.flatnonzero(mask.ravel(order=order))  # type: ignore[arg-type]  # a view
+    found = found[:: len(found) // SAMPLE + 1]
+    return np.unravel_index(found, mask.shape, order=order)  # type: ignore[call-overload,no-any-return]
+
+
+def _neighbours(mask: npt.NDArray[np.bool_]) -> Iterator[tuple[tuple[Index, int], ...]]:
+    """For each axis: pairs across the outline, then pairs inside, as first index and axis."""
+    for axis in range(3):
+        low = mask[tuple(slice(None, -1) if axis == other else slice(None) for other in range(3))]
+        high = mask[tuple(slice(1, None) if axis == other else slice(None) for other in range(3))]
+        yield (_sample(low ^ high), axis), (_sample(low & high), axis)
+
+
+def _mirror(index: Index, shape: tuple[int, ...], flip: str) -> Index:
+    return tuple(
+        size - 1 - part if axis in flip else part
+        for axis, part, size in zip("ijk", index, shape, strict=True)
+    )
+
+
+def _change(
+    image: npt.NDArray[np.generic], pairs: list[tuple[Index, int]], flip: str, tissue_hu: Span
+) -> float:
+    """Mean absolute difference of HU, clipped to tissue, over pairs of neighbours."""
+    changes = [np.zeros(0)]
+    for first, axis in pairs:
+        second = tuple(part + (axis == other) for other, part in enumerate(first))
+        low, high = (
+            np.clip(image[_mirror(index, image.shape, flip)].astype(np.float32), *tissue_hu)
+            for index in (first, second)
+        )
+        changes.append(np.abs(high - low))
+    together = np.concatenate(changes)
+    return float(together.mean()) if len(together) else 0.0
+
+
+def _mirrored(grid: Grid, flip: str) -> Grid:
+    change = np.eye(4)
+    for axis in ("ijk".index(letter) for letter in flip):
+        change[axis, axis], change[axis, 3] = -1, grid.shape[axis] - 1
+    return Grid(grid.shape, grid.affine @ change)
+
+
+def _turned(image: Grid, label: Grid) -> str | None:
+    """Axes that run against the scan's, all else of the directions and spacings being equal."""
+    reach = np.array(image.shape)
+    for flip in FLIPS:
+        signs = [-1 if axis in flip else 1 for axis in "ijk"]
+        gap = np.abs(label.affine[:3, :3] - image.affine[:3, :3] * signs) * reach
+        if gap.max() <= 1e-3:
+            return flip
+    return None
+
+
+def _elsewhere(image: Grid, label: Grid) -> str:
+    facts = (
+        ("spacing", _triple(label.spacing_mm), _triple(image.spacing_mm)),
+        ("axes", label.axis_codes, image.axis_codes),
+    )
+    differ = "".join(
+        f", {what} {own} against {other}" for what, own, other in facts if own != other
+    )
+    return (
+        f"lies up to {label.distance_mm(image):.4g} mm off the scan{differ}; both must lie on one"
+        " grid within 0.001 mm: resample the label or mend its header"
+    )
+
+
+def _triple(values: tuple[float, float, float]) -> str:
+    return "×".join(f"{value:.4g}" for value in values)

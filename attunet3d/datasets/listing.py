@@ -1,0 +1,87 @@
+"""From a data set's folder to a manifest with folds, the files themselves unread."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from attunet3d.core.errors import UserError
+from attunet3d.datasets import formats, manifest_template, nnunet_splits
+from attunet3d.datasets.manifest import Manifest
+
+
+class ListingError(UserError):
+    """A label's name that is none."""
+
+
+def build_manifest(data_dir: Path, folds: int | None = None, seed: int = 0) -> Manifest:
+    """List the cases of a data set and deal its patients into folds; see `list_cases`, `deal`."""
+    return deal(list_cases(data_dir), data_dir, folds, seed)
+
+
+def list_cases(
+    data_dir: Path,
+    template: Path | None = None,
+    names: Sequence[str] = (),
+    group: str | None = None,
+) -> Manifest:
+    """List the cases of a data set.
+
+    Args:
+        data_dir: The data set as it lies; see `dataset_formats`.
+        template: A manifest that the data set completes.
+        names: Label names, as "1=pancreas", instead of those of the data set.
+        group: Regular expression that finds the patient in a case's id.
+
+    Raises:
+        UserError: The folder is of no known layout, or a rule of manifests is broken.
+    """
+    if template is not None:
+        found = manifest_template.complete(template, data_dir)
+    else:
+        found = formats.read_data_set(data_dir, _names(names))
+    return formats.grouped(found, group)
+
+
+def unnamed(found: Manifest) -> list[str]:
+    """A word for each label that nothing names: two models would know it by no common name."""
+    return [
+        f"label {value} has no name; give it one by --label {value}=NAME"
+        for value, name in found.labels.items()
+        if name == f"label {value}"
+    ]
+
+
+def deal(cases: Manifest, data_dir: Path, folds: int | None = None, seed: int = 0) -> Manifest:
+    """Deal the patients into folds.
+
+    The folds are, in this order: `folds` new ones; those that the cases have; nnU-Net's
+    `splits_final.json`; five new ones, or as many as there are patients if fewer. One patient
+    gives no folds, and neither does a data set that lists its own validation cases.
+
+    Args:
+        cases: What is dealt.
+        data_dir: Where nnU-Net's splits are looked for.
+        folds: Number of folds.
+        seed: Of the folds.
+
+    Raises:
+        UserError: There are fewer patients than folds, or the splits do not fit the cases.
+    """
+    if folds is not None:
+        return cases.dealt(folds, seed)
+    if cases.validation or any(case.fold is not None for case in cases.training):
+        return cases
+    if splits := nnunet_splits.find_splits(data_dir):
+        ids = {case.id for case in cases.training}
+        return cases.with_folds(nnunet_splits.read_splits(splits, ids))
+    return cases.dealt(None, seed)
+
+
+def _names(texts: Sequence[str]) -> dict[str, str]:
+    """Names by value, from texts such as "1=pancreas"."""
+    named = {}
+    for text in texts:
+        value, equals, name = text.partition("=")
+        if not (equals and name.strip() and value.strip()) or value.strip() in named:
+            raise ListingError(f"--label {text}: must be VALUE=NAME, as 1=pancreas, once a value")
+        named[value.strip()] = name.strip()
+    return named

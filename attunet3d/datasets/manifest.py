@@ -1,0 +1,270 @@
+"""Lists of cases: which scans and labels there are, and which fold each belongs to.
+
+A superset of MONAI's data list and of the `dataset.json` of the Medical Segmentation Decathlon:
+
+    {"name": …, "labels": {"0": "background", "1": "pancreas"}, "modality": "CT",
+     "licence": …, "source": …, "root": "..",
+     "training":   [{"id", "image", "label", "fold", "group", "label_flip", "sha256"}, …],
+     "validation": […], "test": […]}
+
+Paths are relative to the root: the file's own folder unless `root` (in the file, relative to it) or
+the caller says otherwise. `group` is the patient, never in two folds. `label_flip` mends a label
+whose header does not fit its scan: its voxels, mirrored along the voxel axes named (letters of
+"ijk", or none), lie one to one on the scan's. What else a file holds is left alone.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from attunet3d.core import case_names, whole_file
+from attunet3d.core.errors import UserError
+from attunet3d.core.strict_json import read_json
+from attunet3d.datasets import folds
+from attunet3d.datasets.case import (
+    Case,
+    ManifestError,
+    case_values,
+    parse_cases,
+    parse_labels,
+    parse_modality,
+)
+
+HELD_OUT_FOLDS = 5  # without folds or a validation list, one patient in five is held out
+__all__ = ["Case", "Manifest", "ManifestError", "parse"]
+_LISTS = ("training", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Cases of one data set, and what their labels mean."""
+
+    name: str
+    labels: dict[int, str]
+    root: Path
+    modality: str = "CT"
+    licence: str = ""
+    source: str = ""
+    training: tuple[Case, ...] = ()
+    validation: tuple[Case, ...] = ()
+    test: tuple[Case, ...] = ()
+    template: bool = False
+    """Image and label are patterns that `attunet3d manifest --template` turns into paths."""
+
+    def __post_init__(self) -> None:
+        _check_cases(self)
+
+    @classmethod
+    def load(cls, path: Path, root: Path | None = None) -> "Manifest":
+        """Read and check a manifest; files that it names need not exist.
+
+        Args:
+            path: The JSON file.
+            root: Folder that its paths are relative to, instead of the one the file gives.
+
+        Raises:
+            ManifestError: No manifest, or one that breaks a rule; the case is named.
+        """
+        path = Path(path)
+        values = read_json(path)
+        try:
+            return parse(values, _root(path, values) if root is None else Path(root), path.stem)
+        except UserError as error:
+            raise ManifestError(f"{path}: {error}") from None
+
+    def save(self, path: Path) -> None:
+        """Write JSON that `load` reads, paths relative to the root, the root to the file.
+
+        Raises:
+            WriteError: The file cannot be written.
+        """
+        values = self.to_dict()
+        whole_file.make_folder(Path(path).parent)
+        root = os.path.relpath(self.root.resolve(), Path(path).resolve().parent)
+        values["root"] = Path(root).as_posix()
+        whole_file.write_text(Path(path), json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values as `load` reads them, without the root."""
+        root = self.root.resolve()
+        values: dict[str, Any] = {"name": self.name}
+        values["labels"] = {str(value): name for value, name in sorted(self.labels.items())}
+        values |= {key: getattr(self, key) for key in ("modality", "licence", "source")}
+        values |= {"template": True} if self.template else {}
+        for part in _LISTS:
+            values[part] = [case_values(case, root) for case in getattr(self, part)]
+        return values
+
+    def __str__(self) -> str:
+        """How many cases there are, and how many validate in each fold."""
+        folds = Counter(case.fold for case in self.training if case.fold is not None)
+        sizes = "+".join(str(folds[number]) for number in sorted(folds))
+        dealt = f" in {len(folds)} folds ({sizes})" if folds else ""
+        rest = [f"{len(cases)} {part}" for part in _LISTS[1:] if (cases := getattr(self, part))]
+        return ", ".join([f"{len(self.training)} training cases{dealt}", *rest])
+
+    def fold(self, number: int | None = None) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+        """Training and validation cases.
+
+        Args:
+            number: The fold that validates; all other training cases train. None: the
+                `training` and `validation` lists; without the latter the lowest fold validates,
+                and without folds one patient in five, always the same. A single patient leaves
+                none to validate on.
+
+        Raises:
+            ManifestError: There is no such fold, nothing to train on, or this is a template.
+        """
+        self._refuse_template()
+        known = sorted({case.fold for case in self.training if case.fold is not None})
+        if number is None and self.validation:
+            return self._whole(self.training), self.validation
+        if number is None and not known:
+            return self._hold_out()
+        number = known[0] if number is None else number
+        if number not in known:
+            raise ManifestError(
+                f"--fold {number}: manifest {self.name!r} has"
+                f" {'folds ' + ', '.join(map(str, known)) if known else 'no folds'}"
+            )
+        rest = tuple(case for case in self.training if case.fold != number)
+        return self._whole(rest), tuple(case for case in self.training if case.fold == number)
+
+    def unseen(self, fold: int | None = None) -> tuple[Case, ...]:
+        """The cases to try a model on: what `infer` segments and `evaluate` scores.
+
+        Args:
+            fold: Whose validation cases; None: the test cases, or all when there are none.
+
+        Raises:
+            ManifestError: There is no such fold, or this is a template.
+        """
+        self._refuse_template()
+        if fold is not None:
+            return self.fold(fold)[1]
+        return self.test or (*self.training, *self.validation)
+
+    def changed(self, change: Callable[[Case], Case | None]) -> "Manifest":
+        """The same manifest with every case changed, or left out where `change` gives None."""
+        lists: dict[str, Any] = {
+            part: tuple(new for case in getattr(self, part) if (new := change(case)) is not None)
+            for part in _LISTS
+        }
+        return replace(self, **lists)
+
+    def with_folds(self, dealt: Mapping[str, int]) -> "Manifest":
+        """The same manifest, training cases in the folds given by id; others are in none."""
+        cases = (replace(case, fold=dealt.get(case.id)) for case in self.training)
+        return replace(self, training=tuple(cases))
+
+    def dealt(self, count: int | None = None, seed: int = 0) -> "Manifest":
+        """The same manifest with its training cases dealt into folds by patient.
+
+        Args:
+            count: Number of folds; None: five, or as many as there are patients if fewer.
+            seed: Of the shuffle.
+
+        Raises:
+            FoldError: There are fewer patients than folds.
+        """
+        groups = {case.id: case.patient for case in self.training}
+        patients = len(set(groups.values()))
+        if count is None and patients < 2:
+            return self.with_folds({})
+        return self.with_folds(
+            folds.deal(groups, min(folds.DEFAULT_FOLDS, patients) if count is None else count, seed)
+        )
+
+    def _refuse_template(self) -> None:
+        if self.template:
+            raise ManifestError(
+                f"manifest {self.name!r}: is a template; complete it first with attunet3d manifest"
+                " DATA_DIR --template FILE --out MANIFEST.json"
+            )
+
+    def _whole(self, cases: tuple[Case, ...]) -> tuple[Case, ...]:
+        if not cases:
+            raise ManifestError(f"manifest {self.name!r}: leaves no case to train on")
+        return cases
+
+    def _hold_out(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+        groups = {case.id: case.patient for case in self._whole(self.training)}
+        patients = len(set(groups.values()))
+        if patients < 2:
+            return self.training, ()
+        dealt = folds.deal(groups, min(HELD_OUT_FOLDS, patients))
+        held = {case_id for case_id, number in dealt.items() if number == 0}
+        training = tuple(case for case in self.training if case.id not in held)
+        return training, tuple(case for case in self.training if case.id in held)
+
+
+def parse(values: object, root: Path, name: str = "") -> Manifest:
+    """Build a manifest from the plain values of a manifest, a data list or an MSD `dataset.json`.
+
+    Args:
+        values: As JSON gives them.
+        root: What the paths are relative to.
+        name: Of the manifest, where the values give none.
+
+    Raises:
+        ManifestError: A rule is broken; the case is named.
+    """
+    if not isinstance(values, Mapping):
+        raise ManifestError("must be an object with labels and lists of cases")
+    if "channel_names" in values or "file_ending" in values:
+        raise ManifestError(
+            "is the dataset.json of nnU-Net; list its cases with attunet3d manifest DATA_DIR"
+        )
+    lists: dict[str, Any] = {key: tuple(parse_cases(values, key, root)) for key in _LISTS}
+    return Manifest(
+        name=_text(values, "name") or name,
+        labels=parse_labels(values.get("labels")),
+        root=root.resolve(),
+        modality=parse_modality(values.get("modality", "CT")),
+        licence=_text(values, "licence") or _text(values, "license"),
+        source=_text(values, "source") or _text(values, "reference"),
+        template=values.get("template") is True,
+        **lists,
+    )
+
+
+def _text(values: Mapping[str, Any], key: str) -> str:
+    value = values.get(key) or ""
+    if not isinstance(value, str | int | float):
+        raise ManifestError(f"{key} {value!r:.80}: must be text")
+    return str(value)
+
+
+def _root(path: Path, values: object) -> Path:
+    given = values.get("root", ".") if isinstance(values, Mapping) else "."
+    if not isinstance(given, str) or not given.isprintable():
+        raise ManifestError(f"root {str(given)[:80]!r}: must be the path of a folder")
+    return path.resolve().parent / given
+
+
+def _check_cases(manifest: Manifest) -> None:
+    """No two cases of one name or one scan, no patient in two places."""
+    names: dict[str, str] = {}
+    images: dict[Path, str] = {}
+    places: dict[str, tuple[str, str]] = {}
+    for part in _LISTS:
+        for case in getattr(manifest, part):
+            _claim(names, case_names.folded(case.id), case, "have one file name; rename one")
+            _claim(images, case.image, case, "are one scan; keep one of them")
+            place = part if case.fold is None else f"fold {case.fold}"
+            other, where = places.setdefault(case.patient, (case.id, place))
+            if where != place:
+                raise ManifestError(
+                    f"case {case.id!r}: is in {place}, case {other!r} of the same patient"
+                    f" {case.patient!r} in {where}; keep a patient's cases together"
+                )
+
+
+def _claim(taken: dict[Any, str], key: object, case: Case, rule: str) -> None:
+    if key in taken:
+        raise ManifestError(f"cases {taken[key]!r} and {case.id!r}: {rule}")
+    taken[key] = case.id

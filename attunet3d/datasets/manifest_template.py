@@ -1,0 +1,109 @@
+"""Manifests that ship before the data is there, and how a download completes them.
+
+A template names no file that may not exist. It holds names, licence and source; and either, for
+each case, patterns of its files (the ids are known, the folders are not: `*` stands for anything,
+slashes included), or empty lists and the numbers that are expected (the download lists its own
+cases). A pattern that ends in `.dcm` means the one folder that holds such files.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import translate
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from attunet3d.core import case_names
+from attunet3d.core.errors import UserError
+from attunet3d.core.strict_json import read_json
+from attunet3d.datasets import formats
+from attunet3d.datasets.manifest import Case, Manifest
+
+_PARTS = ("training", "validation", "test")
+_NAMED = 5  # missing files named in one message
+
+
+class TemplateError(UserError):
+    """A download that lacks what its template expects."""
+
+
+def complete(template: Path, folder: Path) -> Manifest:
+    """The manifest of a download.
+
+    Args:
+        template: A manifest with `"template": true`.
+        folder: Where the download lies; the root of the manifest.
+
+    Raises:
+        TemplateError: Files are missing, found twice, or not as many as expected.
+        UserError: The template cannot be read, or the folder is of no known layout.
+    """
+    template, folder = Path(template), Path(folder)
+    plan = Manifest.load(template, root=folder)
+    if not plan.template:
+        raise TemplateError(f'{template}: is no template ("template": true); train on it as it is')
+    if not folder.is_dir():
+        raise TemplateError(f"{folder}: must be the folder of the download; check the path")
+    if any(getattr(plan, part) for part in _PARTS):
+        return _with_files(template, plan, folder)
+    names = {str(value): name for value, name in plan.labels.items()}
+    found = formats.read_data_set(folder, names)
+    lists: dict[str, Any] = {part: getattr(found, part) for part in _PARTS}
+    _require_numbers(template, folder, lists)
+    return replace(plan, template=False, **lists)
+
+
+def _with_files(template: Path, plan: Manifest, folder: Path) -> Manifest:
+    """The template's cases with the files that their patterns find."""
+    names = _names(folder)
+    problems: list[str] = []
+
+    def find(path: Path) -> Path:
+        pattern = path.relative_to(plan.root).as_posix()
+        matches = _matches(pattern, names)
+        if len(matches) == 1:
+            return case_names.inside(folder, matches[0])
+        problems.append(f"{len(matches)} match {pattern}")
+        return path
+
+    def with_files(case: Case) -> Case:
+        return replace(case, image=find(case.image), label=case.label and find(case.label))
+
+    found = plan.changed(with_files)
+    if problems:
+        more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        raise TemplateError(
+            f"{folder}: {template.name} expects one match for each pattern, but"
+            f" {', '.join(problems[:_NAMED])}{more}; fetch what is missing"
+        )
+    return replace(found, template=False)
+
+
+def _names(folder: Path) -> list[str]:
+    """All files below a folder, relative to it, with forward slashes; junk left out."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        base = Path(place).relative_to(folder)
+        found += [(base / name).as_posix() for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def _matches(pattern: str, names: Sequence[str]) -> list[str]:
+    """What a pattern finds; `*/` in front also stands for the top of the download."""
+    expression = re.compile(translate(pattern))
+    found = [name for name in names if expression.match(name) or expression.match("./" + name)]
+    if pattern.lower().endswith(".dcm"):
+        found = sorted({PurePosixPath(name).parent.as_posix() for name in found})
+    return found
+
+
+def _require_numbers(template: Path, folder: Path, lists: Mapping[str, Sequence[object]]) -> None:
+    expected = read_json(template).get("expected", {})
+    for part, count in expected.items() if isinstance(expected, dict) else ():
+        if part in lists and len(lists[part]) != count:
+            raise TemplateError(
+                f"{folder}: lists {len(lists[part])} {part} cases, {template.name} expects"
+                f" {count}; fetch the whole data set, or leave --template out"
+            )

@@ -1,0 +1,70 @@
+"""Folds that nnU-Net made: `splits_final.json`, so that results compare fold by fold."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from attunet3d.core.errors import UserError
+from attunet3d.core.strict_json import read_json
+
+NAME = "splits_final.json"
+
+
+class SplitsError(UserError):
+    """Splits that do not fit the cases, or that folds cannot say."""
+
+
+def find_splits(folder: Path) -> Path | None:
+    """The splits of a raw data set: in it, or where nnU-Net keeps what it has prepared.
+
+    Example:
+        >>> find_splits(Path("nowhere/Dataset007_Pancreas")) is None
+        True
+    """
+    folder = Path(folder)
+    prepared = folder.resolve().parent.parent / "nnUNet_preprocessed" / folder.resolve().name
+    return next((path for path in (folder / NAME, prepared / NAME) if path.is_file()), None)
+
+
+def read_splits(path: Path, ids: Collection[str]) -> dict[str, int]:
+    """Fold of each case that validates in one.
+
+    Args:
+        path: A list of `{"train": [ids], "val": [ids]}`, one for each fold.
+        ids: The training cases there are; others that the file names are passed over.
+
+    Returns:
+        Fold by id; a case that validates in none is left out and always trains.
+
+    Raises:
+        SplitsError: A case validates twice, a fold validates on none of the cases, or trains on
+            others than all that do not validate in it.
+    """
+    splits = read_json(path)
+    cure = "; deal other folds with --folds"
+    if not isinstance(splits, list) or not all(map(_is_split, splits)) or not splits:
+        raise SplitsError(f'{path}: must be a list of {{"train": [ids], "val": [ids]}}{cure}')
+    folds: dict[str, int] = {}
+    for number, split in enumerate(splits):
+        validating = [case_id for case_id in split["val"] if case_id in ids]
+        if not validating:
+            raise SplitsError(f"{path}: fold {number} validates on none of the cases{cure}")
+        for case_id in validating:
+            if folds.setdefault(case_id, number) != number:
+                raise SplitsError(
+                    f"{path}: {case_id!r} validates in folds {folds[case_id]} and {number}{cure}"
+                )
+    for number, split in enumerate(splits):
+        rest = {case_id for case_id in ids if folds.get(case_id) != number}
+        if odd := sorted((set(split["train"]) & set(ids)) ^ rest):
+            raise SplitsError(
+                f"{path}: fold {number} must train on all that do not validate in it, which"
+                f" {odd[0]!r} contradicts{cure}"
+            )
+    return folds
+
+
+def _is_split(split: object) -> bool:
+    return isinstance(split, dict) and all(
+        isinstance(split.get(part), list) and all(isinstance(name, str) for name in split[part])
+        for part in ("train", "val")
+    )

@@ -1,0 +1,239 @@
+"""Check every scan and label of a manifest, and say all that is wrong with each of them.
+
+A case passes when both files can be read whole, have one shape and lie on one grid, the label's
+values are all named, the scan holds no NaN and the label lies on tissue. What speaks against a
+case but may be right (an empty label, values that do not look like HU) is a warning.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from attunet3d.core import whole_file
+from attunet3d.core.errors import UserError
+from attunet3d.datasets import label_fit
+from attunet3d.datasets.case_files import read_case_label, read_image
+from attunet3d.datasets.label_fit import TISSUE_HU
+from attunet3d.datasets.manifest import Case, Manifest, ManifestError
+from attunet3d.imaging.hounsfield import hounsfield_warnings
+from attunet3d.imaging.volume import Volume, read_label
+
+MOST_WORKERS = 4  # each holds a scan and a label
+_PARTS = ("training", "validation", "test")
+
+
+class PairCheckError(UserError):
+    """A range of HU that is none, or a check that leaves no case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong, or odd, with one case."""
+
+    case_id: str
+    text: str
+    warning: bool = False
+    """The case may be used all the same."""
+    flip: str | None = None
+    """The `label_flip` that mends it."""
+
+    def __str__(self) -> str:
+        return f"{self.case_id}: {'warning' if self.warning else 'error'}: {self.text}"
+
+
+def check_pairs(
+    cases: Manifest, tissue_hu: Sequence[float] | None = None, *, workers: int | None = None
+) -> list[Problem]:
+    """Check all cases of a manifest; test cases need no label.
+
+    Args:
+        cases: The manifest.
+        tissue_hu: Lowest and highest HU of what is labelled; None: those of soft tissue.
+        workers: Cases read at a time; None: up to four.
+
+    Returns:
+        All problems of all cases, in the manifest's order.
+
+    Raises:
+        PairCheckError: `tissue_hu` is no range.
+    """
+    low, high = _range(TISSUE_HU if tissue_hu is None else tissue_hu)
+    workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
+    jobs = [(case, part != "test") for part in _PARTS for case in getattr(cases, part)]
+
+    def check(job: tuple[Case, bool]) -> list[Problem]:
+        return _check(*job, labels=cases.labels, tissue_hu=(low, high))
+
+    problems: list[Problem] = []
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(jobs), desc="checking", unit="case", file=sys.stderr, disable=None) as bar,
+    ):
+        for found in pool.map(check, jobs):
+            problems += found
+            bar.update()
+    return problems
+
+
+def check_case(
+    case: Case, labels: dict[int, str], tissue_hu: tuple[float, float] = TISSUE_HU
+) -> Iterator[Problem]:
+    """All problems of one labelled or unlabelled case."""
+
+    def problem(text: object, **facts: Any) -> Problem:
+        return Problem(case_id=case.id, text=str(text), **facts)
+
+    image: Volume | None = None
+    label: Volume | None = None
+    try:
+        _check_file(case, "image", case.image)
+        image = read_image(case)
+        odd = (*image.warnings, *hounsfield_warnings(image))
+        yield from (problem(f"{case.image.name}: {text}", warning=True) for text in odd)
+    except (UserError, OSError) as error:
+        yield problem(_reason(error))
+    if case.label is None:
+        return
+    name = case.label.name
+    try:
+        _check_file(case, "label", case.label)
+        label = read_case_label(case, image) if image else read_label(case.label)
+    except (UserError, OSError) as error:
+        yield problem(_reason(error))
+        return
+    yield from (problem(f"{name}: {text}", **facts) for text, facts in _values(label, labels))
+    if image is None:
+        return
+    if label.array.shape != image.array.shape:
+        yield problem(
+            f"{name}: has shape {label.array.shape}, its scan {image.array.shape}; give the label"
+            " of this scan"
+        )
+    elif verdict := label_fit.judge(image, label, tissue_hu):
+        yield problem(f"{name}: {verdict.text}", warning=verdict.warning, flip=verdict.flip)
+
+
+def mend(cases: Manifest, problems: Sequence[Problem]) -> tuple[Manifest, list[Problem]]:
+    """Record the flips that mend labels; what they mend becomes a warning that says so.
+
+    Args:
+        cases: What was checked.
+        problems: What was found.
+
+    Returns:
+        The manifest, in which cases with a flip among their problems carry what mends it as
+        `label_flip`, and the problems that are left.
+    """
+    flips = {p.case_id: p.flip for p in problems if p.flip is not None}
+
+    def mended(case: Case) -> Case:
+        if case.id not in flips:
+            return case
+        # Found in the label as it was read: flipped already where the manifest says so.
+        letters = set(flips[case.id]) ^ set(case.label_flip or "")
+        return replace(case, label_flip="".join(sorted(letters)))
+
+    left = [
+        problem
+        if problem.flip is None
+        else replace(problem, text=f"{problem.text}: done", warning=True, flip=None)
+        for problem in problems
+    ]
+    return cases.changed(mended), left
+
+
+def without_failures(cases: Manifest, problems: Iterable[Problem]) -> Manifest:
+    """The manifest without the cases that have a problem; warnings do not count.
+
+    Raises:
+        PairCheckError: No case is left.
+    """
+    bad = {problem.case_id for problem in problems if not problem.warning}
+    good = cases.changed(lambda case: None if case.id in bad else case)
+    if not any(getattr(good, part) for part in _PARTS):
+        raise PairCheckError(f"manifest {cases.name!r}: no case is left; mend what is named above")
+    return good
+
+
+def write_failures(out: Path, problems: Iterable[Problem]) -> Path | None:
+    """Write `OUT.failures.json`, reasons by case, or remove an older call's when there are none.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
+    path = Path(out).with_suffix(".failures.json")
+    failures: dict[str, list[str]] = {}
+    for problem in problems:
+        if not problem.warning:
+            failures.setdefault(problem.case_id, []).append(problem.text)
+    if failures:
+        whole_file.make_folder(path.parent)
+        whole_file.write_text(path, json.dumps(failures, indent=2, ensure_ascii=False) + "\n")
+        return path
+    with suppress(OSError):  # no such file, or a folder where nothing can be: the save will say
+        path.unlink()
+    return None
+
+
+def _check(
+    case: Case, labelled: bool, *, labels: dict[int, str], tissue_hu: tuple[float, float]
+) -> list[Problem]:
+    try:
+        problems = list(check_case(case, labels, tissue_hu))
+    except Exception as error:  # one odd file must not end the check of all others
+        text = f"cannot be checked ({type(error).__name__}: {' '.join(str(error).split())})"
+        return [Problem(case_id=case.id, text=text)]
+    if labelled and case.label is None:
+        problems.append(Problem(case_id=case.id, text="has no label; give it one or leave it out"))
+    return problems
+
+
+def _range(tissue_hu: Sequence[float]) -> tuple[float, float]:
+    if len(tissue_hu) != 2 or not tissue_hu[0] < tissue_hu[1]:
+        given = " ".join(f"{value:g}" for value in tissue_hu)
+        raise PairCheckError(f"--tissue-hu {given}: must be the lowest and the highest HU")
+    return tissue_hu[0], tissue_hu[1]
+
+
+def _check_file(case: Case, which: str, path: Path) -> None:
+    if not path.exists():
+        raise ManifestError(f"{path}: no such file; the case needs its {which}")
+    expected = case.sha256.get(which)
+    if expected and path.is_file():
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected.lower():
+            raise ManifestError(
+                f"{path}: its SHA-256 begins with {found[:12]}, the manifest says"
+                f" {expected[:12]}; fetch the file again"
+            )
+
+
+def _values(label: Volume, labels: dict[int, str]) -> Iterator[tuple[str, dict[str, bool]]]:
+    counts = np.bincount(label.array.ravel(order="K"), minlength=256)
+    found = set(np.flatnonzero(counts).tolist())
+    if unknown := sorted(found - set(labels)):
+        known = ", ".join(f"{value} {name}" for value, name in labels.items())
+        yield (
+            f"has {'values' if len(unknown) > 1 else 'value'} {', '.join(map(str, unknown))} that"
+            f" no label names (named: {known}); mend the label or name it",
+            {},
+        )
+    if found <= {0}:
+        yield "nothing is labelled", {"warning": True}
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or 'file'}: {error.strerror or error}"
+    return str(error)

@@ -1,0 +1,1 @@
+"""How good label maps are: metrics, scores and figures."""

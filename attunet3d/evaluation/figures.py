@@ -1,0 +1,195 @@
+"""Figures: a label map on its scan, the demo's picture, and the charts of `charts`.
+
+Figures are matplotlib objects of their own, without pyplot's state, so threads may draw; `save`
+writes them whole or not at all. Colours are told apart by colour-blind eyes, too.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from attunet3d.core import whole_file
+from attunet3d.core.errors import UserError
+from attunet3d.evaluation import drawing, metrics, slices
+from attunet3d.evaluation.charts import box_plot, curves_figure, plain
+from attunet3d.evaluation.slices import Hung, Voxels
+
+__all__ = [
+    "Example",
+    "ReportError",
+    "box_plot",
+    "curves_figure",
+    "demo_figure",
+    "overlay_figure",
+    "save",
+]
+
+COLORS = {"reference": "#21c7f3", "prediction": "#ff9000"}  # sky blue, orange
+LINEWIDTHS = {"reference": 2.8, "prediction": 1.3}  # the wider is below: both show where they agree
+WINDOW_HU = (-160.0, 240.0)  # soft tissue of the abdomen
+MARGIN_MM = 60.0  # of scan around the organ: enough to know where in the body one is
+BODY_MARGIN_MM = 5.0
+INCHES_PER_MM = 0.018
+
+
+class ReportError(UserError):
+    """Nothing to draw."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Example:
+    """One segmented scan for `demo_figure`; all parts lie on one grid."""
+
+    name: str
+    scan: Voxels
+    reference: Voxels
+    prediction: Voxels
+    attention: Voxels | None = None
+    """Coefficients in [0, 1]."""
+
+
+def overlay_figure(
+    scan: Voxels,
+    reference: Voxels | None,
+    prediction: Voxels,
+    value: int,
+    *,
+    title: str = "",
+    window: tuple[float, float] = WINDOW_HU,
+) -> Figure:
+    """Three slices through the middle of an organ with the outlines of reference and prediction.
+
+    Args:
+        scan: (I, J, K), any orientation and spacing.
+        reference: Label map on the scan's grid; None: there is none.
+        prediction: Label map on the scan's grid.
+        value: The organ's label value. The slices go through the reference's centre of mass, or
+            through the prediction's when the reference is empty or missing.
+        title: What stands in front of the Dice.
+        window: What is drawn black and white, in the scan's units.
+
+    Raises:
+        SliceError: The grids differ.
+    """
+    given = {"reference": reference, "prediction": prediction}
+    hung, masks = _hang(scan, {name: part for name, part in given.items() if part}, value)
+    box = slices.frame([mask.array for mask in masks.values()], hung.spacing_mm, MARGIN_MM)
+    centre = slices.middle(_first_filled(masks))
+    width, depth, height = (
+        (part.stop - part.start) * mm for part, mm in zip(box, hung.spacing_mm, strict=True)
+    )
+    inches = np.array([2 * width + depth, max(depth, height)]) * INCHES_PER_MM
+    figure = Figure(figsize=(inches[0] + 0.3, inches[1] + 1.1), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 3, width_ratios=[width, width, depth])
+    for axes, plane in zip(panels, ("axial", "coronal", "sagittal"), strict=True):
+        index = centre[slices.PLANES[plane]]
+        drawing.draw_scan(axes, hung.cut(plane, index, box), window)
+        for name, mask in masks.items():
+            piece = mask.cut(plane, index, box)
+            drawing.draw_outline(axes, piece, COLORS[name], LINEWIDTHS[name])
+        axes.set_title(plane, fontsize=9)
+    drawing.draw_ruler(panels[0], hung.cut("axial", centre[2], box))
+    figure.suptitle(_headline(title, masks), fontsize=11)
+    handles = [Line2D([], [], color=COLORS[name], lw=3, label=name) for name in masks]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def demo_figure(
+    examples: Sequence[Example],
+    value: int,
+    organ: str,
+    *,
+    title: str = "",
+    window: tuple[float, float] = WINDOW_HU,
+) -> Figure:
+    """A row for each scan: the scan alone, the right answer, the network's answer, attention.
+
+    Args:
+        examples: The scans; the slice of each is the one through the organ's middle. A column for
+            attention is there when an example has it.
+        value: The organ's label value.
+        organ: Its name.
+        title: The line above all.
+        window: What is drawn black and white, in the scan's units.
+
+    Raises:
+        ReportError: There is no example.
+        SliceError: The grids of an example differ.
+    """
+    if not examples:
+        raise ReportError("no example to draw; segment at least one scan")
+    columns = ["CT scan", f"right answer: {organ}", "network's answer"]
+    columns += ["where its gates open"] if any(example.attention for example in examples) else []
+    size = 3.0 * len(columns) + 0.3, 2.45 * len(examples) + 1.0
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    rows = figure.subplots(len(examples), len(columns), squeeze=False)
+    scores = [
+        _draw_example(panels, example, value, window)
+        for panels, example in zip(rows, examples, strict=True)
+    ]
+    for axes, heading in zip(rows[0], columns, strict=True):
+        axes.set_title(plain(heading), fontsize=11)
+    mean = f"mean Dice {np.mean(scores):.2f} (1 is perfect)"
+    figure.suptitle(f"{plain(title)}\n{mean}" if title else mean, fontsize=12)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all; the same figure gives the same bytes.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    whole_file.write_bytes(path, stream.getbuffer())
+
+
+def _hang(scan: Voxels, maps: Mapping[str, Voxels], value: int) -> tuple[Hung, dict[str, Hung]]:
+    hung, *parts = slices.hang_together(scan, *maps.values())
+    masks = [Hung(part.array == value, part.spacing_mm) for part in parts]
+    return hung, dict(zip(maps, masks, strict=True))
+
+
+def _first_filled(masks: Mapping[str, Hung]) -> slices.Array:
+    arrays = [mask.array for mask in masks.values()]
+    return next((array for array in arrays if array.any()), arrays[0])
+
+
+def _headline(title: str, masks: Mapping[str, Hung]) -> str:
+    if "reference" not in masks:
+        return plain(title)
+    reached = metrics.dice(masks["prediction"].array, masks["reference"].array)
+    return f"{plain(title)}   Dice {reached:.3f}".strip()
+
+
+def _draw_example(
+    panels: Sequence[Axes], example: Example, value: int, window: tuple[float, float]
+) -> float:
+    """Draw one row of the demo's picture; returns the Dice."""
+    maps = {"reference": example.reference, "prediction": example.prediction}
+    hung, masks = _hang(example.scan, maps, value)
+    index = slices.middle(_first_filled(masks))[2]
+    body = slices.frame([hung.array > window[0]], hung.spacing_mm, BODY_MARGIN_MM)
+    for axes in panels:
+        drawing.draw_scan(axes, hung.cut("axial", index, body), window)
+    pieces = {name: mask.cut("axial", index, body) for name, mask in masks.items()}
+    for axes, (name, piece) in zip(panels[1:3], pieces.items(), strict=True):
+        drawing.draw_tint(axes, piece, COLORS[name])
+        drawing.draw_outline(axes, pieces["reference"], COLORS["reference"])
+    if example.attention is not None:
+        _, attention = slices.hang_together(example.scan, example.attention)
+        drawing.draw_heat(panels[3], attention.cut("axial", index, body))
+    elif len(panels) > 3:
+        panels[3].set_visible(False)
+    reached = metrics.dice(masks["prediction"].array, masks["reference"].array)
+    panels[0].set_ylabel(plain(example.name), fontsize=11)
+    panels[2].set_xlabel(f"Dice {reached:.2f}", fontsize=12, fontweight="bold")
+    return reached

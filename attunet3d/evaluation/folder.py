@@ -1,0 +1,222 @@
+"""Label maps against references on the scanner's grid: the reported Dice, and the other scores.
+
+    OUT_DIR/scores.csv      a row for each case and label
+    OUT_DIR/summary.json    statistics of each label, counts of the empty and the missing
+    OUT_DIR/boxplot.png     Dice, HD95 and surface Dice of every case
+    OUT_DIR/failures.json   cases that could not be scored, when there are some
+
+Nothing is resampled: a prediction that does not lie on its reference's grid fails by name, and so
+does a case whose prediction is missing.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from attunet3d.core import machine, whole_file
+from attunet3d.core.errors import UserError
+from attunet3d.datasets.case import Case
+from attunet3d.datasets.case_files import read_case_label, read_image
+from attunet3d.datasets.manifest import Manifest
+from attunet3d.evaluation import figures, metrics
+from attunet3d.evaluation.metrics import LabelScore
+from attunet3d.evaluation.scores import Summary, completed
+from attunet3d.imaging.volume import Volume, find_scans, read_label
+from attunet3d.inference import results
+
+MOST_WORKERS = 4  # each holds two label maps
+GRID_TOLERANCE_MM = 1e-3
+PLOTTED = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "surface_dice": "surface Dice"}
+
+
+class EvaluationError(UserError):
+    """Predictions and references that cannot be compared."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    case_id: str
+    predictions: tuple[Path, ...]  # one, unless it is missing or not unique
+    references: tuple[Path, ...]
+    case: Case | None = None  # of a manifest
+
+
+def evaluate(
+    predictions: Path,
+    reference: Path,
+    out_dir: Path,
+    *,
+    root: Path | None = None,
+    fold: int | None = None,
+    tolerance_mm: float = metrics.TOLERANCE_MM,
+) -> Summary:
+    """Score every case of `reference` and write scores, summary and box plot.
+
+    Args:
+        predictions: Folder of label maps, CASE.nii.gz.
+        reference: Folder of label maps of the same names, or a manifest: its labelled `test`
+            cases or, when there are none, all its labelled cases.
+        out_dir: Made when missing; neither of the two folders.
+        root: Of a manifest, where its paths begin; None: where it says.
+        fold: Of a manifest, the validation cases of this fold instead.
+        tolerance_mm: Of surface Dice.
+
+    Returns:
+        The scores and the failures. Labels are the manifest's, else those that the predictions'
+        sidecars name, else all values that occur.
+
+    Raises:
+        UserError: A folder holds no label map, names disagree, or nothing can be written.
+    """
+    if not tolerance_mm >= 0:
+        raise EvaluationError(f"tolerance {tolerance_mm} mm: must be 0 or more")
+    for folder in (predictions, reference):
+        if out_dir.resolve() == folder.resolve():
+            raise EvaluationError(f"{out_dir}: holds what is evaluated; choose another folder")
+    if not predictions.is_dir():
+        raise EvaluationError(f"{predictions}: must be a folder of label maps")
+    references, names, cases = _references(reference, root, fold)
+    named = _named_labels(predictions)
+    _check_names(names, named)
+    found = _by_id(find_scans(predictions))
+    pairs = [
+        _Pair(name, found.get(name, ()), paths, cases.get(name))
+        for name, paths in references.items()
+    ]
+    scores, failures = _score_all(pairs, tolerance_mm)
+    seen = {value for case in scores.values() for value in case}
+    labels = names or named or {value: f"label {value}" for value in sorted(seen)}
+    summary = Summary(
+        labels=labels,
+        scores=completed(scores, labels),
+        failures=failures,
+        tolerance_mm=tolerance_mm,
+        without_reference=tuple(sorted(set(found) - set(references))),
+        other_values=tuple(sorted(seen - set(labels))),
+    )
+    _write(summary, out_dir)
+    return summary
+
+
+def _references(
+    path: Path, root: Path | None, fold: int | None
+) -> tuple[dict[str, tuple[Path, ...]], dict[int, str], dict[str, Case]]:
+    """References by case; of a manifest also the labels' names and the cases."""
+    if path.suffix.lower() != ".json":
+        if fold is not None or root is not None:
+            raise EvaluationError(f"{path}: is no manifest; --fold and --root go with one")
+        return _by_id(find_scans(path)), {}, {}
+    manifest = Manifest.load(path, root)
+    cases = manifest.unseen(fold)
+    labelled = _by_id([(case.id, case.label) for case in cases if case.label])
+    if not labelled:
+        raise EvaluationError(
+            f"{path}: none of the cases to score has a label; --fold K scores those that fold K"
+            " validates on"
+        )
+    names = {value: name for value, name in manifest.labels.items() if value}
+    return labelled, names, {case.id: case for case in cases}
+
+
+def _by_id(files: Sequence[tuple[str, Path]]) -> dict[str, tuple[Path, ...]]:
+    found: dict[str, tuple[Path, ...]] = {}
+    for case_id, path in files:
+        found[case_id] = (*found.get(case_id, ()), path)
+    return dict(sorted(found.items()))
+
+
+def _named_labels(predictions: Path) -> dict[int, str]:
+    """The labels that the sidecars of the predictions name, background left out."""
+    names: dict[int, str] = {}
+    for path in sorted(predictions.glob("*.json")):
+        try:
+            labels = results.read_sidecar(path)["labels"]
+            here = {int(value): str(name) for value, name in labels.items() if int(value)}
+        except (results.ResultError, ValueError):
+            continue  # other programs' JSON
+        _check_names(names, here)
+        names |= here
+    return dict(sorted(names.items()))
+
+
+def _check_names(names: Mapping[int, str], others: Mapping[int, str]) -> None:
+    for value in sorted(set(names) & set(others)):
+        if names[value].casefold() != others[value].casefold():
+            raise EvaluationError(
+                f"label {value} is called {names[value]!r} and {others[value]!r}: one value must"
+                " mean one organ; name it alike (manifest --label VALUE=NAME), or renumber one"
+            )
+
+
+def _score_all(
+    pairs: Sequence[_Pair], tolerance_mm: float
+) -> tuple[dict[str, dict[int, LabelScore]], dict[str, str]]:
+    """Scores by case and label of all values that occur, and the reasons of the failures."""
+    scores, failures = {}, {}
+    workers = max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(pairs)))
+    with ThreadPoolExecutor(workers) as pool:
+        tasks = [pool.submit(_score_pair, pair, tolerance_mm) for pair in pairs]
+        try:
+            bar = tqdm(tasks, unit="case", file=sys.stderr, disable=None)
+            for pair, task in zip(pairs, bar, strict=True):
+                try:
+                    scores[pair.case_id] = task.result()
+                except Exception as error:  # the others are done all the same
+                    failures[pair.case_id] = results.reason(error)
+        except BaseException:  # Ctrl-C: what has not begun need not
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return scores, failures
+
+
+def _score_pair(pair: _Pair, tolerance_mm: float) -> dict[int, LabelScore]:
+    if not pair.predictions:
+        raise EvaluationError("its prediction is missing; segment it or check the file names")
+    for paths in (pair.predictions, pair.references):
+        if len(paths) > 1:
+            names = ", ".join(str(path) for path in paths)
+            raise EvaluationError(f"{names}: are of one name; remove all but one")
+    prediction, reference = read_label(pair.predictions[0]), _read_reference(pair)
+    here, there = prediction.grid, reference.grid
+    if here.shape != there.shape:
+        raise EvaluationError(
+            f"{pair.predictions[0]}: has {here.shape} voxels, its reference {there.shape}; predict"
+            " on the scan that the reference was drawn on"
+        )
+    if not here.matches(there, GRID_TOLERANCE_MM):
+        raise EvaluationError(
+            f"{pair.predictions[0]}: lies up to {here.distance_mm(there):.4g} mm from its reference"
+            f" (at most {GRID_TOLERANCE_MM} mm); check which of the two headers is wrong"
+        )
+    return metrics.score_labels(prediction.array, reference.array, there, tolerance_mm=tolerance_mm)
+
+
+def _read_reference(pair: _Pair) -> Volume:
+    case = pair.case
+    if case is None or case.label_flip is None:
+        return read_label(pair.references[0])
+    return read_case_label(case, read_image(case))  # mended as the manifest says
+
+
+def _write(summary: Summary, out_dir: Path) -> None:
+    out_dir = whole_file.make_folder(out_dir)
+    whole_file.write_text(out_dir / "scores.csv", summary.to_csv())
+    content = {**summary.as_dict(), "versions": machine.versions()}
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    whole_file.write_text(out_dir / "summary.json", text + "\n")
+    results.write_failures(out_dir, summary.failures)
+    path = out_dir / "boxplot.png"
+    if not summary.scores or not summary.labels:
+        path.unlink(missing_ok=True)  # an older call's
+        return
+    plotted = {
+        heading: {name: summary.values(value, metric) for value, name in summary.labels.items()}
+        for metric, heading in PLOTTED.items()
+    }
+    figures.save(figures.box_plot(plotted, f"{len(summary.scores)} cases"), path)

@@ -1,0 +1,180 @@
+"""Scores of many cases: rows of `scores.csv`, statistics of `summary.json`, a table to read.
+
+A case that failed has no scores and is in no mean; it is listed by name. A label that is empty in
+prediction or reference is in the means as `metrics` defines it, and counted. A value that does
+not exist (a distance to nothing) is blank in the CSV, null in JSON, and left out of the
+statistics, whose `n` says how many values they rest on.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from attunet3d.evaluation import metrics
+from attunet3d.evaluation.metrics import LabelScore
+
+METRICS = tuple(f.name for f in fields(LabelScore) if not f.name.startswith("empty"))
+COLUMNS = ("case", "label", "name", *(f.name for f in fields(LabelScore)))
+TABLE = {  # columns of the table: metric, heading, format
+    "dice": ("Dice", "{:.3f}"),
+    "precision": ("precision", "{:.3f}"),
+    "recall": ("recall", "{:.3f}"),
+    "hd95_mm": ("HD95 mm", "{:.2f}"),
+    "asd_mm": ("ASD mm", "{:.2f}"),
+    "surface_dice": ("surface", "{:.3f}"),
+    "volume_difference_ml": ("Δ volume ml", "{:+.2f}"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What an evaluation found.
+
+    Args:
+        labels: Label values that were scored and their names, background left out.
+        scores: Case → label value → score; every case has every label.
+        failures: Case → why it could not be scored; missing predictions among them.
+        tolerance_mm: Of surface Dice.
+        without_reference: Predictions that nothing was there to compare with.
+        other_values: Values in the files that are none of `labels`; they count as background.
+    """
+
+    labels: dict[int, str]
+    scores: dict[str, dict[int, LabelScore]]
+    failures: dict[str, str] = field(default_factory=dict)
+    tolerance_mm: float = metrics.TOLERANCE_MM
+    without_reference: tuple[str, ...] = ()
+    other_values: tuple[int, ...] = ()
+
+    def values(self, value: int, metric: str) -> list[float]:
+        """One metric of one label in every scored case; NaN where it does not exist."""
+        return [float(getattr(case[value], metric)) for case in self.scores.values()]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `scores.csv`, unrounded."""
+        return [
+            {"case": case, "label": value, "name": self.labels[value], **asdict(score)}
+            for case, by_label in self.scores.items()
+            for value, score in by_label.items()
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "cases": len(self.scores) + len(self.failures),
+            "scored": len(self.scores),
+            "failed": sorted(self.failures),
+            "surface_dice_tolerance_mm": self.tolerance_mm,
+            "labels": {str(value): self._label(value) for value in self.labels},
+            "predictions_without_reference": list(self.without_reference),
+            "values_taken_as_background": list(self.other_values),
+        }
+
+    def to_csv(self) -> str:
+        """The text of `scores.csv`; see `COLUMNS`."""
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows():
+            writer.writerow({name: _cell(value) for name, value in row.items()})
+        return stream.getvalue()
+
+    def table(self) -> str:
+        """Mean ± standard deviation of each label, and what to know about them."""
+        body = [["label", "cases", *(heading for heading, _ in TABLE.values())]]
+        for value, name in self.labels.items():
+            cells = [_mean(self.values(value, metric), form) for metric, (_, form) in TABLE.items()]
+            body.append([name, str(len(self.scores)), *cells])
+        widths = [max(map(len, column)) for column in zip(*body, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in body
+        ]
+        return "\n".join([*lines, *self._remarks()])
+
+    def _label(self, value: int) -> dict[str, Any]:
+        of_label = [case[value] for case in self.scores.values()]
+        return {
+            "name": self.labels[value],
+            **{metric: statistics(self.values(value, metric)) for metric in METRICS},
+            "empty_prediction": sum(score.empty_prediction for score in of_label),
+            "empty_reference": sum(score.empty_reference for score in of_label),
+            "empty_both": sum(s.empty_prediction and s.empty_reference for s in of_label),
+            "missing": len(self.failures),
+        }
+
+    def _remarks(self) -> list[str]:
+        remarks = [f"mean ± standard deviation; surface: surface Dice at {self.tolerance_mm:g} mm"]
+        for value, name in self.labels.items():
+            counts = self._label(value)
+            p, r, both = (counts[f"empty_{part}"] for part in ("prediction", "reference", "both"))
+            if p or r:
+                remarks.append(
+                    f"{name}: empty in {p} predictions and {r} references, in {both} cases in both;"
+                    " no distances there"
+                )
+        if self.other_values:
+            remarks.append(f"values taken as background: {', '.join(map(str, self.other_values))}")
+        if self.without_reference:
+            remarks.append(f"predictions without a reference: {len(self.without_reference)}")
+        if self.failures:
+            total = len(self.scores) + len(self.failures)
+            remarks.append(f"{len(self.failures)} of {total} cases failed and are in no mean:")
+            remarks += [f"  {case}: {reason}" for case, reason in self.failures.items()]
+        return remarks
+
+
+def statistics(values: list[float]) -> dict[str, float | int | None]:
+    """Mean, standard deviation (of a sample, n - 1), median, least and greatest of finite values.
+
+    Example:
+        >>> statistics([1.0, 3.0, float("nan")])
+        {'n': 2, 'mean': 2.0, 'std': 1.4142135623730951, 'median': 2.0, 'min': 1.0, 'max': 3.0}
+        >>> statistics([0.5])["std"] is None
+        True
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return {"n": 0, **dict.fromkeys(("mean", "std", "median", "min", "max"))}
+    return {
+        "n": len(finite),
+        "mean": float(np.mean(finite)),
+        "std": float(np.std(finite, ddof=1)) if len(finite) > 1 else None,
+        "median": float(np.median(finite)),
+        "min": min(finite),
+        "max": max(finite),
+    }
+
+
+def completed(
+    scores: Mapping[str, Mapping[int, LabelScore]], labels: Mapping[int, str]
+) -> dict[str, dict[int, LabelScore]]:
+    """The scores of exactly `labels` in every case; a label in neither map is rightly absent."""
+    return {
+        case: {value: by_label.get(value) or metrics.absent() for value in labels}
+        for case, by_label in scores.items()
+    }
+
+
+def _mean(values: list[float], form: str) -> str:
+    found = statistics(values)
+    if found["mean"] is None:
+        return "–"
+    spread = "" if found["std"] is None else f" ± {form.replace('+', '').format(found['std'])}"
+    return form.format(found["mean"]) + spread
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else ""
+    return value

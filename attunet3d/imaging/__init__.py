@@ -1,0 +1,1 @@
+"""Scans and their grids: reading, writing, resampling and preprocessing."""

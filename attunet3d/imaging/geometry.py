@@ -1,0 +1,181 @@
+"""Where voxels lie in the patient: grids, and how the voxel axes of one lie along another's.
+
+World coordinates are RAS millimetres as in NIfTI and nibabel: x grows towards the patient's right,
+y towards anterior, z towards superior. Every change of grid here (reorienting, cropping,
+resampling) goes along voxel axes and keeps them parallel, so any invertible affine works, sheared
+ones included, and the way back is again one step along voxel axes.
+"""
+
+from dataclasses import dataclass
+
+import nibabel.orientations as orientations
+import numpy as np
+import numpy.typing as npt
+
+from attunet3d.core.errors import UserError
+
+Box = tuple[slice, slice, slice]
+Array = npt.NDArray[np.float64]
+
+
+class GeometryError(UserError):
+    """A grid that lies nowhere, or two grids that do not belong together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A box of voxels in the patient.
+
+    Args:
+        shape: Number of voxels along each voxel axis.
+        affine: 4×4; voxel index (centre of the voxel) → RAS millimetres.
+
+    Raises:
+        GeometryError: The affine is not finite or not invertible, or an axis has no voxel.
+
+    Example:
+        >>> grid = Grid((4, 4, 2), np.diag([1.0, 1.0, 5.0, 1.0]))
+        >>> grid.spacing_mm, round(grid.voxel_volume_ml, 6), grid.axis_codes
+        ((1.0, 1.0, 5.0), 0.005, 'RAS')
+    """
+
+    shape: tuple[int, int, int]
+    affine: Array
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine, dtype=np.float64)
+        affine.flags.writeable = False
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise GeometryError(f"shape {self.shape}: a grid has three axes of at least one voxel")
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise GeometryError("the affine must be 4×4 finite numbers; mend the header")
+        # Relative to the spacings, so that microscopic and huge voxels are judged alike.
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        if lengths.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
+            raise GeometryError(
+                f"the affine is singular (spacings {lengths.round(6).tolist()} mm): voxel axes must"
+                " be of positive length and point three different ways; mend the header"
+            )
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along each voxel axis."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        """Volume of one voxel in millilitres; right for sheared axes, too."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+    @property
+    def axis_codes(self) -> str:
+        """The direction in which each voxel axis grows, nearest of R/L, A/P, S/I."""
+        return "".join(orientations.aff2axcodes(self.affine))
+
+    def corners_mm(self) -> Array:
+        """World positions of the centres of the eight corner voxels, (8, 3)."""
+        last = np.array(self.shape) - 1
+        index = np.stack(np.meshgrid(*[[0, n] for n in last], indexing="ij"), -1).reshape(-1, 3)
+        return self.to_world(index)
+
+    def to_world(self, index: npt.ArrayLike) -> Array:
+        """World millimetres (…, 3) of voxel indices (…, 3)."""
+        points: Array = (
+            np.asarray(index, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+        )
+        return points
+
+    def to_index(self, world: npt.ArrayLike) -> Array:
+        """Voxel indices (…, 3) of world millimetres (…, 3)."""
+        inverse = np.linalg.inv(self.affine)
+        index: Array = np.asarray(world, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+        return index
+
+    def distance_mm(self, other: "Grid") -> float:
+        """Largest distance between matching corner voxels of two grids of one shape."""
+        return float(np.linalg.norm(self.corners_mm() - other.corners_mm(), axis=1).max())
+
+    def matches(self, other: "Grid", tolerance_mm: float = 1e-3) -> bool:
+        """Whether both grids have one shape and no corner lies further apart than the tolerance."""
+        return self.shape == other.shape and self.distance_mm(other) <= tolerance_mm
+
+    def cropped(self, box: Box) -> "Grid":
+        """The grid of `array[box]`; slices have a start, a stop and step 1."""
+        starts = [part.start for part in box]
+        affine = self.affine.copy()
+        affine[:3, 3] = self.to_world(starts)
+        a, b, c = (part.stop - part.start for part in box)
+        return Grid((a, b, c), affine)
+
+    def oriented(self, codes: str = "RAS") -> "Grid":
+        """The same voxels, axes permuted and flipped to run as nearly as can be along `codes`."""
+        wanted = orientations.axcodes2ornt(codes)
+        change = orientations.ornt_transform(orientations.io_orientation(self.affine), wanted)
+        a, b, c = (self.shape[int(axis)] for axis in np.argsort(change[:, 0]))
+        return Grid((a, b, c), self.affine @ orientations.inv_ornt_aff(change, self.shape))
+
+    def resized(self, shape: tuple[int, int, int]) -> "Grid":
+        """The same extent divided into `shape` voxels.
+
+        Extents (outer faces), not first centres, are kept: the new first centre lies
+        (ratio − 1)/2 old voxels from the old one, as in `F.interpolate(align_corners=False)`.
+        """
+        ratio = np.array(self.shape) / np.array(shape)
+        step = np.diag([*ratio, 1.0])
+        step[:3, 3] = (ratio - 1) / 2
+        return Grid(shape, self.affine @ step)
+
+    def with_spacing(self, spacing_mm: tuple[float, float, float]) -> "Grid":
+        """The same extent at the whole number of voxels that comes nearest to `spacing_mm`."""
+        extent = np.array(self.shape) * self.spacing_mm
+        a, b, c = (max(1, round(float(n))) for n in extent / np.array(spacing_mm))
+        return self.resized((a, b, c))
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """How the voxel axes of a target grid lie along those of a source grid.
+
+    Target axis t runs along source axis `order[t]`; its index j lies at source index
+    `scale[t] * j + offset[t]` (scale is negative where the axes run against each other).
+    """
+
+    order: tuple[int, int, int]
+    scale: tuple[float, float, float]
+    offset: tuple[float, float, float]
+
+    @property
+    def flipped(self) -> tuple[int, ...]:
+        """Target axes that run against their source axes."""
+        return tuple(axis for axis in range(3) if self.scale[axis] < 0)
+
+
+def axis_map(source: Grid, target: Grid) -> AxisMap:
+    """How `target` lies along the voxel axes of `source`.
+
+    Raises:
+        GeometryError: The voxel axes of the two grids are not parallel.
+
+    Example:
+        >>> grid = Grid((4, 5, 6), np.diag([-2.0, 2.0, 3.0, 1.0]))
+        >>> axis_map(grid, grid.oriented("RAS"))
+        AxisMap(order=(0, 1, 2), scale=(-1.0, 1.0, 1.0), offset=(3.0, 0.0, 0.0))
+    """
+    relation = np.linalg.inv(source.affine) @ target.affine  # target index -> source index
+    order = np.abs(relation[:3, :3]).argmax(axis=0)
+    scale = relation[order, range(3)]
+    rest = relation[:3, :3].copy()
+    rest[order, range(3)] = 0
+    drift = np.abs(rest) @ np.array(target.shape)  # voxels of drift from one end to the other
+    if sorted(order) != [0, 1, 2] or drift.max() > 1e-3:
+        raise GeometryError(
+            "the voxel axes of the two grids are not parallel; resample one of them"
+        )
+    (a, b, c), (p, q, r) = order, scale
+    u, v, w = relation[order, 3]
+    return AxisMap(
+        (int(a), int(b), int(c)), (float(p), float(q), float(r)), (float(u), float(v), float(w))
+    )

@@ -1,0 +1,44 @@
+"""Whether values look like Hounsfield units: water 0, air −1000, nothing below about −1100."""
+
+from attunet3d.imaging.volume import Volume
+
+SAMPLES_PER_AXIS = 96
+
+
+def hounsfield_warnings(volume: Volume) -> list[str]:
+    """What makes a scan's values look unlike Hounsfield units; empty where nothing does.
+
+    A sub-sample of the voxels is looked at. Known ways of losing the scale are named: values
+    scaled to 0–1 or 0–255, and raw scanner values 1024 above HU.
+
+    Args:
+        volume: A scan.
+
+    Returns:
+        Sentences for the sidecar and for stderr.
+
+    Example:
+        >>> import numpy as np
+        >>> from attunet3d.imaging.geometry import Grid
+        >>> scan = Volume(np.full((8, 8, 8), -1000, np.int16), Grid((8, 8, 8), np.eye(4)))
+        >>> hounsfield_warnings(scan)
+        ['every voxel is -1000: there is nothing to segment']
+    """
+    steps = tuple(slice(None, None, max(1, n // SAMPLES_PER_AXIS)) for n in volume.array.shape)
+    values = volume.array[steps]
+    low, high = float(values.min()), float(values.max())
+    if low == high:  # the sub-sample may have missed what little there is
+        low, high = float(volume.array.min()), float(volume.array.max())
+    if low == high:
+        return [f"every voxel is {low:g}: there is nothing to segment"]
+    if low >= 0 and high <= 1:
+        return ["values lie between 0 and 1: not HU; bring the scan in Hounsfield units"]
+    if low >= 0 and high <= 255:
+        return ["values lie between 0 and 255: not HU; bring the scan in Hounsfield units"]
+    if low >= -10 and high > 600:
+        return [f"values lie between {low:g} and {high:g}: not HU, 1024 too high it seems"]
+    if low > -200:
+        return [f"no value is below {low:g}: no air, so it may not be HU"]
+    if low < -10_000 or high > 70_000:
+        return [f"values lie between {low:g} and {high:g}: not HU"]
+    return []

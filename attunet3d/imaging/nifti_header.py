@@ -1,0 +1,244 @@
+"""What a NIfTI header says, taken at its word only where the word is sound.
+
+The rules (those of nibabel and ITK where the two agree, else as stated):
+
+* The sform counts if its code is not 0, else the qform, else the voxel sizes with a warning that
+  the patient's left and right are unknown. Where both count and differ by more than a tenth of a
+  voxel at a corner, the sform counts and a warning says so; where they contradict each other on
+  left and right (determinants of opposite sign), the file is refused.
+* Any invertible affine is accepted, gantry tilt, shear and left-handed axes included; nothing is
+  made orthonormal behind the user's back.
+* Lengths are converted to millimetres by `xyzt_units` (metre, millimetre, micron; 0 counts as mm).
+* Trailing dimensions of size 1 are dropped; more than one volume, fewer than three dimensions and
+  colour or complex voxels are refused.
+* A single file (`n+1`, `n+2`) or a header and its voxels in two (`ni1`, `ni2`); Analyze 7.5, which
+  has no orientation, is refused.
+* A qfac (`pixdim[0]`) of 0 counts as 1, as nifti1.h has it.
+* A slope of 0 or one that is not finite means no scaling; an intercept that is not finite means 0.
+* Free text (`descrip`, `aux_file`, `db_name`, `intent_name`) and extensions are never kept: they
+  may name a patient.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.spatialimages import HeaderDataError
+
+from attunet3d.core.errors import UserError
+
+LARGEST_OFFSET = 1 << 24  # bytes of extensions that are skipped at most
+DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2"} | {
+    768: "u4",
+    1024: "i8",
+    1280: "u8",
+}
+MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+GEOMETRY_FIELDS = (
+    *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
+
+
+class NiftiError(UserError):
+    """A file is no sound NIfTI volume."""
+
+
+@dataclass(frozen=True, eq=False)
+class NiftiGeometry:
+    """The header fields that place the voxels, bit for bit, for an output on the same voxels."""
+
+    version: int
+    """1 or 2."""
+    fields: Mapping[str, npt.NDArray[Any]]
+    """`GEOMETRY_FIELDS` by name, in the byte order of this machine."""
+
+
+@dataclass(frozen=True, eq=False)
+class NiftiHeader:
+    """What is needed to read the voxels and to place them."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    offset: int
+    slope: float
+    intercept: float
+    affine_mm: npt.NDArray[np.float64]
+    geometry: NiftiGeometry
+    warnings: tuple[str, ...]
+
+
+def header_size(start: bytes) -> int:
+    """Bytes that the header takes, by its first four.
+
+    Raises:
+        NiftiError: They are not those of NIfTI-1 or NIfTI-2 in either byte order.
+    """
+    sizes = {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")}
+    for size in (348, 540):
+        if size in sizes and len(start) >= 4:
+            return size
+    raise NiftiError(
+        "is no NIfTI file (sizeof_hdr is neither 348 nor 540); convert or copy it again"
+    )
+
+
+def parse_header(data: bytes, max_voxels: int, *, pair: bool = False) -> NiftiHeader:
+    """Read and check a header; nothing is allocated by what it claims.
+
+    Args:
+        data: The first `header_size` bytes of the decompressed file.
+        max_voxels: Largest volume accepted.
+        pair: The voxels lie in a file of their own, from its first byte on by default.
+
+    Raises:
+        NiftiError: A field breaks a rule; the message has no file name yet.
+    """
+    size = header_size(data)
+    endian: Literal["<", ">"] = "<" if int.from_bytes(data[:4], "little") == size else ">"
+    kind = nib.Nifti1Header if size == 348 else nib.Nifti2Header
+    header = kind(binaryblock=bytes(data[:size]), endianness=endian, check=False)
+    magic = header["magic"].tobytes()[:3]
+    wanted = (b"ni" if pair else b"n+") + (b"1" if size == 348 else b"2")
+    if magic != wanted:
+        kind_of = "of a pair (Analyze is not read)" if pair else "of a single file"
+        # Other bytes are not quoted: what slipped there may be text, and text may name a patient.
+        found = repr(magic) if magic in (b"n+1", b"ni1", b"n+2", b"ni2") else "none of NIfTI's"
+        raise NiftiError(
+            f"has magic {found}: must be {wanted!r}, NIfTI {kind_of}; convert it to .nii.gz"
+        )
+    shape = _shape(header, max_voxels)
+    affine, warnings = _affine_mm(header, shape)
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not np.isfinite(slope):
+        slope, intercept = 1.0, 0.0
+    fields = {name: _native(header[name]) for name in GEOMETRY_FIELDS}
+    return NiftiHeader(
+        shape=shape,
+        dtype=_dtype(header).newbyteorder(endian),
+        offset=_offset(header, 0 if pair else size + 4),
+        slope=slope,
+        intercept=intercept if np.isfinite(intercept) else 0.0,
+        affine_mm=affine,
+        geometry=NiftiGeometry(1 if size == 348 else 2, fields),
+        warnings=tuple(warnings),
+    )
+
+
+def _native(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    array = np.array(value)
+    return array.astype(array.dtype.newbyteorder("="))
+
+
+def _shape(header: Any, max_voxels: int) -> tuple[int, int, int]:
+    dim = [int(n) for n in header["dim"]]
+    if not 1 <= dim[0] <= 7:
+        raise NiftiError(f"has dim[0] = {dim[0]}: must be 1 to 7; the header is damaged")
+    sizes = dim[1 : dim[0] + 1]
+    if min(sizes) < 1:
+        raise NiftiError(f"has dimensions {sizes}: each must be 1 or more; the header is damaged")
+    if dim[0] < 3:
+        raise NiftiError(
+            f"is a {dim[0]}D image {sizes}: a scan has three dimensions; give the volume"
+        )
+    volumes = int(np.prod(sizes[3:], dtype=object)) if sizes[3:] else 1
+    if volumes != 1:
+        raise NiftiError(f"holds {volumes} volumes {sizes}: must be one; split it and pick one")
+    i, j, k = sizes[:3]
+    if i * j * k > max_voxels:  # Python integers: no overflow
+        raise NiftiError(
+            f"claims {i}×{j}×{k} voxels: at most {max_voxels} are read; crop it, or raise"
+            " inference.max_voxels"
+        )
+    return i, j, k
+
+
+def _dtype(header: Any) -> np.dtype[Any]:
+    code = int(header["datatype"])
+    if code not in DTYPES:
+        known = {32: "complex", 128: "RGB", 1792: "complex", 2304: "RGBA", 1: "one-bit"}
+        name = known.get(code, "unknown")
+        raise NiftiError(f"has {name} voxels (datatype {code}): must be plain numbers; convert it")
+    dtype = np.dtype(DTYPES[code])
+    if int(header["bitpix"]) not in (0, dtype.itemsize * 8):
+        raise NiftiError(
+            f"has bitpix {int(header['bitpix'])} for datatype {code}: must be"
+            f" {dtype.itemsize * 8}; the header is damaged"
+        )
+    return dtype
+
+
+def _offset(header: Any, least: int) -> int:
+    offset = float(header["vox_offset"])
+    if not np.isfinite(offset) or not least <= offset <= LARGEST_OFFSET or offset != int(offset):
+        raise NiftiError(
+            f"has vox_offset {offset:g}: must be a whole number of bytes from {least} to"
+            f" {LARGEST_OFFSET}; the header is damaged"
+        )
+    return int(offset)
+
+
+def _affine_mm(
+    header: Any, shape: tuple[int, int, int]
+) -> tuple[npt.NDArray[np.float64], list[str]]:
+    """Voxel → RAS mm by the rules above, and what is odd about it."""
+    unit = int(header["xyzt_units"]) & 7
+    if unit not in MM_PER_UNIT:
+        raise NiftiError(
+            f"has xyzt_units {unit}: lengths must be in metre (1), millimetre (2) or micron (3);"
+            " mend the header"
+        )
+    scale = np.array([[MM_PER_UNIT[unit]]] * 3 + [[1.0]])  # row by row: infinities stay quiet
+    sform = np.asarray(header.get_sform(), float) if int(header["sform_code"]) > 0 else None
+    qform = _qform(header) if int(header["qform_code"]) > 0 else None
+    if sform is None and qform is None:
+        if min(header["pixdim"][1:4]) < 0:
+            raise NiftiError("has negative voxel sizes and no orientation; mend the header")
+        base = np.asarray(header.get_base_affine(), float)
+        return scale * base, [
+            "the header has no orientation (sform_code = qform_code = 0): left and right of the"
+            " patient are unknown, spacing is from pixdim"
+        ]
+    if sform is None:
+        assert qform is not None
+        return scale * qform, []
+    if qform is None or not np.isfinite(sform).all():
+        return scale * sform, []
+    return scale * sform, _disagreement(sform, qform, shape)
+
+
+def _qform(header: Any) -> npt.NDArray[np.float64] | None:
+    header = header.copy()
+    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
+    try:
+        qform = np.asarray(header.get_qform(), float)
+    except (ValueError, HeaderDataError):
+        qform = np.full((4, 4), np.nan)
+    if not np.isfinite(qform).all():
+        if int(header["sform_code"]) > 0:
+            return None  # the sform counts; a broken qform beside it says nothing
+        raise NiftiError(
+            "has a qform that is none: the quaternion must be finite and no longer than 1, the"
+            " voxel sizes finite and not negative; mend the header"
+        )
+    return qform
+
+
+def _disagreement(
+    sform: npt.NDArray[np.float64], qform: npt.NDArray[np.float64], shape: tuple[int, int, int]
+) -> list[str]:
+    determinants = np.linalg.det(sform[:3, :3]), np.linalg.det(qform[:3, :3])
+    if determinants[0] * determinants[1] < 0:
+        raise NiftiError(
+            "has a sform and a qform that contradict each other on the patient's left and right;"
+            " mend the header (set the wrong one's code to 0)"
+        )
+    corners = np.stack(np.meshgrid(*[[0, n - 1] for n in shape]), -1).reshape(-1, 3)
+    apart = np.linalg.norm((corners @ (sform - qform)[:3, :3].T) + (sform - qform)[:3, 3], axis=1)
+    if apart.max() <= 0.1 * np.linalg.norm(sform[:3, :3], axis=0).min():
+        return []
+    return [f"sform and qform lie {apart.max():.3g} apart (header's units); the sform counts"]

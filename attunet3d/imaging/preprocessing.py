@@ -1,0 +1,203 @@
+"""From a scan in Hounsfield units to what the network sees; no randomness, nothing to undo.
+
+The order: box around the body → the same voxels as a view → resampled to the network's spacing and
+turned to RAS → Hounsfield window → normalised. Each step is a change of grid or of values; the way
+back (`decision`) needs the two grids only.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from attunet3d.core.errors import UserError
+from attunet3d.core.model_settings import PreprocessingConfig
+from attunet3d.imaging.components import Mask, large_components
+from attunet3d.imaging.geometry import Box, Grid
+from attunet3d.imaging.resampling import Sampler, resample, walk
+from attunet3d.imaging.volume import Volume
+
+BODY_HU = -500  # halfway between air and water; below it lie air, lung and most table foam
+LOOK_MM = 4.0  # distance of the voxels looked at for the body box
+MARGIN_MM = 8.0  # kept around the body: two of those distances
+TIE = 1e-4  # shares that differ by less are equal: they are sums of float32 weights
+BODY_SHARE = 0.25  # parts this large against the largest one are body, too (legs, arms)
+
+
+class PreprocessingError(UserError):
+    """A preprocessing setting that a plan has not filled in yet."""
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkImage:
+    """What the network sees.
+
+    Args:
+        tensor: (1, X, Y, Z) float32, axes to R, A, S, normalised; memory order of the scan.
+        grid: Where these voxels lie.
+    """
+
+    tensor: Tensor
+    grid: Grid
+
+
+def body_box(volume: Volume) -> Box:
+    """The box of voxels around the body, without the air about it and the table under it.
+
+    Every few millimetres one voxel is looked at. Thin sheets (table, blanket) are opened away,
+    then the large connected parts kept. A scan without air, or of air alone, is all box.
+
+    Example:
+        >>> array = np.full((60, 60, 30), -1000, np.int16)
+        >>> array[20:40, 20:40] = 40
+        >>> body_box(Volume(array, Grid(array.shape, np.diag([2.0, 2.0, 4.0, 1.0]))))
+        (slice(15, 44, None), slice(15, 44, None), slice(0, 30, None))
+    """
+    spacing = volume.grid.spacing_mm
+    steps = [max(1, int(LOOK_MM / size)) for size in spacing]
+    looked = volume.array[tuple(slice(None, None, step) for step in steps)]
+    body = _body(looked > BODY_HU)
+    parts = []
+    for axis, (step, size) in enumerate(zip(steps, volume.grid.shape, strict=True)):
+        hit = np.flatnonzero(body.any(axis=tuple({0, 1, 2} - {axis})))
+        if not len(hit):
+            return _whole(volume.grid.shape)
+        margin = step + int(np.ceil(MARGIN_MM / spacing[axis])) - 1  # step: what was not looked at
+        start, stop = int(hit[0]) * step - margin, int(hit[-1]) * step + margin + 1
+        parts.append(slice(max(0, start), min(size, stop)))
+    return parts[0], parts[1], parts[2]
+
+
+def to_network_grid(
+    volume: Volume, config: PreprocessingConfig, device: torch.device | str = "cpu"
+) -> NetworkImage:
+    """Crop, resample, turn, window and normalise a scan.
+
+    Args:
+        volume: The scan in HU; only read.
+        config: With spacing, and with mean and deviation where `normalisation` is "dataset".
+        device: Where the result is wanted; resampling happens there.
+
+    Raises:
+        PreprocessingError: A setting that is needed is not set.
+    """
+    box, target = network_grid(volume, config)
+    array = volume.array[box]
+    if torch.device(device).type != "cpu":
+        array = np.array(array, order="K")  # dense as it lies: a slice would be turned on the way
+    scan = as_tensor(array)[None].to(device)
+    image = resample(scan, volume.grid.cropped(box), target)
+    return NetworkImage(normalise_(image, config), target)
+
+
+def network_grid(volume: Volume, config: PreprocessingConfig) -> tuple[Box, Grid]:
+    """The box of a scan that the network sees, and the grid on which it sees it.
+
+    Raises:
+        PreprocessingError: A setting that is needed is not set.
+    """
+    _require_resolved(config)
+    assert config.spacing_mm is not None
+    box = body_box(volume) if config.crop_to_body else _whole(volume.grid.shape)
+    return box, volume.grid.cropped(box).oriented("RAS").with_spacing(config.spacing_mm)
+
+
+def normalise_(image: Tensor, config: PreprocessingConfig) -> Tensor:
+    """Clip `image` (any shape, float32, HU) to the window and shift and scale it, in place."""
+    if config.hu_window is not None:
+        image.clamp_(*config.hu_window)
+    if config.normalisation == "volume":
+        deviation, mean = torch.std_mean(image, correction=0)
+        return image.sub_(mean).div_(deviation.clamp(min=1e-3))  # a constant scan becomes zeros
+    return image.sub_(config.mean_hu or 0.0).div_(config.std_hu or 1.0)
+
+
+@torch.no_grad()
+def label_to_network_grid(
+    label: Volume, grid: Grid, values: Sequence[int], *, ignore_value: int | None = None
+) -> Tensor:
+    """Bring a label map to the network's grid: each class linearly, then the strongest.
+
+    A network voxel gets the class that fills most of it (as far as linear sampling tells). Ties
+    with background go to the structure, so that one a single voxel thick does not vanish; ties
+    among structures go to the lower class.
+
+    Args:
+        label: Label values; what is not in `values` counts as background. Only read.
+        grid: The network's grid, its axes parallel to the label's.
+        values: Label values, sorted, background (0) first; class c is `values[c]`.
+        ignore_value: A label value that marks unlabelled voxels; sampled by nearest neighbour and
+            kept as it is.
+
+    Returns:
+        (X, Y, Z) uint8 class indices.
+
+    Raises:
+        GeometryError: The grids' axes are not parallel.
+    """
+    array = as_tensor(label.array)
+    sampler = Sampler.between(label.grid, grid, walk(array, label.grid, grid), mean=True)
+    table = array.permute(sampler.source_axes)  # (P, R, C), a view
+    shape = (len(sampler.planes), len(sampler.rows), len(sampler.columns))
+    classes = torch.zeros(shape, dtype=torch.uint8)
+    best, filled = torch.zeros(shape), torch.zeros(shape)  # strongest class, all classes together
+    boxes = dict(enumerate(ndimage.find_objects(table.numpy()), start=1))
+    for index, value in enumerate(values):
+        if boxes.get(value) is None:
+            continue
+        for target, share in _shares(table, value, sampler, boxes[value]):
+            filled[target] += share
+            classes[target].masked_fill_(share > best[target], index)
+            torch.maximum(best[target], share, out=best[target])
+    classes.masked_fill_(best < 1 - filled - TIE, 0)
+    classes = classes.permute([sampler.target_axes.index(axis) for axis in range(3)])
+    if ignore_value is not None:
+        nearest = resample(array[None], label.grid, grid, mode="nearest")[0]
+        classes.masked_fill_(nearest == ignore_value, ignore_value)
+    return classes
+
+
+def as_tensor(array: npt.NDArray[np.generic]) -> Tensor:
+    """The array's memory as a tensor, without a copy, whatever its order; for reading only.
+
+    Unlike `torch.from_numpy` it takes read-only memory (a memory map) without a warning.
+    """
+    tensor: Tensor = from_dlpack(array)
+    return tensor
+
+
+def _shares(table: Tensor, value: int, sampler: Sampler, box: Box) -> Iterator[tuple[Box, Tensor]]:
+    """How much of each target voxel `value` fills, block by block, with the blocks' places."""
+    (first, last), rows, columns = sampler.touching(box)
+    inner = sampler.part((first, last), rows, columns)
+    for start, stop in inner.blocks():
+        place = slice(first + start, first + stop), slice(*rows), slice(*columns)
+        yield place, replace(inner, planes=inner.planes.part(start, stop))(table, value)
+
+
+def _body(mask: Mask) -> Mask:
+    """The large parts of a coarse mask; without its thin sheets, if anything is left then."""
+    # Beyond the scan counts as inside: what is cut by its border, or one slice thin, survives.
+    opened = ndimage.binary_dilation(ndimage.binary_erosion(mask, border_value=1)) & mask
+    return large_components(opened if opened.any() else mask, BODY_SHARE)
+
+
+def _whole(shape: tuple[int, int, int]) -> Box:
+    a, b, c = (slice(0, size) for size in shape)
+    return a, b, c
+
+
+def _require_resolved(config: PreprocessingConfig) -> None:
+    needed = ["spacing_mm"]
+    needed += ["mean_hu", "std_hu"] if config.normalisation == "dataset" else []
+    for name in needed:
+        if getattr(config, name) is None:
+            raise PreprocessingError(
+                f"preprocessing.{name} is not set; let the plan fill it in or give --set"
+                f" preprocessing.{name}=…"
+            )

@@ -1,0 +1,66 @@
+"""The text at the head of a MetaImage or NRRD file: where its voxels lie, and how many it claims.
+
+Both formats may name another file that holds the voxels, with any path, and claim any size; the
+library that reads them follows. Here a named file must lie beside the header, and the size claimed
+must be one that the bytes at hand can hold.
+"""
+
+import re
+from pathlib import Path
+
+from attunet3d.core.errors import UserError
+
+HEADER_BYTES = 65_536  # read at most; a header has some hundred
+MOST_INFLATED = 1100  # voxel bytes a byte of a deflated stream at the most, with a little to spare
+VOXELS_ENTRY = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(.*?)\s*$", re.I | re.M)
+SIZES_ENTRY = re.compile(rb"^(?:DimSize\s*=|sizes:)\s*([0-9 ]+?)\s*$", re.I | re.M)
+ENDINGS = (".mha", ".mhd", ".nrrd", ".nhdr")
+
+
+class TextHeaderError(UserError):
+    """A header that names voxels elsewhere, or more of them than there can be."""
+
+
+def check(path: Path) -> None:
+    """Refuse a header that points out of its folder or claims more than its bytes can hold.
+
+    Files of other formats pass.
+
+    Raises:
+        TextHeaderError: It does.
+    """
+    if not path.name.lower().endswith(ENDINGS):
+        return
+    with path.open("rb") as file:
+        text = file.read(HEADER_BYTES)
+    if text.startswith(b"NRRD"):
+        text = re.split(rb"\r?\n\r?\n", text, maxsplit=1)[0]  # then come the voxels
+    named = VOXELS_ENTRY.search(text)
+    voxels = path
+    if named is not None and named[1].upper() != b"LOCAL":
+        voxels = _beside(path, named[1])
+    sizes = SIZES_ENTRY.search(text)
+    if sizes is None or len(sizes[1]) > 100:
+        raise TextHeaderError(f"{path}: its header gives no size; convert the scan again")
+    count = 1
+    for size in sizes[1].split():
+        count *= int(size)
+    held = voxels.stat().st_size
+    if count > MOST_INFLATED * held:
+        raise TextHeaderError(
+            f"{path}: claims {count} voxels, more than its {held} bytes can hold; copy it again"
+        )
+
+
+def _beside(path: Path, name: bytes) -> Path:
+    """The file in the folder of `path` that its header names."""
+    # LIST is no name: a list of paths, anywhere, would follow.
+    plain = re.fullmatch(rb"\w[\w .+-]*", name) and not name.upper().startswith(b"LIST")
+    voxels = path.parent / name.decode("ascii") if plain else path
+    inside = plain and voxels.is_file() and voxels.resolve().parent == path.resolve().parent
+    if not inside:
+        raise TextHeaderError(
+            f"{path}: its voxels must be in the file itself or in one beside it; convert the scan"
+            " to a single file"
+        )
+    return voxels

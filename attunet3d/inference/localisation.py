@@ -1,0 +1,116 @@
+"""Coarse to fine: where in a scan a coarse answer lies, and whether a fine answer stayed inside.
+
+A network at 4 mm says in which box the labels lie; the fine network then sees that box alone. An
+organ cut off by the box would be an organ lost, so two things are watched: a coarse answer that is
+empty, and a fine one that reaches a face of the box behind which the scan goes on.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from attunet3d.core.typed_values import Size
+from attunet3d.imaging.components import extent
+from attunet3d.imaging.geometry import Box, Grid, axis_map
+from attunet3d.inference.sliding_window import Slab
+
+MARGIN_MM = 16.0  # about the coarse answer: four of its voxels, and context for the fine network
+
+
+def box_around(
+    labels: npt.NDArray[np.uint8],
+    coarse: Grid,
+    fine: Grid,
+    least: Size = (1, 1, 1),
+    margin_mm: float = MARGIN_MM,
+) -> Box | None:
+    """The box of `fine` that holds every foreground voxel of a coarse label map, and a margin.
+
+    Args:
+        labels: Label map on `coarse`; everything but 0 is foreground.
+        coarse: Its grid.
+        fine: A grid with parallel axes.
+        least: Voxels of the box at least, where `fine` has as many: a window's, which costs the
+            same when it is filled with what is there as when it is padded.
+        margin_mm: Kept around the foreground.
+
+    Returns:
+        None where there is no foreground, or none within `fine`.
+
+    Example:
+        >>> labels = np.zeros((10, 10, 10), np.uint8)
+        >>> labels[4:6, 4:6, 4:6] = 1
+        >>> coarse = Grid((10, 10, 10), np.diag([4.0, 4, 4, 1]))
+        >>> box_around(labels, coarse, coarse.resized((20, 20, 20)), margin_mm=8)
+        (slice(4, 16, None), slice(4, 16, None), slice(4, 16, None))
+    """
+    mask = labels != 0
+    if not mask.any():
+        return None
+    lie = axis_map(fine, coarse)
+    parts = [slice(0)] * 3
+    for axis in range(3):
+        along = lie.order[axis]
+        part = extent(mask.any(axis=tuple({0, 1, 2} - {axis})))
+        faces = [
+            lie.scale[axis] * (index - 0.5) + lie.offset[axis] for index in (part.start, part.stop)
+        ]
+        margin = margin_mm / fine.spacing_mm[along]
+        start = round(min(faces) + 0.5 - margin)  # a face lies half a voxel before its voxel
+        stop = round(max(faces) + 0.5 + margin)
+        if start >= fine.shape[along] or stop <= 0:
+            return None
+        parts[along] = _grown(start, stop, least[along], fine.shape[along])
+    return parts[0], parts[1], parts[2]
+
+
+def _grown(start: int, stop: int, least: int, size: int) -> slice:
+    """The part of 0 … `size` about `start` … `stop` that is `least` long, or as long as it is."""
+    start, stop = max(0, start), min(size, stop)
+    length = min(size, max(least, stop - start))
+    first = min(max(0, start - (length - (stop - start)) // 2), size - length)
+    return slice(first, first + length)
+
+
+class Faces:
+    """Notes whether an answer within a box reaches a face behind which the image goes on.
+
+    Args:
+        box: Of the image; what is segmented.
+        shape: Of the image.
+        classes: Logits that decide; channels after them are passed over.
+    """
+
+    def __init__(self, box: Box, shape: tuple[int, int, int], classes: int) -> None:
+        pairs = list(zip(box, shape, strict=True))
+        self.low = [part.start > 0 for part, _ in pairs]  # the image goes on before x, y, z
+        self.high = [part.stop < size for part, size in pairs]  # … and behind
+        self.planes = box[2].stop - box[2].start
+        self.classes = classes
+        self.touched = False
+
+    def watch(self, slabs: Iterator[Slab]) -> Iterator[Slab]:
+        """Hand `slabs` on and note what lies on the faces."""
+        for slab in slabs:
+            self.touched = self.touched or self._reaches(slab)
+            yield slab
+
+    def _reaches(self, slab: Slab) -> bool:
+        logits = slab.logits  # (K, X, Y, n)
+        faces = []
+        for axis in (0, 1):
+            size = logits.shape[axis + 1]
+            faces += [logits.narrow(axis + 1, 0, 1)] if self.low[axis] else []
+            faces += [logits.narrow(axis + 1, size - 1, 1)] if self.high[axis] else []
+        if self.low[2] and slab.start == 0:
+            faces.append(logits[..., :1])
+        if self.high[2] and slab.start + logits.shape[3] == self.planes:
+            faces.append(logits[..., -1:])
+        return any(self._foreground(face) for face in faces)
+
+    def _foreground(self, logits: Tensor) -> bool:
+        if len(logits) == 1:  # the margin of two classes
+            return bool((logits > 0).any())
+        return bool((logits[1 : self.classes].amax(0) > logits[0]).any())

@@ -1,0 +1,253 @@
+"""A folder of results: what its files are called, when a case counts as done, which cases failed.
+
+    OUT_DIR/CASE.nii.gz                  label map
+    OUT_DIR/CASE.json                    sidecar, written last; a case without it is not done
+    OUT_DIR/probabilities/CASE.nii.gz    on request, foreground labels in order
+    OUT_DIR/attention/CASE.nii.gz        on request, gates from the finest level down
+    OUT_DIR/failures.json                reasons of the cases that failed, when some did
+    OUT_DIR/.begun-CASE                  while a case is written; a killed call leaves it behind
+
+The sidecar holds a checksum of each of the case's files, so a torn, swapped or stale one is seen.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attunet3d.core import case_names, machine, whole_file
+from attunet3d.core.errors import UserError
+from attunet3d.core.strict_json import JsonError, read_json
+from attunet3d.imaging.volume import Segmentation, read_label
+
+BEGUN = ".begun-"
+SIDECAR_BYTES = 2_000_000  # far above any that is written
+
+
+class ResultError(UserError):
+    """A case id that is no file name, a result of other making, or a sidecar that is none."""
+
+
+@dataclass
+class Outcome:
+    """What became of the cases of a call, by id."""
+
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        counts = (
+            (len(self.done), "done"),
+            (len(self.skipped), "done before"),
+            (len(self.failures), "failed"),
+        )
+        return ", ".join(f"{count} {what}" for count, what in counts if count) or "no cases"
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """Where the results of one case lie; see `case_files`."""
+
+    folder: Path
+    case_id: str
+
+    @property
+    def mask(self) -> Path:
+        """The label map."""
+        return self.folder / f"{self.case_id}.nii.gz"
+
+    @property
+    def sidecar(self) -> Path:
+        """The record of the case."""
+        return self.folder / f"{self.case_id}.json"
+
+    @property
+    def probabilities(self) -> Path:
+        """The foreground labels' probabilities."""
+        return self.folder / "probabilities" / f"{self.case_id}.nii.gz"
+
+    @property
+    def attention(self) -> Path:
+        """The gates' coefficients."""
+        return self.folder / "attention" / f"{self.case_id}.nii.gz"
+
+    @property
+    def begun(self) -> Path:
+        """Says that what stands of the case is ours though it has no sidecar yet."""
+        return self.folder / f"{BEGUN}{self.case_id}"
+
+
+def case_files(folder: Path, case_id: str) -> CaseFiles:
+    """Name the files of a case, all of them inside `folder`.
+
+    Raises:
+        ResultError: The id is no plain file name, or the name of another file of the folder.
+
+    Example:
+        >>> case_files(Path("out"), "case_7").mask.as_posix()
+        'out/case_7.nii.gz'
+        >>> case_files(Path("out"), "../case_7")
+        Traceback (most recent call last):
+        ...
+        attunet3d.inference.results.ResultError: case id '../case_7': must be a plain file name ...
+    """
+    try:
+        return CaseFiles(Path(folder), case_names.check_id(case_id))
+    except case_names.CaseNameError as error:
+        raise ResultError(f"case {error}") from None
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed calls left half-written; files that others are writing stay."""
+    files = case_files(folder, "any")
+    for path in (files.mask, files.probabilities, files.attention):
+        whole_file.sweep(path.parent)
+    for path in Path(folder).glob(f"{BEGUN}*"):
+        if (path.parent / f"{path.name.removeprefix(BEGUN)}.json").exists():
+            with suppress(OSError):
+                path.unlink()
+
+
+def write_sidecar(
+    files: CaseFiles, segmentation: Segmentation, written: Sequence[Path], record: Mapping[str, Any]
+) -> None:
+    """Write the sidecar, the last of a case's files.
+
+    Args:
+        files: The case.
+        segmentation: Its label map, for names and volumes.
+        written: The files that now stand for this case.
+        record: Everything else to tell; plain values.
+    """
+    content = {
+        "case": files.case_id,
+        "labels": {str(value): name for value, name in segmentation.labels.items()},
+        "volumes": _volumes(segmentation),
+        **record,
+        "versions": machine.versions(),
+        "files": {path.relative_to(files.folder).as_posix(): _sha256(path) for path in written},
+    }
+    whole_file.write_text(files.sidecar, json.dumps(content, indent=2) + "\n")
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Read a sidecar.
+
+    Raises:
+        ResultError: It is missing or no sidecar.
+    """
+    try:
+        content = read_json(path, SIDECAR_BYTES)
+    except JsonError as error:
+        raise ResultError(f"{error}; this is no sidecar") from None
+    parts = ("labels", "files", "settings")
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(part), dict) for part in parts
+    ):
+        raise ResultError(f"{path}: a sidecar must hold labels, files and settings by name")
+    return content
+
+
+def spare_others_work(files: CaseFiles, segmentation: Segmentation) -> None:
+    """Refuse to overwrite a label map that nothing shows to be ours; somebody's work, perhaps.
+
+    Raises:
+        ResultError: There is one, and it differs from `segmentation`.
+    """
+    if not files.mask.exists() or files.sidecar.exists() or files.begun.exists():
+        return
+    with suppress(UserError):
+        if np.array_equal(read_label(files.mask).array, segmentation.array):
+            return  # ours, its sidecar taken away; or nothing is lost
+    raise ResultError(
+        f"{files.mask}: is there already, has no sidecar and differs from the result;"
+        " move it away, or choose another output folder"
+    )
+
+
+def intact(files: CaseFiles, content: Mapping[str, Any], wanted: Sequence[Path]) -> bool:
+    """Whether each wanted file of a case stands as its sidecar says, byte for byte."""
+    for path in wanted:
+        name = path.relative_to(files.folder).as_posix()
+        if not path.is_file() or content["files"].get(name) != _sha256(path):
+            return False
+    return True
+
+
+def is_done(files: CaseFiles, wanted: Sequence[Path], origin: Mapping[str, Any]) -> bool:
+    """Whether the case stands whole and came from `origin`, so that nothing need be repeated.
+
+    Args:
+        files: The case.
+        wanted: The files it must have.
+        origin: Entries that its sidecar must hold: model, settings, fingerprint of the scan.
+
+    Raises:
+        ResultError: The case stands whole but was made otherwise; it is not overwritten unasked.
+    """
+    try:
+        content = read_sidecar(files.sidecar)
+    except ResultError:
+        return False
+    if not intact(files, content, wanted):
+        return False
+    for name, value in origin.items():
+        if content.get(name) != value:
+            raise ResultError(
+                f"{files.mask}: was made with another {name.replace('_', ' ')}; use --overwrite or"
+                " another output folder"
+            )
+    return True
+
+
+def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
+    """Write `failures.json`, or take away an older call's when nothing failed now."""
+    path = Path(folder) / "failures.json"
+    if failures:
+        whole_file.write_text(path, json.dumps(dict(sorted(failures.items())), indent=2) + "\n")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def reason(error: Exception) -> str:
+    """One line that says why a case failed.
+
+    Example:
+        >>> reason(FileNotFoundError(2, "No such file or directory", "ct.nii.gz"))
+        'ct.nii.gz: No such file or directory'
+        >>> reason(MemoryError())
+        'out of memory (MemoryError); use a smaller window or another device'
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    kind = type(error).__name__
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "allocate memory" in text:
+        return f"out of memory ({kind}); use a smaller window or another device"
+    return f"internal error ({kind}: {text}); please report it"
+
+
+def _volumes(segmentation: Segmentation) -> dict[str, dict[str, float]]:
+    volumes = {}
+    for value, name in segmentation.labels.items():
+        if value == 0:
+            continue
+        array = segmentation.array  # plane by plane: a mask of the whole would cost its size again
+        planes = (np.count_nonzero(array[..., k] == value) for k in range(array.shape[2]))
+        voxels = int(sum(planes))
+        millilitres = round(voxels * segmentation.grid.voxel_volume_ml, 6)
+        volumes[name] = {"value": value, "voxels": voxels, "ml": millilitres}
+    return volumes
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,211 @@
+"""A network over a volume larger than it takes at once: overlapping windows, stitched slab by slab.
+
+Rows of windows go up along z; their weighted mean (see `windows` and `window_sums`) is handed on as
+soon as no later window touches a plane, so memory holds one row of windows and not the volume. A
+volume smaller than the window is padded with its minimum, which is air once Hounsfield units are
+clipped; the padding is cut off again.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attunet3d.core import machine
+from attunet3d.core.typed_values import Size
+from attunet3d.inference.stitching import WindowSums, slab_planes
+from attunet3d.inference.windows import axis_weights, inverse_sum, pad, window_starts
+
+Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Slab:
+    """Final logits of some neighbouring planes.
+
+    Args:
+        start: The first plane's index along z (axis 2) of the network's grid.
+        logits: (K, X, Y, n) for the planes start … start + n - 1, up to a number that all classes
+            of a voxel share; K = 1 is the margin l1 - l0 of two classes.
+    """
+
+    start: int
+    logits: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stitching:
+    """How the outputs of windows become slabs."""
+
+    all_channels: bool = False
+    """Keep every channel as it is: neither two classes' difference nor many classes in float16."""
+    weights: Literal["gaussian", "constant"] = "gaussian"
+    """How much the middle of a window counts against its border."""
+    note: Callable[[str], None] = field(default=lambda _: None)
+    """Called with a sentence whenever memory forced another way."""
+
+
+def sliding_window(
+    image: Tensor,
+    predictor: Network,
+    *,
+    window: Size,
+    overlap: float = 0.5,
+    window_batch: int = 1,
+    stitching: Stitching | None = None,
+) -> Iterator[Slab]:
+    """Run `predictor` over overlapping windows of `image`; yield final slabs from z = 0 upwards.
+
+    The image and what the predictor returns are only read. When CUDA memory runs out the windows
+    are done one at a time, then stitched in the CPU's memory; done windows are not repeated.
+
+    Args:
+        image: (C, X, Y, Z), on the device that the predictor works on.
+        predictor: (B, C, x, y, z) → (B, K, x, y, z).
+        window: x, y, z voxels of a window.
+        overlap: Least share of a window that its neighbour covers, in [0, 1).
+        window_batch: Windows a call of the predictor.
+        stitching: Channels, weights, and who hears of fallbacks.
+
+    Yields:
+        Every plane once, in order.
+
+    Raises:
+        torch.OutOfMemoryError: One window does not fit, with the sums already on the CPU.
+
+    Example:
+        >>> image = torch.arange(120.0).reshape(1, 4, 5, 6)
+        >>> slabs = list(sliding_window(image, lambda x: 2 * x, window=(3, 3, 3)))
+        >>> torch.allclose(torch.cat([slab.logits for slab in slabs], -1), 2 * image)
+        True
+    """
+    sizes = [max(size, part) for size, part in zip(image.shape[1:], window, strict=True)]
+    padded, margins = pad(image, (sizes[0], sizes[1], sizes[2]))
+    row = _Row(padded, predictor, window, overlap, stitching or Stitching())
+    for slab in row.slabs(window_batch):
+        yield from _cut(slab, margins, image.shape)
+
+
+@torch.no_grad()
+def whole_volume(
+    image: Tensor, predictor: Network, *, divisor: Size, all_channels: bool = False
+) -> Iterator[Slab]:
+    """Run `predictor` once over the whole `image`, padded to multiples of `divisor`.
+
+    Args:
+        image: (C, X, Y, Z).
+        predictor: (1, C, x, y, z) → (1, K, x, y, z).
+        divisor: Product of the network's strides along x, y, z.
+        all_channels: Keep both channels of a two-channel output.
+
+    Yields:
+        Every plane once, in order.
+
+    Raises:
+        torch.OutOfMemoryError: The volume does not fit; nothing has been yielded yet.
+    """
+    x, y, z = (-(-size // part) * part for size, part in zip(image.shape[1:], divisor, strict=True))
+    padded, margins = pad(image, (x, y, z))
+    logits = _channels(predictor(padded[None]), all_channels)[0].float()  # (K, x, y, z)
+    planes = slab_planes(logits.shape[0] * x * y, logits.device)
+    for start in range(0, z, planes):
+        yield from _cut(Slab(start, logits[..., start : start + planes]), margins, image.shape)
+
+
+class _Row:
+    """One row of windows along z at a time, and the sums of the planes that it touches."""
+
+    def __init__(
+        self, image: Tensor, predictor: Network, window: Size, overlap: float, stitching: Stitching
+    ) -> None:
+        self.image = image
+        self.device = image.device
+        self.predictor = predictor
+        self.window = window
+        self.stitching = stitching
+        sizes = image.shape[1:]
+        self.starts = [window_starts(n, w, overlap) for n, w in zip(sizes, window, strict=True)]
+        self.factors = [axis_weights(length, stitching.weights) for length in window]
+        parts = zip(sizes, self.starts, self.factors, strict=True)
+        self.inverse = [inverse_sum(n, starts, factor) for n, starts, factor in parts]
+        self.home = image.device  # of the sums
+        self.sums: WindowSums | None = None  # made when the number of channels is known
+
+    @torch.no_grad()
+    def slabs(self, batch: int) -> Iterator[Slab]:
+        """Every plane of the padded image, in order."""
+        columns = list(product(self.starts[0], self.starts[1]))
+        ends = [*self.starts[2][1:], self.image.shape[3]]
+        for start, end in zip(self.starts[2], ends, strict=True):
+            batch = self._add_row(columns, start, batch)
+            assert self.sums is not None
+            for first, logits in self.sums.finished(end - start):
+                yield Slab(start + first, logits.to(self.device))
+            self.sums.shift(end - start)
+
+    def _add_row(self, columns: list[tuple[int, int]], z: int, batch: int) -> int:
+        """Add all windows that start at plane `z`; return the batch size that memory allowed."""
+        done = 0
+        while done < len(columns):
+            now = columns[done : done + batch]
+            try:
+                outputs = self._predict(now, z)
+                self.sums = self.sums or self._no_sums(outputs[0])
+            except RuntimeError as error:
+                if not machine.ran_out_of_memory(error):
+                    raise
+                batch = self._make_room(batch, error)
+                continue
+            for index, (x, y) in enumerate(now):
+                self.sums.add(outputs[index], (x, y, z))
+            done += len(now)
+            del outputs  # before the next ones are made
+        return batch
+
+    def _predict(self, columns: list[tuple[int, int]], z: int) -> Tensor:
+        a, b, c = self.window
+        parts = [self.image[:, x : x + a, y : y + b, z : z + c] for x, y in columns]
+        # One window is a view: the predictor may read it, and it is nobody's to write to.
+        inputs = parts[0][None] if len(parts) == 1 else torch.stack(parts)  # (B, C, x, y, z)
+        outputs = self.predictor(inputs.to(self.device))
+        return outputs.to(self.home, torch.float32)
+
+    def _no_sums(self, like: Tensor) -> WindowSums:
+        options = self.stitching
+        return WindowSums(like, self.factors, self.inverse, options.all_channels, options.note)
+
+    def _make_room(self, batch: int, error: RuntimeError) -> int:
+        """Ask for less memory, or give up by raising the error."""
+        if batch > 1:
+            batch = 1
+            self.stitching.note("CUDA memory ran out: windows one at a time")
+        elif self.home.type == "cuda":
+            self.image, self.home = self.image.cpu(), torch.device("cpu")
+            if self.sums is not None:
+                self.sums.to_cpu()
+            self.stitching.note("CUDA memory ran out: windows stitched in the CPU's memory")
+        else:
+            raise error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return batch
+
+
+def _channels(outputs: Tensor, all_channels: bool) -> Tensor:
+    """(B, K, …) as it is accumulated: two classes as their difference, which decides alone."""
+    if outputs.shape[1] == 2 and not all_channels:
+        return outputs[:, 1:] - outputs[:, :1]
+    return outputs
+
+
+def _cut(slab: Slab, before: Size, shape: torch.Size) -> Iterator[Slab]:
+    """The slab without the padding; nothing where all of it is padding."""
+    _, sx, sy, sz = shape
+    x, y, z = before
+    first, last = max(slab.start, z), min(slab.start + slab.logits.shape[-1], z + sz)
+    if first < last:
+        inner = slab.logits[:, x : x + sx, y : y + sy, first - slab.start : last - slab.start]
+        yield Slab(first - z, inner)

@@ -1,0 +1,1 @@
+"""The Attention U-Net, its checkpoints, and the rewriting that makes it fast."""

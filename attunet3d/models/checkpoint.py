@@ -1,0 +1,293 @@
+"""Weights with all that makes them a model, and the state of a run; loading either runs no code.
+
+A model is a safetensors file: the weights, and as JSON in its header the configuration and the
+labels. A run's state (`last.pt`) is a torch file read with `weights_only=True` alone; it carries
+its own SHA-256, and the one before it is kept as `previous.pt`. At every moment at least one of
+the two is whole, on a disk that fills up and under SIGKILL, too.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from attunet3d.core import whole_file
+from attunet3d.core.case_names import is_name
+from attunet3d.core.config import Config
+from attunet3d.core.errors import UserError
+from attunet3d.core.strict_json import parse_json
+from attunet3d.core.typed_values import ConfigError
+from attunet3d.models.attention_unet import AttentionUNet3D, NetworkError
+
+FORMAT = "attunet3d 1"
+ABOUT = "attunet3d"  # the header's entry
+MODEL, STATE, PREVIOUS, DAMAGED = "model.safetensors", "last.pt", "previous.pt", "damaged.pt"
+LARGEST_HEADER = 16 << 20
+DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # of weights and of counters
+MOST_LEVELS, MOST_CHANNELS = 12, 1 << 16
+
+
+class CheckpointError(UserError):
+    """A file is no sound model or state."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A trained model.
+
+    Args:
+        network: In eval mode, on the CPU.
+        config: Resolved settings of the run that made it.
+        labels: Name of each label value; class c is the c-th smallest value.
+        fingerprint: SHA-256 of the file, in hex.
+        path: The file.
+    """
+
+    network: AttentionUNet3D
+    config: Config
+    labels: dict[int, str]
+    fingerprint: str
+    path: Path
+
+
+def save_model(
+    path: Path,
+    state_dict: Mapping[str, Tensor],
+    config: Config,
+    labels: Mapping[int, str],
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model.
+
+    Args:
+        path: `….safetensors`.
+        state_dict: Of an `AttentionUNet3D`.
+        config: Resolved settings.
+        labels: Name of each label value, background included.
+        notes: What else shall be known of it, as plain values.
+
+    Raises:
+        WriteError: The disk is full or the folder read-only; the old file stands.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
+    about = {
+        "format": FORMAT,
+        "config": config.to_dict(),
+        "labels": {str(value): name for value, name in sorted(labels.items())},
+        "notes": dict(notes or {}),
+    }
+    # One entry: safetensors writes several in an order that changes from run to run.
+    data = safetensors.torch.save(tensors, {ABOUT: json.dumps(about)})
+    whole_file.write_bytes(Path(path), data)
+
+
+def load_model(path: Path) -> Checkpoint:
+    """Read a model; nothing in the file is run, and no memory is taken that it does not fill.
+
+    Args:
+        path: A `.safetensors` file, or a run's folder.
+
+    Raises:
+        CheckpointError: It is none, damaged, or its weights are not those of its configuration.
+    """
+    path = Path(path)
+    path = path / MODEL if path.is_dir() else path
+    header, start, size = _header(path)
+    try:
+        about = json.loads(header.pop("__metadata__", {}).get(ABOUT, "{}"))
+        if about.get("format") != FORMAT:
+            raise CheckpointError(f"has format {about.get('format')!r:.80}, must be {FORMAT!r}")
+        config = Config.from_dict(about["config"])
+        labels = _labels(about["labels"])
+        network = _network(config, len(labels))
+        weights_bytes = _compare(network, header)
+        if start + weights_bytes != size:
+            raise CheckpointError(
+                f"has {size} bytes, must have {start + weights_bytes}; copy it again"
+            )
+        data = path.read_bytes()
+        _fill(network, data)
+    except (CheckpointError, ConfigError, NetworkError) as error:
+        raise CheckpointError(f"{path}: {error}; this is no model of attunet3d") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
+        raise CheckpointError(f"{path}: its settings or labels cannot be read") from None
+    return Checkpoint(network, config, labels, hashlib.sha256(data).hexdigest(), path)
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header of a safetensors file, where the weights start, and the size of the file."""
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path}: a model is a run folder or a .safetensors file; pickled weights are not"
+            " loaded (those of the authors' network: attunet3d convert-weights)"
+        )
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such model; train first, or check the path")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(LARGEST_HEADER, size - 8):
+                raise CheckpointError(
+                    f"{path}: is no safetensors file, or was cut off; copy it again"
+                )
+            header = parse_json(file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: the safetensors file is damaged; copy it again") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: is no safetensors file; copy it again")
+    return header, 8 + length, size
+
+
+def _labels(values: Any) -> dict[int, str]:
+    labels = {int(value): name for value, name in dict(values).items()}
+    for name in labels.values():
+        if not is_name(name):
+            raise CheckpointError(f"label {name!r:.80} must be short text on one line")
+    if len(labels) < 2 or min(labels) != 0 or max(labels) > 255:
+        raise CheckpointError(
+            f"labels {sorted(labels)!s:.80} must be 0 (background) and some up to 255"
+        )
+    return dict(sorted(labels.items()))
+
+
+def _network(config: Config, classes: int) -> AttentionUNet3D:
+    channels = config.network.channels
+    if len(channels) > MOST_LEVELS or max(channels) > MOST_CHANNELS:
+        raise CheckpointError(f"network.channels {channels!s:.80}: too many")
+    with torch.device("meta"):  # takes no memory, whatever the configuration claims
+        network = AttentionUNet3D.from_config(config.network, 1, classes)
+    return network.eval()
+
+
+def _compare(network: AttentionUNet3D, header: Mapping[str, Any]) -> int:
+    """Bytes of the weights, which must be those of the network by name, shape and type."""
+    size = 0
+    for name, wanted in network.state_dict().items():
+        found = header.get(name, {})
+        have = [found.get("dtype"), found.get("shape")] if found else None
+        want = [DTYPES.get(wanted.dtype), list(wanted.shape)]
+        if have != want:
+            raise CheckpointError(f"weights {name} must be {want}, got {have!s:.80}")
+        size += wanted.numel() * wanted.element_size()
+    extra = sorted(header.keys() - network.state_dict().keys())
+    if extra:
+        raise CheckpointError(f"weights {extra[0]:.80} belong to another network")
+    return size
+
+
+def _fill(network: AttentionUNet3D, data: bytes) -> None:
+    try:
+        tensors = safetensors.torch.load(data)
+    except safetensors.SafetensorError:
+        raise CheckpointError("the safetensors file is damaged; copy it again") from None
+    for name, found in tensors.items():
+        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+            raise CheckpointError(f"weights {name} hold NaN or infinities")
+    network.load_state_dict(tensors, assign=True)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a run's state; the one before stays as `previous.pt` beside it.
+
+    Raises:
+        WriteError: The disk is full or the folder read-only.
+    """
+    inner = io.BytesIO()
+    torch.save(dict(state), inner)
+    payload = inner.getbuffer()
+    outer = io.BytesIO()
+    content = {
+        "sha256": hashlib.sha256(payload).hexdigest(),
+        "payload": torch.frombuffer(payload, dtype=torch.uint8),
+    }
+    torch.save(content, outer)
+
+    def make_way(_: Path) -> None:  # only once the new state is on the disk
+        if path.is_file():
+            os.replace(path, path.with_name(PREVIOUS))
+
+    whole_file.write_bytes(path, outer.getbuffer(), make_way)
+
+
+def load_state(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read a run's state, or the one before it where it is torn or missing.
+
+    A torn state is renamed to `damaged.pt`, or the next save would put it in place of the one
+    before, which is whole.
+
+    Returns:
+        The state, and a warning where it is the one before.
+
+    Raises:
+        CheckpointError: Neither can be read.
+    """
+    try:
+        return _state(path), []
+    except CheckpointError as error:
+        previous = path.with_name(PREVIOUS)
+        if not previous.is_file():
+            raise
+        try:
+            state = _state(previous)
+        except CheckpointError as another:
+            raise CheckpointError(f"{error}; and {another}; start the run anew") from None
+        with contextlib.suppress(OSError):  # missing, or a folder that is only read
+            os.replace(path, path.with_name(DAMAGED))
+        return state, [f"{error}; going on from {previous}"]
+
+
+def _state(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such state; start the run without --resume")
+    try:
+        with path.open("rb") as file:
+            content = _load_within(file)
+            size = os.fstat(file.fileno()).st_size
+        array = content["payload"].numpy()
+        if array.nbytes > size:  # one byte, told to stand for many
+            raise CheckpointError("its parts do not fit into it; it is hostile or damaged")
+        payload = array.tobytes()
+        if hashlib.sha256(payload).hexdigest() != content["sha256"]:
+            raise CheckpointError("the checksum is wrong; the file is damaged")
+        state = _load_within(io.BytesIO(payload))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except Exception as error:  # torch raises a dozen kinds, some with advice to load unsafely
+        raise CheckpointError(
+            f"{path}: is no state of a run, or was cut off ({type(error).__name__})"
+        ) from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: is no state of a run")
+    return state
+
+
+def _load_within(file: BinaryIO) -> Any:
+    """What torch saved in a file; torch packs nothing, so nothing in it is larger than the file."""
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as entries:
+        infos = entries.infolist()
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in infos)
+    if not stored or sum(entry.file_size for entry in infos) > size:
+        raise CheckpointError("its parts do not fit into it; it is hostile or damaged")
+    file.seek(0)
+    with warnings.catch_warnings(action="ignore"):  # they advise to load unsafely
+        return torch.load(file, map_location="cpu", weights_only=True)

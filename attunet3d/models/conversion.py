@@ -1,0 +1,97 @@
+"""Weight files of the authors' network made into models of this one."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
+
+import torch
+from torch import Tensor
+
+from attunet3d.core import presets
+from attunet3d.core.errors import UserError
+from attunet3d.core.model_settings import NetworkConfig
+from attunet3d.models import authors_weights, checkpoint
+from attunet3d.models.attention_unet import from_authors_state_dict
+
+_LARGEST_FILE = 1 << 30  # theirs have 26 MB
+
+
+class ConversionError(UserError):
+    """A file that cannot be made into a model."""
+
+
+def convert_weights(
+    source: Path, out: Path, *, align_corners: bool = False, names: Sequence[str] = ()
+) -> list[str]:
+    """Write the model of `source`; it prepares scans as the preset `oktay2018` does.
+
+    Args:
+        source: A `state_dict` of one of the authors' CT networks, saved by torch.
+        out: `….safetensors`.
+        align_corners: The weights were trained with torch 0.3, whose trilinear upsampling did so.
+        names: Of the classes after the background, in order; (): "class 1", "class 2", …
+
+    Returns:
+        Warnings.
+
+    Raises:
+        ConversionError: The file or the names do not fit.
+        WriteError: The disk is full or the folder read-only.
+    """
+    if out.suffix != ".safetensors":
+        raise ConversionError(f"{out}: the name of a model must end in .safetensors")
+    state = load_state(source)
+    try:
+        found = authors_weights.read(state)
+        network = from_authors_state_dict(state, align_corners=align_corners)
+    except UserError as error:
+        raise ConversionError(f"{source}: {error}") from None
+    if found.in_channels != 1:
+        raise ConversionError(f"{source}: is for {found.in_channels} channels; CT must have 1")
+    classes = list(names) or [f"class {index}" for index in range(1, found.out_channels)]
+    if len(classes) != found.out_channels - 1:
+        raise ConversionError(
+            f"{source}: has {found.out_channels - 1} classes beside the background, but"
+            f" {len(classes)} names are given; give one each, or none"
+        )
+    config = replace(presets.oktay2018(), network=NetworkConfig(**found.settings(align_corners)))
+    labels = dict(enumerate(["background", *classes]))
+    notes = {"converted_from": "Attention-Gated-Networks", "gate": found.gate}
+    checkpoint.save_model(out, network.state_dict(), config, labels, notes)
+    if found.old and not align_corners:
+        return [f"{source}: was saved by torch 0.3, whose weights need --align-corners"]
+    return []
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Read weights by name from a file of `torch.save`; nothing in it is run.
+
+    Raises:
+        ConversionError: It cannot be read, or holds something else.
+    """
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise ConversionError(f"{path}: is no regular file; give a state_dict")
+        if size > _LARGEST_FILE:
+            raise ConversionError(f"{path}: larger than 1 GiB; the authors' networks are not")
+        if is_zipfile(path):  # torch compresses nothing: what is larger inside is no file of its
+            with ZipFile(path) as entries:
+                if sum(entry.file_size for entry in entries.infolist()) > size:
+                    raise ConversionError(f"{path}: its parts do not fit into it; it is damaged")
+        with warnings.catch_warnings(action="ignore"):  # they advise to load unsafely
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except ConversionError:
+        raise
+    except OSError as error:
+        raise ConversionError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # torch raises a dozen kinds, some with advice to load unsafely
+        raise ConversionError(
+            f"{path}: holds something else than weights, or is damaged ({type(error).__name__});"
+            " give a state_dict saved by torch.save"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ConversionError(f"{path}: must hold weights by name (a state_dict)")
+    return state

@@ -1,0 +1,263 @@
+"""A model as a MONAI bundle: a folder that MONAI, MONAI Label and MONAI Deploy know how to run.
+
+configs/metadata.json    what the network takes and gives, by MONAI's schema
+configs/inference.json   scans → label maps on their own grids, with this package's transforms
+models/model.pt          the weights, a plain state_dict
+docs/README.md           how to run it, and what it must not be used for
+LICENSE                  that the weights have none until their owner gives one
+
+MONAI evaluates every text of a configuration that begins with "$", and follows those that begin
+with "@" or "%". So nothing that a model's file holds as text is written into inference.json, and
+label names, which metadata.json holds, are refused where they begin so.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from attunet3d import __version__
+from attunet3d.core import whole_file
+from attunet3d.core.errors import UserError
+from attunet3d.core.model_settings import PreprocessingConfig
+from attunet3d.core.typed_values import Size
+from attunet3d.inference import windows
+from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.checkpoint import Checkpoint
+
+METADATA, INFERENCE = Path("configs", "metadata.json"), Path("configs", "inference.json")
+WEIGHTS, README, LICENSE = Path("models", "model.pt"), Path("docs", "README.md"), Path("LICENSE")
+# Schema of 2024-07-25, also at project-monai.github.io/schema.
+SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
+SCHEMA += "meta_schema_20240725.json"
+REQUIRED = {"attunet3d": __version__, "nibabel": "5.3", "pytorch-ignite": "0.5.1", "fire": "0.7"}
+AIR_HU = -1000.0
+TERMS = """No licence is given with the weights (models/model.pt). Whoever trained them, or owns the
+data that they were trained on, decides who may use them, and puts the terms here.
+
+The network's code is the Python package attunet3d, under the Apache License, Version 2.0
+(https://www.apache.org/licenses/LICENSE-2.0); it is not part of this folder.
+"""
+
+
+class BundleError(UserError):
+    """A label whose name MONAI would run as code."""
+
+
+def write_bundle(folder: Path, model: Checkpoint, window: Size) -> None:
+    """Fill an empty folder.
+
+    Raises:
+        BundleError: A label's name begins with "$", "@" or "%".
+        WriteError: The disk is full.
+    """
+    for name in model.labels.values():
+        if name[0] in "$@%":
+            raise BundleError(
+                f"{model.path}: label {name!r} begins with {name[0]}, which MONAI takes for code;"
+                " train with another name"
+            )
+    weights = io.BytesIO()
+    torch.save({name: value.clone() for name, value in model.network.state_dict().items()}, weights)
+    contents = {
+        METADATA: _json(metadata(model, window)),
+        INFERENCE: _json(inference(model, window)),
+        WEIGHTS: weights.getvalue(),
+        README: readme(model, window).encode(),
+        LICENSE: TERMS.encode(),
+    }
+    for path, content in contents.items():
+        whole_file.make_folder((folder / path).parent)
+        whole_file.write_bytes(folder / path, content)
+
+
+def bundle_network(folder: Path) -> AttentionUNet3D:
+    """The network of a bundle with its weights, made by MONAI from the folder alone."""
+    parser = ConfigParser()
+    parser.read_config(folder / INFERENCE)
+    network: AttentionUNet3D = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
+    return network.eval()
+
+
+def inference(model: Checkpoint, window: Size) -> dict[str, Any]:
+    """The configuration that segments scans; numbers of the model, and words of ours alone."""
+    return {
+        "imports": ["$import glob"],
+        "bundle_root": ".",
+        "dataset_dir": "scans",
+        "output_dir": "$@bundle_root + '/eval'",
+        "datalist": "$sorted(glob.glob(glob.escape(@dataset_dir) + '/*.nii*'))",
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        **_network(model, window),
+        **_transforms(model),
+        "dataset": _monai(
+            "data.Dataset",
+            data="$[{'image': path} for path in @datalist]",
+            transform="@preprocessing",
+        ),
+        "dataloader": _monai("data.DataLoader", dataset="@dataset", batch_size=1),
+        "evaluator": _monai(
+            "engines.SupervisedEvaluator",
+            device="$torch.device(@device)",  # a call may give its name
+            val_data_loader="@dataloader",
+            network="@network",
+            inferer="@inferer",
+            postprocessing="@postprocessing",
+            val_handlers="@handlers",
+        ),
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def _network(model: Checkpoint, window: Size) -> dict[str, Any]:
+    """The network, its weights, and windows as inference lays them."""
+    settings = model.config.inference
+    shape = {"in_channels": 1, "out_channels": len(model.labels), **asdict(model.config.network)}
+    inferer = {"roi_size": window, "sw_batch_size": settings.window_batch}
+    inferer |= {"overlap": settings.overlap, "mode": "gaussian", "sigma_scale": windows.SIGMA}
+    inferer |= _padding(model.config.preprocessing)
+    load = {"load_path": f"$@bundle_root + '/{WEIGHTS.as_posix()}'"}
+    return {
+        "network_def": _target("attunet3d.AttentionUNet3D", **shape),
+        "network": "$@network_def.to(@device)",
+        "inferer": _monai("inferers.SlidingWindowInferer", **inferer),
+        "handlers": [_monai("handlers.CheckpointLoader", load_dict={"model": "@network"}, **load)],
+    }
+
+
+def _transforms(model: Checkpoint) -> dict[str, Any]:
+    """From a file to the network's grid, and from logits to a file on the scan's grid."""
+    preprocessing = asdict(model.config.preprocessing)
+    ways = "attunet3d.packaging.monai_transforms."
+    there: dict[str, Any] = {
+        "keys": ["image"],
+        "config": "@scan_settings",
+        "values": "@label_values",
+    }
+    back: dict[str, Any] = {"keys": ["pred"], "like": "image", "values": "@label_values"}
+    back |= {"keep_largest": model.config.inference.keep_largest}
+    save: dict[str, Any] = {"keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg"}
+    save |= {"output_dtype": "uint8", "separate_folder": False, "resample": False}
+    return {
+        "label_values": sorted(model.labels),
+        "scan_settings": _target("attunet3d.core.config.PreprocessingConfig", **preprocessing),
+        "preprocessing": _chain(
+            _monai("transforms.LoadImaged", keys="image", ensure_channel_first=True),
+            _target(ways + "ToNetworkGridd", **there),
+        ),
+        "postprocessing": _chain(
+            _target(ways + "ToSourceGridd", **back),
+            _monai("transforms.SaveImaged", **save),
+        ),
+    }
+
+
+def metadata(model: Checkpoint, window: Size) -> dict[str, Any]:
+    """What MONAI's schema asks of a bundle, and the labels' values."""
+    names = [model.labels[value] for value in sorted(model.labels)]
+    organs = ", ".join(names[1:])
+    return {
+        "schema": SCHEMA,
+        "version": "1.0.0",
+        "changelog": {"1.0.0": f"attunet3d {__version__}, model {model.fingerprint}"},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch").split("+")[0],
+        "numpy_version": version("numpy"),
+        "required_packages_version": REQUIRED,
+        "name": f"3D Attention U-Net for {organs}",
+        "task": f"Segmentation in CT: {organs}",
+        "description": "3D Attention U-Net (Oktay et al. 2018) over overlapping windows of a CT",
+        "authors": "whoever trained the weights",
+        "copyright": "of the weights: whoever trained them",
+        "intended_use": "Research. No diagnosis, treatment or measurement of patients.",
+        "references": ["Oktay O. et al., Attention U-Net, MIDL 2018, arXiv:1804.03999"],
+        "data_type": "nibabel",
+        "pred_classes": f"logits of background, {organs}",
+        "label_values": {str(value): model.labels[value] for value in sorted(model.labels)},
+        "network_data_format": {
+            "inputs": {"image": _tensor(model, window, "hounsfield", ["CT, normalised"])},
+            "outputs": {"pred": _tensor(model, window, "labels", names)},
+        },
+    }
+
+
+def readme(model: Checkpoint, window: Size) -> str:
+    """What a person needs to run the bundle and to judge what comes out."""
+    rows = [f"| {value} | {name.replace('|', '/')} |" for value, name in model.labels.items()]
+    settings = json.dumps(asdict(model.config.preprocessing))
+    return f"""# 3D Attention U-Net: {", ".join(list(model.labels.values())[1:])}
+
+    pip install attunet3d=={__version__} fire pytorch-ignite
+    python -m monai.bundle run --config_file BUNDLE/configs/inference.json --bundle_root BUNDLE \\
+        --dataset_dir SCANS --output_dir OUT
+
+SCANS is a folder of CT scans in Hounsfield units (`*.nii`, `*.nii.gz`). For each,
+`OUT/NAME_seg.nii.gz` is a label map on the scan's own grid:
+
+| value | label |
+|---|---|
+{chr(10).join(rows)}
+
+Preprocessing: `{settings}`. Window: {"×".join(map(str, window))} voxels along R, A, S.
+Model: `{model.fingerprint}`.
+
+Research software, not a medical device: no diagnosis, treatment or measurement of patients. A label
+map looks as sure where it is wrong as where it is right; a person who can judge it must look at it.
+"""
+
+
+def _tensor(model: Checkpoint, window: Size, kind: str, channels: list[str]) -> dict[str, Any]:
+    return {
+        "type": "image",
+        "format": kind,
+        "modality": "CT",
+        "num_channels": len(channels),
+        "spatial_shape": [f"{step}*n" for step in model.network.divisor],  # n: any, MONAI's name
+        "window": window,
+        "dtype": "float32",
+        "value_range": _range(model.config.preprocessing) if len(channels) == 1 else [],
+        "is_patch_data": True,
+        "channel_def": {str(index): name for index, name in enumerate(channels)},
+    }
+
+
+def _range(settings: PreprocessingConfig) -> list[float]:
+    """Smallest and largest value that the network sees; [] where each scan has its own."""
+    if settings.normalisation == "volume" or settings.hu_window is None:
+        return []
+    return [_normalised(hu, settings) for hu in settings.hu_window]
+
+
+def _padding(settings: PreprocessingConfig) -> dict[str, Any]:
+    """How scans smaller than a window are filled up: with air, where it has a known value."""
+    if settings.normalisation == "volume":
+        return {"padding_mode": "replicate"}
+    low = AIR_HU if settings.hu_window is None else max(AIR_HU, settings.hu_window[0])
+    return {"padding_mode": "constant", "cval": _normalised(low, settings)}
+
+
+def _normalised(hu: float, settings: PreprocessingConfig) -> float:
+    return (hu - (settings.mean_hu or 0.0)) / (settings.std_hu or 1.0)
+
+
+def _target(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"_target_": name, **arguments}
+
+
+def _monai(name: str, **arguments: Any) -> dict[str, Any]:
+    return _target(f"monai.{name}", **arguments)
+
+
+def _chain(*transforms: Mapping[str, Any]) -> dict[str, Any]:
+    return _monai("transforms.Compose", transforms=list(transforms))
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()

@@ -1,0 +1,186 @@
+"""The deterministic preprocessing and its way back as MONAI transforms, for other pipelines.
+
+    chain = Compose([
+        LoadImaged(["image", "label"], ensure_channel_first=True),
+        ToNetworkGridd(["image", "label"], config, label_keys=["label"], values=[0, 1]),
+        ...                                                  # data["logits"] = network(image)
+        ToSourceGridd(["logits"], like="image", values=[0, 1]),
+    ])
+
+What comes out is a `MetaTensor` with the affine of its voxels, in RAS. The way back reads the two
+grids, not the history, so both transforms leave `applied_operations` empty and MONAI's `Invertd`
+says so instead of undoing half a chain.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from attunet3d.core.errors import UserError
+from attunet3d.core.model_settings import PreprocessingConfig
+from attunet3d.imaging.geometry import Box, Grid
+from attunet3d.imaging.preprocessing import label_to_network_grid, network_grid, normalise_
+from attunet3d.imaging.resampling import resample
+from attunet3d.imaging.volume import Volume
+from attunet3d.inference.decision import decide
+from attunet3d.inference.sliding_window import Slab
+
+SOURCE_AFFINE, SOURCE_SHAPE = "source_affine", "source_shape"  # in `MetaTensor.meta`
+
+
+class TransformError(UserError):
+    """An entry that these transforms cannot place in the patient."""
+
+
+class ToNetworkGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped here
+    """Crop to the body, turn to RAS, resample, window and normalise; labels by class.
+
+    Args:
+        keys: Entries to bring to the network's grid, each (1, I, J, K) with an affine; the first
+            one that is no label says where the body is.
+        config: The model's preprocessing.
+        label_keys: Those of `keys` that are label maps; they become uint8 class indices.
+        values: Label values, background first; class c is `values[c]`.
+        allow_missing_keys: Skip entries that are not there.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Hashable],
+        config: PreprocessingConfig,
+        *,
+        label_keys: Sequence[Hashable] = (),
+        values: Sequence[int] = (0, 1),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.config, self.label_keys, self.values = config, tuple(label_keys), tuple(values)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The entries on the network's grid; `data` and its tensors stay as they are.
+
+        Raises:
+            TransformError: An entry has several channels or no affine, or no entry is an image.
+            GeometryError: The grids' axes are not parallel.
+        """
+        result = dict(data)
+        volumes = {key: _volume(key, data[key]) for key in self.key_iterator(result)}
+        images = [volume for key, volume in volumes.items() if key not in self.label_keys]
+        if not images:
+            raise TransformError(f"keys {list(self.keys)}: one must be an image, not a label")
+        box, target = network_grid(images[0], self.config)
+        for key, volume in volumes.items():
+            # On the image's own voxels all entries are cropped alike, as in inference.
+            same = volume.grid.matches(images[0].grid)
+            inner = _cropped(volume, box) if same else volume
+            tensor = self._resample(inner, target, key in self.label_keys)
+            result[key] = _placed(tensor, target, data[key], volume.grid)
+        return result
+
+    def _resample(self, volume: Volume, target: Grid, is_label: bool) -> Tensor:
+        if is_label:
+            return label_to_network_grid(_whole_numbers(volume), target, self.values)[None]
+        image = resample(torch.from_numpy(volume.array)[None], volume.grid, target)
+        return normalise_(image, self.config)
+
+
+class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped here
+    """Logits on the network's grid → labels on the grid that `ToNetworkGridd` was given.
+
+    Args:
+        keys: Entries of logits (K, X, Y, Z); K = 1 is the margin of two classes.
+        like: The entry that `ToNetworkGridd` made, on whose grid the logits lie.
+        values: The label value of each class, background first.
+        keep_largest: Keep only the largest connected component of each label.
+        allow_missing_keys: Skip entries that are not there.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Hashable],
+        like: Hashable,
+        *,
+        values: Sequence[int] = (0, 1),
+        keep_largest: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.like, self.values, self.keep_largest = like, tuple(values), keep_largest
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The entries as uint8 label maps (1, I, J, K) on the source grid.
+
+        Raises:
+            TransformError: `like` did not come from `ToNetworkGridd`, or shapes do not belong.
+        """
+        result = dict(data)
+        network, source = _grids(self.like, data[self.like])
+        for key in self.key_iterator(result):
+            logits = torch.as_tensor(data[key]).detach()
+            classes = 2 if len(logits) == 1 else len(logits)
+            if tuple(logits.shape[1:]) != network.shape or classes != len(self.values):
+                raise TransformError(
+                    f"{key}: logits of shape {tuple(logits.shape)} do not lie on the grid of"
+                    f" {self.like} {network.shape} with {len(self.values)} labels"
+                )
+            slabs = [Slab(0, _plain(logits))]
+            labels = decide(slabs, network, source, self.values, self.keep_largest)
+            result[key] = _placed(torch.from_numpy(labels)[None], source, data[self.like], None)
+        return result
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without MONAI's metadata, which every operation would carry along."""
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def _volume(key: Hashable, entry: Any) -> Volume:
+    if not isinstance(entry, MetaTensor) or entry.ndim != 4 or len(entry) != 1:
+        raise TransformError(
+            f"{key}: must be a MetaTensor of one channel (1, I, J, K), got {type(entry).__name__}"
+            f" {tuple(getattr(entry, 'shape', ()))}; load it with ensure_channel_first=True"
+        )
+    affine = np.asarray(entry.affine.cpu(), dtype=np.float64)
+    if str(entry.meta.get("space", "RAS")).endswith("LPS"):
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    i, j, k = entry.shape[1:]
+    return Volume(_plain(entry)[0].cpu().numpy(), Grid((i, j, k), affine), name=str(key))
+
+
+def _cropped(volume: Volume, box: Box) -> Volume:
+    return Volume(volume.array[box], volume.grid.cropped(box), name=volume.name)
+
+
+def _whole_numbers(label: Volume) -> Volume:
+    """The label as uint8; MONAI's readers make it float32."""
+    array = label.array.astype(np.uint8)
+    if not np.array_equal(array, label.array):
+        raise TransformError(f"{label.name}: label values must be whole numbers from 0 to 255")
+    return Volume(array, label.grid, name=label.name)
+
+
+def _placed(tensor: Tensor, grid: Grid, like: Any, source: Grid | None) -> Any:
+    """`tensor` (C, X, Y, Z) with the affine of `grid` and the rest of the metadata of `like`."""
+    meta = {name: value for name, value in like.meta.items() if name != "affine"}
+    meta |= {"space": "RAS", "spatial_shape": np.array(grid.shape)}
+    meta.pop(SOURCE_AFFINE, None)
+    meta.pop(SOURCE_SHAPE, None)
+    if source is not None:
+        meta[SOURCE_AFFINE] = torch.tensor(source.affine)
+        meta[SOURCE_SHAPE] = torch.tensor(source.shape)
+    return MetaTensor(tensor, affine=torch.tensor(grid.affine), meta=meta)
+
+
+def _grids(key: Hashable, entry: Any) -> tuple[Grid, Grid]:
+    """The network's and the source's grid of what `ToNetworkGridd` made."""
+    if not isinstance(entry, MetaTensor) or SOURCE_AFFINE not in entry.meta:
+        raise TransformError(f"{key}: did not come from ToNetworkGridd; name the entry that did")
+    x, y, z = entry.shape[1:]
+    network = Grid((x, y, z), np.asarray(entry.affine.cpu(), dtype=np.float64))
+    i, j, k = (int(size) for size in entry.meta[SOURCE_SHAPE])
+    return network, Grid((i, j, k), np.asarray(entry.meta[SOURCE_AFFINE], dtype=np.float64))

@@ -1,0 +1,1 @@
+"""Made-up patients and the made-up scanner that images them."""

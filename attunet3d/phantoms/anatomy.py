@@ -1,0 +1,83 @@
+"""A random abdomen made of shapes, with a pancreas whose volume is known exactly.
+
+World axes are RAS millimetres: the liver lies at positive x (the patient's right), the spine at
+negative y, the head at positive z. The origin lies in front of the upper lumbar spine. Tissue
+values are those of the portal venous phase. Nothing here is taken from a patient: positions and
+sizes are round numbers from general anatomy.
+"""
+
+import numpy as np
+
+from attunet3d.phantoms import organs, skeleton
+from attunet3d.phantoms.shapes import Array, Torso, Tube, Warp
+from attunet3d.phantoms.tissue import Anatomy, Draw, Tissue
+
+PANCREAS_ML = (60.0, 110.0)
+
+
+def random_anatomy(seed: int) -> Anatomy:
+    """The patient of this seed.
+
+    Example:
+        >>> 60 <= random_anatomy(3).pancreas_ml <= 110
+        True
+        >>> random_anatomy(3).pancreas_ml == random_anatomy(3).pancreas_ml
+        True
+    """
+    draw = Draw(seed)
+    torso = Torso(168 * draw.build[0], 122 * draw.build[1], draw.between(0.5, 0.7))
+    fat = draw.between(9, 26)
+    muscle = draw.between(9, 13)
+    wall = ((0.0, 10.0), (2.0, -105.0), (fat, 55.0), (fat + muscle, draw.between(-105, -80)))
+    hu = draw.between(85, 115)  # of the pancreas, which its neighbours are told apart from
+    pancreas = _pancreas(draw)
+    tissues = (
+        *skeleton.chest(draw, torso, fat + muscle),
+        *skeleton.spine(draw, torso),
+        *organs.kidneys(draw),
+        *organs.solid_organs(draw, hu),
+        *organs.bowel(draw, hu),
+        *organs.touching(draw, pancreas, hu),
+        *organs.stomach(draw, hu),
+        *organs.duodenum(draw, pancreas, hu),
+        *organs.vessels(draw, pancreas, hu),
+        Tissue("pancreas", pancreas, hu),
+    )
+    warp = Warp(_waves(draw))
+    return Anatomy(torso, wall, tissues, skeleton.table(torso), warp, pancreas)
+
+
+def _waves(draw: Draw) -> Array:
+    # Long waves bend whole organs; short ones give outlines their lobes.
+    waves = np.zeros((3, 3, 4))
+    for row, (amplitude, shortest, longest) in enumerate(
+        [(4, 110, 180), (1.6, 45, 70), (0.9, 17, 24)]
+    ):
+        for axis in range(3):
+            length, angle = draw.between(shortest, longest), draw.between(0, 2 * np.pi)
+            number = 2 * np.pi / length * np.array([np.cos(angle), np.sin(angle)])
+            waves[axis, row] = (amplitude * draw.between(0.5, 1), *number, draw.between(0, 6.28))
+    return waves
+
+
+def _pancreas(draw: Draw) -> Tube:
+    """Head right and low, neck, body arching over the spine, tail up and back to the spleen."""
+    arch, climb = draw.between(-5, 6), draw.between(-10, 10)
+    knots = draw.near(
+        [
+            (52, 4, -24),
+            (38, 4, -20),
+            (24, 10, -10),
+            (12, 20 + arch / 2, 0),
+            (-10, 25 + arch, 10 + climb / 3),
+            (-38, 10 + arch / 2, 18 + climb / 2),
+            (-66, -16, 26 + climb),
+            (-86, -32, 30 + climb),
+        ],
+        2.5,
+    )
+    radii = np.array(
+        [(11, 17), (13, 24), (11, 18), (7.5, 10.5), (9, 12), (9, 12), (9, 11.5), (8, 9.5)]
+    ) * draw.rng.uniform(0.9, 1.1, (8, 1))
+    tube = Tube.through(0, knots, radii, cap_mm=12)
+    return tube.scaled(float(np.sqrt(draw.between(*PANCREAS_ML) / tube.volume_ml)))

@@ -1,0 +1,158 @@
+"""The made-up scanner of the phantoms: tissues → exact labels, and Hounsfield units with noise.
+
+Work goes slab by slab along the last voxel axis, in (K, J, I) order, the memory order of a NIfTI.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
+
+from attunet3d.imaging.geometry import Box, Grid
+from attunet3d.phantoms.shapes import Array, Field
+from attunet3d.phantoms.tissue import Anatomy, Tissue
+
+AIR_HU, LOWEST_HU = -1000.0, -1024
+GRAIN_VOXELS = 0.6  # reach of the noise's correlation between neighbours in a slice
+SLAB_VOXELS = 3_000_000
+Points = tuple[Field, Field, Field]
+
+
+def label_anatomy(anatomy: Anatomy, grid: Grid) -> npt.NDArray[np.uint8]:
+    """1 where a voxel's centre lies in the pancreas; (I, J, K), Fortran order."""
+    label = np.zeros(grid.shape[::-1], np.uint8)  # (K, J, I)
+    for start, slab in _slabs(grid):
+        box = _box(slab, anatomy.pancreas.bounds_mm, anatomy.warp.reach_mm)
+        if box is not None:
+            points = anatomy.warp(*_points(slab.cropped(box)))
+            planes = slice(start + box[2].start, start + box[2].stop)
+            label[planes, box[1], box[0]] = anatomy.pancreas.distance(*points) < 0
+    return label.T
+
+
+def scan_anatomy(anatomy: Anatomy, grid: Grid, seed: int) -> npt.NDArray[np.int16]:
+    """Hounsfield units as the scanner of this seed shows them; (I, J, K), Fortran order."""
+    rng = np.random.default_rng([seed, 3])
+    blur_mm, noise_hu = rng.uniform(0.6, 1.0), rng.uniform(8, 16)
+    sigma = blur_mm / np.array(grid.spacing_mm)[::-1]  # (k, j, i)
+    halo = int(4 * max(sigma[0], GRAIN_VOXELS)) + 1  # planes that neighbours' blur reaches from
+    scan = np.empty(grid.shape[::-1], np.int16)
+    for start, slab in _slabs(grid):
+        rows, columns, planes = slab.shape
+        wide = slab.cropped((slice(0, rows), slice(0, columns), slice(-halo, planes + halo)))
+        values = gaussian_filter(_partial_volumes(anatomy, wide), sigma, mode="nearest")
+        values += noise_hu * _noise(wide, seed, start - halo)
+        kept = np.rint(values[halo:-halo]).clip(LOWEST_HU, 3071)
+        scan[start : start + planes] = kept
+    return scan.T
+
+
+def _slabs(grid: Grid) -> Iterator[tuple[int, Grid]]:
+    """First plane and grid of each slab of planes along the last axis."""
+    rows, columns, planes = grid.shape
+    step = max(1, SLAB_VOXELS // (rows * columns))
+    for start in range(0, planes, step):
+        stop = min(start + step, planes)
+        yield start, grid.cropped((slice(0, rows), slice(0, columns), slice(start, stop)))
+
+
+def _points(grid: Grid) -> Points:
+    """World x, y, z of the voxel centres, each (K, J, I)."""
+    a, b, c = (np.arange(length) for length in grid.shape)
+    x, y, z = (
+        (
+            (row[2] * c + row[3])[:, None, None].astype(np.float32)
+            + (row[1] * b)[:, None].astype(np.float32)
+            + (row[0] * a).astype(np.float32)
+        )
+        for row in grid.affine[:3]
+    )
+    return x, y, z
+
+
+def _box(grid: Grid, bounds_mm: Array, margin_mm: float) -> Box | None:
+    """Voxels that may lie within world bounds; None where there are none."""
+    low, high = bounds_mm[0] - margin_mm, bounds_mm[1] + margin_mm
+    pick = np.indices((2, 2, 2)).reshape(3, 8).T
+    corners = grid.to_index(np.where(pick, high, low))
+    first = np.maximum(np.floor(corners.min(axis=0)), 0).astype(int)
+    last = np.minimum(np.ceil(corners.max(axis=0)) + 1, grid.shape).astype(int)
+    if (first >= last).any():
+        return None
+    i, j, k = (slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    return i, j, k
+
+
+def _partial_volumes(anatomy: Anatomy, grid: Grid) -> Field:
+    """HU averaged over each voxel: edges as wide as a pixel, thick slices as several thin ones."""
+    spacing = np.array(grid.spacing_mm)
+    axis, pixel = int(spacing.argmax()), float(np.median(spacing))
+    parts = int(np.clip(spacing[axis] / pixel, 1, 3))
+    total = np.zeros(grid.shape[::-1], np.float32)
+    for part in range(parts):
+        affine = grid.affine.copy()
+        affine[:3, 3] += affine[:3, axis] * ((part + 0.5) / parts - 0.5)
+        total += _draw(anatomy, Grid(grid.shape, affine), np.float32(pixel))
+    total /= np.float32(parts)
+    return total
+
+
+def _draw(anatomy: Anatomy, grid: Grid, edge_mm: np.float32) -> Field:
+    """HU of tissues laid over one another, each edge a ramp `edge_mm` wide; (K, J, I)."""
+    values = np.full(grid.shape[::-1], AIR_HU, np.float32)
+    couch = _box(grid, anatomy.table.shape.bounds_mm, float(edge_mm))
+    if couch is not None:
+        _lay(values[couch[::-1]], anatomy.table, _points(grid.cropped(couch)), edge_mm, None)
+    margin = anatomy.warp.reach_mm + float(edge_mm)
+    body = _box(grid, anatomy.torso.bounds_mm, margin)
+    if body is not None:
+        _draw_body(values[body[::-1]], anatomy, grid.cropped(body), edge_mm)
+    return values
+
+
+def _draw_body(values: Field, anatomy: Anatomy, grid: Grid, edge_mm: np.float32) -> None:
+    points = anatomy.warp(*_points(grid))
+    outline = anatomy.torso.outline(*points[:2])
+    for depth, hu in anatomy.wall:
+        cavity = _cover(outline + np.float32(depth), edge_mm)  # the innermost layer's, at the end
+        values += cavity * (np.float32(hu) - values)
+    margin = anatomy.warp.reach_mm + float(edge_mm)
+    for tissue in anatomy.tissues:
+        box = _box(grid, tissue.shape.bounds_mm, margin)
+        if box is not None:
+            x, y, z = (axis[box[::-1]] for axis in points)
+            within = cavity[box[::-1]] if tissue.in_cavity else None
+            _lay(values[box[::-1]], tissue, (x, y, z), edge_mm, within)
+
+
+def _lay(
+    values: Field, tissue: Tissue, points: Points, edge_mm: np.float32, within: Field | None
+) -> None:
+    """Draw one tissue over `values`, a view."""
+    cover = _cover(tissue.shape.distance(*points), edge_mm)
+    if within is not None:
+        cover *= within
+    cover *= np.float32(tissue.hu) - values
+    values += cover
+
+
+def _cover(distance: Field, edge_mm: np.float32) -> Field:
+    """Share of a voxel that lies inside, from the distance of its centre to a flat edge."""
+    share: Field = np.clip(np.float32(0.5) - distance / edge_mm, 0, 1)
+    return share
+
+
+def _noise(grid: Grid, seed: int, first_plane: int) -> Field:
+    """Noise of standard deviation 1, grained within a slice; each plane has its own seed."""
+    rows, columns, planes = grid.shape
+    noise = np.empty((planes, columns, rows), np.float32)
+    for row, plane in enumerate(noise):
+        number = first_plane + row + 2**20  # planes before the first have numbers, too
+        np.random.default_rng([seed, 4, number]).standard_normal(dtype=np.float32, out=plane)
+    grain = np.full(3, GRAIN_VOXELS)
+    grain[2 - int(np.argmax(grid.spacing_mm))] = 0
+    impulse = gaussian_filter1d(np.eye(1, 15, 7)[0], GRAIN_VOXELS)
+    gain = np.float32((impulse**2).sum())  # of two axes: the product of two equal roots
+    grained: Field = gaussian_filter(noise, grain, mode="wrap") / gain
+    return grained

@@ -1,0 +1,101 @@
+"""What holds a phantom abdomen: spine, muscles beside it, ribs, lungs above, the couch below."""
+
+import numpy as np
+import numpy.typing as npt
+
+from attunet3d.phantoms.shapes import Array, Ellipsoid, Field, Region, Torso, Tube
+from attunet3d.phantoms.tissue import BOTTOM_MM, TOP_MM, Draw, Tissue
+
+
+def chest(draw: Draw, torso: Torso, wall_mm: float) -> list[Tissue]:
+    """Lung bases above the domes of the diaphragm, and the lower ribs in the wall."""
+    lungs = [
+        Tissue("lung", draw.ellipsoid(draw.place(side * 82, -25, 185), (72, 92, 112), 5), -850)
+        for side in (1, -1)
+    ]
+    pitch, tilt, start = draw.between(28, 33), draw.between(0.45, 0.7), draw.between(-12, 4)
+    depth = np.float32(wall_mm - 3)
+
+    def ribs(x: Field, y: Field, z: Field) -> Field:
+        along = z + np.float32(tilt) * y  # constant along a rib, which falls towards the front
+        from_rib = along - pitch * np.rint(along / np.float32(pitch))
+        bone = np.hypot(torso.outline(x, y) + depth, np.float32(0.5) * from_rib) - np.float32(3.5)
+        front = (y - np.float32(0.9) * (z - np.float32(start)) - 25) * np.float32(0.74)
+        end: Field = np.maximum(np.maximum(bone, front), np.float32(26) - np.abs(x))
+        return end
+
+    width, back = torso.half_width_mm, torso.half_depth_mm
+    box = np.array([[-width, -back, -110.0], [width, back, TOP_MM]])
+    return [*lungs, Tissue("rib", Region(box, ribs), 380, False)]
+
+
+def spine(draw: Draw, torso: Torso) -> list[Tissue]:
+    """Vertebrae with discs, canal and processes, and the muscles beside them."""
+    x, y, start = draw.between(-4, 4), 58 - torso.half_depth_mm, draw.between(-17, 17)
+    pitch, half = draw.between(33, 38), np.array([22.0, 16.5]) * draw.between(0.92, 1.08)
+    found = [
+        Tissue("muscle", _column([x + side * 33, y - 24], (25, 17)), 58, False) for side in (1, -1)
+    ]
+    found += [Tissue("muscle", _psoas(draw, x + side * 30, y), 58) for side in (1, -1)]
+    found += [
+        Tissue("disc", _column([x, y], half), 85, False),
+        Tissue("lamina", _column([x, y - 27], (17, 13)), 260, False),
+        Tissue("canal", _column([x, y - 25], (11, 8.5)), 25, False),
+    ]
+    for level in range(-5, 6):
+        centre = np.array([x, y, start + level * pitch])
+        height = pitch / 2 - 4
+        found += [
+            Tissue("cortex", _drum(centre, (*half, height)), 420, False),
+            Tissue("vertebra", _drum(centre, (*(half - 1.8), height - 1.8)), 190, False),
+            Tissue(
+                "process",
+                Ellipsoid(centre + np.array([0, -33, -8]), np.array([4.0, 13, 11])),
+                330,
+                False,
+            ),
+            Tissue(
+                "process",
+                Ellipsoid(centre + np.array([0, -24, 0]), np.array([40.0, 4, 6])),
+                300,
+                False,
+            ),
+            Tissue(
+                "canal",
+                Ellipsoid(centre + np.array([0, -24.5, 0]), np.array([10.5, 7.5, 18])),
+                25,
+                False,
+            ),
+        ]
+    return found
+
+
+def _column(centre: npt.ArrayLike, radii: npt.ArrayLike) -> Tube:
+    ends = np.array([BOTTOM_MM, TOP_MM])
+    return Tube(2, ends, np.tile(centre, (2, 1)), np.tile(radii, (2, 1)).astype(float), np.ones(2))
+
+
+def _drum(centre: Array, half: tuple[float, float, float]) -> Tube:
+    at = np.linspace(centre[2] - half[2], centre[2] + half[2], 25)
+    waist = 1 - 0.09 * (1 - ((at - centre[2]) / half[2]) ** 2)
+    return Tube(2, at, np.tile(centre[:2], (25, 1)), np.outer(waist, half[:2]), np.ones(25))
+
+
+def _psoas(draw: Draw, x: float, y: float) -> Tube:
+    out = 1 if x > 0 else -1
+    knots = [(x, y + 2, 10), (x + 4 * out, y + 3, -40), (x + 14 * out, y + 12, BOTTOM_MM)]
+    return Tube.through(2, knots, [(5, 5), (14, 15), (22, 20)])
+
+
+def table(torso: Torso) -> Tissue:
+    """A thin curved couch under the back."""
+    back = -torso.half_depth_mm - 4
+
+    def couch(x: Field, y: Field, z: Field) -> Field:
+        sag = y - np.float32(back) - x * x * np.float32(6e-4)
+        shell: Field = np.maximum(np.abs(sag) - np.float32(2), np.abs(x) - np.float32(210))
+        return shell
+
+    return Tissue(
+        "table", Region(np.array([[-210, back - 3, -1e4], [210, back + 30, 1e4]]), couch), -60
+    )

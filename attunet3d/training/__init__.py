@@ -1,0 +1,1 @@
+"""From cases and settings to a trained model in a run folder."""

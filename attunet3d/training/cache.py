@@ -1,0 +1,261 @@
+"""Prepare training cases once: read, resample, store (see `cached_case` for what lies on disk).
+
+One folder a case and way of preparing it, written beside and renamed when whole. Its name ends in
+a hash of all that its content depends on: the settings, the two source files (path, size, time of
+change) and the code that read and resampled them. A change of any gives another folder; the old one
+stays until a person deletes it, as another run may be reading it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from attunet3d.core import whole_file
+from attunet3d.core.config import Config
+from attunet3d.core.errors import UserError
+from attunet3d.core.model_settings import PreprocessingConfig
+from attunet3d.datasets.case import Case
+from attunet3d.datasets.case_files import read_case_label, read_image
+from attunet3d.imaging import preprocessing
+from attunet3d.training.cached_case import ARRAYS, CachedCase, CacheError, load_case
+from attunet3d.training.threads import one_core_threads
+
+FOREGROUND_VOXELS = 10_000  # kept of each class; as many centres a case are as good as all
+ABANDONED_SECONDS = 24 * 3600
+MOST_WORKERS = 4  # cases prepared side by side: each holds its scan and label
+BUILDING, DAMAGED = ".building-", ".damaged-"
+CACHE_VERSION = 1  # counted up by whoever changes what reading and preprocessing make
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a prepared case depends on, its files and the code left out.
+
+    Args:
+        preprocessing: Resolved settings.
+        values: Label value of each class.
+        ignored: Label value of the voxels that count in no loss; stored as it is.
+    """
+
+    preprocessing: PreprocessingConfig
+    values: tuple[int, ...]
+    ignored: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.ignored is not None and self.ignored < len(self.values):
+            raise CacheError(
+                f"training.ignore_index {self.ignored}: is also the index of a class; give voxels "
+                "to be ignored a value above all classes, such as 255"
+            )
+
+    def folder_name(self, case: Case) -> str:
+        """The case's folder: its id, and a hash of this recipe, the files and the code.
+
+        Raises:
+            CacheError: The case has no label, or a file is not there.
+        """
+        if case.label is None:
+            raise CacheError(f"case {case.id}: has no label; training needs one")
+        files = [_identity(case.id, path) for path in (case.image, case.label)]
+        facts = [dataclasses.asdict(self), FOREGROUND_VOXELS, files, case.label_flip, CACHE_VERSION]
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+        return re.sub(r"[^A-Za-z0-9_-]", "_", case.id)[:60] + "-" + key
+
+
+def build_cache(
+    cases: Sequence[Case], labels: dict[int, str], config: Config, folder: Path
+) -> list[CachedCase]:
+    """Prepare what is not there yet, whole and current, and return the cases in their order.
+
+    Several processes, also of several machines on one file system, may do this at the same time.
+
+    Args:
+        cases: Each with a label.
+        labels: Label values by name; class c is the c-th smallest, the ignored one left out.
+        config: With a resolved `preprocessing`.
+        folder: Where the cache lies; made when missing.
+
+    Raises:
+        CacheError: Cases that cannot be prepared, the first five of them in one message.
+        WriteError: The folder cannot be made.
+    """
+    ignored = config.training.ignore_index
+    values = tuple(sorted(value for value in labels if value != ignored))
+    recipe = Recipe(config.preprocessing, values, ignored)
+    folder = whole_file.make_folder(Path(folder)).resolve()
+    _sweep(folder)
+    results = [_find(case, recipe, folder) for case in cases]
+    missing = [index for index, result in enumerate(results) if result is None]
+    jobs = [cases[index] for index in missing]
+    with tqdm(
+        total=len(jobs), desc="preparing", unit="case", disable=None if jobs else True
+    ) as bar:
+        for index, result in _attempts(jobs, recipe, folder):
+            results[missing[index]] = result
+            bar.update()
+    failures = [result for result in results if isinstance(result, UserError)]
+    if failures:
+        more = f" (and {len(failures) - 5} more)" if len(failures) > 5 else ""
+        raise CacheError("; ".join(map(str, failures[:5])) + more)
+    return [result for result in results if isinstance(result, CachedCase)]
+
+
+def prepare(case: Case, recipe: Recipe, folder: Path) -> CachedCase:
+    """Read, resample and store one case in `folder`, whatever lies there.
+
+    Raises:
+        CacheError: A file cannot be read, image and label part, or the disk is full.
+    """
+    target = folder / recipe.folder_name(case)
+    working = folder / f"{BUILDING}{uuid.uuid4().hex}"
+    try:
+        working.mkdir()
+        _write(working, case, recipe)
+        return _publish(case.id, working, target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CacheError(f"case {case.id}: cannot be stored in {folder} ({reason})") from error
+    except CacheError:
+        raise
+    except UserError as error:
+        raise CacheError(f"case {case.id}: {error}") from None
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def _identity(case_id: str, path: Path) -> list[Any]:
+    """Path, size and time of change of a file, or of each file of a folder (DICOM)."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        states = [(file.name, file.stat()) for file in files]
+    except OSError as error:
+        raise CacheError(f"case {case_id}: {path} cannot be read ({error.strerror})") from None
+    return [str(path), [[name, state.st_size, state.st_mtime_ns] for name, state in states]]
+
+
+def _find(case: Case, recipe: Recipe, folder: Path) -> CachedCase | UserError | None:
+    """The case as it lies there; None where it is to be prepared."""
+    try:
+        return load_case(case.id, folder / recipe.folder_name(case))
+    except UserError as error:
+        return error
+
+
+def _attempt(case: Case, recipe: Recipe, folder: Path) -> CachedCase | UserError:
+    try:
+        return prepare(case, recipe, folder)
+    except UserError as error:
+        return error
+
+
+def _attempts(
+    cases: list[Case], recipe: Recipe, folder: Path
+) -> Iterator[tuple[int, CachedCase | UserError]]:
+    """Index and outcome of each case as it is done, some side by side."""
+    workers = max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(cases)))
+    pool = one_core_threads(workers, "cases")
+    try:
+        jobs = {pool.submit(_attempt, case, recipe, folder): i for i, case in enumerate(cases)}
+        for job in as_completed(jobs):
+            yield jobs[job], job.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write(working: Path, case: Case, recipe: Recipe) -> None:
+    """Make the four files in `working`; they are on disk when this returns."""
+    assert case.label is not None
+    scan = read_image(case)
+    mask = read_case_label(case, scan)
+    if not mask.grid.matches(scan.grid):
+        raise CacheError(f"case {case.id}: {case.label} does not lie on the image's grid; mend it")
+    network = preprocessing.to_network_grid(scan, recipe.preprocessing)
+    classes = preprocessing.label_to_network_grid(
+        mask, network.grid, recipe.values, ignore_value=recipe.ignored
+    )
+    label = np.ascontiguousarray(classes.numpy())
+    points, starts = foreground_voxels(label, len(recipe.values))
+    air = _air(network.tensor, recipe.preprocessing)
+    image = network.tensor[0].to(torch.float16).contiguous().numpy()
+    for name, array in zip(ARRAYS, (image, label, points), strict=True):
+        with (working / name).open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+    sizes = {name: (working / name).stat().st_size for name in ARRAYS}
+    meta = {"case": case.id, "shape": label.shape, "air": air, "starts": starts, "bytes": sizes}
+    whole_file.write_text(working / "meta.json", json.dumps(meta) + "\n")
+
+
+def _air(image: torch.Tensor, config: PreprocessingConfig) -> float:
+    """The lowest value of the window after normalisation; of the scan where that is its own."""
+    if config.normalisation == "volume" or config.hu_window is None:
+        return float(image.min())
+    return float(preprocessing.normalise_(torch.tensor([config.hu_window[0]]), config))
+
+
+def foreground_voxels(
+    label: npt.NDArray[np.uint8], classes: int
+) -> tuple[npt.NDArray[np.int32], list[int]]:
+    """Up to FOREGROUND_VOXELS voxels of each class but background.
+
+    Returns:
+        (n, 3) voxel indices, class by class, always the same ones; and the `classes + 1` rows
+        at which the classes start and end.
+
+    Example:
+        >>> foreground_voxels(np.array([[[0, 2, 2]]], np.uint8), 3)[0].tolist()
+        [[0, 0, 1], [0, 0, 2]]
+    """
+    flat, starts = [np.zeros(0, np.int64)], [0, 0]  # background has none
+    for index in range(1, classes):
+        voxels = np.flatnonzero(label == index)
+        if len(voxels) > FOREGROUND_VOXELS:
+            generator = np.random.default_rng(index)
+            voxels = np.sort(generator.choice(voxels, FOREGROUND_VOXELS, replace=False))
+        flat.append(voxels)
+        starts.append(starts[-1] + len(voxels))
+    points = np.stack(np.unravel_index(np.concatenate(flat), label.shape), axis=1)
+    return points.astype(np.int32), starts
+
+
+def _publish(case_id: str, working: Path, target: Path) -> CachedCase:
+    """Give the whole folder its name; where another builder was first, take theirs."""
+    for _ in range(10):
+        try:
+            os.rename(working, target)  # fails where a folder with content has the name
+        except OSError:
+            if not target.exists():
+                raise
+        found = load_case(case_id, target)
+        if found is not None:
+            return found
+        aside = target.with_name(f"{DAMAGED}{uuid.uuid4().hex}")
+        with suppress(OSError):  # another builder may have moved it first
+            os.rename(target, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    raise CacheError(f"case {case_id}: {target} is damaged and cannot be moved away; delete it")
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what killed builders left long ago."""
+    for left in [*folder.glob(BUILDING + "*"), *folder.glob(DAMAGED + "*")]:
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,125 @@
+"""A training case as it lies prepared on disk: four files, mapped when needed.
+
+    meta.json         shape, value of air, where each class starts in foreground.npy, file sizes
+    image.npy         (X, Y, Z) float16, normalised
+    label.npy         (X, Y, Z) uint8 class indices
+    foreground.npy    (n, 3) int32, voxels sampled from each class, class by class
+
+Plain arrays, no pickle. Whoever needs one maps it and lets go, so memory does not grow with the
+number of cases, and processes share the pages. `cache` makes these folders.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attunet3d.core.errors import UserError
+from attunet3d.core.strict_json import read_json
+from attunet3d.core.typed_values import Size
+
+ARRAYS = {"image.npy": np.float16, "label.npy": np.uint8, "foreground.npy": np.int32}
+META_BYTES = 1_000_000
+UNREADABLE: tuple[type[Exception], ...] = (
+    *(OSError, EOFError, ValueError, TypeError, MemoryError, RecursionError),
+    *(SyntaxError, TokenError, OverflowError),  # of NumPy's reader of headers
+)
+MALFORMED: tuple[type[Exception], ...] = (*UNREADABLE, LookupError, AttributeError)
+
+
+class CacheError(UserError):
+    """A training case cannot be prepared, or its prepared files cannot be read."""
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """A prepared case; holds no array and no open file, so it is small to keep and to send.
+
+    Args:
+        id: The case's id.
+        folder: Where its files lie.
+        shape: Voxels along x, y, z.
+        air: The image's value of air, with which patches beyond the border are filled.
+        starts: The voxels of class c are rows `starts[c]` to `starts[c + 1]` of `foreground()`;
+            background has none.
+
+    Example:
+        >>> CachedCase("a", Path("a"), (9, 9, 9), -1.0, (0, 0, 0, 5)).classes
+        (2,)
+    """
+
+    id: str
+    folder: Path
+    shape: Size
+    air: float
+    starts: tuple[int, ...]
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Class indices, background left out, of which the case has at least one voxel."""
+        pairs = zip(self.starts, self.starts[1:], strict=False)
+        return tuple(index for index, (start, stop) in enumerate(pairs) if stop > start)
+
+    def image(self) -> npt.NDArray[np.float16]:
+        """(X, Y, Z), mapped; raises `CacheError` when the file cannot be read."""
+        array: npt.NDArray[np.float16] = self._map("image.npy")
+        return array
+
+    def label(self) -> npt.NDArray[np.uint8]:
+        """(X, Y, Z) class indices, mapped; raises `CacheError` when the file cannot be read."""
+        array: npt.NDArray[np.uint8] = self._map("label.npy")
+        return array
+
+    def foreground(self) -> npt.NDArray[np.int32]:
+        """(n, 3) voxel indices, class by class, mapped; raises `CacheError` as the others do."""
+        array: npt.NDArray[np.int32] = self._map("foreground.npy")
+        return array
+
+    def _map(self, name: str) -> Any:
+        try:
+            return _open(self.folder / name)
+        except UNREADABLE as error:
+            raise CacheError(
+                f"case {self.id}: {self.folder / name} cannot be read ({error}); start again, "
+                "the cache is then mended"
+            ) from None
+
+
+def load_case(case_id: str, folder: Path) -> CachedCase | None:
+    """The case prepared in `folder`; None where it is missing, torn or of other types and sizes."""
+    try:
+        meta = read_json(folder / "meta.json", META_BYTES)
+        x, y, z = (int(size) for size in meta["shape"])
+        starts = tuple(int(start) for start in meta["starts"])
+        shapes = ((x, y, z), (x, y, z), (starts[-1], 3))
+        for (name, dtype), shape in zip(ARRAYS.items(), shapes, strict=True):
+            array = _open(folder / name)
+            size = (folder / name).stat().st_size
+            if (array.shape, array.dtype, size) != (shape, dtype, meta["bytes"][name]):
+                return None
+        air = float(meta["air"])
+    except MALFORMED:
+        return None
+    sound = math.isfinite(air) and starts[0] == 0 and list(starts) == sorted(starts)
+    return CachedCase(case_id, folder, (x, y, z), air, starts) if sound else None
+
+
+def _open(path: Path) -> Any:
+    """Map a .npy file; an empty array cannot be mapped, and is made.
+
+    As `np.load` does it, with the header parsed once and no path resolved: a patch opens three.
+    """
+    with path.open("rb") as file:
+        major, minor = np.lib.format.read_magic(file)
+        if (major, minor) != (1, 0):  # what `np.save` writes for plain arrays
+            raise ValueError(f"version {major}.{minor} of the format")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype.hasobject:
+            raise ValueError("an array of Python objects")
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")

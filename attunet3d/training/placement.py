@@ -1,0 +1,201 @@
+"""Where the voxels of a patch come from: one affine map and one smooth bend about both centres.
+
+Rotation and zoom are drawn in millimetres, so that a rotation stays one on voxels that are no
+cubes. With D = diag(spacing), R the rotation and s the zoom, what lay at q appears at s·R·q (mm
+from the centre); hence the voxel at index i of the patch (from its centre) is read at
+
+    D⁻¹ · (R⁻¹ / s) · D · i + bend(i)        of the source region (from its centre).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.interpolate import BSpline
+from scipy.spatial.transform import Rotation
+
+from attunet3d.core.training_settings import AugmentationConfig
+from attunet3d.core.typed_values import Size, Triple
+
+Array = npt.NDArray[np.float64]
+_SLAB_VOXELS = 2**17
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """The map from the voxels of a patch to those of the region that it is cut from.
+
+    Args:
+        patch_size: Voxels of the patch.
+        matrix: (3, 3), patch voxels → source voxels, both from their centres.
+        bend: (3, a, b, c), source voxels: displacements at the control points of a cubic B-spline
+            that spans the patch; None for a straight map.
+
+    Example:
+        >>> turned = rotated((96, 96, 32), (1.0, 1.0, 3.0), (0.0, 0.0, 45.0), zoom=1.0)
+        >>> turned.source_size  # a square turned by 45 degrees needs its diagonal
+        (136, 136, 32)
+    """
+
+    patch_size: Size
+    matrix: Array
+    bend: Array | None = None
+
+    @property
+    def source_size(self) -> Size:
+        """Voxels of the smallest region that holds all that the patch is read from.
+
+        Each side is even where the patch's is, so that both centres fall on one point.
+        """
+        half = (np.array(self.patch_size) - 1) / 2
+        reach = np.abs(self.matrix) @ half
+        if self.bend is not None:  # a B-spline stays within its control points
+            reach = reach + np.abs(self.bend).max(axis=(1, 2, 3))
+        x, y, z = (
+            size + 2 * math.ceil(more - 1e-6)
+            for size, more in zip(self.patch_size, reach - half, strict=True)
+        )
+        return max(x, 1), max(y, 1), max(z, 1)
+
+    def lines(self, source_size: Size, device: torch.device) -> list[list[torch.Tensor]]:
+        """Source voxel indices without the bend, as outer sums.
+
+        Returns:
+            For each axis of the source three tensors (X, 1, 1), (1, Y, 1) and (1, 1, Z), whose sum
+            is the index at which a voxel of the patch is read.
+        """
+        centre = (np.array(source_size) - 1) / 2
+        lines: list[list[torch.Tensor]] = [[], [], []]
+        for axis, size in enumerate(self.patch_size):
+            steps = np.arange(size) - (size - 1) / 2
+            shape = [1, 1, 1]
+            shape[axis] = size
+            for row, line in enumerate(lines):
+                part = steps * self.matrix[row, axis] + (centre[row] if axis == 0 else 0)
+                line.append(sent(part.astype(np.float32), device).view(shape))
+        return lines
+
+    def bends(self, device: torch.device) -> list[torch.Tensor] | None:
+        """The bend along each axis of the source, three times (X, Y, Z), voxels; None: straight."""
+        if self.bend is None:
+            return None
+        # float64: how a matrix product is split among threads does not show once it is rounded.
+        values = sent(self.bend, device).movedim(0, -1)  # (a, b, c, 3)
+        for size, points in zip(self.patch_size, self.bend.shape[1:], strict=True):
+            spans = points - 3
+            at = (np.arange(size) + 0.5) / size * spans
+            knots = np.arange(-3.0, spans + 4)
+            basis: Any = BSpline.design_matrix(at, knots, 3).toarray()  # (size, points)
+            weights = sent(basis, device)
+            # Contract the first axis and append the new one; the components are moved last again.
+            values = torch.tensordot(values, weights, dims=([0], [1])).movedim(-2, -1)
+        return [part.float() for part in values.unbind(-1)]
+
+
+def sent(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """The array on `device`; to a GPU from page-locked memory, without waiting for its queue."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def rotated(patch_size: Size, spacing_mm: Triple, degrees: Triple, zoom: float) -> Placement:
+    """The content turned by `degrees` about x, then y, then z (right-handed, mm), and magnified."""
+    turn = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    spacing = np.array(spacing_mm)
+    return Placement(patch_size, (turn.T / zoom) * spacing[None, :] / spacing[:, None])
+
+
+def draw(
+    state: np.random.RandomState, config: AugmentationConfig, patch_size: Size, spacing_mm: Triple
+) -> Placement | None:
+    """A random placement; None where the patch is to be taken as it lies."""
+    turns = state.rand() < config.affine_probability
+    bends = state.rand() < config.elastic_probability and config.elastic_mm > 0
+    if not (turns or bends):
+        return None
+    placement = Placement(patch_size, np.eye(3))
+    if turns:
+        x, y, z = (state.uniform(-most, most) for most in config.rotation_degrees)
+        low, high = np.log(config.scale)  # as often smaller as larger
+        placement = rotated(
+            patch_size, spacing_mm, (x, y, z), float(np.exp(state.uniform(low, high)))
+        )
+    if not bends:
+        return placement
+    # Control points four times the largest displacement apart: such a B-spline cannot fold
+    # (it may reach 0.40 of the distance; Choi & Lee 2000).
+    apart = max(4 * config.elastic_mm, 16.0)
+    extent = np.array(patch_size) * spacing_mm
+    points = [math.ceil(length / apart) + 3 for length in extent]
+    millimetres = state.uniform(-config.elastic_mm, config.elastic_mm, (3, *points))
+    bend = millimetres / np.array(spacing_mm)[:, None, None, None]
+    return Placement(patch_size, placement.matrix, bend)
+
+
+def place(
+    image: torch.Tensor, label: torch.Tensor, placement: Placement
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read a patch through `placement`: the image by trilinear, the label by nearest neighbour.
+
+    Args:
+        image: (C, I, J, K) float; beyond its border its border's values go on.
+        label: (1, I, J, K) of any dtype, on the image's device.
+        placement: Its centre is the region's centre.
+
+    Returns:
+        (C, X, Y, Z) float32 and (1, X, Y, Z).
+    """
+    device, (x, y, z) = image.device, placement.patch_size
+    size: Size = (image.shape[1], image.shape[2], image.shape[3])
+    moved = image.new_empty(image.shape[0], x, y, z, dtype=torch.float32)
+    labels = label.new_empty(1, x, y, z)
+    lines, bends = placement.lines(size, device), placement.bends(device)
+    # Slabs that stay in a core's cache take half the time; a GPU takes all at once.
+    slab = max(_SLAB_VOXELS // (y * z), 1) if device.type == "cpu" else x
+    for start in range(0, x, slab):
+        part = slice(start, start + slab)
+        positions = [first[part] + second + third for first, second, third in lines]
+        for position, bend in zip(positions, bends or (), strict=False):
+            position.add_(bend[part])
+        for position, length in zip(positions, size, strict=True):
+            position.clamp_(0, length - 1)
+        nearest = _flat([(position + 0.5).int() for position in positions], size)
+        labels[0, part] = label.reshape(-1).index_select(0, nearest).view(-1, y, z)
+        _trilinear(image, positions, moved[:, part])
+    return moved, labels
+
+
+def _trilinear(image: torch.Tensor, positions: list[torch.Tensor], out: torch.Tensor) -> None:
+    """Fill `out` (C, x, y, z) from the image at the positions (x, y, z), all within its border.
+
+    Eight gathers: a third of the time of `F.grid_sample`, whose volumes are not vectorised. Plain
+    differences and products, as a fused step would round by where threads split the voxels.
+    """
+    _, *size = image.shape
+    lower = [
+        position.int().clamp_(max=max(length - 2, 0))
+        for position, length in zip(positions, size, strict=True)
+    ]
+    shares = [p.sub_(low).reshape(-1) for p, low in zip(positions, lower, strict=True)]
+    flat = _flat(lower, size)
+    strides = (size[1] * size[2], size[2], 1)
+    steps = [stride if length > 1 else 0 for stride, length in zip(strides, size, strict=True)]
+    offsets = [sum(corner) for corner in product(*((0, step) for step in steps))]
+    for channel, filled in zip(image, out, strict=True):
+        voxels = channel.reshape(-1)
+        values = [voxels[offset:].index_select(0, flat).float() for offset in offsets]
+        for share in reversed(shares):  # the last axis is the fastest among the corners
+            pairs = zip(values[::2], values[1::2], strict=True)
+            values = [high.sub_(low).mul_(share).add_(low) for low, high in pairs]
+        filled.copy_(values[0].view_as(filled))
+
+
+def _flat(indices: list[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
+    """Row-major indices (n,) of voxels given by three tensors; the first is overwritten."""
+    first, second, third = indices
+    return first.mul_(size[1]).add_(second).mul_(size[2]).add_(third).reshape(-1)

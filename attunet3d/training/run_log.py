@@ -1,0 +1,78 @@
+"""The numbers of a run as they come: metrics.csv and TensorBoard, a row a validation."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from attunet3d.core import whole_file
+
+NAME = "metrics.csv"
+Row = dict[str, str | float | None]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a `metrics.csv`; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [dict(row) for row in csv.DictReader(file)]
+
+
+class RunLog:
+    """Writes a run's numbers; use it in a `with` statement.
+
+    Args:
+        run_dir: The run's folder.
+        step: Where the run begins; rows of later steps, left by a run that was killed, go.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with RunLog(Path(folder), 0) as log:
+        ...         log.write({"step": 5, "loss": 0.25})
+        ...     read_rows(Path(folder) / NAME)
+        [{'step': '5', 'loss': '0.25'}]
+    """
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        self.run_dir = run_dir
+        found = read_rows(run_dir / NAME)
+        self.rows = [row for row in found if int(float(row["step"] or 0)) <= step]
+        self.step = step
+        if len(self.rows) < len(found):
+            self._save()
+
+    def __enter__(self) -> "RunLog":
+        from torch.utils.tensorboard import SummaryWriter
+
+        # purge_step: events of later steps, left by a run that was killed, are hidden
+        self.writer = SummaryWriter(str(self.run_dir), purge_step=self.step + 1)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.writer.close()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row; it has a `step`. A value of None is left blank."""
+        self.rows.append(dict(row))
+        self._save()
+        for name, value in row.items():
+            if name != "step" and value is not None:
+                self.writer.add_scalar(name, value, int(row["step"]))
+        self.writer.flush()
+
+    def _save(self) -> None:
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        table = csv.DictWriter(text, names, lineterminator="\n")
+        table.writeheader()
+        table.writerows(self.rows)
+        whole_file.write_text(self.run_dir / NAME, text.getvalue())

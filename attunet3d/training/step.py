@@ -1,0 +1,192 @@
+"""One update of the weights: forward, loss, backward, clip, step; and all that has a state in it.
+
+What an update does depends on the state before it and on the step's number, from which dropout is
+seeded.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attunet3d.core import machine
+from attunet3d.core.config import Config
+from attunet3d.core.errors import UserError
+from attunet3d.models import memory_layout
+from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.training import loss, optimisation
+from attunet3d.training.batches import Batch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TrainingError(UserError):
+    """A run cannot go on as it is."""
+
+
+def training_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The precision of forward passes: bfloat16 on GPUs that compute in it, float16 on others.
+
+    Raises:
+        TrainingError: bfloat16 is asked for, and the device emulates it.
+    """
+    precision = config.training.precision
+    if precision == "bfloat16" and not machine.computes_in_bfloat16(device):
+        raise TrainingError(
+            f"training.precision=bfloat16: {device} has no instructions for it and would take many"
+            " times as long; choose training.precision=float32, or train on another machine"
+        )
+    if precision != "auto":
+        return DTYPES[precision]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if machine.computes_in_bfloat16(device) else torch.float16
+
+
+def refuse_wrong_gradients(network: AttentionUNet3D, config: Config) -> None:
+    """Refuse patches for which CPUs compute wrong gradients in bfloat16.
+
+    oneDNN 3.12 (torch 2.13) gives garbage, often NaN, as the gradient of a 3×3×3 kernel when its
+    input has exactly 2 voxels along the first axis, whatever the other two.
+
+    Raises:
+        TrainingError: A level of the network is 2 voxels long in x.
+    """
+    assert config.training.patch_size is not None
+    x = config.training.patch_size[0]
+    if 2 in (-(-x // stride[0]) for stride in network.strides):
+        raise TrainingError(
+            f"training.precision=bfloat16 with training.patch_size {config.training.patch_size}:"
+            " CPUs compute wrong gradients where a level is 2 voxels long in x; choose another"
+            " patch size, or training.precision=float32"
+        )
+
+
+class TrainingStep:
+    """A network with its loss, optimiser, schedule, average and scaler; a call is one update.
+
+    Args:
+        config: Resolved, see `plan`.
+        classes: Number of classes, background included.
+        device: Where to train.
+
+    Raises:
+        TrainingError: CPUs compute wrong gradients for these patches in bfloat16.
+    """
+
+    def __init__(self, config: Config, classes: int, device: torch.device) -> None:
+        self.settings, self.device = config.training, device
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # patches are of one size
+        machine.seed_everything(config.training.seed)
+        self.network = self._laid_out(AttentionUNet3D.from_config(config.network, 1, classes))
+        self.average = optimisation.moving_average(self.network, config.training.ema_decay)
+        self.optimiser = optimisation.build_optimiser(self.network.parameters(), config.training)
+        self.schedule = optimisation.build_schedule(self.optimiser, config.training)
+        self.criterion = loss.build_loss(config.training, classes)
+        self.dtype = training_dtype(config, device)
+        if self.dtype == torch.bfloat16 and device.type == "cpu":
+            refuse_wrong_gradients(self.network, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def __call__(self, batches: Sequence[Batch], number: int) -> tuple[float, bool]:
+        """Update the weights, unless the loss or the gradient is not finite.
+
+        Args:
+            batches: Whose gradients are summed.
+            number: Of the step.
+
+        Returns:
+            The loss, and whether it and the gradient were finite; so counts an overflow in
+            float16, which the scaler passes over with smaller scales to come.
+        """
+        torch.manual_seed(hash((self.settings.seed, number)) % 2**63)  # dropout
+        self.network.train()
+        skips = self.settings.on_nonfinite_loss == "skip"
+        buffers = [part.clone() for part in self.network.buffers()] if skips else []
+        self.optimiser.zero_grad(set_to_none=True)
+        losses: list[Tensor] = []
+        for batch in batches:
+            with self._autocast():
+                image = memory_layout.laid_out(batch.image, self.layout)
+                logits = self.network(image)  # list of (B, C, X, Y, Z), finest first
+            value: Tensor = self.criterion(logits, batch.label) / len(batches)
+            self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+            losses.append(value.detach())
+        total, updated = self._update(torch.stack(losses).sum())
+        if not updated:
+            self.optimiser.zero_grad(set_to_none=True)
+            for part, before in zip(self.network.buffers(), buffers, strict=skips):
+                part.copy_(before)  # running statistics: one NaN would stay in them for good
+        elif self.average is not None:
+            optimisation.update_average(self.average, self.network, self.settings.ema_decay)
+        if updated or skips:  # else the run ends here
+            self.schedule.step()
+        return total, updated
+
+    def _update(self, loss: Tensor) -> tuple[float, bool]:
+        """Clip the gradient and step, unless the loss or the gradient is not finite."""
+        self.scaler.unscale_(self.optimiser)
+        limit = self.settings.clip_gradient_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        total, length = torch.stack([loss, norm]).tolist()  # the step's only wait for a GPU
+        finite = math.isfinite(total) and (self.scaler.is_enabled() or math.isfinite(length))
+        if finite:
+            self.scaler.step(self.optimiser)  # the scaler itself passes over an overflow
+        self.scaler.update()
+        return total, finite
+
+    def _laid_out(self, network: AttentionUNet3D) -> AttentionUNet3D:
+        """The network on the device, its features in a CPU's fastest layout."""
+        self.layout = torch.contiguous_format
+        if self.device.type == "cpu":
+            self.layout = memory_layout.fastest(network)
+            memory_layout.keep_gradients_dense(network, self.layout)
+        network.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        return network
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        return float(self.optimiser.param_groups[0]["lr"])
+
+    def evaluated(self) -> AttentionUNet3D:
+        """The network that is validated and kept (the average where there is one), in eval mode."""
+        if self.average is None:
+            return self.network.eval()
+        network: AttentionUNet3D = self.average.module  # type: ignore[assignment]
+        return network.eval()
+
+    @torch.inference_mode()
+    def forward(self, network: AttentionUNet3D, patch: Tensor) -> Tensor:
+        """Logits (B, C, X, Y, Z) float32 of `network`, at the precision of training."""
+        with self._autocast():
+            logits: Tensor = network(patch)  # (B, C, X, Y, Z)
+        return logits.float()
+
+    def state(self) -> dict[str, Any]:
+        """All that the next update depends on, as tensors and plain values."""
+        return {
+            "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave; what does not fit raises an error of torch or Python."""
+        self.network.load_state_dict(state["network"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])

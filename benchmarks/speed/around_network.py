@@ -1,0 +1,133 @@
+"""What a scan costs around its network: file → 1.5 mm grid → null network → labels → file.
+
+Usage: python benchmarks/around_network.py [--small] [--repeats N] [--out FOLDER]
+
+The null network is a threshold, logits (-x, x) of the normalised scan, called once on the whole
+(`stitching.py` measures windows). Ours does all that `attunet3d infer` does: checked read, body box
+(or none, as the peer), decision, read-back write, sidecar with checksums. MONAI's is the chain of
+its tutorials (LoadImaged … Invertd of the logits, AsDiscreted, SaveImaged). Labels are held to a
+plain float64 computation of our own rule on every tenth plane.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from attunet3d.core.model_settings import PreprocessingConfig
+from attunet3d.imaging.hounsfield import hounsfield_warnings
+from attunet3d.imaging.preprocessing import to_network_grid
+from attunet3d.imaging.volume import Segmentation, read_label, read_volume
+from attunet3d.inference.decision import decide
+from attunet3d.inference.results import case_files, write_sidecar
+from attunet3d.inference.sliding_window import whole_volume
+from benchmarks import measure
+from benchmarks.speed.clinical_scan import CLINICAL, SMALL, write_clinical_scan
+from benchmarks.speed.monai_chain import tutorial_chain
+
+SPACING_MM = 1.5
+HU = (-160.0, 240.0)
+LABELS = {0: "background", 1: "above the middle"}
+LEAST_AGREEMENT = 0.9995
+PLANES = slice(None, None, 10)
+
+
+def null_network(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([-x, x], 1)
+
+
+def preprocessing(crop_to_body: bool) -> PreprocessingConfig:
+    middle, half = (HU[0] + HU[1]) / 2, (HU[1] - HU[0]) / 2
+    return PreprocessingConfig(
+        spacing_mm=(SPACING_MM,) * 3,
+        hu_window=HU,
+        mean_hu=middle,
+        std_hu=half,
+        crop_to_body=crop_to_body,
+    )
+
+
+def ours(scan: Path, folder: Path, crop_to_body: bool) -> Callable[[], str]:
+    config = preprocessing(crop_to_body)
+    files = case_files(folder, f"ours_{crop_to_body}")
+
+    @torch.inference_mode()
+    def work() -> str:
+        volume = read_volume(scan)
+        image = to_network_grid(volume, config)
+        slabs = whole_volume(image.tensor, null_network, divisor=(1, 1, 1))
+        array = decide(slabs, image.grid, volume.grid, sorted(LABELS))
+        segmentation = Segmentation(array, volume.grid, LABELS, volume.geometry)
+        segmentation.save(files.mask)
+        record = {"settings": {}, "warnings": hounsfield_warnings(volume)}
+        write_sidecar(files, segmentation, [files.mask], record)
+        return str(files.mask)
+
+    return work
+
+
+def monai(scan: Path, folder: Path) -> Callable[[], str]:
+    return tutorial_chain(scan, folder, SPACING_MM, HU, null_network)
+
+
+def reference(scan: Path) -> np.ndarray:
+    """Our rule in float64 on some planes: positions by the affines, linear, clipped, linear."""
+    volume = read_volume(scan)
+    target = volume.grid.oriented("RAS").with_spacing((SPACING_MM,) * 3)
+    assert max(SPACING_MM / size for size in volume.grid.spacing_mm) < 2  # no mean: see `taps`
+    image = sample(volume.array.astype(np.float64), volume.grid, target, slice(None))
+    image = (np.clip(image, *HU) - sum(HU) / 2) / ((HU[1] - HU[0]) / 2)
+    return (sample(image, target, volume.grid, PLANES) > 0).astype(np.uint8)
+
+
+def sample(array: np.ndarray, source: Any, target: Any, planes: slice) -> np.ndarray:
+    """Trilinear samples of `array` at the voxels of `target`'s `planes`; the border goes on."""
+    result = []
+    for k in range(target.shape[2])[planes]:
+        index = np.stack(np.meshgrid(*map(np.arange, target.shape[:2]), [k], indexing="ij"), -1)
+        where = np.moveaxis(source.to_index(target.to_world(index)), -1, 0)
+        where = where.round(6)  # products of affines miss whole indices by rounding
+        result.append(ndimage.map_coordinates(array, where, order=1, mode="nearest"))
+    return np.concatenate(result, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", action="store_true", help="a run of seconds")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=measure.RESULTS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        scan = write_clinical_scan(folder, SMALL if options.small else CLINICAL)
+        ways = [
+            measure.Way("attunet3d", ours, (scan, folder, False), command_line=True),
+            measure.Way("attunet3d, malloc as it is", ours, (scan, folder, False)),
+            measure.Way("attunet3d, body box", ours, (scan, folder, True), command_line=True),
+            measure.Way("MONAI, tutorial chain", monai, (scan, folder)),
+        ]
+        outcomes = measure.compare(ways, options.repeats)
+        exact = reference(scan)
+        labels = {o.name: read_label(Path(o.result)).array[..., PLANES] for o in outcomes}
+    agreement = {way: float((array == exact).mean()) for way, array in labels.items()}
+    print(measure.table(outcomes))
+    print(f"\n{100 * exact.mean():.1f} % of voxels are labelled; same label as in float64:")
+    for way, share in agreement.items():
+        print(f"  {way}: {100 * share:.4f} %")
+    content = {
+        "scan": list(SMALL if options.small else CLINICAL),
+        "rows": measure.rows(outcomes),
+        "same_label_as_float64": agreement,
+    }
+    print(measure.save("around_network", content, options.out))
+    if agreement[outcomes[0].name] < LEAST_AGREEMENT:
+        raise SystemExit("our labels part from the float64 reference")
+
+
+if __name__ == "__main__":
+    main()

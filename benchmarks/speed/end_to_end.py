@@ -1,0 +1,152 @@
+"""One clinical scan from file to label map on a CPU: attunet3d against MONAI's AttentionUnet.
+
+Usage: python benchmarks/end_to_end.py [--small] [--repeats N] [--out FOLDER]
+
+Both have 16 to 256 channels, a 1.5 mm grid, windows of 96³ at overlap 0.5 with Gaussian weights,
+linear resampling of the logits to the scan's grid and the largest one's label. Weights are random:
+this is about time. "same windows" leaves our crop to the body out, so both run as many windows;
+"body box" is what `attunet3d infer` does; "whole" is one pass over that box, in float32 and, where
+the processor computes in it, in bfloat16. MONAI's takes minutes a turn: one measured turn by
+default, and none but that with --repeats 0.
+"""
+
+import argparse
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from attunet3d.core import machine
+from attunet3d.core.config import Config
+from attunet3d.core.model_settings import InferenceConfig, PreprocessingConfig
+from attunet3d.imaging.preprocessing import network_grid
+from attunet3d.imaging.volume import read_volume
+from attunet3d.inference.export import write_prediction
+from attunet3d.inference.predictor import Predictor
+from attunet3d.inference.results import case_files
+from attunet3d.inference.windows import window_starts
+from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.checkpoint import save_model
+from benchmarks import measure
+from benchmarks.speed.clinical_scan import CLINICAL, SMALL, write_clinical_scan
+from benchmarks.speed.monai_chain import tutorial_chain
+
+SPACING_MM = 1.5
+HU = (-160.0, 240.0)
+WINDOW, SMALL_WINDOW = 96, 32
+CHANNELS = (16, 32, 64, 128, 256)
+OVERLAP = 0.5
+WINDOWS = ("inference.mode=window",)
+WHOLE = ("inference.mode=whole",)
+WHOLE_BFLOAT16 = (*WHOLE, "inference.precision=bfloat16")
+LABELS = {0: "background", 1: "pancreas"}
+
+
+def config(crop_to_body: bool, window: int) -> Config:
+    middle, half = (HU[0] + HU[1]) / 2, (HU[1] - HU[0]) / 2
+    preprocessing = PreprocessingConfig(
+        spacing_mm=(SPACING_MM,) * 3,
+        hu_window=HU,
+        mean_hu=middle,
+        std_hu=half,
+        crop_to_body=crop_to_body,
+    )
+    inference = InferenceConfig(window=(window,) * 3, overlap=OVERLAP)
+    plain = Config()
+    network = replace(plain.network, channels=CHANNELS)
+    return replace(plain, network=network, preprocessing=preprocessing, inference=inference)
+
+
+def ours(
+    scan: Path, folder: Path, window: int, crop_to_body: bool, settings: tuple[str, ...]
+) -> Callable[[], str]:
+    """What `attunet3d infer` does for one scan; the model is loaded beforehand."""
+    machine.seed_everything(0)
+    files = case_files(folder, "_".join((f"ours_{crop_to_body}", *settings)).replace("=", "_"))
+    model = folder / f"{files.case_id}.safetensors"
+    settled = config(crop_to_body, window)
+    save_model(model, AttentionUNet3D(channels=CHANNELS).state_dict(), settled, LABELS)
+    predictor = Predictor.load(model, "cpu", settings)
+
+    def work() -> str:
+        volume = predictor.read(scan)
+        prediction = predictor.segment(volume)
+        write_prediction(files, prediction, volume, prediction.record)
+        return str(files.mask)
+
+    return work
+
+
+def monai_network() -> torch.nn.Module:
+    from monai.networks.nets import AttentionUnet
+
+    torch.manual_seed(0)
+    strides = (2,) * (len(CHANNELS) - 1)
+    return AttentionUnet(3, 1, len(LABELS), channels=CHANNELS, strides=strides).eval()
+
+
+def monai(scan: Path, folder: Path, window: int) -> Callable[[], str]:
+    from monai.inferers import SlidingWindowInferer
+
+    network = monai_network()
+    inferer = SlidingWindowInferer((window,) * 3, 1, overlap=OVERLAP, mode="gaussian")
+    return tutorial_chain(scan, folder, SPACING_MM, HU, lambda image: inferer(image, network))
+
+
+def gigaflops(network: torch.nn.Module, window: int) -> float:
+    """Of one window."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.eval()(torch.zeros(1, 1, *(window,) * 3))
+    return round(counter.get_total_flops() / 1e9, 1)
+
+
+def number_of_windows(scan: Path, window: int, crop_to_body: bool) -> int:
+    _, grid = network_grid(read_volume(scan), config(crop_to_body, window).preprocessing)
+    return math.prod(len(window_starts(size, window, OVERLAP)) for size in grid.shape)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", action="store_true", help="a run of seconds")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=measure.RESULTS)
+    options = parser.parse_args()
+    window = SMALL_WINDOW if options.small else WINDOW
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        scan = write_clinical_scan(folder, SMALL if options.small else CLINICAL)
+        parts = scan, folder, window
+        ways = [
+            measure.Way("attunet3d, same windows", ours, (*parts, False, WINDOWS), True),
+            measure.Way("attunet3d, body box", ours, (*parts, True, WINDOWS), True),
+            measure.Way("attunet3d, whole", ours, (*parts, True, WHOLE), True),
+            measure.Way("attunet3d, whole, bfloat16", ours, (*parts, True, WHOLE_BFLOAT16), True),
+            measure.Way("MONAI AttentionUnet", monai, parts),
+        ]
+        ways = [way for way in ways if not measure.emulated(way.name)]
+        outcomes = measure.compare(ways, options.repeats)
+        shapes = {read_volume(Path(outcome.result)).grid.shape for outcome in outcomes}
+        windows = {crop: number_of_windows(scan, window, crop) for crop in (False, True)}
+    work = {
+        "windows": windows[False],
+        "windows_in_body_box": windows[True],
+        "our_gflop_a_window": gigaflops(AttentionUNet3D(channels=CHANNELS), window),
+        "monai_gflop_a_window": gigaflops(monai_network(), window),
+    }
+    print(measure.table(outcomes))
+    print("\n" + "\n".join(f"{name}: {value}" for name, value in work.items()))
+    last = outcomes[-1].median
+    faster = {outcome.name: round(last / outcome.median, 2) for outcome in outcomes}
+    print("times as fast as MONAI:", faster)
+    content = {"work": work, "times_as_fast": faster, "rows": measure.rows(outcomes)}
+    print(measure.save("end_to_end", content, options.out))
+    if len(shapes) != 1:
+        raise SystemExit(f"label maps of different shapes: {shapes}")
+
+
+if __name__ == "__main__":
+    main()

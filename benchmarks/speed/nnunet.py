@@ -1,0 +1,223 @@
+"""One clinical scan by two commands on a CPU: `attunet3d infer` against `nnUNetv2_predict`.
+
+Usage: python benchmarks/nnunet.py [--small] [--repeats N] [--out FOLDER]
+
+Equal grid (1.5 mm), equal windows (96³, half of each shared), no mirroring. nnU-Net's network is
+the one its planner gives such patches: five stages of 32 to 320 channels, InstanceNorm. Weights are
+random: this is about time and memory. As the networks differ in size, seconds are also told per
+network FLOP, counted by torch. Memory is the largest process's peak, so nnU-Net's helpers, which
+live beside it, are not added up. Needs `nnunetv2` (extra [benchmarks]); nnU-Net takes minutes.
+Beside a CPU build of torch, `pip uninstall torchvision` first: the one that comes with nnunetv2 is
+made for CUDA, does not load, and is not needed here.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attunet3d.imaging.volume import read_label
+from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.checkpoint import save_model
+from benchmarks import measure
+from benchmarks.speed.clinical_scan import CLINICAL, SMALL, write_clinical_scan
+from benchmarks.speed.end_to_end import (
+    CHANNELS,
+    LABELS,
+    SPACING_MM,
+    WINDOWS,
+    config,
+    gigaflops,
+    number_of_windows,
+)
+
+WINDOW, SMALL_WINDOW = 96, 64  # nnU-Net's InstanceNorm needs more than one voxel at the bottom
+FEATURES = [32, 64, 128, 256, 320]
+DATASET = "Dataset900_Benchmark"
+BFLOAT16 = (*WINDOWS, "inference.precision=bfloat16")
+# A child's peak begins at its parent's memory, so the parent is a bare interpreter.
+WATCH = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=sys.stderr)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+
+
+def plans(window: int) -> dict[str, Any]:
+    stages = len(FEATURES)
+    resample = "resample_data_or_seg_to_shape"
+    order = {"order_z": 0, "force_separate_z": None}
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": stages,
+            "features_per_stage": FEATURES,
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[3, 3, 3]] * stages,
+            "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+            "n_conv_per_stage": [2] * stages,
+            "n_conv_per_stage_decoder": [2] * (stages - 1),
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+    full = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [window] * 3,
+        "median_image_size_in_voxels": [167, 266, 266],
+        "spacing": [SPACING_MM] * 3,
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": resample,
+        "resampling_fn_seg": resample,
+        "resampling_fn_probabilities": resample,
+        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **order},
+        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **order},
+        "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, **order},
+        "architecture": architecture,
+        "batch_dice": False,
+    }
+    intensities = {"mean": 80.0, "median": 85.0, "std": 60.0, "min": -1024.0, "max": 1500.0}
+    intensities |= {"percentile_00_5": -160.0, "percentile_99_5": 240.0}
+    return {
+        "dataset_name": DATASET,
+        "plans_name": "nnUNetPlans",
+        "original_median_spacing_after_transp": [1.25, 0.78, 0.78],
+        "original_median_shape_after_transp": list(CLINICAL[::-1]),
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": full},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": intensities},
+    }
+
+
+def nnunet_network(window: int) -> torch.nn.Module:
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    architecture = plans(window)["configurations"]["3d_fullres"]["architecture"]
+    torch.manual_seed(0)
+    network: torch.nn.Module = get_network_from_plans(
+        architecture["network_class_name"],
+        architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+        input_channels=1,
+        output_channels=len(LABELS),
+        deep_supervision=False,
+    )
+    return network
+
+
+def nnunet(scan: Path, folder: Path, window: int) -> Callable[[], float]:
+    """A model folder in nnU-Net's own format, and the command over it."""
+    model = folder / DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    (model / "fold_0").mkdir(parents=True)
+    (model / "plans.json").write_text(json.dumps(plans(window)))
+    names = {name: value for value, name in LABELS.items()}
+    dataset = {"channel_names": {"0": "CT"}, "labels": names, "numTraining": 1}
+    (model / "dataset.json").write_text(json.dumps({**dataset, "file_ending": ".nii.gz"}))
+    checkpoint = {
+        "network_weights": nnunet_network(window).state_dict(),
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"configuration": "3d_fullres", "fold": 0},
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+    }
+    torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
+    source, target = folder / "nnunet_in", folder / "nnunet_out"
+    source.mkdir()
+    (source / "scan_0000.nii.gz").symlink_to(scan)
+    call = ["nnUNetv2_predict", "-i", source, "-o", target, "-d", DATASET, "-c", "3d_fullres"]
+    call += ["-f", 0, "-device", "cpu", "--disable_tta", "-step_size", 0.5]
+    call[0] = Path(sys.executable).parent / call[0]
+    places = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    return lambda: run(call, dict.fromkeys(places, str(folder)))
+
+
+def ours(scan: Path, folder: Path, window: int, settings: tuple[str, ...]) -> Callable[[], float]:
+    model, out = folder / "ours.safetensors", folder / f"ours_{len(settings)}"
+    torch.manual_seed(0)
+    network = AttentionUNet3D(channels=CHANNELS)
+    save_model(model, network.state_dict(), config(False, window), LABELS)
+    call = [sys.executable, "-m", "attunet3d", "infer", model, scan, out, "--overwrite"]
+    call += ["--device", "cpu", *(part for setting in settings for part in ("--set", setting))]
+    return lambda: run(call, {})
+
+
+def run(call: list[Any], environment: dict[str, str]) -> float:
+    """Run a command; return the peak memory in MB of it or of its largest child, if larger."""
+    watched = [sys.executable, "-c", WATCH, *(str(part) for part in call)]
+    done = subprocess.run(
+        watched, env={**os.environ, **environment}, capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode:
+        raise SystemExit(f"{call[0]}: {done.stderr[-2000:]}")
+    return int(done.stdout) * 1024 / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", action="store_true", help="a run of a minute")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=measure.RESULTS)
+    options = parser.parse_args()
+    window = SMALL_WINDOW if options.small else WINDOW
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        scan = write_clinical_scan(folder, SMALL if options.small else CLINICAL)
+        parts = scan, folder, window
+        ways = [
+            measure.Way("attunet3d infer, float32", ours, (*parts, WINDOWS)),
+            measure.Way("attunet3d infer, bfloat16", ours, (*parts, BFLOAT16)),
+            measure.Way("nnUNetv2_predict", nnunet, parts),
+        ]
+        ways = [way for way in ways if not measure.emulated(way.name)]
+        outcomes = measure.compare(ways, options.repeats)
+        outcomes = [replace(outcome, peak_mb=outcome.result) for outcome in outcomes]
+        windows = number_of_windows(scan, window, crop_to_body=False)
+        labels = [folder / "ours_1", folder / "nnunet_out"]
+        shapes = {read_label(part / "scan.nii.gz").grid.shape for part in labels}
+    theirs, own = (
+        gigaflops(nnunet_network(window), window),
+        gigaflops(AttentionUNet3D(channels=CHANNELS), window),
+    )
+    print(measure.table(outcomes))
+    counts = {"windows": windows, "nnunet_gflop_a_window": theirs, "our_gflop_a_window": own}
+    peer = outcomes[-1]
+    goals = {
+        outcome.name: {
+            "times_as_fast": round(peer.median / outcome.median, 2),
+            "times_as_fast_per_flop": round(peer.median / outcome.median * own / theirs, 2),
+            "share_of_memory": round(outcome.peak_mb / peer.peak_mb, 3),
+        }
+        for outcome in outcomes[:-1]
+    }
+    print(f"\n{counts}\n{json.dumps(goals, indent=1)}\n{time.perf_counter() - began:.0f} s in all")
+    content = {"work": counts, "against_nnunet": goals, "rows": measure.rows(outcomes)}
+    print(measure.save("nnunet", content, options.out))
+    if len(shapes) != 1:
+        raise SystemExit(f"label maps of different shapes: {shapes}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""One training step on a CPU: how much faster than the same network in torch as it is.
+
+Usage: python benchmarks/train_step.py [--out FOLDER] [--repeats N] [--small]
+
+A step is forward, loss (Dice and cross-entropy), backward, clipping and SGD, of two patches of 96³
+voxels by the full network. Ours is `TrainingStep`, with the memory settings of the command
+line, in float32 (its default on CPUs) and with `training.precision=bfloat16`. The peer is the same
+step written plainly, the same loss and optimiser, in a process that has changed nothing: default
+malloc, contiguous, float32.
+
+All start from the same weights. Step by step the losses must agree: in float32 to 1e-3 (layouts
+change the order of sums, and steps build on steps), in bfloat16 to 3 %.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import measure
+
+GOAL = 2.5
+TOLERANCES = {"eager": 0.0, "float32": 1e-3, "bfloat16": 0.03}
+SETTINGS = [
+    "training.batch_size=2",
+    "training.loss=dice_ce",
+    "training.optimiser=sgd",
+    "training.learning_rate=0.001",
+    "training.schedule=constant",
+]
+
+
+def configuration(size: int, precision: str) -> Any:
+    from attunet3d.core.config import Config
+
+    patch = f"training.patch_size=[{size},{size},{size}]"
+    return Config().with_overrides([*SETTINGS, patch, f"training.precision={precision}"])
+
+
+def batch(size: int) -> Any:
+    """Two noisy patches with a bright ball each."""
+    from attunet3d.training.batches import Batch
+
+    generator = torch.Generator().manual_seed(0)
+    axis = torch.linspace(-1, 1, size)
+    label = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2 < 0.4).to(torch.uint8)
+    label = label.expand(2, 1, size, size, size).contiguous()
+    image = label + 0.5 * torch.randn(label.shape, generator=generator)
+    return Batch(image, label, ("a", "b"))
+
+
+def ours(size: int, precision: str) -> Callable[[], list[float]]:
+    from attunet3d.training.step import TrainingStep
+
+    torch.set_num_threads(2)
+    step = TrainingStep(configuration(size, precision), 2, torch.device("cpu"))
+    patches, losses = [batch(size)], []
+
+    def work() -> list[float]:
+        losses.append(step(patches, len(losses))[0])
+        return losses
+
+    return work
+
+
+def peer(size: int) -> Callable[[], list[float]]:
+    from attunet3d.core import machine
+    from attunet3d.models.attention_unet import AttentionUNet3D
+    from attunet3d.training.loss import build_loss
+    from attunet3d.training.optimisation import build_optimiser
+
+    torch.set_num_threads(2)
+    config = configuration(size, "float32")
+    machine.seed_everything(config.training.seed)
+    network = AttentionUNet3D().train()
+    criterion = build_loss(config.training, 2)
+    optimiser = build_optimiser(network.parameters(), config.training)
+    patches, losses = batch(size), []
+
+    def work() -> list[float]:
+        optimiser.zero_grad()
+        loss = criterion(network(patches.image), patches.label)
+        loss.backward()
+        limit = config.training.clip_gradient_norm
+        torch.nn.utils.clip_grad_norm_(network.parameters(), limit)
+        optimiser.step()
+        losses.append(loss.item())
+        return losses
+
+    return work
+
+
+def judged(outcomes: list[measure.Outcome]) -> list[dict[str, Any]]:
+    first = outcomes[0]
+    found = []
+    for outcome in outcomes:
+        pairs = zip(outcome.result, first.result, strict=True)
+        error = max(abs(got - wanted) / wanted for got, wanted in pairs)
+        tolerance = next(value for name, value in TOLERANCES.items() if name in outcome.name)
+        assert error <= max(tolerance, 1e-9), f"{outcome.name}: losses part by {error:.1e}"
+        ratio = round(first.median / outcome.median, 2)
+        found.append({"way": outcome.name, "times_faster": ratio, "loss_error": error})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=measure.RESULTS)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="48³ voxels")
+    args = parser.parse_args()
+    size = 48 if args.small else 96
+    ways = [
+        measure.Way("eager", peer, (size,)),
+        measure.Way("attunet3d float32", ours, (size, "float32"), command_line=True),
+        measure.Way("attunet3d bfloat16", ours, (size, "bfloat16"), command_line=True),
+    ]
+    ways = [way for way in ways if not measure.emulated(way.name)]
+    outcomes = measure.compare(ways, args.repeats)
+    found = judged(outcomes)
+    print(measure.table(outcomes))
+    print(f"\n| way | times faster (goal ≥ {GOAL}) | largest difference of a loss |\n|---|---|---|")
+    for row in found:
+        print(f"| {row['way']} | {row['times_faster']} | {row['loss_error']:.1e} |")
+    content = {"size": size, "batch": 2, "goal": GOAL, "against_eager": found}
+    print(measure.save("train_step", content | {"ways": measure.rows(outcomes)}, args.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""How a command ends: exit status, one line on stderr, signals, memory settings."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from attunet3d.core import command_line
+from attunet3d.core.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """`run` is for processes of its own: give the test process its handler back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def raising(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_exit_status_is_what_main_returns(status):
+    assert command_line.run(lambda argv: status, []) == status
+
+
+def test_main_gets_the_arguments_without_debug():
+    seen = []
+    assert command_line.run(lambda argv: seen.append(argv) or 0, ["--debug", "a", "b"]) == 0
+    assert seen == [["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("x.nii: is torn; copy it anew"), 2, "error: x.nii: is torn; copy it anew"),
+        (ValueError("a\nb"), 2, "internal error (ValueError: a b); --debug shows where"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (SystemExit(143), 143, ""),
+        (SystemExit("words"), 2, ""),
+    ],
+)
+def test_what_main_raises_is_a_status_and_a_line(error, status, line, capsys):
+    assert command_line.run(raising(error), []) == status
+    printed = capsys.readouterr().err
+    assert line in printed
+    assert "Traceback" not in printed
+
+
+def test_debug_shows_where():
+    with pytest.raises(UserError, match="torn"):
+        command_line.run(raising(UserError("torn")), ["--debug"])
+    with pytest.raises(ValueError, match="odd"):
+        command_line.run(raising(ValueError("odd")), ["--debug"])
+
+
+def process(code, **changes):
+    """A process that runs `code` as a command's main."""
+    script = f"from attunet3d.core import command_line\ndef main(argv):\n{code}\n"
+    script += "raise SystemExit(command_line.run(main, []))"
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **changes},
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+def test_signals_end_with_their_status_and_let_go_of_what_is_open(number, status):
+    code = """
+    import time
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("closed", flush=True)
+"""
+    child = process(code)
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(0.05)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=20)
+    assert child.returncode == status
+    assert out == "closed\n"
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    child = process("    for n in range(100000):\n        print(n)\n    return 0")
+    child.stdout.readline()
+    child.stdout.close()
+    assert child.wait(20) == 0
+    assert child.stderr.read() == ""
+    child.stderr.close()
+
+
+def test_what_the_terminal_cannot_show_is_replaced():
+    child = process('    print("4×4 mm")\n    return 0', PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    out, err = child.communicate(timeout=20)
+    assert (child.returncode, out, err) == (0, "4?4 mm\n", "")
+
+
+FAULTS = """
+    import ctypes, resource
+    def touch():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            libc = ctypes.CDLL(None)
+            libc.malloc.restype = ctypes.c_void_p
+            block = libc.malloc(ctypes.c_size_t(64 << 20))
+            ctypes.memset(block, 1, 64 << 20)
+            libc.free(ctypes.c_void_p(block))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    print(touch())
+    return 0
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_freed_memory_is_kept_unless_asked_not_to():
+    faults = {}
+    for way in ("ours", "system"):
+        out, _ = process(FAULTS, ATTUNET3D_MALLOC=way).communicate(timeout=60)
+        faults[way] = int(out)
+    # Ten blocks given back and taken anew fault ten times as often as one that is kept.
+    assert faults["system"] > 5 * faults["ours"] > 0
+
+
+MAPPED = """
+    import ctypes
+    from attunet3d.core.memory import _kept_by_malloc_bytes, _mallinfo2
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    before = _mallinfo2().hblks
+    block = libc.malloc(ctypes.c_size_t(5 << 29))
+    mapped = _mallinfo2().hblks - before
+    kept = _kept_by_malloc_bytes()
+    libc.free(block)
+    print(bool(block), mapped, _kept_by_malloc_bytes() - kept > 5 << 28)
+    return 0
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_blocks_beyond_2_gib_are_kept_as_well():
+    """A whole pass has such; one that is mapped goes back to the kernel when it is freed."""
+    for way, mapped, kept in (("ours", "0", "True"), ("system", "1", "False")):
+        out, err = process(MAPPED, ATTUNET3D_MALLOC=way).communicate(timeout=60)
+        assert (out.split(), err) == (["True", mapped, kept], "")

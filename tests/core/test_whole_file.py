@@ -1,0 +1,209 @@
+"""A reader sees the old file or the new one, whatever goes wrong."""
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from attunet3d.core import whole_file
+from attunet3d.core.errors import UserError
+from attunet3d.core.whole_file import WriteError
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    whole_file.write_bytes(tmp_path / "a.bin", b"\x00\xff" * 1000)
+    whole_file.write_text(tmp_path / "b.txt", "Größe 3 µl\n")
+    assert (tmp_path / "a.bin").read_bytes() == b"\x00\xff" * 1000
+    assert (tmp_path / "b.txt").read_bytes() == "Größe 3 µl\n".encode()
+    assert names(tmp_path) == ["a.bin", "b.txt"]
+
+
+@pytest.mark.parametrize("data", [b"", memoryview(b"view"), bytes(3_000_000)])
+def test_any_bytes_are_written_whole(tmp_path, data):
+    whole_file.write_bytes(tmp_path / "a", data)
+    assert (tmp_path / "a").read_bytes() == bytes(data)
+
+
+def test_the_new_file_replaces_the_old_one(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old and longer")
+    whole_file.write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["a"]
+
+
+def test_the_check_sees_the_whole_file_before_it_has_its_name(tmp_path):
+    path, seen = tmp_path / "scan.nii.gz", []
+
+    def check(temporary):
+        seen.append((temporary.read_bytes(), temporary.parent, temporary.name, path.exists()))
+
+    whole_file.write_bytes(path, b"whole", check)
+    [(content, folder, name, existed)] = seen
+    assert (content, folder, existed) == (b"whole", tmp_path, False)
+    assert name.startswith(".")  # hidden, so that no folder scan takes it for a case
+
+
+@pytest.mark.parametrize("error", [UserError("wrong"), KeyboardInterrupt(), RuntimeError("bug")])
+def test_what_the_check_raises_cancels_the_write(tmp_path, error):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def check(temporary):
+        raise error
+
+    with pytest.raises(type(error)):
+        whole_file.write_bytes(path, b"new", check)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_missing_folder_is_told_in_one_line(tmp_path):
+    path = tmp_path / "missing" / "a"
+    with pytest.raises(WriteError) as caught:
+        whole_file.write_bytes(path, b"new")
+    message = str(caught.value)
+    assert message.startswith(f"{path}: cannot be written (No such file or directory); ")
+    assert "choose another output folder" in message
+    assert "\n" not in message
+
+
+def test_a_file_that_stands_where_a_folder_should_is_told(tmp_path):
+    (tmp_path / "file").write_text("stands")
+    with pytest.raises(WriteError, match=r"Not a directory"):
+        whole_file.write_bytes(tmp_path / "file" / "a", b"new")
+    with pytest.raises(WriteError, match=r"no folder can be made here"):
+        whole_file.make_folder(tmp_path / "file" / "a")
+    with pytest.raises(WriteError, match=r"no folder can be made here \(File exists\)"):
+        whole_file.make_folder(tmp_path / "file")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "stands"
+
+
+def test_a_folder_is_no_place_for_a_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(WriteError, match="folder: cannot be written"):
+        whole_file.write_bytes(tmp_path / "folder", b"new")
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path):
+    """The size limit of a process ends a write in its middle, as a full disk does."""
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from attunet3d.core import whole_file\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try:\n"
+        "    whole_file.write_bytes(Path(sys.argv[1]), bytes(1_000_000))\n"
+        "except whole_file.WriteError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"{path}: cannot be written (File too large); free space")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom attunet3d.core import whole_file\n"
+        "whole_file.write_bytes(Path(sys.argv[1]), b'new', lambda temporary: os._exit(9))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, path], check=False).returncode == 9
+    assert path.read_bytes() == b"old"
+    assert all(name.startswith(".") for name in names(tmp_path) if name != "a")
+    assert len(names(tmp_path)) == 2
+    whole_file.sweep(tmp_path)
+    assert names(tmp_path) == ["a"]
+
+
+def test_sweeping_leaves_what_is_being_written_and_what_is_not_ours(tmp_path):
+    others = [".a.tmp", ".writing-", ".writing-12345678.tmp", "writing-12345678.a.tmp"]
+    for name in others:
+        (tmp_path / name).touch()
+    whole_file.write_bytes(tmp_path / "a", b"whole", lambda temporary: whole_file.sweep(tmp_path))
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "whole"
+    assert names(tmp_path) == sorted(["a", *others])
+    whole_file.sweep(tmp_path / "missing")
+
+
+def test_a_disk_that_returns_other_bytes_is_noticed(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def spoil(descriptor):
+        os.pwrite(descriptor, b"?", 70_000)
+
+    monkeypatch.setattr(os, "fsync", spoil)
+    with pytest.raises(WriteError, match="does not read back"):
+        whole_file.write_bytes(path, bytes(100_000))
+    with pytest.raises(WriteError, match="does not read back"):
+        whole_file.write_bytes(path, b"shorter than what the disk holds")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_readers_beside_a_writer_see_whole_files_only(tmp_path):
+    path, seen, stop = tmp_path / "a", set(), threading.Event()
+    contents = [bytes([letter]) * 200_000 for letter in b"abcdef"]
+    whole_file.write_bytes(path, contents[0])
+
+    def read():
+        while not stop.is_set():
+            seen.add(path.read_bytes())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for content in contents:
+        whole_file.write_bytes(path, content)
+    stop.set()
+    reader.join()
+    assert seen <= set(contents)
+
+
+def test_writers_of_one_name_leave_one_whole_file(tmp_path):
+    path = tmp_path / "a"
+    contents = [bytes([letter]) * 50_000 for letter in b"abcdef"]
+    writers = [threading.Thread(target=whole_file.write_bytes, args=(path, c)) for c in contents]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert path.read_bytes() in contents
+    assert names(tmp_path) == ["a"]
+
+
+def test_files_are_as_readable_as_the_user_makes_all_files(tmp_path):
+    before = os.umask(0o027)
+    try:
+        whole_file.write_bytes(tmp_path / "a", b"")
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+def test_the_longest_file_name_can_be_written(tmp_path):
+    name = "n" * 255
+    whole_file.write_text(tmp_path / name, "whole")
+    assert (tmp_path / name).read_text(encoding="utf-8") == "whole"
+
+
+def test_folders_are_made_with_their_parents_and_may_stand_already(tmp_path):
+    made = whole_file.make_folder(tmp_path / "a" / "b")
+    assert made.is_dir()
+    assert whole_file.make_folder(made) == made

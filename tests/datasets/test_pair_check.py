@@ -1,0 +1,387 @@
+"""The check of pairs and the command `manifest`: every bad case named, every good one kept."""
+
+import hashlib
+import json
+import sys
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from attunet3d.core.errors import UserError
+from attunet3d.datasets import pair_check
+from attunet3d.datasets.case_files import read_case_label, read_image
+from attunet3d.datasets.manifest import Manifest
+from attunet3d.datasets.pair_check import (
+    PairCheckError,
+    Problem,
+    check_pairs,
+    mend,
+    without_failures,
+)
+from attunet3d.pipelines import manifest as command
+
+SHAPE = (20, 18, 14)
+AFFINE = np.array([[2.0, 0, 0, -20], [0, 2, 0, -18], [0, 0, 3, 5], [0, 0, 0, 1]])
+LABELS = {"background": 0, "organ": 1}
+
+
+def organ(number=0):
+    """A lopsided organ in a body in air."""
+    label = np.zeros(SHAPE, np.uint8)
+    label[4:9, 4:8, 3:6] = 1
+    label[4:6, 8:11, 3:4] = 1
+    rng = np.random.default_rng(number)
+    scan = np.full(SHAPE, -1000.0)
+    scan[2:18, 2:16] = 20 + rng.normal(0, 8, (16, 14, SHAPE[2]))
+    scan[label == 1] += 80
+    return scan.astype(np.int16), label
+
+
+def save(folder, name, scan=None, label=None, affine=AFFINE):
+    made = organ(len(name))
+    for part, array, where in (
+        ("imagesTr", made[0] if scan is None else scan, AFFINE),
+        ("labelsTr", made[1] if label is None else label, affine),
+    ):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(array, where), folder / part / f"{name}.nii.gz")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three good cases in nnU-Net's layout, without the channel suffix."""
+    folder = tmp_path / "data"
+    for name in ("good_0", "good_1", "good_2"):
+        save(folder, name)
+    facts = {"channel_names": {"0": "CT"}, "labels": LABELS, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    return folder
+
+
+def run(folder, tmp_path, *options):
+    """Exit status, and the manifest where one was written."""
+    out = tmp_path / "out" / "m.json"
+    status = command.main([str(folder), "--out", str(out), *options])
+    return status, Manifest.load(out) if out.exists() else None
+
+
+def moved(millimetres):
+    affine = AFFINE.copy()
+    affine[0, 3] += millimetres
+    return affine
+
+
+def corrupt(folder, which, name, change):
+    path = folder / which / f"{name}.nii.gz"
+    path.write_bytes(change(path.read_bytes()))
+
+
+# --- what is said of each kind of case -------------------------------------------------------
+
+
+def spoil(folder, name):
+    """Write a case of the kind that its name says."""
+    scan, label = organ()
+    other = {
+        "shape": {"label": label[:, :, :-1]},
+        "shifted": {"affine": moved(5)},
+        "rounding": {"affine": moved(1e-5)},
+        "fraction": {"label": label * np.float32(0.5)},
+        "unknown": {"label": label * np.uint8(7)},
+        "negative": {"label": -label.astype(np.int16)},
+        "high": {"label": label.astype(np.int16) * 300},
+        "empty": {"label": label * np.uint8(0)},
+        "float": {"label": label.astype(np.float32)},
+        "nan": {"label": np.where(label, np.nan, 0).astype(np.float32)},
+        "scan_nan": {"scan": np.where(label, np.nan, scan).astype(np.float32)},
+        "air": {"scan": np.full(SHAPE, -1000, np.int16)},
+        "scaled": {"scan": ((scan + 1000) / 1200).astype(np.float32)},
+        "fourfold": {"scan": np.stack([scan, scan], -1)},
+    }
+    save(folder, name, **other.get(name, {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("shape", "has shape (20, 18, 13), its scan (20, 18, 14)"),
+        ("shifted", "lies up to 5 mm off the scan"),
+        ("fraction", "label value 0.5 is not whole"),
+        ("unknown", "has value 7 that no label names (named: 0 background, 1 organ)"),
+        ("negative", "label value -1 is negative"),
+        ("high", "label value 300 is too high"),
+        ("nan", "NaN"),
+        ("scan_nan", "voxels are NaN"),
+        ("air", "only 0% of the labelled voxels lie on tissue"),
+        ("fourfold", "fourfold.nii.gz"),
+    ],
+)
+def test_bad_cases_are_named_with_the_reason(folder, tmp_path, capsys, kind, message):
+    spoil(folder, kind)
+    status, found = run(folder, tmp_path)
+    lines = [line for line in capsys.readouterr().err.splitlines() if f"{kind}: error: " in line]
+    assert status == 1
+    assert [case.id for case in found.training] == ["good_0", "good_1", "good_2"]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["rounding", "float"])
+def test_odd_cases_that_are_right_pass_without_a_word(folder, tmp_path, capsys, kind):
+    spoil(folder, kind)
+    status, found = run(folder, tmp_path)
+    assert status == 0
+    assert len(found.training) == 4
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("kind", "message"), [("empty", "nothing is labelled"), ("scaled", "HU")])
+def test_warnings_keep_the_case(folder, tmp_path, capsys, kind, message):
+    spoil(folder, kind)
+    options = ["--tissue-hu", "-1024", "3000"]
+    status, found = run(folder, tmp_path, *options)
+    assert status == 0
+    assert len(found.training) == 4
+    error = capsys.readouterr().err
+    assert f"{kind}: warning: " in error
+    assert message in error
+
+
+def test_all_problems_are_said_at_once(folder, tmp_path, capsys):
+    kinds = ("shape", "shifted", "fraction", "unknown", "negative", "nan", "scan_nan", "air")
+    for kind in kinds:
+        spoil(folder, kind)
+    (folder / "labelsTr" / "good_0.nii.gz").unlink()
+    (folder / "imagesTr" / "good_1.nii.gz").unlink()
+    corrupt(folder, "imagesTr", "good_2", lambda data: data[:-9])
+    label = np.full(SHAPE, 9, np.uint8)  # two things wrong with one case
+    save(folder, "twice", label=label, affine=moved(3))
+    save(folder, "left")
+    status, found = run(folder, tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    named = [line.split(":")[0] for line in lines if ": error: " in line]
+    assert status == 1
+    expected = [*kinds, "good_0", "good_1", "good_2", "twice", "twice"]
+    assert sorted(named) == sorted(expected)
+    failures = json.loads((tmp_path / "out" / "m.failures.json").read_text(encoding="utf-8"))
+    assert set(failures) == set(expected)
+    assert len(failures["twice"]) == 2
+    assert [case.id for case in found.training] == ["left"]
+
+
+def test_bad_cases_are_left_out(folder, tmp_path, capsys):
+    spoil(folder, "shape")
+    status, found = run(folder, tmp_path, "--folds", "3")
+    assert status == 1
+    assert [case.id for case in found.training] == ["good_0", "good_1", "good_2"]
+    assert sorted(case.fold for case in found.training) == [0, 1, 2]
+    assert "3 training cases in 3 folds (1+1+1)" in capsys.readouterr().out
+    (folder / "imagesTr" / "shape.nii.gz").unlink()
+    (folder / "labelsTr" / "shape.nii.gz").unlink()
+    assert run(folder, tmp_path)[0] == 0
+    assert not (tmp_path / "out" / "m.failures.json").exists()  # nor the older call's
+
+
+def test_nothing_is_left(folder, tmp_path):
+    for name in ("good_0", "good_1", "good_2"):
+        (folder / "labelsTr" / f"{name}.nii.gz").unlink()
+    with pytest.raises(PairCheckError, match="no case is left"):
+        run(folder, tmp_path)
+
+
+def test_training_case_without_label_and_test_case_without(folder):
+    listed = {"name": "x", "labels": {"1": "organ"}}
+    image = {"id": "a", "image": "imagesTr/good_0.nii.gz"}
+    (folder / "m.json").write_text(json.dumps({**listed, "training": [image]}))
+    problems = check_pairs(Manifest.load(folder / "m.json"))
+    assert [str(problem) for problem in problems] == [
+        "a: error: has no label; give it one or leave it out"
+    ]
+    (folder / "m.json").write_text(json.dumps({**listed, "test": [image]}))
+    assert check_pairs(Manifest.load(folder / "m.json")) == []
+
+
+def test_label_is_checked_though_the_scan_cannot_be_read(folder):
+    corrupt(folder, "imagesTr", "good_0", lambda data: b"no image")
+    save_label = np.full(SHAPE, 9, np.uint8)
+    path = folder / "labelsTr" / "good_0.nii.gz"
+    nib.save(nib.Nifti1Image(save_label, AFFINE), path)
+    (folder / "m.json").write_text(
+        json.dumps(
+            {
+                "labels": {"1": "organ"},
+                "training": [
+                    {
+                        "image": "imagesTr/good_0.nii.gz",
+                        "label": "labelsTr/good_0.nii.gz",
+                        "label_flip": "i",
+                    }
+                ],
+            }
+        )
+    )
+    texts = [problem.text for problem in check_pairs(Manifest.load(folder / "m.json"))]
+    assert len(texts) == 2
+    assert "imagesTr/good_0.nii.gz" in texts[0]
+    assert "has values 9" in texts[1] or "has value 9" in texts[1]
+
+
+def test_checksums_are_checked(folder):
+    image = folder / "imagesTr" / "good_0.nii.gz"
+    right = hashlib.sha256(image.read_bytes()).hexdigest()
+    entry = {"image": "imagesTr/good_0.nii.gz", "label": "labelsTr/good_0.nii.gz"}
+    for checksum, count in ((right, 0), (right.upper(), 0), ("0" * 64, 1)):
+        values = {"labels": {"1": "o"}, "training": [{**entry, "sha256": {"image": checksum}}]}
+        (folder / "m.json").write_text(json.dumps(values))
+        problems = check_pairs(Manifest.load(folder / "m.json"))
+        assert len(problems) == count
+        assert all("SHA-256 begins with" in problem.text for problem in problems)
+
+
+def test_what_breaks_the_check_of_one_case_is_said_of_it(folder, monkeypatch):
+    def broken(image, label, tissue_hu):
+        raise RuntimeError("odd\nthing")
+
+    monkeypatch.setattr(pair_check.label_fit, "judge", broken)
+    problems = check_pairs(Manifest.load(write_list(folder)))
+    assert [problem.case_id for problem in problems] == ["good_0", "good_1", "good_2"]
+    assert problems[0].text == "cannot be checked (RuntimeError: odd thing)"
+
+
+def write_list(folder):
+    names = ("good_0", "good_1", "good_2")
+    training = [
+        {"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in names
+    ]
+    (folder / "m.json").write_text(json.dumps({"labels": {"1": "organ"}, "training": training}))
+    return folder / "m.json"
+
+
+# --- flips -----------------------------------------------------------------------------------
+
+
+def flipped(axis):
+    affine = AFFINE.copy()
+    affine[:3, 3] += affine[:3, axis] * (SHAPE[axis] - 1)
+    affine[:3, axis] *= -1
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("voxels", "affine", "flip"),
+    [
+        ((1,), AFFINE, "j"),  # mirrored, and the header does not say so
+        ((1,), flipped(1), "j"),  # mirrored, and the header says so
+        ((), flipped(1), ""),  # not mirrored, but the header says so
+        ((0, 1), AFFINE, "ij"),
+    ],
+)
+def test_flips_are_named_and_mended_on_request_only(folder, tmp_path, capsys, voxels, affine, flip):
+    label = organ()[1]
+    save(folder, "bad", label=np.flip(label, voxels), affine=affine)
+    stored = (folder / "labelsTr" / "bad.nii.gz").read_bytes()
+    status, found = run(folder, tmp_path)
+    error = capsys.readouterr().err
+    assert status == 1
+    assert "bad" not in [case.id for case in found.training]
+    assert "bad: error: bad.nii.gz: " in error
+    assert "voxel ax" in error
+    assert "--mend-flips" in error
+
+    status, found = run(folder, tmp_path, "--mend-flips")
+    assert status == 0
+    assert "bad: warning: bad.nii.gz: " in capsys.readouterr().err  # never silently
+    case = next(case for case in found.training if case.id == "bad")
+    assert case.label_flip == flip
+    assert [case.label_flip for case in found.training if case.id != "bad"] == [None] * 3
+    image = read_image(case)
+    assert (read_case_label(case, image).array == label).all()
+    assert read_case_label(case, image).grid.matches(image.grid)
+    assert check_pairs(found) == []  # the mended list passes its own check
+    assert (folder / "labelsTr" / "bad.nii.gz").read_bytes() == stored
+
+
+def test_a_wrong_flip_of_the_manifest_is_mended_on_top_of_it(folder, tmp_path):
+    """One that is read mirrored along j and k but lies as k alone says."""
+    label = organ()[1]
+    save(folder, "bad", label=np.flip(label, 2))
+    entry = {"image": "imagesTr/bad.nii.gz", "label": "labelsTr/bad.nii.gz", "label_flip": "jk"}
+    path = folder / "m.json"
+    path.write_text(json.dumps({"labels": {"1": "organ"}, "training": [entry]}))
+    found = Manifest.load(path)
+    mended, left = mend(found, check_pairs(found))
+    assert [case.label_flip for case in mended.training] == ["k"]
+    assert all(problem.warning for problem in left)
+    case = mended.training[0]
+    assert (read_case_label(case, read_image(case)).array == label).all()
+
+
+def test_what_else_is_wrong_with_a_flipped_case_stays_wrong(folder, tmp_path):
+    save(folder, "bad", label=np.flip(organ()[1], 1) * np.uint8(7))
+    status, found = run(folder, tmp_path, "--mend-flips")
+    assert status == 1
+    assert found.training[-1].id == "good_2"
+
+
+def test_mend_and_leave_out_by_hand(folder):
+    found = Manifest.load(write_list(folder))
+    problems = [
+        Problem(case_id="good_0", text="mirrored", flip="k"),
+        Problem(case_id="good_1", text="torn"),
+        Problem(case_id="good_2", text="empty", warning=True),
+    ]
+    mended, left = mend(found, problems)
+    assert [case.label_flip for case in mended.training] == ["k", None, None]
+    assert left[0] == replace(problems[0], text="mirrored: done", warning=True, flip=None)
+    assert left[1:] == problems[1:]
+    kept = without_failures(mended, left)
+    assert [case.id for case in kept.training] == ["good_0", "good_2"]
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def test_folds_and_seed(folder, tmp_path):
+    for number in range(7):
+        save(folder, f"more_{number}")
+    status, found = run(folder, tmp_path)
+    assert status == 0
+    assert str(found) == "10 training cases in 5 folds (2+2+2+2+2)"
+    again = run(folder, tmp_path, "--folds", "5")[1]
+    other = run(folder, tmp_path, "--seed", "1")[1]
+    assert again == found != other
+    with pytest.raises(UserError, match="11 folds"):
+        run(folder, tmp_path, "--folds", "11")
+
+
+def test_data_set_is_left_alone(folder, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    run(folder, tmp_path, "--mend-flips")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("span", [["300", "-200"], ["1"], ["1", "2", "3"], ["0", "0"]])
+def test_wrong_range_of_tissue(folder, tmp_path, span):
+    with pytest.raises(PairCheckError, match="--tissue-hu"):
+        run(folder, tmp_path, "--tissue-hu", *span)
+
+
+def test_output_that_cannot_be_written(folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file"):
+        command.main([str(folder), "--out", str(tmp_path / "file" / "m.json")])
+
+
+def test_help_needs_no_torch():
+    import subprocess
+
+    code = (
+        "import sys\nfrom attunet3d.pipelines import manifest\n"
+        "try:\n    manifest.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'monai', 'SimpleITK') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--mend-flips" in done.stdout
+    assert done.stdout.endswith("[]\n")

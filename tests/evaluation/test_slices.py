@@ -1,0 +1,133 @@
+"""Slices hang as radiologists hang them, whatever the voxel axes of the scan."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from nibabel import orientations
+
+from attunet3d.evaluation import slices
+from attunet3d.evaluation.slices import Slice, SliceError, hang, hang_together
+from attunet3d.imaging.geometry import Grid
+
+PAIRS = (("R", "L"), ("A", "P"), ("S", "I"))
+ALL_CODES = [
+    "".join(codes) for order in itertools.permutations(PAIRS) for codes in itertools.product(*order)
+]
+SHAPE, SPACING = (11, 9, 7), (1.0, 2.0, 5.0)  # of the scan in RAS
+
+
+def scan_with(mark_mm, codes="RAS"):
+    """A scan of zeros with a 1 at a place in the patient, stored with other voxel axes."""
+    affine = np.diag([*SPACING, 1.0])
+    affine[:3, 3] = -5, -8, -15  # the middle of the scan is the world's origin
+    grid = Grid(SHAPE, affine)
+    array = np.zeros(SHAPE, np.int16)
+    array[tuple(grid.to_index(mark_mm).round().astype(int))] = 1
+    change = orientations.ornt_transform(
+        orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(codes)
+    )
+    return SimpleNamespace(
+        array=orientations.apply_orientation(array, change), grid=grid.oriented(codes)
+    )
+
+
+def marked(plane, scan):
+    """Where the marked pixel lies in a slice, in mm right of and below the slice's middle."""
+    hung = hang(scan)
+    index = np.argwhere(hung.array)[0][slices.PLANES[plane]]
+    piece = hung.cut(plane, int(index), hung.whole)
+    row, column = np.argwhere(piece.pixels)[0]
+    x, y = piece.centres_mm()
+    left, right, bottom, top = piece.extent_mm
+    return x[column] - (left + right) / 2, y[row] - (top + bottom) / 2
+
+
+@pytest.mark.parametrize("codes", ALL_CODES)
+def test_sides_of_the_patient_in_all_48_axis_orders(codes):
+    scan = scan_with([4, 6, 10], codes)  # right, anterior, superior of the middle
+    assert marked("axial", scan) == (-4, -6)  # right on the left, anterior up
+    assert marked("coronal", scan) == (-4, -10)  # right on the left, superior up
+    assert marked("sagittal", scan) == (-6, -10)  # anterior on the left, superior up
+
+
+def test_there_are_48_axis_orders():
+    assert len(set(ALL_CODES)) == 48
+
+
+def test_pixels_have_their_size_in_mm():
+    hung = hang(scan_with([0, 0, 0]))
+    assert hung.spacing_mm == SPACING
+    coronal = hung.cut("coronal", 4, hung.whole)
+    assert coronal.pixels.shape == (7, 11)
+    assert coronal.pixel_mm == (1.0, 5.0)
+    assert coronal.extent_mm == (0.0, 11.0, 35.0, 0.0)
+
+
+def test_a_cut_box_keeps_its_place():
+    hung = hang(scan_with([4, 6, 10]))
+    box = (slice(1, 5), slice(0, 4), slice(0, 3))
+    part, whole = (hung.cut("axial", 1, here) for here in (box, hung.whole))
+    assert part.extent_mm == (1.0, 5.0, 8.0, 0.0)
+    np.testing.assert_array_equal(part.pixels, whole.pixels[0:4, 1:5])
+
+
+def test_hanging_copies_nothing():
+    scan = scan_with([0, 0, 0], "ASL")
+    assert np.shares_memory(hang(scan).array, scan.array)
+
+
+def test_oblique_scans_hang_along_the_nearest_axes():
+    tilt = np.deg2rad(20)
+    rotation = np.array(
+        [[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag([-1.0, 2.0, 3.0])
+    hung = hang(SimpleNamespace(array=np.zeros((4, 5, 6)), grid=Grid((4, 5, 6), affine)))
+    assert hung.array.shape == (4, 5, 6)
+    assert hung.spacing_mm == pytest.approx((1, 2, 3))
+
+
+def test_middle_is_the_centre_of_mass():
+    mask = np.zeros((9, 9, 9), bool)
+    mask[2:5, 3:8, 4] = True
+    assert slices.middle(mask) == (3, 5, 4)
+
+
+def test_middle_of_two_apart_lies_in_one_of_them():
+    mask = np.zeros((20, 5, 5), bool)
+    mask[[1, 2, 3, 17], 2, 2] = True  # the centre of mass, 5.75, is in neither
+    assert slices.middle(mask) == (3, 2, 2)
+
+
+def test_middle_and_frame_of_nothing_are_those_of_the_scan():
+    empty = np.zeros((8, 6, 4), bool)
+    assert slices.middle(empty) == (4, 3, 2)
+    assert slices.frame([empty], (1, 1, 1), 50) == (slice(0, 8), slice(0, 6), slice(0, 4))
+
+
+def test_frame_holds_all_masks_with_a_margin_in_mm():
+    masks = np.zeros((2, 30, 30, 30), bool)
+    masks[0, 10, 10, 10] = masks[1, 12, 20, 29] = True
+    box = slices.frame(list(masks), (1.0, 2.0, 5.0), 10)
+    assert box == (slice(0, 23), slice(5, 26), slice(8, 30))
+
+
+def test_grids_that_differ_are_refused():
+    scan, other = scan_with([0, 0, 0]), scan_with([0, 0, 0])
+    moved = np.array(other.grid.affine)
+    moved[2, 3] += 0.1
+    other.grid = Grid(SHAPE, moved)
+    with pytest.raises(SliceError, match="different grids"):
+        hang_together(scan, other)
+    with pytest.raises(SliceError, match="must have the grid's"):
+        hang(SimpleNamespace(array=np.zeros((1, 1, 1)), grid=scan.grid))
+
+
+def test_centres_lie_half_a_pixel_inside():
+    piece = Slice("axial", np.zeros((2, 3)), (1.0, 4.0), (10.0, 20.0))
+    x, y = piece.centres_mm()
+    assert x.tolist() == [10.5, 11.5, 12.5]
+    assert y.tolist() == [22.0, 26.0]

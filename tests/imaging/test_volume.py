@@ -1,0 +1,172 @@
+"""Scans and label maps: each way of being wrong has its own message; inputs are found by name."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+
+from attunet3d.imaging.geometry import Grid
+from attunet3d.imaging.hounsfield import hounsfield_warnings
+from attunet3d.imaging.volume import (
+    LabelError,
+    Segmentation,
+    Volume,
+    VolumeError,
+    find_scans,
+    read_label,
+    read_volume,
+    write_map,
+)
+
+AFFINE = np.diag([-1.0, 2.0, 3.0, 1.0])
+GRID = Grid((6, 5, 4), AFFINE)
+
+
+def saved(tmp_path, array, name="a.nii.gz"):
+    nib.save(nib.Nifti1Image(array, AFFINE), tmp_path / name)
+    return tmp_path / name
+
+
+def scan(low, high):
+    array = np.linspace(low, high, 120).reshape(6, 5, 4)
+    return Volume(array, GRID)
+
+
+# --- scans -----------------------------------------------------------------------------------
+
+
+def test_what_is_no_number_counts_as_air_or_is_refused(tmp_path):
+    array = np.zeros((6, 5, 4), np.float32)
+    array[0, 0, 0], array[1, 0, 0] = np.nan, np.inf
+    path = saved(tmp_path, array)
+    volume = read_volume(path)
+    assert volume.array[0, 0, 0] == volume.array[1, 0, 0] == -1024
+    assert np.count_nonzero(volume.array) == 2
+    assert volume.warnings == ("2 voxels are NaN or infinite; they count as air",)
+    assert volume.array.flags.f_contiguous
+    with pytest.raises(VolumeError, match="2 voxels"):
+        read_volume(path, nonfinite="refuse")
+    with pytest.raises(VolumeError, match="no voxel is a number"):
+        read_volume(saved(tmp_path, np.full((6, 5, 4), np.nan, np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-1000, 1500, None),
+        (-1024, 3071, None),
+        (0, 1, "between 0 and 1"),
+        (0, 255, "between 0 and 255"),
+        (0, 4000, "1024 too high"),
+        (-100, 300, "no air"),
+        (-1e6, 1e6, "not HU"),
+        (-7, -7, "nothing to segment"),
+    ],
+)
+def test_values_that_do_not_look_like_hounsfield_units(low, high, words):
+    found = hounsfield_warnings(scan(low, high))
+    assert len(found) == (words is not None)
+    assert words is None or words in found[0]
+
+
+def test_a_lone_bright_voxel_is_not_nothing():
+    array = np.full((300, 5, 4), -1000, np.int16)
+    array[299, 0, 0] = 700
+    assert "nothing" not in str(hounsfield_warnings(Volume(array, Grid(array.shape, AFFINE))))
+
+
+@pytest.mark.parametrize("ending", ["nrrd", "mha"])
+def test_other_formats_lie_where_simpleitk_says(tmp_path, ending):
+    array = np.arange(120, dtype=np.int16).reshape(4, 5, 6)  # (k, j, i)
+    image = SimpleITK.GetImageFromArray(array)
+    image.SetSpacing((1.0, 2.0, 3.0))
+    image.SetOrigin((10.0, 20.0, 30.0))
+    SimpleITK.WriteImage(image, str(tmp_path / f"a.{ending}"))
+    volume = read_volume(tmp_path / f"a.{ending}")
+    assert (volume.array == array.T).all()
+    wanted = np.diag([-1.0, -2.0, 3.0, 1.0])
+    wanted[:3, 3] = -10, -20, 30
+    assert np.allclose(volume.grid.affine, wanted)
+
+
+# --- label maps ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+def test_whole_numbers_are_labels_in_any_number_type(tmp_path, dtype):
+    array = (np.arange(120) % 5).reshape(6, 5, 4).astype(dtype)
+    label = read_label(saved(tmp_path, array))
+    assert label.array.dtype == np.uint8
+    assert (label.array == array).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.5, "0.5 is not whole"), (-1, "-1 is negative"), (300, "300 is too high"), (np.nan, "NaN")],
+)
+def test_each_wrong_label_has_its_message(tmp_path, value, words):
+    array = np.zeros((6, 5, 4), np.float32)
+    array[2, 2, 2] = value
+    path = saved(tmp_path, array)
+    with pytest.raises(LabelError, match=words) as caught:
+        read_label(path)
+    assert str(path) in str(caught.value)
+
+
+def test_volume_in_millilitres():
+    array = np.zeros((6, 5, 4), np.uint8)
+    array[:2, :5, :1] = 3
+    segmentation = Segmentation(array, GRID, {0: "background", 3: "organ"})
+    assert segmentation.volume_ml(3) == pytest.approx(10 * 6 / 1000)
+    assert segmentation.volume_ml(1) == 0
+
+
+def test_maps_come_back_within_a_step(tmp_path):
+    values = np.random.default_rng(0).random((6, 5, 4, 3), np.float32)
+    write_map(tmp_path / "m.nii.gz", values, Volume(np.zeros((6, 5, 4)), GRID))
+    found = nib.load(tmp_path / "m.nii.gz")
+    assert np.abs(found.get_fdata() - values).max() <= 0.5 / 65535 + 1e-7
+    assert np.allclose(found.affine, AFFINE)
+
+
+# --- what a path names -----------------------------------------------------------------------
+
+
+def names(folder):
+    return [name for name, _ in find_scans(folder)]
+
+
+def test_files_of_a_folder_by_name(tmp_path):
+    for name in ("b.nii.gz", "a.nii", ".hidden.nii.gz", "._a.nii.gz", "notes.txt", "c_0000.nii"):
+        (tmp_path / name).touch()
+    assert names(tmp_path) == ["a", "b", "c_0000"]
+    assert names(tmp_path / "b.nii.gz") == ["b"]
+
+
+def test_a_pair_is_one_scan_and_a_folder_called_like_a_scan_is_named(tmp_path):
+    for name in ("a.hdr", "a.img", "b.HDR.GZ", "b.img.gz", "notes.img"):
+        (tmp_path / name).touch()
+    (tmp_path / "c.nii").mkdir()
+    (tmp_path / "plain").mkdir()
+    assert names(tmp_path) == ["a", "b", "c"]
+    with pytest.raises(VolumeError, match=r"c\.nii: is a folder called like a scan"):
+        read_volume(tmp_path / "c.nii")
+
+
+def test_the_channel_is_left_out_where_all_have_it(tmp_path):
+    for name in ("x_0000.nii.gz", "y_0000.nii.gz"):
+        (tmp_path / name).touch()
+    assert names(tmp_path) == ["x", "y"]
+
+
+def test_a_folder_without_scan_files_is_one_series(tmp_path):
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "IM0001").touch()
+    assert find_scans(tmp_path / "series") == [("series", tmp_path / "series")]
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(VolumeError, match="no such file"):
+        find_scans(tmp_path / "none")
+    with pytest.raises(VolumeError, match="holds no scan"):
+        find_scans(tmp_path)

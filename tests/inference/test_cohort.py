@@ -1,0 +1,330 @@
+"""A folder of scans: bad ones named, done ones left, killed calls finished by the next."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from attunet3d.core import command_line
+from attunet3d.core.config import Config
+from attunet3d.inference import results
+from attunet3d.inference.cohort import Wishes, find_cases, segment_cohort
+from attunet3d.inference.predictor import Predictor
+from attunet3d.models import checkpoint as checkpoints
+from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.pipelines import infer
+from tests.known_network import SETTINGS, ThresholdNetwork, ball, checkpoint, write_scan
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Three good scans."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in ("a", "b", "-c"):
+        write_scan(folder / f"{name}.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small network of random weights as `train` saves one."""
+    path = tmp_path_factory.mktemp("run") / "model.safetensors"
+    torch.manual_seed(0)
+    settings = ["network.channels=[2, 4]", *SETTINGS]
+    config = Config().with_overrides(settings)
+    network = AttentionUNet3D.from_config(config.network, 1, 2)
+    checkpoints.save_model(path, network.state_dict(), config, {0: "background", 5: "ball"}, {})
+    return path
+
+
+def predictor(*settings, **changes):
+    return Predictor([checkpoint(ThresholdNetwork(), **changes)], "cpu", settings)
+
+
+def segment(scans, out_dir, here=None, **wishes):
+    return segment_cohort(here or predictor(), find_cases(scans), out_dir, Wishes(**wishes))
+
+
+def assert_is_the_ball(folder, case_id):
+    image = nibabel.load(folder / f"{case_id}.nii.gz")
+    assert np.array_equal(np.asarray(image.dataobj) == 5, ball() == 300)
+    content = results.read_sidecar(folder / f"{case_id}.json")
+    assert results.intact(results.case_files(folder, case_id), content, [])
+    assert content["volumes"]["ball"]["voxels"] == np.count_nonzero(ball())
+
+
+# --- what is done ----------------------------------------------------------------------------
+
+
+def test_every_scan_is_done_and_told_of(scans, tmp_path, capsys):
+    outcome = segment(scans, tmp_path / "out")
+    assert sorted(outcome.done) == ["-c", "a", "b"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"{name}{ending}" for name in ("-c", "a", "b") for ending in (".json", ".nii.gz")
+    )
+    for name in outcome.done:
+        assert_is_the_ball(tmp_path / "out", name)
+    content = results.read_sidecar(tmp_path / "out" / "a.json")
+    assert len(content["scan_fingerprint"]) == 64
+    stages = {"reading", "preprocessing", "network", "decision", "writing"}
+    assert set(content["seconds"]) == stages
+    assert "\r" not in capsys.readouterr().err  # no bar where there is no terminal
+
+
+def test_second_call_repeats_nothing(scans, tmp_path):
+    segment(scans, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    outcome = segment(scans, tmp_path / "out")
+    assert (outcome.done, sorted(outcome.skipped)) == ([], ["-c", "a", "b"])
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert len(segment(scans, tmp_path / "out", overwrite=True).done) == 3
+
+
+def test_what_is_torn_or_missing_is_done_again(scans, tmp_path):
+    segment(scans, tmp_path / "out")
+    (tmp_path / "out" / "a.json").unlink()
+    (tmp_path / "out" / "b.nii.gz").write_bytes(b"half")
+    outcome = segment(scans, tmp_path / "out")
+    assert (sorted(outcome.done), outcome.skipped) == (["a", "b"], ["-c"])
+    assert_is_the_ball(tmp_path / "out", "b")
+
+
+def test_maps_asked_for_later_are_made(scans, tmp_path):
+    segment(scans, tmp_path / "out")
+    outcome = segment(scans, tmp_path / "out", probabilities=True, attention=True)
+    assert len(outcome.done) == 3
+    for kind in ("probabilities", "attention"):
+        assert len(list((tmp_path / "out" / kind).iterdir())) == 3
+    assert len(segment(scans, tmp_path / "out").skipped) == 3  # masks alone are there, too
+
+
+def test_results_of_another_model_or_setting_or_scan_are_kept(scans, tmp_path):
+    segment(scans, tmp_path / "out")
+    outcome = segment(scans, tmp_path / "out", predictor(fingerprint="0" * 64))
+    assert set(outcome.failures) == {"a", "b", "-c"}
+    assert "another model" in outcome.failures["a"]
+    outcome = segment(scans, tmp_path / "out", predictor("inference.overlap=0.25"))
+    assert "another settings" in outcome.failures["a"]
+    noise = np.random.default_rng(0).integers(0, 90, ball().shape).astype(np.int16)
+    write_scan(scans / "a.nii.gz", noise)
+    outcome = segment(scans, tmp_path / "out")
+    assert list(outcome.failures) == ["a"]
+    assert "another scan fingerprint" in outcome.failures["a"]
+
+
+# --- what fails ------------------------------------------------------------------------------
+
+
+def test_bad_scans_are_named_and_the_others_done(scans, tmp_path, capsys):
+    (scans / "torn.nii.gz").write_bytes((scans / "a.nii.gz").read_bytes()[:-200])
+    (scans / "text.nii.gz").write_text("not a scan")
+    (scans / "gone.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    cases = {**dict(find_cases(scans)), "gone": scans / "gone.nii.gz"}
+    outcome = segment_cohort(predictor(), sorted(cases.items()), tmp_path / "out")
+    assert sorted(outcome.done) == ["-c", "a", "b"]
+    assert set(outcome.failures) == {"torn", "text", "gone"}
+    assert (
+        json.loads((tmp_path / "out" / "failures.json").read_text(encoding="utf-8"))
+        == outcome.failures
+    )
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(": error: " in line for line in lines) == 3
+    assert all(str(scans) in outcome.failures[name] for name in ("torn", "text", "gone"))
+
+
+def test_memory_and_bugs_end_one_case_only(scans, tmp_path):
+    class Moody(ThresholdNetwork):
+        def forward(self, x):
+            if float(x.max()) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+            if float(x.max()) > 3:
+                raise ZeroDivisionError("a bug")
+            return super().forward(x)
+
+    write_scan(scans / "large.nii.gz", ball(value=450))
+    write_scan(scans / "odd.nii.gz", ball(value=350))
+    here = Predictor([checkpoint(Moody())], "cpu")
+    outcome = segment(scans, tmp_path / "out", here)
+    assert sorted(outcome.done) == ["-c", "a", "b"]
+    assert outcome.failures["large"].startswith("out of memory")
+    assert outcome.failures["odd"].startswith("internal error (ZeroDivisionError: a bug)")
+
+
+def test_two_scans_of_one_name_are_both_refused(scans, tmp_path):
+    write_scan(scans / "a.nii")
+    outcome = segment(scans, tmp_path / "out")
+    assert sorted(outcome.done) == ["-c", "b"]
+    assert "a.nii" in outcome.failures["a"]
+    assert "a.nii.gz" in outcome.failures["a"]
+
+
+def test_a_scan_is_not_overwritten_by_its_result(scans):
+    before = (scans / "a.nii.gz").read_bytes()
+    outcome = segment(scans, scans)
+    assert outcome.done == []
+    assert all("overwritten by its own result" in text for text in outcome.failures.values())
+    assert (scans / "a.nii.gz").read_bytes() == before
+
+
+def test_no_scan_is_overwritten_by_the_result_of_another(scans, tmp_path):
+    before = {path: path.read_bytes() for path in scans.iterdir()}
+    swapped = [("a", scans / "b.nii.gz"), ("b", scans / "a.nii.gz"), ("new", scans / "-c.nii.gz")]
+    outcome = segment_cohort(predictor(), swapped, scans)
+    assert outcome.done == ["new"]
+    assert "overwritten by the result of 'a'" in outcome.failures["a"]
+    assert set(outcome.failures) == {"a", "b"}
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_what_killed_calls_left_half_written_goes(scans, tmp_path):
+    out_dir = tmp_path / "out"
+    for folder in (out_dir, out_dir / "probabilities", out_dir / "attention"):
+        folder.mkdir()
+        (folder / ".writing-0123abcd.a.nii.gz.tmp").write_bytes(b"half")
+    segment(scans, out_dir)
+    assert not list(out_dir.rglob("*.tmp"))
+
+
+def test_pipes_and_folders_in_place_of_files_do_not_stop_it(scans, tmp_path):
+    os.mkfifo(scans / "pipe.nii.gz")
+    os.mkfifo(scans / "pipe2.nrrd")
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / "a.json")
+    cases = [*find_cases(scans), ("folder", tmp_path / "out")]
+    outcome = segment_cohort(predictor(), cases, tmp_path / "out")
+    assert sorted(outcome.done) == ["-c", "a", "b"]
+    assert set(outcome.failures) == {"pipe", "pipe2", "folder"}
+
+
+def test_an_stderr_that_is_gone_ends_no_cohort(scans, tmp_path, monkeypatch):
+    (scans / "text.nii.gz").write_text("not a scan")
+    with io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        outcome = segment(scans, tmp_path / "out")
+        monkeypatch.undo()
+        with pytest.raises(OSError, match="No space"):
+            full.write("x")
+    assert (len(outcome.done), list(outcome.failures)) == (3, ["text"])
+
+
+def test_label_maps_of_others_are_not_overwritten_unasked(scans, tmp_path):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    write_scan(labels / "a.nii.gz", (ball() == 0).astype(np.uint8))  # somebody's
+    write_scan(labels / "b.nii.gz", np.where(ball() == 300, 5, 0).astype(np.uint8))  # the same
+    before = (labels / "a.nii.gz").read_bytes()
+    outcome = segment(scans, labels)
+    assert (sorted(outcome.done), list(outcome.failures)) == (["-c", "b"], ["a"])
+    assert "move it away" in outcome.failures["a"]
+    assert (labels / "a.nii.gz").read_bytes() == before
+    assert segment(scans, labels, overwrite=True).failures == {}
+    assert_is_the_ball(labels, "a")
+
+
+def test_what_a_killed_call_began_is_replaced(scans, tmp_path):
+    out_dir = tmp_path / "out"
+    out_dir.mkdir()
+    write_scan(out_dir / "a.nii.gz", (ball() == 0).astype(np.uint8))
+    (out_dir / ".begun-a").touch()
+    assert segment(scans, out_dir).failures == {}
+    assert_is_the_ball(out_dir, "a")
+    (out_dir / ".begun-b").touch()  # killed at its very end
+    assert segment(scans, out_dir).done == []
+    assert not list(out_dir.glob(".*"))
+
+
+def test_case_ids_do_not_leave_the_folder(scans, tmp_path):
+    cases = [("../escaped", scans / "a.nii.gz"), ("/tmp/escaped", scans / "a.nii.gz")]
+    outcome = segment_cohort(predictor(), cases, tmp_path / "out")
+    assert len(outcome.failures) == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["failures.json"]
+
+
+def test_map_that_cannot_be_written_fails_its_case(scans, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.nii.gz").mkdir()
+    outcome = segment(scans, tmp_path / "out")
+    assert sorted(outcome.done) == ["-c", "b"]
+    assert "a.nii.gz" in outcome.failures["a"]
+
+
+def test_manifest_gives_its_test_cases_or_all(scans, tmp_path):
+    training = [{"id": "first", "image": "scans/a.nii.gz", "label": "scans/a.nii.gz"}]
+    content = {"name": "balls", "labels": {"0": "background", "5": "ball"}, "training": training}
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(content))
+    assert [case_id for case_id, _ in find_cases(path)] == ["first"]
+    path.write_text(json.dumps({**content, "test": [{"id": "x", "image": "scans/b.nii.gz"}]}))
+    assert find_cases(path) == [("x", (scans / "b.nii.gz").resolve())]
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def test_command_writes_label_maps(scans, model, tmp_path, capsys):
+    arguments = [str(model), str(model), str(scans), str(tmp_path / "out"), "--device", "cpu"]
+    assert infer.main([*arguments, "--set", "inference.overlap=0.25"]) == 0
+    assert "3 done" in capsys.readouterr().err
+    content = results.read_sidecar(tmp_path / "out" / "a.json")
+    assert content["members"] == 2
+    assert content["settings"]["overlap"] == 0.25
+
+
+def test_leading_dash_and_exit_status(scans, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(scans)
+    assert infer.main(["--device", "cpu", "--", str(model), "-c.nii.gz", str(tmp_path / "o")]) == 0
+    (scans / "-c.nii.gz").write_bytes(b"")
+    assert infer.main([str(model), str(scans), str(tmp_path / "p"), "--device", "cpu"]) == 1
+    assert command_line.run(infer.main, [str(model), "nowhere", str(tmp_path / "q")]) == 2
+
+
+def test_options_may_stand_among_the_paths(scans, model, tmp_path):
+    paths = [str(model), str(model), "--device", "cpu", str(scans), str(tmp_path / "out")]
+    assert infer.main(paths) == 0
+
+
+def test_help_is_quick():
+    begin = time.perf_counter()
+    code = "import sys; from attunet3d.pipelines import infer; infer.main(['--help'])"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True)
+    assert done.returncode == 0
+    assert b"torch" not in done.stderr
+    assert time.perf_counter() - begin < 5
+
+
+def test_killed_calls_leave_whole_files_and_are_finished(model, tmp_path):
+    scans, out_dir = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    for index in range(12):
+        write_scan(scans / f"case_{index:02}.nii.gz")
+    command = [sys.executable, "-m", "attunet3d", "infer", str(model), str(scans), str(out_dir)]
+    command += ["--device", "cpu", "--save-probabilities"]
+    finished = 0
+    for wanted in (2, 6):  # sidecars to wait for before the kill
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while len(list(out_dir.glob("*.json"))) < wanted and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        for path in out_dir.glob("**/*.nii.gz"):
+            np.asarray(nibabel.load(path).dataobj)  # opens, whole
+        done = [path for path in out_dir.glob("*.json") if results.read_sidecar(path)]
+        assert len(done) >= finished
+        finished = len(done)
+    kept = {path: path.stat().st_mtime_ns for path in out_dir.glob("*.json")}
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+    assert len(list(out_dir.glob("*.json"))) == 12
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # none was repeated
+    assert not Path(out_dir, "failures.json").exists()

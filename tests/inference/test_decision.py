@@ -1,0 +1,223 @@
+"""The way back: labels through the network's grid and home again, streamed in any portions."""
+
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from attunet3d.imaging.geometry import Grid
+from attunet3d.imaging.preprocessing import label_to_network_grid
+from attunet3d.imaging.volume import Volume
+from attunet3d.inference import decision
+from attunet3d.inference.decision import decide, to_source_grid
+from attunet3d.inference.sliding_window import Slab
+
+OBLIQUE = np.linalg.qr(np.array([[1.0, 0.25, 0.1], [-0.25, 1.0, 0.2], [-0.1, -0.2, 1.0]]))[0]
+OBLIQUE = OBLIQUE * np.sign(np.diag(OBLIQUE))
+SHEARED = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.3], [0.0, 0.0, 1.0]])
+STRAIGHT = np.eye(3)
+TURNS = {"straight": STRAIGHT, "oblique": OBLIQUE, "sheared": SHEARED}
+ORDERS = [
+    np.eye(3)[:, order] * signs
+    for order in permutations(range(3))
+    for signs in product((1, -1), repeat=3)
+]
+
+
+def make_grid(shape, spacing, turn=STRAIGHT, order=STRAIGHT):
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ order @ np.diag(spacing)
+    affine[:3, 3] = (40.0, -12.5, 700.0)
+    return Grid(shape, affine)
+
+
+def lobulated(grid):
+    """A lumpy organ of some 40 mm in the middle of the grid, as a uint8 label."""
+    index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)
+    x, y, z = np.moveaxis(
+        grid.to_world(index) - grid.to_world((np.array(grid.shape) - 1) / 2), -1, 0
+    )
+    radius = np.sqrt(x**2 + y**2 + z**2) + 1e-9
+    lumps = 3 * np.cos(4 * np.arctan2(y, x)) * np.sin(3 * np.arccos(z / radius))
+    return np.asfortranarray(radius < 18 + lumps).astype(np.uint8, order="F")
+
+
+def smooth(shape, seed=0, sigma=1.5):
+    values = np.random.default_rng(seed).normal(size=shape)
+    return torch.from_numpy(ndimage.gaussian_filter(values, sigma) * 10).float()
+
+
+def slabs(logits, size):
+    return [
+        Slab(start, logits[..., start : start + size]) for start in range(0, logits.shape[-1], size)
+    ]
+
+
+def assembled(pieces, source, channels):
+    """All pieces in their places, and how often each voxel was covered."""
+    whole, seen = torch.full((channels, *source.shape), torch.nan), torch.zeros(source.shape)
+    for box, logits in pieces:
+        assert tuple(logits.shape[1:]) == tuple(part.stop - part.start for part in box)
+        whole[(slice(None), *box)] = logits
+        seen[box] += 1
+    return whole, seen
+
+
+def reference(logits, network, source):
+    """Linear in float64 by full affines and scipy: (K, I, J, K)."""
+    index = np.stack(np.meshgrid(*map(np.arange, source.shape), indexing="ij"), -1)
+    where = np.moveaxis(network.to_index(source.to_world(index)), -1, 0)
+    return np.stack(
+        [
+            ndimage.map_coordinates(part.double().numpy(), where, order=1, mode="nearest")
+            for part in logits
+        ]
+    )
+
+
+@pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS.keys())
+def test_ground_truth_comes_home_on_every_axis_order(turn):
+    for order in ORDERS:
+        spacing = np.abs(order).T @ (0.8, 0.8, 2.0)  # thick slices along S, wherever S is
+        shape = np.ceil(50 / spacing).astype(int)
+        source = make_grid(tuple(shape), spacing, turn, order)
+        truth = lobulated(source)
+        network = source.oriented("RAS").with_spacing((1.0, 1.0, 1.0))
+        classes = label_to_network_grid(Volume(truth, source), network, [0, 1])
+        home = decide(slabs(classes[None] - 0.5, 7), network, source, [0, 1])
+        dice = 2 * (home & truth).sum() / (home.sum() + truth.sum())
+        assert dice > 0.97, order
+        assert home.flags.f_contiguous
+
+
+@pytest.mark.parametrize("order", ORDERS[::6])
+@pytest.mark.parametrize("network_shape", [(20, 18, 16), (30, 40, 33), (11, 7, 5)])
+def test_agrees_with_float64(order, network_shape):
+    source = make_grid((26, 22, 19), (1.0, 1.2, 1.4), OBLIQUE, order)
+    network = source.oriented("RAS").resized(network_shape)
+    logits = torch.stack([smooth(network_shape, seed) for seed in range(3)])
+    before = logits.clone()
+    wanted = reference(logits, network, source)
+    found, seen = assembled(to_source_grid(slabs(logits, 4), network, source), source, 3)
+    assert (seen == 1).all()
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-4)
+    labels = decide(slabs(logits, 4), network, source, [0, 1, 2])
+    assert np.mean(labels == wanted.argmax(0)) >= 0.9995
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("order", [ORDERS[0], ORDERS[14], ORDERS[37]])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_portions_do_not_matter_to_the_last_bit(order, channels, monkeypatch):
+    source = make_grid((22, 26, 18), (1.0, 0.9, 1.3), order=order)
+    network = source.oriented("RAS").with_spacing((1.6, 1.5, 0.8))
+    values = [0, 1] if channels == 1 else [0, 4, 9]
+    logits = torch.stack([smooth(network.shape, seed) for seed in range(channels)])
+    one_shot = decide([Slab(0, logits)], network, source, values)
+    whole, _ = assembled(to_source_grid([Slab(0, logits)], network, source), source, channels)
+    assert set(np.unique(one_shot)) == set(values)
+    for size, limit in ((1, 10**6), (2, 500), (5, 1), (7, 3000)):
+        monkeypatch.setattr(decision, "TABLE_VALUES", limit)
+        monkeypatch.setattr(decision, "PIECE_VALUES", limit)
+        assert np.array_equal(decide(slabs(logits, size), network, source, values), one_shot)
+        parts = to_source_grid(slabs(logits, size), network, source)
+        assert torch.equal(assembled(parts, source, channels)[0], whole)
+
+
+def test_labels_are_the_argmax_of_the_resampled_logits():
+    source = make_grid((24, 20, 17), (0.9, 0.9, 2.0), order=ORDERS[5])
+    network = source.oriented("RAS").with_spacing((1.4, 1.4, 1.4))
+    logits = torch.stack([smooth(network.shape, seed, 1.0) for seed in range(14)])
+    values = [0, *range(3, 200, 15)][:14]
+    whole, _ = assembled(to_source_grid(slabs(logits, 6), network, source), source, 14)
+    labels = decide(slabs(logits, 6), network, source, values)
+    assert np.mean(labels == np.array(values)[whole.argmax(0).numpy()]) >= 0.9999
+    assert len(np.unique(labels)) == 14
+
+
+def test_two_logits_are_their_margin():
+    source = make_grid((12, 11, 10), (1.0, 1.0, 1.0))
+    network = source.resized((7, 8, 9))
+    logits = torch.stack([smooth((7, 8, 9), 1), smooth((7, 8, 9), 2)])
+    margin = logits[1:] - logits[:1]
+    both = decide(slabs(logits, 3), network, source, [0, 255])
+    assert np.array_equal(both, decide(slabs(margin, 3), network, source, [0, 255]))
+    assert set(np.unique(both)) == {0, 255}
+
+
+def test_ties_go_to_the_lowest_class():
+    grid = make_grid((2, 2, 2), (1.0, 1.0, 1.0))
+    logits = torch.zeros(4, 2, 2, 2)
+    logits[1:3, 0] = 5.0  # classes 1 and 2 level, above background
+    labels = decide([Slab(0, logits)], grid, grid, [0, 10, 20, 30])
+    assert (labels[0] == 10).all()
+    assert (labels[1] == 0).all()
+    assert not decide([Slab(0, torch.zeros(1, 2, 2, 2))], grid, grid, [0, 1]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_same_grid_is_not_interpolated(dtype):
+    grid = make_grid((9, 8, 7), (1.0, 1.0, 2.0))
+    logits = smooth((3, 9, 8, 7), sigma=0).to(dtype)
+    whole, _ = assembled(to_source_grid(slabs(logits, 2), grid, grid), grid, 3)
+    assert torch.equal(whole, logits.float())
+    labels = decide(slabs(logits, 2), grid, grid, [0, 1, 2])
+    assert np.array_equal(labels, logits.float().argmax(0).numpy())
+
+
+def test_outside_the_networks_grid_is_background():
+    source = make_grid((20, 18, 16), (1.0, 1.0, 1.0), order=ORDERS[9])
+    box = (slice(3, 13), slice(0, 9), slice(5, 16))
+    network = source.cropped(box).oriented("RAS").with_spacing((1.6, 1.6, 1.6))
+    labels = decide(slabs(torch.ones(1, *network.shape), 2), network, source, [0, 6])
+    assert (labels[box] == 6).all()
+    assert (labels == 6).sum() == 10 * 9 * 11
+    for place, _ in to_source_grid(slabs(torch.ones(1, *network.shape), 2), network, source):
+        assert all(a.start <= b.start < b.stop <= a.stop for a, b in zip(box, place, strict=True))
+
+
+def test_grids_apart_have_no_label():
+    source = make_grid((5, 5, 5), (1.0, 1.0, 1.0))
+    affine = source.affine.copy()
+    affine[:3, 3] += 100
+    slab = Slab(0, torch.ones(1, 5, 5, 5))
+    assert not decide([slab], Grid((5, 5, 5), affine), source, [0, 1]).any()
+
+
+def test_largest_component_of_each_label():
+    grid = make_grid((20, 10, 10), (1.0, 1.0, 1.0))
+    classes = torch.zeros(20, 10, 10, dtype=torch.long)
+    classes[1:5, 1:5, 1:5] = 1
+    classes[15:17, 1:3, 1:3] = 1  # an islet of label 1
+    classes[8:12, 5:9, 5:9] = 2
+    classes[18, 9, 9] = 2
+    logits = torch.nn.functional.one_hot(classes, 3).movedim(-1, 0).float()
+    kept = decide([Slab(0, logits)], grid, grid, [0, 7, 3], keep_largest=True)
+    assert np.bincount(kept.ravel()).tolist() == [1872, 0, 0, 64, 0, 0, 0, 64]
+    plain = decide([Slab(0, logits)], grid, grid, [0, 7, 3])
+    assert np.count_nonzero(plain) - np.count_nonzero(kept) == 9
+    empty = decide([Slab(0, -torch.ones(1, 20, 10, 10))], grid, grid, [0, 1], keep_largest=True)
+    assert not empty.any()
+
+
+def test_pieces_of_many_classes_stay_small(monkeypatch):
+    monkeypatch.setattr(decision, "PIECE_VALUES", 100_000)
+    source = make_grid((40, 40, 12), (1.0, 1.0, 1.0))
+    network = source.resized((10, 10, 6))
+    pieces = to_source_grid(slabs(torch.zeros(118, 10, 10, 6), 6), network, source)
+    sizes = [logits.numel() for _, logits in pieces]
+    assert max(sizes) <= 100_000
+    assert sum(sizes) == 118 * 40 * 40 * 12
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_agrees_with_the_cpu():
+    source = make_grid((40, 44, 30), (0.8, 0.8, 1.5), order=ORDERS[11])
+    network = source.oriented("RAS").with_spacing((1.5, 1.5, 1.5))
+    logits = torch.stack([smooth(network.shape, seed) for seed in range(5)])
+    values = [0, 1, 2, 3, 4]
+    wanted = decide(slabs(logits, 8), network, source, values)
+    assert np.mean(decide(slabs(logits.cuda(), 8), network, source, values) == wanted) > 0.9999

@@ -1,0 +1,189 @@
+"""Written cases read back as they were; saved probabilities give label maps by the rule."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from attunet3d.inference import results
+from attunet3d.inference.export import ExportError, Rule, choose, export_labels, write_prediction
+from attunet3d.inference.predictor import Predictor
+from attunet3d.inference.results import case_files
+from attunet3d.pipelines import export as pipeline
+from tests.known_network import AFFINE, ThresholdNetwork, ball, checkpoint, write_scan
+
+
+def predicted(folder, threshold=1.0, array=None, case_id="case"):
+    """An output folder of `infer --save-probabilities` with one case; the mask in it."""
+    folder.mkdir(exist_ok=True)
+    scan = write_scan(folder.parent / f"{case_id}.nii.gz", array)
+    predictor = Predictor([checkpoint(ThresholdNetwork(threshold))], "cpu")
+    volume = predictor.read(scan)
+    prediction = predictor.segment(volume, probabilities=True, attention=True)
+    files = case_files(folder, case_id)
+    write_prediction(files, prediction, volume, prediction.record)
+    return prediction
+
+
+def mask(folder, case_id="case"):
+    return np.asarray(nibabel.load(folder / f"{case_id}.nii.gz").dataobj)
+
+
+def graded():
+    """0, 40, 80, 120 … HU from voxel to voxel, of many probabilities."""
+    return np.asfortranarray((np.arange(ball().size) % 10 * 40).reshape(ball().shape)).astype("i2")
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def test_written_case_reads_back(tmp_path):
+    prediction = predicted(tmp_path / "out")
+    files = case_files(tmp_path / "out", "case")
+    assert np.array_equal(mask(tmp_path / "out"), prediction.segmentation.array)
+    for path, array in (
+        (files.probabilities, prediction.probabilities),
+        (files.attention, prediction.attention),
+    ):
+        image = nibabel.load(path)
+        assert np.array_equal(image.affine, AFFINE)
+        stored = np.asarray(image.dataobj).reshape(array.shape, order="F")
+        assert np.allclose(stored, array, atol=0.003)
+    content = results.read_sidecar(files.sidecar)
+    wanted = [files.mask, files.probabilities, files.attention]
+    assert results.intact(files, content, wanted)
+    assert content["seconds"]["writing"] > 0
+    assert not list(tmp_path.glob("out/**/.*"))  # no temporary file is left
+
+
+def test_sidecar_is_not_written_when_the_mask_cannot_be(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "case.nii.gz").mkdir()  # in the mask's way
+    with pytest.raises((ExportError, OSError, ValueError)):
+        predicted(tmp_path / "out")
+    assert not (tmp_path / "out" / "case.json").exists()
+
+
+# --- the rule --------------------------------------------------------------------------------
+
+
+def test_choice_by_hand():
+    liver = np.array([0.5, 0.2, 0.45, 0.3, 0.0], np.float32)
+    spleen = np.array([0.1, 0.3, 0.45, 0.3, 0.0], np.float32)
+    #      background  0.4  0.5  0.1   0.4  1.0
+    assert choose([liver, spleen], [2, 9], [None, None]).tolist() == [2, 0, 2, 0, 0]
+    assert choose([liver, spleen], [2, 9], [None, 0.3]).tolist() == [2, 9, 2, 9, 0]
+    assert choose([liver, spleen], [2, 9], [0.3, 0.3]).tolist() == [2, 9, 2, 2, 0]
+
+
+@given(arrays.arrays(np.float32, (3, 20), elements=st.floats(-9, 9, width=32)))
+def test_choice_without_thresholds_is_the_arg_max(logits):
+    shifted = np.exp(logits.astype(np.float64) - logits.max(0))
+    probabilities = shifted / shifted.sum(0)
+    top = np.sort(probabilities, axis=0)
+    clear = top[-1] - top[-2] > 1e-5
+    found = choose(list(probabilities[1:].astype(np.float32)), [1, 2], [None, None])
+    assert np.array_equal(found[clear], probabilities.argmax(0)[clear])
+
+
+def test_thresholds_are_read_and_checked():
+    rule = Rule.parse(["0.3", "liver=0.6"])
+    assert rule.for_labels({0: "background", 3: "liver", 1: "spleen"}) == [0.3, 0.6]
+    assert Rule.parse([]).for_labels({0: "background", 1: "spleen"}) == [None]
+    for text in ("x", "liver=", "liver=a"):
+        with pytest.raises(ExportError, match=r"write NAME=0\.3"):
+            Rule.parse([text])
+    for text in ("0", "1.5", "-1", "nan", "liver=0"):
+        with pytest.raises(ExportError, match="above 0 and at most 1"):
+            Rule.parse([text])
+    with pytest.raises(ExportError, match="no such label"):
+        Rule.parse(["lever=0.5"]).for_labels({0: "background", 1: "liver"})
+
+
+# --- export ----------------------------------------------------------------------------------
+
+
+def test_no_rule_gives_the_mask_that_infer_wrote(tmp_path):
+    predicted(tmp_path / "in", array=graded())
+    outcome = export_labels([tmp_path / "in"], tmp_path / "out", Rule())
+    assert outcome.done == ["case"]
+    assert np.array_equal(mask(tmp_path / "out"), mask(tmp_path / "in"))
+    before, after = (nibabel.load(tmp_path / name / "case.nii.gz") for name in ("in", "out"))
+    assert before.header["srow_x"].tobytes() == after.header["srow_x"].tobytes()
+
+
+def test_threshold_takes_what_reaches_it(tmp_path):
+    predicted(tmp_path / "in", array=graded())
+    export_labels([tmp_path / "in"], tmp_path / "out", Rule.parse(["ball=0.3"]))
+    sigmoid = 1 / (1 + np.exp(1 - graded() / 100.0))
+    assert np.array_equal(mask(tmp_path / "out") == 5, sigmoid >= 0.3)
+    content = json.loads((tmp_path / "out" / "case.json").read_text(encoding="utf-8"))
+    assert content["settings"] == {"thresholds": {"ball": 0.3}, "keep_largest": False}
+    assert content["volumes"]["ball"]["voxels"] == np.count_nonzero(sigmoid >= 0.3)
+
+
+def test_probabilities_of_several_folders_are_averaged(tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, threshold in zip(folders, (0.5, 2.5), strict=True):
+        predicted(folder, threshold, array=graded())
+    export_labels(folders, tmp_path / "out", Rule())
+    mean = sum(1 / (1 + np.exp(t - graded() / 100.0)) for t in (0.5, 2.5)) / 2
+    assert np.array_equal(mask(tmp_path / "out") == 5, mean > 0.5)
+
+
+def test_largest_component(tmp_path):
+    array = ball(radius_mm=8)
+    array[0, 0, 0] = 300
+    predicted(tmp_path / "in", array=array)
+    export_labels([tmp_path / "in"], tmp_path / "out", Rule(keep_largest=True))
+    assert np.count_nonzero(mask(tmp_path / "out")) == np.count_nonzero(array) - 1
+
+
+def test_damaged_and_missing_probabilities_fail_by_name_and_the_others_are_done(tmp_path):
+    for case_id in ("good", "torn", "none"):
+        predicted(tmp_path / "in", case_id=case_id)
+    torn = tmp_path / "in" / "probabilities" / "torn.nii.gz"
+    data = bytearray(torn.read_bytes())
+    data[len(data) // 2] ^= 1
+    torn.write_bytes(data)
+    (tmp_path / "in" / "probabilities" / "none.nii.gz").unlink()
+    outcome = export_labels([tmp_path / "in"], tmp_path / "out", Rule())
+    assert outcome.done == ["good"]
+    assert "is not the file" in outcome.failures["torn"]
+    assert "--save-probabilities" in outcome.failures["none"]
+    assert (
+        json.loads((tmp_path / "out" / "failures.json").read_text(encoding="utf-8"))
+        == outcome.failures
+    )
+
+
+def test_case_that_one_folder_lacks_fails(tmp_path):
+    predicted(tmp_path / "a")
+    predicted(tmp_path / "b", case_id="other")
+    outcome = export_labels([tmp_path / "a", tmp_path / "b"], tmp_path / "out", Rule())
+    assert set(outcome.failures) == {"case", "other"}
+
+
+def test_wrong_folders_are_refused(tmp_path):
+    predicted(tmp_path / "in")
+    with pytest.raises(ExportError, match="holds the predictions"):
+        export_labels([tmp_path / "in"], tmp_path / "in", Rule())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ExportError, match="holds no results"):
+        export_labels([tmp_path / "empty"], tmp_path / "out", Rule())
+
+
+def test_pipeline(tmp_path, capsys):
+    predicted(tmp_path / "in", array=graded())
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--threshold", "0.9"]
+    assert pipeline.main(arguments) == 0
+    assert "1 done" in capsys.readouterr().err
+    (tmp_path / "in" / "probabilities" / "case.nii.gz").unlink()
+    assert pipeline.main(arguments) == 1
+    assert "case: error: " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        pipeline.main([*arguments, "--format", "dicom-seg"])

@@ -1,0 +1,343 @@
+"""Predictor: the answer of a known network, on the scan's grid, whatever the way taken."""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from attunet3d.core import machine
+from attunet3d.core.model_settings import NetworkConfig
+from attunet3d.imaging.geometry import Grid
+from attunet3d.imaging.volume import Volume
+from attunet3d.inference import passes
+from attunet3d.inference.engine import average, mirrored, prepare
+from attunet3d.inference.ensemble import EnsembleError
+from attunet3d.inference.passes import memory_bytes
+from attunet3d.inference.predictor import InferenceError, Predictor
+from attunet3d.models.attention_unet import AttentionUNet3D
+from tests.known_network import SHAPE, ThresholdNetwork, ball, ball_volume, checkpoint, dice
+
+
+def predictor(*settings, network=None, **changes):
+    return Predictor([checkpoint(network, **changes)], "cpu", settings)
+
+
+class Broken(ThresholdNetwork):
+    """Gives a value that is not finite."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        logits = super().forward(x)
+        logits[:, 1, 0, 0, 0] = self.value
+        return logits
+
+
+class Hungry(ThresholdNetwork):
+    """Runs out of CUDA memory on more than a window."""
+
+    def forward(self, x):
+        if x.numel() > 16**3:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return super().forward(x)
+
+
+# --- the answer ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["window", "whole"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_equal_spacing_gives_the_ball_voxel_by_voxel(mode, batch):
+    volume = ball_volume()
+    here = predictor(f"inference.mode={mode}", f"inference.window_batch={batch}")
+    segmentation = here.predict(volume)
+    assert np.array_equal(segmentation.array == 5, volume.array == 300)
+    assert segmentation.array.dtype == np.uint8
+    assert segmentation.array.flags.f_contiguous
+    assert np.array_equal(segmentation.grid.affine, volume.grid.affine)
+    assert segmentation.labels == {0: "background", 5: "ball"}
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1)])
+def test_any_orientation_and_spacing(axes, signs):
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for column, (axis, sign) in enumerate(zip(axes, signs, strict=True)):
+        affine[axis, column] = sign * (0.9, 1.1, 3.0)[axis]
+    shape = tuple((60, 56, 20)[axis] for axis in axes)
+    volume = ball_volume(shape, affine, radius_mm=20)
+    found = predictor().predict(volume).array == 5
+    assert dice(found, volume.array == 300) > 0.95
+
+
+def test_scan_smaller_than_the_window():
+    volume = ball_volume((7, 6, 5), np.diag([2.0, 2, 2, 1]), radius_mm=3)
+    assert np.array_equal(predictor().predict(volume).array == 5, volume.array == 300)
+
+
+def test_models_are_averaged_in_their_logits():
+    # 150 HU lies above the mean threshold of 0.5 and 2.3, and below the second alone.
+    volume = ball_volume(value=150)
+    both = Predictor(
+        [checkpoint(ThresholdNetwork(0.5)), checkpoint(ThresholdNetwork(2.3))], device="cpu"
+    )
+    assert np.array_equal(both.predict(volume).array == 5, volume.array == 150)
+    assert not predictor(network=ThresholdNetwork(2.3)).predict(volume).array.any()
+
+
+def test_record_tells_what_was_done():
+    record = predictor("inference.overlap=0.25").segment(ball_volume()).record
+    assert record["model"] == "f" * 64
+    assert record["settings"]["overlap"] == 0.25
+    assert record["settings"]["window"] == [16, 16, 16]  # the training patch
+    assert (record["mode"], record["precision"], record["device"]) == ("window", "float32", "cpu")
+    assert record["fallbacks"] == []
+    assert set(record["seconds"]) == {"preprocessing", "network", "decision"}
+    assert all(seconds >= 0 for seconds in record["seconds"].values())
+
+
+def test_settings_that_change_no_label_map_do_not_count():
+    assert predictor("inference.window_batch=4").settings == predictor().settings
+    assert predictor("inference.overlap=0.25").settings != predictor().settings
+
+
+def test_warnings_of_the_scan_are_passed_on():
+    scan = ball_volume()
+    volume = Volume(scan.array, scan.grid, warnings=("odd header",), name="odd.nii.gz")
+    assert "odd header" in predictor().segment(volume).record["warnings"]
+
+
+def test_several_threads_may_call():
+    here, volumes = predictor(), [ball_volume(radius_mm=r) for r in (5, 8, 11, 14)]
+    with ThreadPoolExecutor(4) as pool:
+        for volume, found in zip(volumes, pool.map(here.predict, volumes), strict=True):
+            assert np.array_equal(found.array == 5, volume.array == 300)
+
+
+def test_network_that_gives_no_number_is_refused_by_the_cases_name():
+    for value in (float("nan"), float("inf"), float("-inf")):
+        with pytest.raises(InferenceError, match=r"ball\.nii\.gz: the network gave NaN or infin"):
+            predictor(network=Broken(value)).predict(ball_volume())
+
+
+def test_largest_component_only():
+    array = ball(radius_mm=8)
+    array[0, 0, 0] = 300
+    volume = Volume(array, Grid(SHAPE, np.diag([2.0, 2, 2, 1])), name="two.nii.gz")
+    assert predictor().predict(volume).array[0, 0, 0] == 5
+    cleaned = predictor("inference.keep_largest=true").predict(volume).array
+    assert cleaned[0, 0, 0] == 0
+    assert np.count_nonzero(cleaned) == np.count_nonzero(array) - 1
+
+
+# --- maps ------------------------------------------------------------------------------------
+
+
+def test_probabilities_belong_to_the_label_map():
+    volume = ball_volume()
+    prediction = predictor().segment(volume, probabilities=True)
+    assert prediction.probabilities.shape == (*SHAPE, 1)
+    assert prediction.attention is None
+    sigmoid = 1 / (1 + np.exp(1 - volume.array / 100.0))
+    assert np.allclose(prediction.probabilities[..., 0], sigmoid, atol=1e-5)
+    assert np.array_equal(prediction.segmentation.array == 5, sigmoid > 0.5)
+
+
+def test_attention_maps_are_those_of_the_network():
+    volume = ball_volume()
+    prediction = predictor("inference.mode=whole").segment(volume, attention=True)
+    assert prediction.probabilities is None
+    assert prediction.attention.shape == (*SHAPE, 2)
+    middle = tuple(n // 2 for n in SHAPE)
+    assert prediction.attention[middle] == pytest.approx([0.952574, 0.047426], abs=1e-4)
+    assert prediction.attention[0, 0, 0] == pytest.approx([0.5, 0.5], abs=1e-4)
+    assert np.array_equal(prediction.segmentation.array == 5, volume.array == 300)
+
+
+def test_attention_of_a_network_without_gates_is_refused():
+    class Plain(ThresholdNetwork):
+        def forward_with_attention(self, x):
+            return self(x), []
+
+    with pytest.raises(InferenceError, match="no attention gates"):
+        predictor(network=Plain()).segment(ball_volume(), attention=True)
+
+
+# --- the way taken ---------------------------------------------------------------------------
+
+
+def test_whole_that_does_not_fit_is_done_in_windows(monkeypatch):
+    monkeypatch.setattr(passes, "available_bytes", lambda device: 1000)
+    volume = ball_volume()
+    prediction = predictor("inference.mode=whole").segment(volume)
+    assert prediction.record["mode"] == "window"
+    assert "needs about" in prediction.record["fallbacks"][0]
+    assert np.array_equal(prediction.segmentation.array == 5, volume.array == 300)
+
+
+def test_memory_running_out_in_the_whole_is_done_in_windows():
+    volume = ball_volume()
+    prediction = predictor("inference.mode=whole", network=Hungry()).segment(volume)
+    assert prediction.record["mode"] == "window"
+    assert "windows" in prediction.record["fallbacks"][0]
+    assert np.array_equal(prediction.segmentation.array == 5, volume.array == 300)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_by_choice_where_the_processor_has_it(monkeypatch, native):
+    monkeypatch.setattr(machine, "computes_in_bfloat16", lambda device: native)
+    prediction = predictor("inference.precision=bfloat16").segment(ball_volume())
+    assert prediction.record["precision"] == ("bfloat16" if native else "float32")
+    assert bool(prediction.record["fallbacks"]) == (not native)
+    assert np.array_equal(prediction.segmentation.array == 5, ball() == 300)
+
+
+def test_mirroring_runs_eight_times_and_keeps_a_symmetric_answer():
+    network = ThresholdNetwork()
+    plain = predictor(network=network).predict(ball_volume())
+    calls = network.calls
+    mirror = predictor("inference.mirror=true", network=network).predict(ball_volume())
+    assert network.calls == 9 * calls
+    assert np.array_equal(plain.array, mirror.array)
+
+
+def test_mirrored_takes_the_mean_over_every_flip():
+    x = torch.randn(1, 1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    ramp = torch.arange(60.0).reshape(1, 1, 3, 4, 5)
+    # A network that adds a ramp adds its mean over the eight flips: the ramp's middle, 29.5.
+    torch.testing.assert_close(mirrored(lambda part: part + ramp)(x), x + 29.5)
+
+
+def test_average_leaves_what_it_averages_alone():
+    outputs = [torch.ones(2), torch.full((2,), 4.0)]
+    assert average([lambda x: outputs[0], lambda x: outputs[1]])(torch.zeros(1)).tolist() == [
+        2.5,
+        2.5,
+    ]
+    assert outputs[0].tolist() == [1, 1]
+
+
+def test_networks_are_prepared_once():
+    passes = predictor().passes
+    assert passes.forward(torch.float32) is passes.forward(torch.float32)
+    assert passes.forward(torch.float32) is not passes.forward(torch.float32, attention=True)
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_prepared_network_computes_what_the_network_does(norm):
+    torch.manual_seed(0)
+    network = AttentionUNet3D(channels=(4, 8, 16), norm=norm).eval()
+    x = torch.randn(1, 1, 20, 16, 12)
+    with torch.no_grad():
+        wanted, maps = network.forward_with_attention(x)
+    cpu = torch.device("cpu")
+    torch.testing.assert_close(prepare(network, cpu, torch.float32)(x), wanted, rtol=0, atol=1e-5)
+    fast = prepare(network, cpu, torch.bfloat16)(x)
+    assert fast.dtype == torch.float32
+    assert float((fast - wanted).abs().max() / wanted.abs().max()) < 0.1
+    both = prepare(network, cpu, torch.float32, attention=True)(x)
+    assert both.shape == (1, 2 + sum(part.shape[1] for part in maps), 20, 16, 12)
+    torch.testing.assert_close(both[:, :2], wanted, rtol=0, atol=1e-5)
+    assert 0 <= float(both[:, 2:].min()) <= float(both[:, 2:].max()) <= 1
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_estimate_is_above_the_tensors_of_the_last_block_and_linear_in_voxels(split):
+    config = NetworkConfig(strides=((2, 2, 2),) * 4)
+    voxel = memory_bytes(config, 2, 1, torch.float32, split=split)
+    if split:
+        assert voxel >= 4 * (16 + 16 + 32 / 2 + 16 / 2 + 32 / 8)  # skip, sum, parts, from below
+    else:
+        assert voxel >= 4 * (48 + 48 + 16)  # skip + upsampled, their concatenation, one output
+    assert memory_bytes(config, 2, 10**6, torch.float32, split=split) == voxel * 10**6
+    assert memory_bytes(config, 2, 1, torch.bfloat16, split=split) * 2 == voxel
+
+
+def test_estimate_grows_with_logits_and_where_the_decoder_cannot_be_split():
+    config = NetworkConfig(strides=((2, 2, 2),) * 4)
+    many = memory_bytes(config, 118, 1, torch.float32, split=True)
+    assert many >= 1650  # bytes, as measured
+    assert memory_bytes(replace(config, deep_supervision="none"), 118, 1, torch.float32) < many
+    split = memory_bytes(config, 2, 1, torch.float32, split=True)
+    for other in ({"norm": "instance"}, {"strides": ((1, 2, 2),) * 4}, {"norm": "group"}):
+        assert memory_bytes(replace(config, **other), 2, 1, torch.float32, split=True) > split
+
+
+# --- what is refused -------------------------------------------------------------------------
+
+
+def test_settings_that_are_the_models_own_are_refused():
+    with pytest.raises(EnsembleError, match=r"only inference\.\*"):
+        predictor("preprocessing.spacing_mm=[1,1,1]")
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("labels", checkpoint(labels={0: "background", 5: "liver"})),
+        ("preprocessing", checkpoint(None, "preprocessing.std_hu=50")),
+        ("window", checkpoint(None, "training.patch_size=[8,16,16]")),
+    ],
+)
+def test_models_of_an_ensemble_must_agree(name, other):
+    with pytest.raises(EnsembleError, match=f"its {name} .* must agree"):
+        Predictor([checkpoint(), other], "cpu")
+
+
+def test_a_window_given_by_hand_makes_other_patches_agree():
+    other = checkpoint(None, "training.patch_size=[8,16,16]")
+    both = Predictor([checkpoint(), other], "cpu", ["inference.window=[16,8,8]"])
+    assert both.settings["window"] == [16, 8, 8]
+
+
+def test_no_window_and_no_model_are_refused():
+    bare = checkpoint(None, "training.patch_size=")
+    with pytest.raises(EnsembleError, match="holds no window"):
+        Predictor([bare], "cpu")
+    with pytest.raises(InferenceError, match="no model was given"):
+        Predictor.load([])
+
+
+def test_fingerprint_of_an_ensemble_does_not_depend_on_its_order():
+    a, b = checkpoint(fingerprint="a" * 64), checkpoint(fingerprint="b" * 64)
+    assert Predictor([a, b], "cpu").fingerprint == Predictor([b, a], "cpu").fingerprint
+    assert Predictor([a, b], "cpu").fingerprint != Predictor([a], "cpu").fingerprint
+    assert Predictor([a], "cpu").fingerprint == "a" * 64
+
+
+# --- CUDA ------------------------------------------------------------------------------------
+
+
+class HalfBroken(nn.Module):
+    """Right in float32, wrong in bfloat16: what a broken kernel looks like."""
+
+    divisor = (4, 4, 4)
+
+    def __init__(self, broken):
+        super().__init__()
+        self.network = ThresholdNetwork()
+        self.broken = broken
+
+    def forward(self, x):
+        logits = self.network(x)
+        wrong = self.broken and torch.is_autocast_enabled("cuda")
+        return -logits if wrong else logits
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("mode", ["window", "whole"])
+def test_bfloat16_on_cuda_is_held_to_float32(mode):
+    for broken, precision in ((True, "float32"), (False, "bfloat16")):
+        member = checkpoint(HalfBroken(broken))
+        prediction = Predictor([member], "cuda", [f"inference.mode={mode}"]).segment(ball_volume())
+        assert prediction.record["precision"] == precision
+        assert bool(prediction.record["fallbacks"]) == broken
+        assert np.array_equal(prediction.segmentation.array == 5, ball() == 300)

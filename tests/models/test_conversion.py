@@ -1,0 +1,144 @@
+"""Weight files of the authors' network become models; nothing in a file is run."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from attunet3d.core import presets
+from attunet3d.models.attention_unet import from_authors_state_dict
+from attunet3d.models.checkpoint import load_model
+from attunet3d.models.conversion import ConversionError, convert_weights, load_state
+from attunet3d.pipelines.convert_weights import main
+from tests.models.test_attention_unet import authors_state
+
+
+class Payload:
+    """A pickle that leaves a file behind when it is opened carelessly."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def authors_file(tmp_path):
+    path = tmp_path / "399_net_S.pth"
+    torch.save(authors_state("multi"), path)
+    return path
+
+
+def test_a_file_becomes_a_model_with_the_same_logits(authors_file, tmp_path):
+    out = tmp_path / "model.safetensors"
+    assert convert_weights(authors_file, out, names=["pancreas", "spleen"]) == []
+    model = load_model(out)
+    assert model.labels == {0: "background", 1: "pancreas", 2: "spleen"}
+    assert model.config.preprocessing == presets.oktay2018().preprocessing
+    assert model.config.network.channels == (4, 8, 16, 32, 64)
+    assert model.config.network.align_corners is False
+    image = torch.randn(1, 1, 16, 32, 16)
+    with torch.no_grad():
+        wanted = from_authors_state_dict(authors_state("multi"))(image)
+        assert torch.equal(model.network(image), wanted)
+
+
+def test_the_convention_of_corners_is_kept_in_the_model(authors_file, tmp_path):
+    out = tmp_path / "model.safetensors"
+    convert_weights(authors_file, out, align_corners=True)
+    model = load_model(out)
+    assert model.config.network.align_corners is True
+    assert model.labels[2] == "class 2"
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        wanted = from_authors_state_dict(authors_state("multi"), align_corners=True)(image)
+        assert torch.equal(model.network(image), wanted)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_old_and_new_torch_are_read(zipped, tmp_path):
+    path = tmp_path / "weights.pth"
+    state = {"a.weight": torch.arange(6.0).reshape(2, 3)}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    assert torch.equal(load_state(path)["a.weight"], state["a.weight"])
+
+
+def test_weights_of_torch_0_3_bring_a_warning_unless_corners_are_aligned(tmp_path, capsys):
+    path, out = tmp_path / "old.pth", tmp_path / "model.safetensors"
+    state = {k: v for k, v in authors_state("single").items() if "num_batches" not in k}
+    torch.save(state, path)
+    assert main([str(path), str(out)]) == 0
+    assert "need --align-corners" in capsys.readouterr().err
+    assert main([str(path), str(out), "--align-corners", "--label", "a", "--label", "b"]) == 0
+    assert capsys.readouterr().err == ""
+    assert load_model(out).config.network.gate == "single"
+    assert load_model(out).labels == {0: "background", 1: "a", 2: "b"}
+
+
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path):
+    path, trace = tmp_path / "hostile.pth", tmp_path / "trace"
+    torch.save({"conv1.weight": Payload(trace)}, path)
+    with pytest.raises(ConversionError, match="something else than weights"):
+        load_state(path)
+    assert not trace.exists()
+
+
+def test_a_file_that_unpacks_to_more_than_itself_is_refused(tmp_path):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as entries:
+        entries.writestr("archive/data/0", bytes(10_000_000))
+    with pytest.raises(ConversionError, match="do not fit"):
+        load_state(path)
+
+
+def write(path: Path, content: object) -> Path:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "something else than weights"),
+        (b"no weights", "something else than weights"),
+        (b"PK\x03\x04" + bytes(100), "something else than weights"),
+        ([torch.zeros(1)], "must hold weights by name"),
+        ({"epoch": 3}, "must hold weights by name"),
+        ({"fc.weight": torch.zeros(1)}, "none of the authors"),
+        ({"conv1.conv1.0.weight": torch.zeros(4)}, "not the whole"),
+    ],
+)
+def test_other_files_are_refused_in_one_line_with_their_name(content, words, tmp_path):
+    path = write(tmp_path / "wrong.pth", content)
+    with pytest.raises(ConversionError, match=words) as caught:
+        convert_weights(path, tmp_path / "model.safetensors")
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_shape_that_does_not_fit_is_named(tmp_path):
+    state = authors_state("multi")
+    state["conv3.conv2.0.weight"] = torch.zeros(1, 1, 3, 3, 3)
+    path = write(tmp_path / "wrong.pth", state)
+    with pytest.raises(ConversionError, match=r"encoder\.2\.3\.weight"):
+        convert_weights(path, tmp_path / "model.safetensors")
+
+
+def test_wrong_calls_are_told(authors_file, tmp_path):
+    out = tmp_path / "model.safetensors"
+    with pytest.raises(ConversionError, match="cannot be read"):
+        convert_weights(tmp_path / "missing.pth", out)
+    with pytest.raises(ConversionError, match=r"must end in \.safetensors"):
+        convert_weights(authors_file, tmp_path / "model.pth")
+    with pytest.raises(ConversionError, match="2 classes beside the background, but 1 names"):
+        convert_weights(authors_file, out, names=["pancreas"])
+    two = authors_state("multi")
+    two["conv1.conv1.0.weight"] = torch.zeros(4, 2, 3, 3, 3)
+    with pytest.raises(ConversionError, match="for 2 channels"):
+        convert_weights(write(tmp_path / "two.pth", two), out)

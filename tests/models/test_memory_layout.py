@@ -1,0 +1,60 @@
+"""Layouts change where values lie, never what they are."""
+
+import pytest
+import torch
+from torch import nn
+
+from attunet3d.models import memory_layout
+from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.memory_layout import CHANNELS_LAST, CONTIGUOUS
+
+
+def gradients(layout=None, dense=False):
+    """Of every weight of a small network after one backward pass."""
+    torch.manual_seed(0)
+    network = AttentionUNet3D(channels=(4, 8, 8)).double()
+    x = torch.randn(2, 1, 8, 8, 8, dtype=torch.double)
+    if layout is not None:
+        network.to(memory_format=layout)
+        x = memory_layout.laid_out(x, layout)
+    if dense:
+        memory_layout.keep_gradients_dense(network, layout)
+    network(x)[0].square().sum().backward()
+    return [weight.grad for weight in network.parameters()]
+
+
+@pytest.mark.parametrize("layout", [CHANNELS_LAST, CONTIGUOUS])
+def test_dense_gradients_are_the_gradients(layout):
+    for got, wanted in zip(gradients(layout, dense=True), gradients(), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_parts_of_a_concatenation_get_dense_gradients(dense):
+    seen = []
+    parts = [torch.randn(1, 3, 4, 4, 4, requires_grad=True) for _ in range(2)]
+    doubled = [part.to(memory_format=CHANNELS_LAST) * 2 for part in parts]
+    for part in doubled:
+        part.register_hook(seen.append)
+    convolution = nn.Conv3d(6, 2, 1).to(memory_format=CHANNELS_LAST)
+    if dense:
+        memory_layout.keep_gradients_dense(convolution, CHANNELS_LAST)
+    convolution(torch.cat(doubled, 1)).sum().backward()
+    assert [part.is_contiguous(memory_format=CHANNELS_LAST) for part in seen] == [dense, dense]
+
+
+def test_one_channel_is_laid_out_so_that_the_next_layer_follows():
+    convolution = nn.Conv3d(1, 4, 3, padding=1).to(memory_format=CHANNELS_LAST)
+    x = torch.randn(2, 1, 8, 8, 8)
+    with torch.no_grad():
+        y = convolution(memory_layout.laid_out(x, CHANNELS_LAST))
+    assert y.is_contiguous(memory_format=CHANNELS_LAST)
+    assert torch.equal(memory_layout.laid_out(x, CHANNELS_LAST), x)
+
+
+def test_instance_normalisation_keeps_torchs_own_layout():
+    layouts = {
+        norm: memory_layout.fastest(AttentionUNet3D(channels=(4, 8), norm=norm))
+        for norm in ("batch", "group", "instance")
+    }
+    assert layouts == {"batch": CHANNELS_LAST, "group": CHANNELS_LAST, "instance": CONTIGUOUS}

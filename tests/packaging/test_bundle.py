@@ -1,0 +1,291 @@
+"""Packed models: what other programs make of them is what the model makes of the same scan."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import verify_net_in_out
+
+from attunet3d import AttentionUNet3D, Predictor
+from attunet3d.core import command_line
+from attunet3d.core.config import Config
+from attunet3d.models.checkpoint import load_model, save_model
+from attunet3d.packaging import bundle, onnx_model
+from attunet3d.packaging import torchscript_model as torchscript
+from attunet3d.packaging.package import ENDINGS, PackageError, package
+from attunet3d.pipelines.package import main
+from tests.known_network import AFFINE, SETTINGS, ball, write_scan
+
+LABELS = {0: "background", 5: "ball"}
+TINY = ["network.channels=[2,4,4]", "network.strides=[[2,2,2],[2,2,1]]"]
+ROOT = Path(__file__).parents[2]
+# MONAI-extra-test-data 0.8.1, meta_schema_20240725.json: "required" of a bundle and of a tensor.
+FIELDS = {"schema", "version", "monai_version", "pytorch_version", "numpy_version"}
+FIELDS |= {"required_packages_version", "task", "description", "authors", "copyright"}
+FIELDS |= {"network_data_format"}
+TENSOR_FIELDS = {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range"}
+
+
+def save(path, *settings, labels=LABELS, change=None):
+    """A tiny model with random weights, or those that `change` gives the network."""
+    torch.manual_seed(0)
+    config = Config().with_overrides([*SETTINGS, *TINY, *settings])
+    network = AttentionUNet3D.from_config(config.network, 1, len(labels))
+    if change is not None:
+        with torch.no_grad():
+            change(network)
+    path.parent.mkdir(exist_ok=True)
+    save_model(path, network.state_dict(), config, labels)
+    return path
+
+
+def threshold(network):
+    """Weights that make a voxel foreground where the normalised image is above 1."""
+    for part in network.modules():
+        if isinstance(part, torch.nn.Conv3d):
+            part.weight.zero_()
+            part.bias.zero_()
+        elif isinstance(part, torch.nn.BatchNorm3d):
+            part.weight.fill_(1)
+    for part in (*network.encoder[0], *network.decoder[-1]):
+        if isinstance(part, torch.nn.Conv3d):
+            part.weight[0, 0, 1, 1, 1] = 1  # channel 0 goes on as it is
+    network.heads[0].weight[1, 0] = 1
+    network.heads[0].bias[1] = -1
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with a random network."""
+    return save(tmp_path_factory.mktemp("runs") / "run" / "model.safetensors").parent
+
+
+def logits(run, image):
+    with torch.inference_mode():
+        return load_model(run).network(image)
+
+
+def about(texts):
+    """The facts that a packed network carries."""
+    facts = {name.removesuffix(".json"): json.loads(text) for name, text in texts.items()}
+    assert facts["labels"] == {"0": "background", "5": "ball"}
+    assert facts["window"] == [16, 16, 16]
+    assert facts["preprocessing"]["spacing_mm"] == [2.0, 2.0, 2.0]
+    return facts
+
+
+@pytest.fixture(scope="module")
+def scripted(run):
+    return package(run, run.parent / "packed", "torchscript")
+
+
+def test_torchscript_gives_the_logits_and_the_attention_of_the_model(run, scripted):
+    path, warnings = scripted
+    assert (path.name, warnings) == ("packed.ts", [])
+    texts = dict.fromkeys(("labels.json", "preprocessing.json", "window.json"), "")
+    with pytest.warns(DeprecationWarning, match=r"torch.jit"):  # of torch, for all TorchScript
+        network = torch.jit.load(path, _extra_files=texts)
+    about(texts)
+    for shape in ((2, 1, 16, 16, 16), (1, 1, 13, 9, 18)):
+        image = torch.randn(shape)
+        torch.testing.assert_close(network(image), logits(run, image))
+        _, maps = load_model(run).network.forward_with_attention(image)
+        torch.testing.assert_close(network.forward_with_attention(image)[1], maps)
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    return package(run, run.parent / "packed.onnx", "onnx")
+
+
+def test_onnx_gives_the_logits_of_the_model_for_any_batch(run, exported):
+    import onnx
+
+    path, warnings = exported
+    assert (path.name, warnings) == ("packed.onnx", [])
+    model = onnx.load(path)
+    about({entry.key: entry.value for entry in model.metadata_props})
+    (given,) = model.graph.input
+    sizes = [size.dim_value or size.dim_param for size in given.type.tensor_type.shape.dim]
+    assert (given.name, sizes) == ("image", ["batch", 1, 16, 16, 16])
+    for batch in (1, 3):
+        image = torch.randn(batch, 1, 16, 16, 16)
+        found = torch.from_numpy(onnx_model.onnx_logits(path.read_bytes(), image.numpy()))
+        torch.testing.assert_close(found, logits(run, image), rtol=1e-4, atol=1e-4)
+
+
+def test_openvino_is_asked_where_there_is_no_onnxruntime(run, exported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    image = torch.randn(2, 1, 16, 16, 16)
+    found = onnx_model.onnx_logits(exported[0].read_bytes(), image.numpy())
+    torch.testing.assert_close(torch.from_numpy(found), logits(run, image), rtol=1e-4, atol=1e-4)
+
+
+def test_without_onnx_the_cure_is_named_and_without_a_runtime_nothing_is_asked(
+    run, tmp_path, monkeypatch, capsys
+):
+    for name in ("onnxruntime", "openvino", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert onnx_model.onnx_logits(b"", np.zeros(1, np.float32)) is None
+    arguments = [str(run), str(tmp_path / "out"), "--format", "onnx"]
+    assert command_line.run(main, arguments) == 2
+    error = capsys.readouterr().err
+    assert "pip install onnx onnxscript" in error
+    assert error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_files_tell_nothing_of_the_machine_that_wrote_them(scripted, exported):
+    for path, _ in (scripted, exported):
+        content = path.read_bytes()
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as entries:
+                content = b"".join(entries.read(name) for name in entries.namelist())
+        assert b"network.py" not in content
+        assert str(ROOT).encode() not in content
+
+
+def test_a_bundle_says_what_the_schema_asks_for(run, tmp_path):
+    out, warnings = package(run, tmp_path / "out", "bundle")
+    assert warnings == []
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert files == {
+        "LICENSE",
+        "configs/metadata.json",
+        "configs/inference.json",
+        "docs/README.md",
+        "models/model.pt",
+    }
+    found = json.loads((out / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    assert found.keys() >= FIELDS
+    text = FIELDS - {"required_packages_version", "network_data_format"}
+    assert all(isinstance(found[name], str) for name in text)
+    assert found["label_values"] == {"0": "background", "5": "ball"}
+    tensors = found["network_data_format"]
+    given, made = tensors["inputs"]["image"], tensors["outputs"]["pred"]
+    assert given.keys() >= TENSOR_FIELDS
+    assert made.keys() >= TENSOR_FIELDS
+    assert given["spatial_shape"] == ["4*n", "4*n", "2*n"]
+    assert given["value_range"] == [-10.0, 10.0]
+    assert made["channel_def"] == {"0": "background", "1": "ball"}
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(bundle.bundle_network(out)(image), logits(run, image))
+
+
+# MONAI says of every configuration that it is code; this one was written just now.
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+def test_monai_finds_shapes_and_types_as_the_metadata_has_them(run, tmp_path):
+    out, _ = package(run, tmp_path / "out", "bundle")
+    files = {"meta_file": out / bundle.METADATA, "config_file": out / bundle.INFERENCE}
+    paths = {name: str(path) for name, path in files.items()}
+    verify_net_in_out("network_def", device="cpu", n=3, **paths)
+    metadata = json.loads(files["meta_file"].read_text(encoding="utf-8"))
+    metadata["network_data_format"]["outputs"]["pred"]["num_channels"] = 3
+    files["meta_file"].write_text(json.dumps(metadata), encoding="utf-8")
+    with pytest.raises(ValueError, match="channel"):
+        verify_net_in_out("network_def", device="cpu", n=3, **paths)
+
+
+def test_monai_runs_a_bundle_to_the_label_maps_of_inference(tmp_path):
+    settings = ["network.gate=none", "network.deep_supervision=none"]
+    settings += ["inference.keep_largest=true", "inference.window_batch=2"]
+    model = save(tmp_path / "model.safetensors", *settings, change=threshold)
+    out, _ = package(model, tmp_path / "out", "bundle")
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    array = ball()
+    array[:3, :3, :3] = 300  # a second component
+    oblique = np.array([[0, -1.5, 0, 9], [1.2, 0, 0, -7], [0, 0, -3.0, 5], [0, 0, 0, 1]])
+    write_scan(scans / "large.nii.gz", array)
+    write_scan(scans / "turned.nii.gz", ball((31, 24, 15), oblique, radius_mm=9.0), oblique)
+    write_scan(scans / "small.nii.gz", ball((9, 11, 8), radius_mm=6.0), AFFINE)  # than a window
+    command = [sys.executable, "-m", "monai.bundle", "run"]
+    for option, value in {
+        "config_file": out / bundle.INFERENCE,
+        "bundle_root": out,
+        "dataset_dir": scans,
+        "output_dir": tmp_path / "maps",
+        "device": "cpu",
+    }.items():
+        command += [f"--{option}", str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    predictor = Predictor.load(model, device="cpu")
+    for path in sorted(scans.iterdir()):
+        found = nibabel.load(tmp_path / "maps" / path.name.replace(".nii.gz", "_seg.nii.gz"))
+        wanted = predictor.predict(path).array
+        labels = np.asanyarray(found.dataobj)
+        np.testing.assert_allclose(found.affine, nibabel.load(path).affine, atol=1e-5)
+        assert labels.dtype == np.uint8
+        assert labels.shape == wanted.shape
+        assert 50 < np.count_nonzero(wanted == 5) == np.count_nonzero(wanted)
+        assert np.mean(labels == wanted) >= 0.999
+
+
+def test_what_a_bundle_leaves_out_or_cannot_know_is_said(tmp_path):
+    settings = [
+        "inference.mirror=true",
+        "inference.mode=whole",
+        "preprocessing.normalisation=volume",
+    ]
+    model = save(tmp_path / "model.safetensors", *settings)
+    out, warnings = package(model, tmp_path / "out", "bundle")
+    assert [line.split("=")[0] for line in warnings] == ["inference.mirror", "inference.mode"]
+    written = json.loads((out / "configs" / "inference.json").read_text(encoding="utf-8"))
+    assert written["inferer"]["padding_mode"] == "replicate"
+    written = json.loads((out / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    assert written["network_data_format"]["inputs"]["image"]["value_range"] == []
+
+
+@pytest.mark.parametrize("name", ["$exec('')", "@network", "%other.json"])
+def test_a_name_that_monai_would_run_is_refused(name, tmp_path):
+    model = save(tmp_path / "runs" / "model.safetensors", labels={0: "background", 1: name})
+    with pytest.raises(bundle.BundleError, match="MONAI takes for code"):
+        package(model, tmp_path / "out", "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize("form", ENDINGS)
+def test_what_is_there_is_not_replaced(form, run, tmp_path, capsys):
+    taken = tmp_path / f"out{ENDINGS[form]}"
+    taken.symlink_to(tmp_path / "nowhere")
+    assert command_line.run(main, [str(run), str(tmp_path / "out"), "--format", form]) == 2
+    assert f"{taken}: is there already" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [taken]
+
+
+def test_wrong_logits_are_not_handed_out(run, tmp_path, monkeypatch):
+    other = AttentionUNet3D(1, 2, (2, 4, 4)).eval()
+    content = torchscript.torchscript_bytes(other, {})
+    monkeypatch.setattr(torchscript, "torchscript_bytes", lambda *_: content)
+    with pytest.raises(PackageError, match="logits would differ"):
+        package(run, tmp_path / "out", "torchscript")
+    monkeypatch.setattr(bundle, "bundle_network", lambda _: other)
+    with pytest.raises(PackageError, match="logits would differ"):
+        package(run, tmp_path / "out", "bundle")
+    assert not any(tmp_path.iterdir())
+
+
+def test_wrong_calls_are_one_line(run, tmp_path, capsys):
+    model = save(tmp_path / "model.safetensors", "training.patch_size=")
+    file = tmp_path / "file"
+    file.touch()
+    for arguments, words in (
+        ([tmp_path / "missing", tmp_path / "out"], "a model is a run folder"),
+        ([model, tmp_path / "out"], "holds no window"),
+        ([run, file / "out"], "no folder can be made"),
+        ([run, tmp_path / "..", "--format", "onnx"], "is a folder"),
+    ):
+        assert command_line.run(main, [str(argument) for argument in arguments]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    assert main([str(run), str(tmp_path / "deep" / "out")]) == 0
+    assert "deep/out: bundle" in capsys.readouterr().err

@@ -1,0 +1,204 @@
+"""The commands, called as a person calls them, on phantoms."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from attunet3d import __main__ as command
+from attunet3d import __version__
+from attunet3d.core import command_line
+from attunet3d.phantoms.dataset import write_phantoms
+from attunet3d.training.run_log import read_rows
+
+FAST = ["network.channels=[4,8,8]", "network.strides=[[2,2,2],[2,2,2]]", "training.steps=4"]
+FAST += ["training.validate_every=2", "training.patch_size=[16,16,16]"]
+FAST += ["preprocessing.spacing_mm=[8,8,8]"]
+
+
+def call(*arguments):
+    """Exit status of `attunet3d ARGUMENTS`."""
+    return command_line.run(command.dispatch, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """Phantoms, a manifest, a run, predictions and scores."""
+    home = tmp_path_factory.mktemp("road")
+    write_phantoms(home / "data", 3, 1, matrix=48)
+    assert call("manifest", home / "data", "--out", home / "m.json", "--folds", 3) == 0
+    sets = [part for setting in FAST for part in ("--set", setting)]
+    assert call("train", home / "m.json", "demo_cpu", home / "run", "--device", "cpu", *sets) == 0
+    scans = home / "data" / "imagesTr"
+    options = ["--save-probabilities", "--save-attention", "--device", "cpu"]
+    assert call("infer", home / "run", scans, home / "out", *options) == 0
+    assert call("evaluate", home / "out", home / "data" / "labelsTr", home / "scores") == 0
+    return home
+
+
+def test_a_run_folder_holds_what_it_should(road):
+    files = {path.name for path in (road / "run").iterdir()}
+    wanted = {"config.json", "plan.json", "model.safetensors", "last.pt", "metrics.csv"}
+    assert wanted | {"curves.png", "summary.json", "validation"} <= files
+    assert any("tfevents" in name for name in files)
+    assert [row["step"] for row in read_rows(road / "run" / "metrics.csv")] == ["2", "4"]
+    summary = json.loads((road / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["steps"] == 4
+    assert len(list((road / "run" / "validation").glob("*.png"))) == 1
+
+
+def test_label_maps_lie_on_their_scans_bit_for_bit(road):
+    for path in (road / "data" / "imagesTr").glob("*.nii.gz"):
+        scan, found = nibabel.load(path), nibabel.load(road / "out" / path.name)
+        assert found.shape == scan.shape
+        assert found.get_data_dtype() == np.uint8
+        for field in ("srow_x", "srow_y", "srow_z", "pixdim", "quatern_b", "qoffset_x"):
+            assert found.header[field].tobytes() == scan.header[field].tobytes()
+        assert int(found.header["sform_code"]) == int(scan.header["sform_code"])
+        sidecar = json.loads(
+            (road / "out" / path.name.replace(".nii.gz", ".json")).read_text(encoding="utf-8")
+        )
+        assert sidecar["labels"]["1"] == "pancreas"
+
+
+def test_probabilities_attention_and_scores_are_written(road):
+    assert len(list((road / "out" / "probabilities").glob("*.nii.gz"))) == 3
+    assert len(list((road / "out" / "attention").glob("*.nii.gz"))) == 3
+    assert (road / "scores" / "scores.csv").is_file()
+    summary = json.loads((road / "scores" / "summary.json").read_text(encoding="utf-8"))
+    assert "pancreas" in json.dumps(summary)
+
+
+def test_export_gives_the_label_maps_again(road, tmp_path):
+    assert call("export", road / "out", tmp_path / "again") == 0
+    for path in (road / "out").glob("*.nii.gz"):
+        ours = np.asarray(nibabel.load(tmp_path / "again" / path.name).dataobj)
+        assert np.mean(ours == np.asarray(nibabel.load(path).dataobj)) > 0.995
+
+
+def test_a_run_is_not_overwritten_and_a_finished_one_resumes_to_its_end(road, capsys):
+    again = ["train", road / "m.json", "demo_cpu", road / "run", "--device", "cpu"]
+    assert call(*again) == 2
+    assert "--resume" in capsys.readouterr().err
+    before = (road / "run" / "model.safetensors").read_bytes()
+    assert call(*again, "--resume") == 2  # the preset's channels are not this run's
+    assert "network.channels" in capsys.readouterr().err
+    again[2] = road / "run" / "config.json"
+    assert call(*again, "--resume", "--fold", "1") == 2
+    assert "other training or validation cases" in capsys.readouterr().err
+    assert call(*again, "--resume", "--set", "training.learning_rate=1") == 2
+    assert "training.learning_rate is" in capsys.readouterr().err
+    # How many threads prepare batches is the machine's affair, and changes nothing.
+    assert call(*again, "--resume", "--set", "training.workers=2") == 0
+    assert (road / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_two_folds_of_a_data_set_make_an_ensemble(road, tmp_path):
+    """The plan looks at all cases, so that the folds' models see the same grid and values."""
+    settings = [*FAST[:-1], "training.steps=2"]  # the spacing is planned, too
+    for preset in ("demo_cpu", "oktay2018"):
+        sets = [part for setting in settings for part in ("--set", setting)]
+        sets += ["--set", "preprocessing.spacing_mm=[8,8,8]"] if preset == "oktay2018" else []
+        runs = [tmp_path / f"{preset}_{fold}" for fold in (0, 1)]
+        for fold, run in enumerate(runs):
+            call_ = ("train", road / "m.json", preset, run, "--fold", fold, "--device", "cpu")
+            assert call(*call_, *sets, "--set", "preprocessing.hu_window=[-100,200]") == 0
+        out = tmp_path / preset
+        scans = road / "data" / "imagesTr"
+        assert call("infer", *runs, next(scans.iterdir()), out, "--device", "cpu") == 0
+
+
+def test_cases_of_a_fold_are_segmented_and_scored_alike(road, tmp_path):
+    out = tmp_path / "out"
+    infer = ("infer", road / "run", road / "m.json", out, "--device", "cpu")
+    assert call(*infer, "--fold", 1) == 0
+    (found,) = out.glob("*.nii.gz")
+    held = json.loads((road / "m.json").read_text(encoding="utf-8"))["training"]
+    assert [case["id"] for case in held if case["fold"] == 1] == [found.name[: -len(".nii.gz")]]
+    assert call("evaluate", out, road / "m.json", tmp_path / "scores", "--fold", 1) == 0
+    assert call("infer", road / "run", found, tmp_path / "x", "--fold", 1) == 2
+
+
+def test_validation_cases_without_foreground_end_well(tmp_path):
+    write_phantoms(tmp_path / "data", 2, 1, matrix=32)
+    label = sorted((tmp_path / "data" / "labelsTr").iterdir())[0]
+    image = nibabel.load(label)
+    empty = np.zeros(image.shape, np.uint8)
+    nibabel.save(nibabel.Nifti1Image(empty, image.affine, image.header), label)
+    assert call("manifest", tmp_path / "data", "--out", tmp_path / "m.json", "--folds", 2) == 0
+    cases = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))["training"]
+    name = label.name[: -len(".nii.gz")]
+    (fold,) = [case["fold"] for case in cases if case["id"] == name]
+    sets = [part for setting in FAST for part in ("--set", setting)]
+    run = ("train", tmp_path / "m.json", "demo_cpu", tmp_path / "run", "--device", "cpu")
+    assert call(*run, "--fold", fold, *sets) == 0
+    assert (tmp_path / "run" / "summary.json").is_file()
+    assert list((tmp_path / "run" / "validation").glob("*.png"))
+
+
+def test_a_written_configuration_is_one_to_read(road, tmp_path):
+    config = road / "run" / "config.json"
+    assert call("train", road / "m.json", config, tmp_path / "run", "--device", "cpu") == 0
+    assert (tmp_path / "run" / "config.json").read_bytes() == config.read_bytes()
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
+        road / "run" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "no command 'trian'"),
+        (["train", "missing.json", "demo_cpu", "run"], "missing.json"),
+        (["infer", "missing", "scan.nii.gz", "out"], "a model is"),
+        (["evaluate", "missing", "missing", "out"], "missing"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_status_2(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [None, *command.COMMANDS])
+def test_help_comes_without_torch(name):
+    arguments = ["--help"] if name is None else [name, "--help"]
+    code = (
+        "import sys\nfrom attunet3d.__main__ import main\n"
+        f"sys.argv[1:] = {arguments}\nstatus = main()\n"
+        "assert 'torch' not in sys.modules and 'monai' not in sys.modules\nsys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: attunet3d" in done.stdout
+
+
+def test_version_and_direct_call(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "attunet3d", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"attunet3d {__version__}\n"
+    script = Path(__file__).parents[2] / "pipelines" / "evaluate.py"
+    done = subprocess.run(
+        [sys.executable, script, "a", "b", "c"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("attunet3d: error: ")
+
+
+def test_labels_without_a_name_are_told(tmp_path, capsys):
+    write_phantoms(tmp_path / "data", 2, 1, matrix=32)
+    (tmp_path / "data" / "dataset.json").unlink()
+    call("manifest", tmp_path / "data", "--out", tmp_path / "m.json")
+    assert "label 1 has no name; give it one by --label 1=NAME\n" in capsys.readouterr().err
+    call("manifest", tmp_path / "data", "--out", tmp_path / "n.json", "--label", "1=pancreas")
+    assert "has no name" not in capsys.readouterr().err

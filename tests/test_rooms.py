@@ -1,0 +1,73 @@
+"""A module imports only from its own room and from rooms below it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE, PIPELINES = ROOT / "attunet3d", ROOT / "pipelines"
+MAY_USE = {  # room: the rooms it may import from, lowest first
+    "core": "",
+    "imaging": "core",
+    "datasets": "core imaging",
+    "models": "core",
+    "inference": "core imaging datasets models",
+    "evaluation": "core imaging datasets inference",
+    "training": "core imaging datasets models inference evaluation",
+    "packaging": "core imaging models inference",
+    "phantoms": "core imaging",
+}
+LIGHT = (  # start without torch and MONAI, so that --help and data checks are quick
+    *("core.config", "core.presets", "core.command_line", "imaging.geometry"),
+    *("imaging.nifti", "imaging.volume", "datasets.manifest"),
+)
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports, at any depth, without "attunet3d."."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    names = {name.removeprefix("attunet3d.") for name in found if name.startswith("attunet3d.")}
+    return names - {"__version__"}
+
+
+def test_every_room_has_its_row():
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(MAY_USE)
+
+
+@pytest.mark.parametrize("room", MAY_USE)
+def test_a_room_uses_only_the_rooms_below_it(room):
+    allowed = {room, *MAY_USE[room].split()}
+    for path in (PACKAGE / room).glob("*.py"):
+        used = {name.split(".")[0] for name in imports(path)}
+        assert used <= allowed, f"{room}/{path.name} imports from {sorted(used - allowed)}"
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_start_without_torch(module):
+    code = f"import sys, attunet3d.{module}; print('torch' in sys.modules, 'monai' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.py")), ids=lambda p: p.stem)
+def test_pipelines_hold_the_order_of_events_only(path):
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 60
+    definitions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert definitions == ([] if path.stem == "__init__" else ["main"])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+            assert not any(name.split(".")[0] in ("torch", "monai", "numpy") for name in names)
+        if isinstance(node, ast.Constant) and not isinstance(node.value, bool):
+            assert not isinstance(node.value, int | float) or node.value in (0, 1)

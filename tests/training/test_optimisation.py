@@ -1,0 +1,114 @@
+"""Learning rates at known steps, and the moving average by hand."""
+
+import math
+
+import pytest
+import torch
+
+from attunet3d.core.training_settings import TrainingConfig
+from attunet3d.training.optimisation import (
+    build_optimiser,
+    build_schedule,
+    moving_average,
+    update_average,
+)
+
+
+def rates(**settings):
+    """The learning rate of each step."""
+    config = TrainingConfig(learning_rate=1.0, **settings)
+    optimiser = build_optimiser([torch.nn.Parameter(torch.zeros(1))], config)
+    schedule, found = build_schedule(optimiser, config), []
+    for _ in range(config.steps):
+        found.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    return found
+
+
+def test_polynomial_cosine_step_and_constant():
+    assert rates(schedule="polynomial", steps=4) == pytest.approx(
+        [(1 - n / 4) ** 0.9 for n in range(4)]
+    )
+    assert rates(schedule="cosine", steps=4) == pytest.approx(
+        [(1 + math.cos(math.pi * n / 4)) / 2 for n in range(4)]
+    )
+    assert rates(schedule="step", steps=5, step_size=2, step_gamma=0.5) == [1, 1, 0.5, 0.5, 0.25]
+    assert rates(schedule="constant", steps=3) == [1, 1, 1]
+
+
+def test_warm_up_rises_linearly_and_then_leaves_the_schedule_alone():
+    assert rates(schedule="constant", steps=5, warmup_steps=3) == pytest.approx(
+        [1 / 4, 2 / 4, 3 / 4, 1, 1]
+    )
+    plain = rates(schedule="polynomial", steps=10)
+    assert rates(schedule="polynomial", steps=10, warmup_steps=3)[3:] == pytest.approx(plain[3:])
+
+
+def test_one_cycle_rises_to_the_rate_and_falls():
+    found = rates(schedule="one_cycle", steps=40)
+    assert max(found) == pytest.approx(1.0, abs=0.02)
+    assert found.index(max(found)) in (9, 10)  # a quarter of the way
+    assert found[0] == pytest.approx(1 / 25)
+    assert found[-1] < 0.01
+
+
+def test_optimisers_are_those_of_the_names():
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    sgd = build_optimiser(weights, TrainingConfig(optimiser="sgd", momentum=0.9))
+    assert isinstance(sgd, torch.optim.SGD)
+    assert sgd.defaults["nesterov"]
+    assert not build_optimiser(weights, TrainingConfig(optimiser="sgd", momentum=0)).defaults[
+        "nesterov"
+    ]
+    adam = build_optimiser(weights, TrainingConfig(optimiser="adam", weight_decay=0.1))
+    assert type(adam) is torch.optim.Adam
+    assert adam.defaults["weight_decay"] == 0.1
+    assert type(build_optimiser(weights, TrainingConfig(optimiser="adamw"))) is torch.optim.AdamW
+
+
+def test_a_restored_schedule_goes_on_as_it_would_have():
+    config = TrainingConfig(learning_rate=1.0, schedule="cosine", steps=10, warmup_steps=4)
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+
+    def made():
+        optimiser = build_optimiser(weights, config)
+        return optimiser, build_schedule(optimiser, config)
+
+    (one, first), (two, second) = made(), made()
+    for _ in range(6):
+        one.step()
+        first.step()
+    two.load_state_dict(one.state_dict())
+    second.load_state_dict(first.state_dict())
+    for _ in range(3):
+        for optimiser, schedule in ((one, first), (two, second)):
+            optimiser.step()
+            schedule.step()
+        assert one.param_groups[0]["lr"] == two.param_groups[0]["lr"]
+
+
+def test_moving_average_by_hand():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    average = moving_average(layer, 0.9)
+    values = []
+    for value in (1.0, 2.0, 3.0):
+        torch.nn.init.constant_(layer.weight, value)
+        update_average(average, layer, 0.9)
+        values.append(average.module.weight.item())
+    assert values == pytest.approx([1.0, 1.1, 1.29])  # the first is a copy
+
+
+def test_running_statistics_and_counts_are_those_of_the_network():
+    network = torch.nn.BatchNorm3d(2)
+    average = moving_average(network, 0.9)
+    for _ in range(3):
+        network(torch.randn(2, 2, 4, 4, 4))
+        update_average(average, network, 0.9)
+    for mine, theirs in zip(average.module.buffers(), network.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_no_average_for_a_decay_of_zero():
+    layer = torch.nn.Linear(1, 1)
+    assert moving_average(layer, 0.0) is None

@@ -1,0 +1,307 @@
+"""Fingerprint and plan: numbers counted by hand, and rules that hold for every memory."""
+
+import json
+from dataclasses import replace
+from math import prod
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attunet3d.core import presets
+from attunet3d.core.config import Config
+from attunet3d.core.model_settings import NetworkConfig
+from attunet3d.datasets.fingerprint import CaseFacts, Fingerprint, FingerprintError
+from attunet3d.datasets.manifest import Case
+from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.memory import bytes_a_voxel, weight_bytes
+from attunet3d.training import plan
+from attunet3d.training.plan import PlanError, fingerprint, make_plan
+
+GB = 10**9
+
+
+def facts(spacing=(0.8, 0.8, 2.5), body=(340.0, 240.0, 240.0), count=40, low=-90.0, high=210.0):
+    cases = [
+        CaseFacts(
+            case_id=f"c{number}",
+            spacing_mm=spacing,
+            extent_mm=(400.0, 400.0, 240.0),
+            body_mm=body,
+            label_ml={1: 80.0},
+        )
+        for number in range(count)
+    ]
+    return Fingerprint(cases=tuple(cases), hu_quantiles=tuple(np.linspace(low, high, 201)))
+
+
+def divisor(config):
+    return tuple(prod(stride[axis] for stride in config.network.strides) for axis in range(3))
+
+
+def settled(config, by_volume=False):
+    """Whether nothing that the plan decides is left open."""
+    values = (
+        config.network.strides,
+        *(v for n, v in vars(config.preprocessing).items() if not by_volume or "_hu" not in n),
+        config.training.patch_size,
+        config.training.batch_size,
+        config.inference.window,
+    )
+    return None not in values
+
+
+# --- fingerprint -----------------------------------------------------------------------------
+
+
+def save_case(folder, name, spacing, hu, codes="RAS"):
+    """A body of 24×20×16 voxels in air with an organ of 4×3×2; stored along other axes."""
+    scan = np.full((40, 36, 24), -1000, np.int16)
+    scan[8:32, 8:28, 4:20] = 20
+    label = np.zeros(scan.shape, np.uint8)
+    label[12:16, 12:15, 8:10] = 1
+    label[20:22, 20:22, 10:12] = 3
+    scan[label == 1], scan[label == 3] = hu, hu + 10
+    affine = np.diag([*spacing, 1.0])
+    target = nib.orientations.axcodes2ornt(codes)
+    for part, array in (("image", scan), ("label", label)):
+        image = nib.Nifti1Image(array, affine).as_reoriented(
+            nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), target)
+        )
+        nib.save(image, folder / f"{name}_{part}.nii.gz")
+    return Case(
+        id=name, image=folder / f"{name}_image.nii.gz", label=folder / f"{name}_label.nii.gz"
+    )
+
+
+def test_fingerprint_counts_what_is_there(tmp_path):
+    cases = [
+        save_case(tmp_path, "a", (2, 2, 3), 50),
+        save_case(tmp_path, "b", (2, 2, 5), 90, "SPL"),
+        save_case(tmp_path, "c", (1, 1, 4), 130, "LPS"),
+    ]
+    found = fingerprint(cases, workers=1)
+    assert [case.case_id for case in found.cases] == ["a", "b", "c"]
+    assert found.cases[1].spacing_mm == pytest.approx((2, 2, 5))
+    assert found.cases[1].extent_mm == pytest.approx((80, 72, 120))
+    assert found.spacing_mm == (2, 2, 4)
+    assert found.cases[0].label_ml == {1: 24 * 12 / 1000, 3: 8 * 12 / 1000}
+    assert found.values == (1, 3)
+    body, margin = np.array(found.cases[0].body_mm), 2 * 16 + 8
+    assert (body >= (48, 40, 48)).all()  # 24×20×16 voxels, and a margin
+    assert (body <= np.array((48, 40, 48)) + margin).all()
+    # Each case counts alike: a third of the quantiles each, 24 of 32 voxels at its lower HU.
+    hu = np.array(found.hu_quantiles)
+    assert (hu[[0, 100, 200]] == (50, 90, 140)).all()
+    assert np.mean(hu <= 60) == pytest.approx(1 / 3, abs=0.01)
+    assert np.mean(hu == 50) == pytest.approx(0.75 / 3, abs=0.01)
+
+
+def test_fingerprint_reads_labels_as_the_manifest_says(tmp_path):
+    case = save_case(tmp_path, "a", (2, 2, 3), 50)
+    label = nib.load(case.label)
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[:, ::-1], label.affine), case.label)
+    assert fingerprint([replace(case, label_flip="j")], 1).hu_quantiles[0] == 50
+    assert fingerprint([case], 1).hu_quantiles[0] != 50
+
+
+def test_fingerprint_of_nothing_is_refused(tmp_path):
+    with pytest.raises(FingerprintError, match="nothing is labelled"):
+        fingerprint([])
+    case = save_case(tmp_path, "a", (2, 2, 3), 50)
+    nib.save(nib.Nifti1Image(np.zeros((40, 36, 24), np.uint8), np.eye(4)), case.label)
+    with pytest.raises(FingerprintError, match="nothing is labelled"):
+        fingerprint([case])
+    nib.save(nib.Nifti1Image(np.ones((40, 36, 23), np.uint8), np.eye(4)), case.label)
+    with pytest.raises(FingerprintError, match=r"case a: its label has shape \(40, 36, 23\)"):
+        fingerprint([case])
+
+
+def test_window_mean_and_deviation():
+    found = facts(low=-100, high=200)
+    low, high = found.hu_window()
+    assert (low, high) == (round(-98.5), round(198.5))
+    mean, deviation = found.mean_and_deviation((-100, 200))
+    assert mean == pytest.approx(50)
+    assert deviation == pytest.approx(300 / 12**0.5, rel=0.01)  # of an even spread
+    assert found.mean_and_deviation((500, 600))[1] == 1  # never zero
+    assert facts(low=40, high=40).hu_window() == (40, 41)
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+def kept_bytes(network, patch):
+    """Bytes that autograd keeps for the backward pass, each storage once, weights left out."""
+    sizes = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = network.train()(torch.rand(1, 1, *patch))
+        loss = sum(output.softmax(1)[:, 1:].mean() for output in outputs)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    assert loss.requires_grad  # the graph lives until here
+    return sum(size for pointer, size in sizes.items() if pointer not in weights)
+
+
+@pytest.mark.parametrize("gate", ["double", "none"])
+@pytest.mark.parametrize("deep_supervision", ["fused", "per-scale"])
+@pytest.mark.parametrize("strides", [((2, 2, 2),) * 4, ((2, 2, 1), (2, 2, 2), (2, 2, 2))])
+def test_memory_model_against_autograd(gate, deep_supervision, strides):
+    channels = (16, 32, 64, 128, 256)[: len(strides) + 1]
+    config = NetworkConfig(
+        channels=channels, gate=gate, deep_supervision=deep_supervision, strides=strides
+    )
+    kept = kept_bytes(AttentionUNet3D.from_config(config, 1, 2), (32, 32, 32)) / 32**3
+    in_flight = 2 * 4 * (channels[0] + channels[1])
+    assert kept + in_flight == pytest.approx(bytes_a_voxel(config, strides, 2), rel=0.15)
+
+
+@pytest.mark.parametrize("channels", [(16, 32, 64, 128, 256), (32, 64, 128, 256, 320)])
+def test_weights_against_the_network(channels):
+    config = NetworkConfig(channels=channels, strides=((2, 2, 2),) * 4)
+    network = AttentionUNet3D.from_config(config, 1, 2)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert weight_bytes(config) == pytest.approx(count * 4 * 5, rel=0.1)
+
+
+# --- plan ------------------------------------------------------------------------------------
+
+
+def test_decathlon_on_a_large_gpu_keeps_the_median_spacing():
+    planned = make_plan(facts(), presets.pancreas_ct(), 139 * GB).config
+    assert planned.preprocessing.spacing_mm == (0.8, 0.8, 2.5)
+    assert planned.network.strides == ((2, 2, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    assert planned.training.batch_size == 2
+    x, y, z = planned.training.patch_size
+    assert x > y > z  # the body's proportions on this grid
+    assert planned.inference.window == (x, y, z)
+    assert planned.preprocessing.hu_window == (-88, 208)
+
+
+def test_less_memory_gives_a_coarser_grid_along_the_fine_axes():
+    spacings = []
+    for memory in (4, 8, 24):
+        planned = make_plan(facts(), presets.pancreas_ct(), memory * GB)
+        spacings.append(planned.config.preprocessing.spacing_mm)
+        assert "coarser than the median" in planned.reasons["preprocessing.spacing_mm"]
+    assert spacings[0][0] > spacings[1][0] > spacings[2][0] > 0.8
+    assert {spacing[2] for spacing in spacings} == {2.5}
+    assert all(x == y for x, y, _ in spacings)
+
+
+def test_thick_slices_and_short_axes_are_pooled_later():
+    thick = make_plan(facts(spacing=(1, 1, 8)), presets.pancreas_ct(), 139 * GB).config
+    assert [stride[2] for stride in thick.network.strides] == [1, 1, 1, 2]
+    short = make_plan(
+        facts(spacing=(1, 1, 1), body=(300.0, 250.0, 20.0)), Config(), 139 * GB
+    ).config
+    assert [stride[2] for stride in short.network.strides] == [2, 2, 1, 1]
+    even = make_plan(facts(spacing=(1, 1, 1.5)), Config(), 139 * GB).config
+    assert even.network.strides == ((2, 2, 2),) * 4
+
+
+def test_small_bodies_get_larger_batches_up_to_a_twentieth_of_the_data():
+    small = facts(spacing=(4, 4, 4), body=(192.0, 192.0, 192.0))
+    many = make_plan(small, Config(), 139 * GB)
+    assert many.config.training.patch_size == (48, 48, 48)
+    assert many.config.training.batch_size == 2  # 5 % of 40 bodies
+    more = facts(spacing=(4, 4, 4), body=(192.0, 192.0, 192.0), count=1000)
+    assert make_plan(more, Config(), 139 * GB).config.training.batch_size == plan.LARGEST_BATCH
+
+
+GIVEN = {
+    "network.strides": "[[2,2,1],[2,2,2],[2,2,2],[2,2,2]]",
+    "preprocessing.spacing_mm": "[1.0, 1.1, 1.2]",
+    "preprocessing.hu_window": "[-50, 150]",
+    "preprocessing.mean_hu": "33.0",
+    "preprocessing.std_hu": "44.0",
+    "training.patch_size": "[64, 48, 32]",
+    "training.batch_size": "3",
+    "inference.window": "[80, 80, 80]",
+}
+
+
+@pytest.mark.parametrize("setting", GIVEN)
+def test_what_is_given_is_kept(setting):
+    config = Config().with_overrides([f"{setting}={GIVEN[setting]}"])
+    planned = make_plan(facts(), config, 24 * GB)
+    section, name = setting.split(".")
+    assert getattr(getattr(planned.config, section), name) == getattr(
+        getattr(config, section), name
+    )
+    assert planned.reasons[setting] == "given"
+    assert list(planned.reasons.values()).count("given") == 1
+    assert settled(planned.config)
+
+
+def test_mean_and_deviation_are_of_the_given_window():
+    config = Config().with_overrides(["preprocessing.hu_window=[0, 100]"])
+    planned = make_plan(facts(low=-1000, high=1000), config, 24 * GB).config.preprocessing
+    assert 0 < planned.mean_hu < 100
+    assert planned.mean_hu == pytest.approx(47.5, abs=0.1)  # 45 % at 100, 5 % even between
+    assert planned.std_hu == pytest.approx(49, abs=1)
+
+
+def test_presets_with_all_numbers_are_left_as_they_are():
+    for name in ("oktay2018", "demo_cpu"):
+        config = presets.find_config(name)
+        planned = make_plan(facts(), config, GB).config
+        assert planned.training == config.training
+        assert planned.network == config.network
+        assert planned.preprocessing.hu_window == config.preprocessing.hu_window
+        by_volume = config.preprocessing.normalisation == "volume"
+        assert (planned.preprocessing.mean_hu is None) == by_volume  # each scan's own
+        assert settled(planned, by_volume)
+
+
+@given(
+    st.tuples(*[st.floats(0.4, 8)] * 3),
+    st.tuples(*[st.floats(60, 600)] * 3),
+    st.floats(0.3, 140),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_data_on_any_memory(spacing, body, memory):
+    config = presets.pancreas_ct()
+    try:
+        planned = make_plan(facts(spacing, body), config, int(memory * GB))
+    except PlanError:
+        return
+    found = planned.config
+    patch, batch = found.training.patch_size, found.training.batch_size
+    assert settled(found)
+    assert planned.needed_bytes <= memory * GB * plan.USABLE
+    assert all(size % part == 0 for size, part in zip(patch, divisor(found), strict=True))
+    assert all(
+        new >= old - 1e-3 for new, old in zip(found.preprocessing.spacing_mm, spacing, strict=True)
+    )
+    assert 1 <= batch <= plan.LARGEST_BATCH
+    assert prod(patch) <= plan.MOST_VOXELS
+    make_plan(facts(spacing, body), found, int(memory * GB))  # a run's own settings plan as well
+
+
+def test_too_little_memory_is_said():
+    with pytest.raises(PlanError, match=r"memory of 0.08 GB: .* fewer network.channels"):
+        make_plan(facts(), Config(), GB // 10)
+
+
+def test_table_and_file_tell_every_number_and_why(tmp_path):
+    planned = make_plan(facts(), presets.pancreas_ct(), 24 * GB)
+    table = planned.table()
+    assert "40 cases, median body 340×240×240 mm" in table
+    for setting in GIVEN:
+        assert f"\n{setting}" in table
+    planned.save(tmp_path / "plan.json", {"training": ["a"], "validation": ["b"]})
+    saved = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    assert saved["split"] == {"training": ["a"], "validation": ["b"]}
+    assert saved["planned"]["training.batch_size"]["value"] == 2
+    assert saved["planned"]["training.patch_size"]["value"] == [*planned.config.training.patch_size]
+    assert all(entry["reason"] for entry in saved["planned"].values())
+    assert saved["fingerprint"]["cases"][0]["label_ml"] == {"1": 80.0}

@@ -1,0 +1,301 @@
+"""A run learns, repeats itself to the last bit, survives being killed, and never trains on NaN."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attunet3d.core import machine
+from attunet3d.core.config import Config
+from attunet3d.models import checkpoint
+from attunet3d.training.batches import PatchBatches
+from attunet3d.training.cached_case import CachedCase
+from attunet3d.training.run_log import read_rows
+from attunet3d.training.step import TrainingError, TrainingStep, training_dtype
+from attunet3d.training.trainer import Trainer, TrainingData
+from attunet3d.training.validation import dice_network_grid
+
+LABELS = {0: "background", 1: "ball"}
+CONFIG = Config().with_overrides(
+    [
+        "network.channels=[4, 8]",
+        "network.dropout=0.1",
+        "preprocessing.spacing_mm=[2, 2, 2]",
+        "augmentation.noise_probability=0.5",
+        "training.patch_size=[12, 12, 12]",
+        "training.batch_size=2",
+        "training.steps=12",
+        "training.validate_every=4",
+        "training.save_every=2",
+        "training.optimiser=adamw",
+        "training.learning_rate=0.01",
+        "training.ema_decay=0.5",
+        "training.schedule=cosine",
+        "inference.window=[12, 12, 12]",
+    ]
+)
+CPU = torch.device("cpu")
+
+
+def case(folder, name, seed):
+    """A bright ball in noise, prepared as the cache does."""
+    generator = np.random.default_rng(seed)
+    centre = generator.uniform(6, 10, 3)
+    index = np.stack(np.meshgrid(*[np.arange(16)] * 3, indexing="ij"), -1)
+    label = (np.linalg.norm(index - centre, axis=-1) < 4).astype(np.uint8)
+    image = label * 2.0 + generator.normal(0, 0.3, label.shape)
+    voxels = np.argwhere(label).astype(np.int32)
+    home = folder / name
+    home.mkdir(parents=True)
+    for array, file in ((image.astype(np.float16), "image"), (label, "label")):
+        np.save(home / f"{file}.npy", array)
+    np.save(home / "foreground.npy", voxels)
+    return CachedCase(name, home, (16, 16, 16), -1.0, (0, 0, len(voxels)))
+
+
+def data_in(folder):
+    cases = [case(folder, f"case_{n}", n) for n in range(3)]
+    return TrainingData(training=cases[:2], validation=cases[2:], labels=LABELS)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return data_in(tmp_path / "data")
+
+
+def trainer(data, folder, **changes):
+    config = CONFIG.with_overrides([f"training.{key}={value}" for key, value in changes.items()])
+    folder.mkdir(exist_ok=True)
+    return Trainer(data, config, folder, CPU)
+
+
+def weights(folder):
+    return checkpoint.load_model(folder).fingerprint
+
+
+def test_a_run_leaves_its_best_weights_its_numbers_and_its_state(data, tmp_path):
+    result = trainer(data, tmp_path / "run").fit()
+    assert result.step == 12
+    rows = read_rows(tmp_path / "run" / "metrics.csv")
+    assert [row["step"] for row in rows] == ["4", "8", "12"]
+    assert {"loss", "learning_rate", "dice_network_grid", "dice_ball", "seconds"} <= set(rows[0])
+    best = max(float(row["dice_network_grid"]) for row in rows)
+    assert result.best_dice == best
+    found = checkpoint.load_model(tmp_path / "run")
+    assert found.labels == LABELS
+    assert found.config == CONFIG
+    with torch.inference_mode():
+        scores = dice_network_grid(data.validation, found.network, (12, 12, 12), CPU)
+    assert scores[1] == pytest.approx(best, abs=1e-6)
+
+
+def test_it_learns(data, tmp_path):
+    result = trainer(data, tmp_path / "run", steps=80, validate_every=80, ema_decay=0).fit()
+    assert result.best_dice > 0.8
+
+
+def test_two_runs_of_one_seed_are_one_to_the_last_bit(data, tmp_path):
+    for name in ("a", "b"):
+        trainer(data, tmp_path / name).fit()
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    trainer(data, tmp_path / "c", seed=1).fit()
+    states = [checkpoint.load_state(tmp_path / name / "last.pt")[0] for name in ("a", "c")]
+    first, other = (next(iter(state["network"].values())) for state in states)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 7, 11])
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(data, tmp_path, stop, monkeypatch):
+    trainer(data, tmp_path / "whole").fit()
+    broken = trainer(data, tmp_path / "broken")
+    step = broken._train_step
+
+    def dying(batches):
+        if broken.step == stop:
+            raise MemoryError
+        return step(batches)
+
+    monkeypatch.setattr(broken, "_train_step", dying)
+    with pytest.raises(MemoryError):
+        broken.fit()
+    again = trainer(data, tmp_path / "broken")
+    assert again.resume() == []
+    assert again.step == stop // 2 * 2
+    again.fit()
+    assert weights(tmp_path / "whole") == weights(tmp_path / "broken")
+    ends = [checkpoint.load_state(tmp_path / name / "last.pt")[0] for name in ("whole", "broken")]
+    for one, other in zip(*(state["network"].values() for state in ends), strict=True):
+        assert torch.equal(one, other)
+    rows = [read_rows(tmp_path / name / "metrics.csv") for name in ("whole", "broken")]
+    for one, other in zip(*rows, strict=True):
+        assert one | {"seconds": ""} == other | {"seconds": ""}
+
+
+RUN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from tests.training.test_trainer import *
+from attunet3d.core import command_line
+
+def main(argv):
+    folder = Path(argv[1])
+    cases = [CachedCase(f"case_{n}", folder / "data" / f"case_{n}", (16, 16, 16), -1.0,
+             (0, 0, len(np.load(folder / "data" / f"case_{n}" / "foreground.npy"))))
+             for n in range(3)]
+    data = TrainingData(training=cases[:2], validation=cases[2:], labels=LABELS)
+    workers = int(argv[2])
+    run = trainer(data, folder / "run", steps=2000, validate_every=2000, workers=workers)
+    print("ready", flush=True)
+    run.fit()
+    return 0
+
+raise SystemExit(command_line.run(main, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGTERM, 3)]
+)
+def test_a_stop_request_saves_and_says_how_to_go_on(data, tmp_path, number, workers):
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(Path(__file__).parents[2]), str(tmp_path), str(workers)],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "ready\n"
+        while not (tmp_path / "run" / "last.pt").exists():
+            assert process.poll() is None
+        os.killpg(process.pid, number)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "--resume" in error
+    assert "Traceback" not in error
+    assert checkpoint.load_state(tmp_path / "run" / "last.pt")[0]["step"] > 0
+
+
+def poisoned(data):
+    """The second case holds NaN."""
+    bad = data.training[1]
+    image = np.load(bad.folder / "image.npy")
+    image[:] = np.nan
+    np.save(bad.folder / "image.npy", image)
+    return dataclasses.replace(data)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_cases_named(data, tmp_path):
+    with pytest.raises(TrainingError) as caught:
+        trainer(poisoned(data), tmp_path / "run").fit()
+    message = str(caught.value)
+    assert "case_1" in message
+    assert "step 0" in message
+    assert "the last good state" not in message  # there is none yet
+
+
+def test_a_loss_that_is_no_number_is_skipped_on_request(data, tmp_path):
+    result = trainer(
+        poisoned(data), tmp_path / "run", batch_size=1, on_nonfinite_loss="skip", ema_decay=0
+    ).fit()
+    assert result.skipped_steps == 6  # each case comes as often
+    state = checkpoint.load_state(tmp_path / "run" / "last.pt")[0]
+    weights = state["network"].values()  # running statistics of normalisation included
+    assert all(torch.isfinite(value).all() for value in weights if value.is_floating_point())
+    assert checkpoint.load_model(tmp_path / "run").path.exists()
+
+
+def test_early_stop_and_no_validation_cases(data, tmp_path):
+    result = trainer(data, tmp_path / "a", learning_rate=1e-12, early_stop=1, steps=100).fit()
+    assert result.step < 100
+    alone = dataclasses.replace(data, validation=())
+    result = trainer(alone, tmp_path / "b").fit()
+    assert result.best_dice is None
+    assert result.best_step == 12
+    checkpoint.load_model(tmp_path / "b")
+
+
+def test_a_run_stopped_before_its_first_save_begins_anew(data, tmp_path):
+    run = trainer(data, tmp_path / "run")
+    (tmp_path / "run" / ".writing-0123abcd.last.pt.tmp").write_bytes(b"half")
+    [warning] = run.resume()
+    assert "begins at step 0" in warning
+    assert run.step == 0
+    assert list((tmp_path / "run").iterdir()) == []
+    run.fit()
+    (tmp_path / "run" / "summary.json").touch()  # it was finished: its state was taken away
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / "run" / name).unlink()
+    with pytest.raises(checkpoint.CheckpointError):
+        trainer(data, tmp_path / "run").resume()
+
+
+def test_a_state_of_another_network_is_refused(data, tmp_path):
+    trainer(data, tmp_path / "run").save()
+    other = CONFIG.with_overrides(["network.channels=[4, 16]"])
+    with pytest.raises(TrainingError, match=r"config\.json"):
+        Trainer(data, other, tmp_path / "run", CPU).resume()
+
+
+def test_accumulated_batches_give_the_gradient_of_their_mean(data):
+    """One update by two batches, against one by the mean of their losses."""
+    settings = ["network.dropout=0", "training.optimiser=sgd", "training.clip_gradient_norm=0"]
+    config = CONFIG.with_overrides(settings)
+    batches = PatchBatches(data.training, config)
+    both = [batches.batch(step) for step in range(2)]
+    one, other = (TrainingStep(config, len(LABELS), CPU) for _ in range(2))
+    before = [part.detach().clone() for part in one.network.parameters()]
+    value, updated = one(both, 0)
+
+    other.network.train()
+    losses = [other.criterion(other.network(batch.image), batch.label) for batch in both]
+    mean = sum(losses) / 2
+    mean.backward()
+    other.optimiser.step()
+    assert updated
+    assert value == pytest.approx(mean.item(), rel=1e-5)
+    pairs = zip(one.network.parameters(), other.network.parameters(), strict=True)
+    for (got, wanted), start in zip(pairs, before, strict=True):
+        torch.testing.assert_close(got - start, wanted - start, rtol=1e-3, atol=1e-6)
+    assert not torch.equal(next(iter(one.network.parameters())), before[0])
+
+
+@pytest.mark.parametrize(("size", "wrong"), [(4, True), (3, True), (2, True), (6, False)])
+def test_bfloat16_is_refused_where_cpus_compute_wrong_gradients(
+    data, tmp_path, size, wrong, monkeypatch
+):
+    monkeypatch.setattr(machine, "computes_in_bfloat16", lambda device: True)
+    settings = {"precision": "bfloat16", "patch_size": f"[{size},8,8]"}
+    if wrong:  # a level of 2 voxels: 4 / 2, 3 / 2 padded, 2 itself
+        with pytest.raises(TrainingError, match="wrong gradients where a level is 2 voxels long"):
+            trainer(data, tmp_path / "run", **settings)
+    else:
+        assert trainer(data, tmp_path / "run", **settings).update.dtype == torch.bfloat16
+    assert trainer(data, tmp_path / "run", patch_size=f"[{size},8,8]").update.dtype == torch.float32
+
+
+def test_precision_is_that_of_the_device(monkeypatch):
+    assert training_dtype(CONFIG, CPU) == torch.float32
+    half = CONFIG.with_overrides(["training.precision=bfloat16"])
+    monkeypatch.setattr(machine, "computes_in_bfloat16", lambda device: True)
+    assert training_dtype(half, CPU) == torch.bfloat16
+    monkeypatch.setattr(machine, "computes_in_bfloat16", lambda device: False)
+    with pytest.raises(TrainingError, match="cpu has no instructions for it"):
+        training_dtype(half, CPU)
+
+
+def test_bfloat16_trains_on_a_cpu(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "computes_in_bfloat16", lambda device: True)
+    result = trainer(data, tmp_path / "run", precision="bfloat16", steps=4).fit()
+    assert result.best_dice is not None
+    assert json.loads(json.dumps(dataclasses.asdict(result)))["step"] == 4

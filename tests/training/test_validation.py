@@ -1,0 +1,49 @@
+"""Dice on the network's grid, by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from attunet3d.training.cached_case import CachedCase
+from attunet3d.training.validation import dice_network_grid, predict_classes
+
+CPU = torch.device("cpu")
+
+
+def case(folder, image, label, classes=2):
+    folder.mkdir()
+    np.save(folder / "image.npy", image.astype(np.float16))
+    np.save(folder / "label.npy", label.astype(np.uint8))
+    np.save(folder / "foreground.npy", np.zeros((0, 3), np.int32))
+    return CachedCase(folder.name, folder, image.shape, 0.0, (0,) * (classes + 1))
+
+
+def by_value(patch):
+    """Logits whose largest is the class that the image itself holds."""
+    return torch.cat([-((patch - index) ** 2) for index in range(3)], 1)
+
+
+def test_classes_come_back_for_sizes_that_do_not_divide_the_window(tmp_path):
+    image = np.random.default_rng(0).integers(0, 3, (9, 7, 11))
+    found = predict_classes(case(tmp_path / "a", image, image, 3), by_value, (4, 4, 4), CPU)
+    assert (found == image).all()
+
+
+def test_mean_over_the_cases_that_have_a_class(tmp_path):
+    label = np.zeros((4, 4, 4))
+    label[0, 0, :2] = 1
+    answer = np.zeros((4, 4, 4))
+    answer[0, 0, 1:4] = 1  # one voxel in common, of 2 and 3
+    empty = np.zeros((4, 4, 4))
+    cases = [case(tmp_path / "a", answer, label, 3), case(tmp_path / "b", empty, empty, 3)]
+    scores = dice_network_grid(cases, by_value, (4, 4, 4), CPU)
+    assert scores == {1: pytest.approx(2 * 1 / 5)}
+
+
+def test_ignored_voxels_count_nowhere(tmp_path):
+    label = np.zeros((4, 4, 4))
+    label[0, 0, 0], label[1] = 1, 255
+    answer = np.ones((4, 4, 4))
+    answer[2:] = answer[0, 1:] = answer[0, 0, 1:] = 0
+    cases = [case(tmp_path / "a", answer, label, 2)]
+    assert dice_network_grid(cases, by_value, (4, 4, 4), CPU, 255) == {1: 1.0}
