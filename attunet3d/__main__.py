@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from attunet3d import __version__
-from attunet3d.core import command_line
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError, command_line
 
 COMMANDS = {
     "demo": "phantom scans -> train -> infer -> evaluate -> figures, on a CPU",

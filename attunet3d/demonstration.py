@@ -6,11 +6,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from attunet3d.evaluation import figures
-from attunet3d.evaluation.figures import Example
-from attunet3d.imaging.volume import Volume, read_label, read_volume
-from attunet3d.inference.results import case_files
-from attunet3d.phantoms.dataset import write_phantoms
+from attunet3d.evaluation import Example, figures
+from attunet3d.imaging import Volume, read_label, read_volume
+from attunet3d.inference import case_files
+from attunet3d.phantoms import write_phantoms
 
 TRAINING_PHANTOMS, UNSEEN_PHANTOMS = 24, 4
 TRAINING_SEED, UNSEEN_SEED = 0, 1000  # patient n is seed + n: the two sets share none

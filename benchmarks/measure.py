@@ -65,7 +65,7 @@ def emulated(name: str) -> bool:
     """
     import torch
 
-    from attunet3d.core.machine import computes_in_bfloat16
+    from attunet3d.core import computes_in_bfloat16
 
     return "bfloat16" in name and not computes_in_bfloat16(torch.device("cpu"))
 
@@ -109,7 +109,7 @@ def _ask(pipe: Connection, way: Way, turn: int | None) -> Any:
 
 def _serve(way: Way, pipe: Connection) -> None:
     if way.command_line:
-        from attunet3d.core.command_line import keep_freed_memory
+        from attunet3d.core import keep_freed_memory
 
         keep_freed_memory()
     work = way.prepare(*way.arguments)

@@ -35,8 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain = "--" in (argv or ())  # names that begin with a dash; the other parser drops the sign
     arguments = (parser.parse_args if plain else parser.parse_intermixed_args)(argv)
 
-    from attunet3d.inference import cohort  # torch comes with them; --help does without
-    from attunet3d.inference.predictor import Predictor
+    from attunet3d.inference import (
+        Predictor,
+        cohort,  # torch comes with them; --help does without
+    )
 
     predictor = Predictor.load(arguments.model, arguments.device, arguments.set, arguments.locator)
     scans = cohort.find_cases(arguments.input, arguments.root, arguments.fold)

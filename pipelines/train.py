@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attunet3d.core import command_line, presets
-from attunet3d.datasets.manifest import Manifest
+from attunet3d.datasets import Manifest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     from attunet3d.core import machine
-    from attunet3d.training import run_folder  # torch comes with it
-    from attunet3d.training.trainer import Trainer
+    from attunet3d.training import (
+        Trainer,
+        run_folder,  # torch comes with it
+    )
 
     device = machine.pick_device(arguments.device)
     manifest = Manifest.load(arguments.manifest, arguments.root)

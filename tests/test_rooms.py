@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,24 @@ def test_a_room_uses_only_the_rooms_below_it(room):
     for path in (PACKAGE / room).glob("*.py"):
         used = {name.split(".")[0] for name in imports(path)}
         assert used <= allowed, f"{room}/{path.name} imports from {sorted(used - allowed)}"
+
+
+OUTSIDE = [path for folder in ("pipelines", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+
+
+@pytest.mark.parametrize("room", MAY_USE)
+def test_other_rooms_use_only_the_names_of_a_rooms_face(room):
+    face = set(import_module(f"attunet3d.{room}").__all__)
+    elsewhere = [path for path in PACKAGE.rglob("*.py") if path.parent.name != room]
+    for path in [*elsewhere, *OUTSIDE]:
+        used = {name.partition(".")[2] for name in imports(path) if name.split(".")[0] == room}
+        assert used <= face, f"{path.relative_to(ROOT)} uses {sorted(used - face)} of {room}"
+
+
+@pytest.mark.parametrize("room", MAY_USE)
+def test_every_name_of_a_face_is_there(room):
+    module = import_module(f"attunet3d.{room}")
+    assert all(hasattr(module, name) for name in module.__all__)
 
 
 @pytest.mark.parametrize("module", LIGHT)

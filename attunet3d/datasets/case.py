@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attunet3d.core import case_names
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError, case_names
 
 MOST_CASES = 100_000  # of one list
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from attunet3d.datasets.case import Case, ManifestError
-from attunet3d.imaging.volume import Volume, read_label, read_volume
+from attunet3d.imaging import Volume, read_label, read_volume
 
 
 def read_image(case: Case) -> Volume:

@@ -12,12 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from attunet3d.core.errors import UserError
-from attunet3d.core.typed_values import Triple
+from attunet3d.core import Triple, UserError
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
-from attunet3d.imaging.geometry import Grid
-from attunet3d.imaging.preprocessing import body_box
+from attunet3d.imaging import Grid, body_box
 
 SAMPLE = 10_000  # foreground voxels taken of each case, so that large organs do not outvote
 QUANTILES = 201  # 0, 0.5, 1, … 100 %
@@ -87,7 +85,7 @@ class Fingerprint:
         return asdict(self)
 
 
-def fingerprint(
+def measure_fingerprint(
     cases: Sequence[Case], workers: int | None = None, ignored: int | None = None
 ) -> Fingerprint:
     """Read labelled cases and take their numbers.

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping
 
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError
 
 DEFAULT_FOLDS = 5
 

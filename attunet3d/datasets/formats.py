@@ -21,12 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from attunet3d.core.case_names import ENDINGS, stem
-from attunet3d.core.errors import UserError
-from attunet3d.core.strict_json import read_json
+from attunet3d.core import ENDINGS, UserError, read_json, stem
 from attunet3d.datasets import manifest
-from attunet3d.datasets.manifest import Case, Manifest
-from attunet3d.imaging.volume import read_label
+from attunet3d.datasets.case import Case
+from attunet3d.datasets.manifest import Manifest
+from attunet3d.imaging import read_label
 
 IMAGES = ("imagesTr", "images", "image", "imgs", "img", "scans", "volumes", "ct")
 LABELS = ("labelsTr", "labels", "label", "masks", "mask", "segmentations", "segmentation", "seg")
@@ -91,7 +90,7 @@ def grouped(found: Manifest, pattern: str | None) -> Manifest:
         DataSetError: The pattern is none, or an id does not match.
 
     Example:
-        >>> from attunet3d.datasets.manifest import Case
+        >>> from attunet3d.datasets.case import Case
         >>> case = Case(id="p07_late", image=Path("/data/p07_late.nii.gz"))
         >>> labels = {0: "background", 1: "liver"}
         >>> found = Manifest(name="a", labels=labels, root=Path("/data"), training=(case,))

@@ -16,8 +16,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.imaging.geometry import Grid
-from attunet3d.imaging.volume import Volume
+from attunet3d.imaging import Grid, Volume
 
 TISSUE_HU = (-200.0, 300.0)  # from fat to contrast-filled vessels; below air, above dense bone
 FLIPS = tuple("".join(axes) for count in range(4) for axes in combinations("ijk", count))

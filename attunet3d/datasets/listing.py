@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError
 from attunet3d.datasets import formats, manifest_template, nnunet_splits
 from attunet3d.datasets.manifest import Manifest
 

@@ -21,9 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attunet3d.core import case_names, whole_file
-from attunet3d.core.errors import UserError
-from attunet3d.core.strict_json import read_json
+from attunet3d.core import UserError, case_names, read_json, whole_file
 from attunet3d.datasets import folds
 from attunet3d.datasets.case import (
     Case,

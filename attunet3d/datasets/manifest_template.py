@@ -14,11 +14,10 @@ from fnmatch import translate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from attunet3d.core import case_names
-from attunet3d.core.errors import UserError
-from attunet3d.core.strict_json import read_json
+from attunet3d.core import UserError, case_names, read_json
 from attunet3d.datasets import formats
-from attunet3d.datasets.manifest import Case, Manifest
+from attunet3d.datasets.case import Case
+from attunet3d.datasets.manifest import Manifest
 
 _PARTS = ("training", "validation", "test")
 _NAMED = 5  # missing files named in one message

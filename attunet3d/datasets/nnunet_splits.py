@@ -3,8 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from attunet3d.core.errors import UserError
-from attunet3d.core.strict_json import read_json
+from attunet3d.core import UserError, read_json
 
 NAME = "splits_final.json"
 

@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from attunet3d.core import whole_file
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError, whole_file
 from attunet3d.datasets import label_fit
+from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
 from attunet3d.datasets.label_fit import TISSUE_HU
-from attunet3d.datasets.manifest import Case, Manifest, ManifestError
-from attunet3d.imaging.hounsfield import hounsfield_warnings
-from attunet3d.imaging.volume import Volume, read_label
+from attunet3d.datasets.manifest import Manifest, ManifestError
+from attunet3d.imaging import Volume, hounsfield_warnings, read_label
 
 MOST_WORKERS = 4  # each holds a scan and a label
 _PARTS = ("training", "validation", "test")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import uniform_filter1d
 
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError
 
 CURVES = {"loss": "loss", "learning_rate": "learning rate", "dice_network_grid": "validation Dice"}
 INK, ACCENT = "#1f5f8b", "#ff9000"

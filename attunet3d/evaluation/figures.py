@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from attunet3d.core import whole_file
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError, whole_file
 from attunet3d.evaluation import drawing, metrics, slices
 from attunet3d.evaluation.charts import box_plot, curves_figure, plain
 from attunet3d.evaluation.slices import Hung, Voxels

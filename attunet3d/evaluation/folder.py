@@ -19,15 +19,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from attunet3d.core import machine, whole_file
-from attunet3d.core.errors import UserError
-from attunet3d.datasets.case import Case
-from attunet3d.datasets.case_files import read_case_label, read_image
-from attunet3d.datasets.manifest import Manifest
+from attunet3d.core import UserError, machine, whole_file
+from attunet3d.datasets import Case, Manifest, read_case_label, read_image
 from attunet3d.evaluation import figures, metrics
 from attunet3d.evaluation.metrics import LabelScore
 from attunet3d.evaluation.scores import Summary, completed
-from attunet3d.imaging.volume import Volume, find_scans, read_label
+from attunet3d.imaging import Volume, find_scans, read_label
 from attunet3d.inference import results
 
 MOST_WORKERS = 4  # each holds two label maps

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import KDTree
 
-from attunet3d.core.errors import UserError
-from attunet3d.imaging.geometry import Box, Grid
+from attunet3d.core import UserError
+from attunet3d.imaging import Box, Grid
 
 TOLERANCE_MM = 2.0  # about two readers' disagreement on a clear border, and the paper's voxel
 

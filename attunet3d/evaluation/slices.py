@@ -13,8 +13,8 @@ import nibabel.orientations as orientations
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core.errors import UserError
-from attunet3d.imaging.geometry import Box, Grid
+from attunet3d.core import UserError
+from attunet3d.imaging import Box, Grid
 
 HUNG = "LPI"  # the voxel axes of a hung scan: columns grow to the left, rows to posterior, inferior
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # hung voxel axis across the slice

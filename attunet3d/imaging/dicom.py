@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError
 from attunet3d.imaging import dicom_file, text_header
 from attunet3d.imaging.geometry import Grid
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError
 
 PREAMBLE = 132
 MOST_DEPTH, MOST_ELEMENTS = 32, 1_000_000

@@ -12,7 +12,7 @@ import nibabel.orientations as orientations
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError
 
 Box = tuple[slice, slice, slice]
 Array = npt.NDArray[np.float64]

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.spatialimages import HeaderDataError
 
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError
 
 LARGEST_OFFSET = 1 << 24  # bytes of extensions that are skipped at most
 DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2"} | {

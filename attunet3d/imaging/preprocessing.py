@@ -15,8 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from attunet3d.core.errors import UserError
-from attunet3d.core.model_settings import PreprocessingConfig
+from attunet3d.core import PreprocessingConfig, UserError
 from attunet3d.imaging.components import Mask, large_components
 from attunet3d.imaging.geometry import Box, Grid
 from attunet3d.imaging.resampling import Sampler, resample, walk

@@ -8,7 +8,7 @@ must be one that the bytes at hand can hold.
 import re
 from pathlib import Path
 
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError
 
 HEADER_BYTES = 65_536  # read at most; a header has some hundred
 MOST_INFLATED = 1100  # voxel bytes a byte of a deflated stream at the most, with a little to spare

@@ -7,8 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core.case_names import ENDINGS, NIFTI_ENDINGS, OTHER_ENDINGS, stem
-from attunet3d.core.errors import UserError
+from attunet3d.core import ENDINGS, NIFTI_ENDINGS, OTHER_ENDINGS, UserError, stem
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.nifti import read_nifti, write_nifti
 from attunet3d.imaging.nifti_header import NiftiGeometry

@@ -19,11 +19,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from attunet3d.core import case_names, whole_file
-from attunet3d.core.errors import UserError
-from attunet3d.datasets.manifest import Manifest
-from attunet3d.imaging.nifti import parts_of
-from attunet3d.imaging.volume import Volume, find_scans
+from attunet3d.core import UserError, case_names, whole_file
+from attunet3d.datasets import Manifest
+from attunet3d.imaging import Volume, find_scans, parts_of
 from attunet3d.inference import results
 from attunet3d.inference.export import write_prediction
 from attunet3d.inference.predictor import Prediction, Predictor

@@ -17,10 +17,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from attunet3d.imaging.components import extent, keep_largest_
-from attunet3d.imaging.geometry import Box, Grid, axis_map
-from attunet3d.imaging.resampling import BLOCK_VOXELS, GPU_BLOCK_VOXELS, Sampler
-from attunet3d.imaging.taps import Range
+from attunet3d.imaging import (
+    BLOCK_VOXELS,
+    GPU_BLOCK_VOXELS,
+    Box,
+    Grid,
+    Range,
+    Sampler,
+    axis_map,
+    extent,
+    keep_largest_,
+)
 from attunet3d.inference.sliding_window import Slab
 from attunet3d.inference.zeros import zeros
 

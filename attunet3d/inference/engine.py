@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attunet3d.inference import openvino
-from attunet3d.models import fast_network
-from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models import AttentionUNet3D, fast_network
 
 Forward = Callable[[Tensor], Tensor]
 

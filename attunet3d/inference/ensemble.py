@@ -8,10 +8,8 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-from attunet3d.core.config import Config
-from attunet3d.core.errors import UserError
-from attunet3d.core.model_settings import InferenceConfig
-from attunet3d.models.checkpoint import Checkpoint
+from attunet3d.core import Config, InferenceConfig, UserError
+from attunet3d.models import Checkpoint
 
 
 class EnsembleError(UserError):

@@ -15,10 +15,8 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core import whole_file
-from attunet3d.core.errors import UserError
-from attunet3d.imaging.components import keep_largest_
-from attunet3d.imaging.volume import Segmentation, Volume, read_label, write_map
+from attunet3d.core import UserError, whole_file
+from attunet3d.imaging import Segmentation, Volume, keep_largest_, read_label, write_map
 from attunet3d.inference import results
 from attunet3d.inference.predictor import Prediction
 from attunet3d.inference.results import CaseFiles, Outcome

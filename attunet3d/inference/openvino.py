@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError
 
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 GRAPHS = 2  # kept: of a full batch of windows and of what is left over in the last

@@ -8,16 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attunet3d.core import machine
-from attunet3d.core.config import Config
-from attunet3d.core.memory import available_bytes
-from attunet3d.core.model_settings import NetworkConfig
-from attunet3d.core.typed_values import Size
+from attunet3d.core import Config, NetworkConfig, Size, available_bytes, machine
 from attunet3d.inference.engine import Forward, average, mirrored, prepare, splits
 from attunet3d.inference.precision import Precision
-from attunet3d.inference.sliding_window import Slab, Stitching, sliding_window, whole_volume
+from attunet3d.inference.sliding_window import Slab, Stitching, sliding_window_slabs, whole_volume
 from attunet3d.inference.windows import pad
-from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models import AttentionUNet3D
 
 MEMORY_SHARE = 0.8  # of what is free, for a pass over the whole volume
 CUDNN_VALUES = 2**31  # of a tensor; with more cuDNN 9.8 to 9.14 computed wrongly, or not at all
@@ -133,7 +129,7 @@ class Passes:
             torch.cuda.empty_cache()
             account.fallbacks.append("CUDA memory ran out in one pass over the whole: windows")
             account.mode = "window"
-        yield from sliding_window(
+        yield from sliding_window_slabs(
             image,
             forward,
             window=self.window,

@@ -18,18 +18,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attunet3d.core import machine
-from attunet3d.core.errors import UserError
-from attunet3d.imaging.geometry import Box, Grid
-from attunet3d.imaging.hounsfield import hounsfield_warnings
-from attunet3d.imaging.preprocessing import NetworkImage, to_network_grid
-from attunet3d.imaging.volume import Segmentation, Volume, read_volume
+from attunet3d.core import UserError, machine
+from attunet3d.imaging import (
+    Box,
+    Grid,
+    NetworkImage,
+    Segmentation,
+    Volume,
+    hounsfield_warnings,
+    read_volume,
+    to_network_grid,
+)
 from attunet3d.inference import ensemble
 from attunet3d.inference.decision import Labels, decide, to_source_grid
 from attunet3d.inference.localisation import Faces, box_around
 from attunet3d.inference.passes import Account, Passes
 from attunet3d.inference.sliding_window import Slab
-from attunet3d.models.checkpoint import Checkpoint, load_model
+from attunet3d.models import Checkpoint, load_model
 
 Map = npt.NDArray[np.float32]
 

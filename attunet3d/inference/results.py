@@ -20,10 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from attunet3d.core import case_names, machine, whole_file
-from attunet3d.core.errors import UserError
-from attunet3d.core.strict_json import JsonError, read_json
-from attunet3d.imaging.volume import Segmentation, read_label
+from attunet3d.core import JsonError, UserError, case_names, machine, read_json, whole_file
+from attunet3d.imaging import Segmentation, read_label
 
 BEGUN = ".begun-"
 SIDECAR_BYTES = 2_000_000  # far above any that is written

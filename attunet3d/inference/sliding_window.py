@@ -14,8 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attunet3d.core import machine
-from attunet3d.core.typed_values import Size
+from attunet3d.core import Size, machine
 from attunet3d.inference.stitching import WindowSums, slab_planes
 from attunet3d.inference.windows import axis_weights, inverse_sum, pad, window_starts
 
@@ -48,7 +47,7 @@ class Stitching:
     """Called with a sentence whenever memory forced another way."""
 
 
-def sliding_window(
+def sliding_window_slabs(
     image: Tensor,
     predictor: Network,
     *,
@@ -78,7 +77,7 @@ def sliding_window(
 
     Example:
         >>> image = torch.arange(120.0).reshape(1, 4, 5, 6)
-        >>> slabs = list(sliding_window(image, lambda x: 2 * x, window=(3, 3, 3)))
+        >>> slabs = list(sliding_window_slabs(image, lambda x: 2 * x, window=(3, 3, 3)))
         >>> torch.allclose(torch.cat([slab.logits for slab in slabs], -1), 2 * image)
         True
     """

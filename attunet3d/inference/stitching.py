@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attunet3d.core.typed_values import Size
+from attunet3d.core import Size
 from attunet3d.inference.zeros import zeros
 
 SLAB_VALUES = 2**20  # handed on at once: 4 MB, which stays in the CPU's cache

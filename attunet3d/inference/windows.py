@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attunet3d.core.typed_values import Size
+from attunet3d.core import Size
 
 SIGMA = 1 / 8  # of the window's length, as nnU-Net and MONAI have it
 FLOOR = 1e-2  # least weight along one axis: the product stays far above float32's rounding

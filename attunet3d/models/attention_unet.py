@@ -23,9 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attunet3d.core.config import Config
-from attunet3d.core.errors import UserError
-from attunet3d.core.model_settings import NetworkConfig
+from attunet3d.core import Config, NetworkConfig, UserError
 from attunet3d.models import authors_weights
 from attunet3d.models.gate import GridAttentionGate, initialise, normaliser, resize
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError
 
 # Their blocks hold conv1.0 (convolution), conv1.1 (norm), conv2.0, conv2.1; ours 0, 1, 3, 4.
 _IN_BLOCK = {"conv1.0": "0", "conv1.1": "1", "conv2.0": "3", "conv2.1": "4"}

@@ -23,12 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from attunet3d.core import whole_file
-from attunet3d.core.case_names import is_name
-from attunet3d.core.config import Config
-from attunet3d.core.errors import UserError
-from attunet3d.core.strict_json import parse_json
-from attunet3d.core.typed_values import ConfigError
+from attunet3d.core import Config, ConfigError, UserError, is_name, parse_json, whole_file
 from attunet3d.models.attention_unet import AttentionUNet3D, NetworkError
 
 FORMAT = "attunet3d 1"

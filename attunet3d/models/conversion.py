@@ -9,9 +9,7 @@ from zipfile import ZipFile, is_zipfile
 import torch
 from torch import Tensor
 
-from attunet3d.core import presets
-from attunet3d.core.errors import UserError
-from attunet3d.core.model_settings import NetworkConfig
+from attunet3d.core import NetworkConfig, UserError, presets
 from attunet3d.models import authors_weights, checkpoint
 from attunet3d.models.attention_unet import from_authors_state_dict
 

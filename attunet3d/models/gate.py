@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError
 
 
 class GateError(UserError):

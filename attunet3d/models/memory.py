@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
-from attunet3d.core.model_settings import NetworkConfig
-from attunet3d.core.typed_values import Size
+from attunet3d.core import NetworkConfig, Size
 
 VALUE_BYTES = 4  # float32; bfloat16 halves most of it, and leaves room
 WEIGHT_COPIES = 5  # weights, gradients, two moments, moving average

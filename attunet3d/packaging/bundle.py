@@ -23,13 +23,9 @@ import torch
 from monai.bundle import ConfigParser
 
 from attunet3d import __version__
-from attunet3d.core import whole_file
-from attunet3d.core.errors import UserError
-from attunet3d.core.model_settings import PreprocessingConfig
-from attunet3d.core.typed_values import Size
+from attunet3d.core import PreprocessingConfig, Size, UserError, whole_file
 from attunet3d.inference import windows
-from attunet3d.models.attention_unet import AttentionUNet3D
-from attunet3d.models.checkpoint import Checkpoint
+from attunet3d.models import AttentionUNet3D, Checkpoint
 
 METADATA, INFERENCE = Path("configs", "metadata.json"), Path("configs", "inference.json")
 WEIGHTS, README, LICENSE = Path("models", "model.pt"), Path("docs", "README.md"), Path("LICENSE")

@@ -21,14 +21,17 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from attunet3d.core.errors import UserError
-from attunet3d.core.model_settings import PreprocessingConfig
-from attunet3d.imaging.geometry import Box, Grid
-from attunet3d.imaging.preprocessing import label_to_network_grid, network_grid, normalise_
-from attunet3d.imaging.resampling import resample
-from attunet3d.imaging.volume import Volume
-from attunet3d.inference.decision import decide
-from attunet3d.inference.sliding_window import Slab
+from attunet3d.core import PreprocessingConfig, UserError
+from attunet3d.imaging import (
+    Box,
+    Grid,
+    Volume,
+    label_to_network_grid,
+    network_grid,
+    normalise_,
+    resample,
+)
+from attunet3d.inference import Slab, decide
 
 SOURCE_AFFINE, SOURCE_SHAPE = "source_affine", "source_shape"  # in `MetaTensor.meta`
 

@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attunet3d.core.errors import UserError
-from attunet3d.core.typed_values import Size
-from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.core import Size, UserError
+from attunet3d.models import AttentionUNet3D
 
 Array = npt.NDArray[np.float32]
 

@@ -16,10 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attunet3d.core import whole_file
-from attunet3d.core.errors import UserError
-from attunet3d.core.typed_values import Size
-from attunet3d.models.checkpoint import Checkpoint, load_model
+from attunet3d.core import Size, UserError, whole_file
+from attunet3d.models import Checkpoint, load_model
 from attunet3d.packaging import bundle, onnx_model, torchscript_model
 
 ENDINGS = {"bundle": "", "onnx": ".onnx", "torchscript": ".ts"}

@@ -18,7 +18,7 @@ from zipfile import ZipFile
 import torch
 from torch import Tensor
 
-from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models import AttentionUNet3D
 
 
 def torchscript_bytes(network: AttentionUNet3D, about: Mapping[str, str]) -> bytes:

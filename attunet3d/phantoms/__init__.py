@@ -1,1 +1,5 @@
 """Made-up patients and the made-up scanner that images them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

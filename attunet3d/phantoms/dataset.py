@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from attunet3d.core import whole_file
-from attunet3d.imaging.geometry import Grid
-from attunet3d.imaging.nifti import write_nifti
-from attunet3d.imaging.volume import Segmentation, Volume
+from attunet3d.imaging import Grid, Segmentation, Volume, write_nifti
 from attunet3d.phantoms.anatomy import random_anatomy
 from attunet3d.phantoms.scanner import label_anatomy, scan_anatomy
 from attunet3d.phantoms.tissue import rotation

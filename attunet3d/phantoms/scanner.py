@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from attunet3d.imaging.geometry import Box, Grid
+from attunet3d.imaging import Box, Grid
 from attunet3d.phantoms.shapes import Array, Field
 from attunet3d.phantoms.tissue import Anatomy, Tissue
 

@@ -15,8 +15,7 @@ import torch
 from monai.networks.layers import gaussian_1d
 from monai.transforms import MapTransform, RandomizableTransform
 
-from attunet3d.core.training_settings import AugmentationConfig
-from attunet3d.core.typed_values import Size, Triple
+from attunet3d.core import AugmentationConfig, Size, Triple
 from attunet3d.training import placement
 
 Item = dict[str, Any]

@@ -17,9 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attunet3d.core.config import Config
-from attunet3d.core.errors import UserError
-from attunet3d.core.typed_values import Size
+from attunet3d.core import Config, Size, UserError
 from attunet3d.training.augmentation import Augmentation
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.placement import sent

@@ -26,12 +26,8 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from attunet3d.core import whole_file
-from attunet3d.core.config import Config
-from attunet3d.core.errors import UserError
-from attunet3d.core.model_settings import PreprocessingConfig
-from attunet3d.datasets.case import Case
-from attunet3d.datasets.case_files import read_case_label, read_image
+from attunet3d.core import Config, PreprocessingConfig, UserError, whole_file
+from attunet3d.datasets import Case, read_case_label, read_image
 from attunet3d.imaging import preprocessing
 from attunet3d.training.cached_case import ARRAYS, CachedCase, CacheError, load_case
 from attunet3d.training.threads import one_core_threads

@@ -18,9 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core.errors import UserError
-from attunet3d.core.strict_json import read_json
-from attunet3d.core.typed_values import Size
+from attunet3d.core import Size, UserError, read_json
 
 ARRAYS = {"image.npy": np.float16, "label.npy": np.uint8, "foreground.npy": np.int32}
 META_BYTES = 1_000_000

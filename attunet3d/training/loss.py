@@ -9,8 +9,7 @@ from monai.losses import DiceLoss, FocalLoss, TverskyLoss
 from monai.networks import one_hot
 from torch import Tensor
 
-from attunet3d.core.errors import UserError
-from attunet3d.core.training_settings import TrainingConfig
+from attunet3d.core import TrainingConfig, UserError
 
 # (B, C, X, Y, Z) float32 logits, (B, 1, X, Y, Z) class indices → scalar
 Criterion = Callable[[Tensor, Tensor], Tensor]

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
-from attunet3d.core.training_settings import TrainingConfig
+from attunet3d.core import TrainingConfig
 
 POWER = 0.9  # of the polynomial decay (Isensee et al. 2021)
 ONE_CYCLE_RISE = 0.25  # share of the steps in which the rate rises

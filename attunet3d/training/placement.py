@@ -19,8 +19,7 @@ import torch
 from scipy.interpolate import BSpline
 from scipy.spatial.transform import Rotation
 
-from attunet3d.core.training_settings import AugmentationConfig
-from attunet3d.core.typed_values import Size, Triple
+from attunet3d.core import AugmentationConfig, Size, Triple
 
 Array = npt.NDArray[np.float64]
 _SLAB_VOXELS = 2**17

@@ -20,14 +20,17 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
-from attunet3d.core import whole_file
-from attunet3d.core.config import Config
-from attunet3d.core.errors import UserError
-from attunet3d.core.model_settings import NetworkConfig, PreprocessingConfig
-from attunet3d.core.typed_values import Size, Triple
-from attunet3d.datasets.fingerprint import Fingerprint
-from attunet3d.datasets.fingerprint import fingerprint as fingerprint
-from attunet3d.models.memory import bytes_a_voxel, weight_bytes
+from attunet3d.core import (
+    Config,
+    NetworkConfig,
+    PreprocessingConfig,
+    Size,
+    Triple,
+    UserError,
+    whole_file,
+)
+from attunet3d.datasets import Fingerprint
+from attunet3d.models import bytes_a_voxel, weight_bytes
 
 USABLE = 0.8  # of the memory at hand; the rest is for workspaces and fragmentation
 SEEN = 0.25  # least share of the median body that a patch sees

@@ -19,14 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from attunet3d.core import machine, strict_json, whole_file
-from attunet3d.core.config import Config
-from attunet3d.core.errors import UserError
-from attunet3d.core.memory import available_bytes
-from attunet3d.datasets.manifest import Case
+from attunet3d.core import Config, UserError, available_bytes, machine, strict_json, whole_file
+from attunet3d.datasets import Case, measure_fingerprint
 from attunet3d.evaluation import charts, figures
-from attunet3d.imaging.geometry import Grid
-from attunet3d.imaging.volume import Volume
+from attunet3d.imaging import Grid, Volume
 from attunet3d.models import checkpoint
 from attunet3d.training import cache, plan
 from attunet3d.training.cached_case import CachedCase
@@ -106,7 +102,7 @@ def plan_run(cases: Cases, config: Config, run_dir: Path, device: torch.device) 
     memory = available_bytes(device)
     share = CPU_SHARE if device.type == "cpu" else 1.0
     everyone = sorted((*cases[0], *cases[1]), key=lambda case: case.id)
-    facts = plan.fingerprint(everyone, ignored=config.training.ignore_index)
+    facts = measure_fingerprint(everyone, ignored=config.training.ignore_index)
     planned = plan.make_plan(facts, config, int(memory * share))
     print(planned.table())
     planned.save(run_dir / "plan.json", _split(cases))

@@ -12,11 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attunet3d.core import machine
-from attunet3d.core.config import Config
-from attunet3d.core.errors import UserError
-from attunet3d.models import memory_layout
-from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.core import Config, UserError, machine
+from attunet3d.models import AttentionUNet3D, memory_layout
 from attunet3d.training import loss, optimisation
 from attunet3d.training.batches import Batch
 

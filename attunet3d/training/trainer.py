@@ -17,11 +17,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from attunet3d.core import whole_file
-from attunet3d.core.config import Config
-from attunet3d.core.stop_requests import stop_requests
-from attunet3d.models import checkpoint
-from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.core import Config, stop_requests, whole_file
+from attunet3d.models import AttentionUNet3D, checkpoint
 from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.run_log import RunLog

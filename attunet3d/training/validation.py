@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from attunet3d.core.typed_values import Size
-from attunet3d.inference.sliding_window import Stitching, sliding_window
+from attunet3d.core import Size
+from attunet3d.inference import Stitching, sliding_window_slabs
 from attunet3d.training.cached_case import CachedCase
 
 Forward = Callable[[Tensor], Tensor]
@@ -31,7 +31,7 @@ def predict_classes(
         overlap: Of neighbouring windows; less than in inference, for speed.
     """
     image = torch.from_numpy(case.image().astype(np.float32))[None].to(device)  # (1, X, Y, Z)
-    slabs = sliding_window(
+    slabs = sliding_window_slabs(
         image, forward, window=window, overlap=overlap, stitching=Stitching(all_channels=True)
     )
     parts = [slab.logits.max(0)[1].to(torch.uint8).cpu() for slab in slabs]  # (X, Y, n)

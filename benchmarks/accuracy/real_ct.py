@@ -22,9 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from attunet3d.core import machine
-from attunet3d.evaluation import figures
-from attunet3d.evaluation.metrics import dice
-from attunet3d.imaging.volume import Segmentation, Volume, read_label, read_volume
+from attunet3d.evaluation import dice, figures
+from attunet3d.imaging import Segmentation, Volume, read_label, read_volume
 
 ORGANS = {0: "background", 1: "spleen", 2: "liver", 3: "pancreas"}
 THEIRS = {1: 1, 5: 2, 7: 3}  # TotalSegmentator's values

@@ -25,7 +25,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from attunet3d.phantoms.dataset import write_phantoms
+from attunet3d.phantoms import write_phantoms
 from benchmarks import measure
 from benchmarks.gpu.goals import goals, table
 from benchmarks.speed.clinical_scan import CLINICAL, write_clinical_scan

@@ -12,16 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attunet3d.core.presets import find_config
-from attunet3d.imaging.preprocessing import to_network_grid
-from attunet3d.imaging.volume import read_volume
-from attunet3d.inference.decision import decide
-from attunet3d.inference.passes import Account
-from attunet3d.inference.precision import parting
-from attunet3d.inference.predictor import Predictor
-from attunet3d.inference.sliding_window import Slab
-from attunet3d.models import checkpoint
-from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.core import find_config
+from attunet3d.imaging import read_volume, to_network_grid
+from attunet3d.inference import Account, Predictor, Slab, decide, parting
+from attunet3d.models import AttentionUNet3D, checkpoint
 from benchmarks.gpu.timing import Result, Section, Setting, rounded
 
 PATCH, SMALL_PATCH = (160, 160, 96), (16, 16, 16)

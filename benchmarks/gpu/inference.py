@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from attunet3d.inference.cohort import segment_cohort
-from attunet3d.inference.passes import Account
+from attunet3d.inference import Account, segment_cohort
 from attunet3d.models import checkpoint
 from benchmarks.gpu.convolutions import Convolutions
 from benchmarks.gpu.correctness import PATCH, SMALL_PATCH, model_path, predictor, scan_path

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from attunet3d.core.config import Config
-from attunet3d.datasets.case import Case
-from attunet3d.phantoms.dataset import LABELS
-from attunet3d.training.batches import Batch, PatchBatches
-from attunet3d.training.cache import build_cache
-from attunet3d.training.trainer import Trainer, TrainingData
+from attunet3d.core import Config
+from attunet3d.datasets import Case
+from attunet3d.phantoms import LABELS
+from attunet3d.training import Batch, PatchBatches, Trainer, TrainingData, build_cache
 from benchmarks.gpu.timing import (
     BusyShare,
     Result,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from attunet3d.core.machine import versions
+from attunet3d.core import versions
 
 Result = dict[str, Any]
 Step = tuple[str, Callable[[], Any]]  # a name in the section's results, and what gives them

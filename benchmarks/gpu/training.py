@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from attunet3d.core.config import Config
-from attunet3d.core.presets import find_config
-from attunet3d.models.attention_unet import AttentionUNet3D
-from attunet3d.training.optimisation import build_optimiser
+from attunet3d.core import Config, find_config
+from attunet3d.models import AttentionUNet3D
+from attunet3d.training import build_optimiser
 from benchmarks.gpu.convolutions import Convolutions
 from benchmarks.gpu.timing import (
     LAYOUTS,
@@ -68,7 +67,7 @@ class Steps:
     """Training steps of one network on one patch that lies on the device."""
 
     def __init__(self, name: str, config: Config, setting: Setting) -> None:
-        from attunet3d.training.loss import build_loss  # needs MONAI
+        from attunet3d.training import build_loss  # needs MONAI
 
         torch.manual_seed(0)
         torch.backends.cudnn.benchmark = True  # shapes never change

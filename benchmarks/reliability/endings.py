@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from attunet3d.models.checkpoint import load_state
-from attunet3d.training.run_log import read_rows
+from attunet3d.models import load_state
+from attunet3d.training import read_rows
 
 
 @dataclass(frozen=True)

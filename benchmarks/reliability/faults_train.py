@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from attunet3d.models.checkpoint import load_model, load_state
+from attunet3d.models import load_model, load_state
 from benchmarks.reliability import subjects
 from benchmarks.reliability.preloaded import POLL, Hook, Preloaded, spawn, wait
 from benchmarks.reliability.resumes import Training, difference, uninterrupted

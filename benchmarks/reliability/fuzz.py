@@ -119,7 +119,7 @@ def read_input(name: str, files: dict[str, bytes], folder: Path) -> tuple[str, f
     Returns:
         "taken", "refused", or "bad: " and the reason; seconds of computing.
     """
-    from attunet3d.core.errors import UserError
+    from attunet3d.core import UserError
     from benchmarks.reliability.fuzz_targets import TARGETS
 
     target = next(target for target in TARGETS if target.name == name)

@@ -17,7 +17,7 @@ import atheris
 with atheris.instrument_imports(include=["attunet3d"]):
     from attunet3d.imaging import geometry, nifti, nifti_header, volume
 
-from attunet3d.core.errors import UserError
+from attunet3d.core import UserError
 from benchmarks.reliability.fuzz_nifti import check_nifti, nifti_seeds
 
 INSTRUMENTED = (geometry, nifti, nifti_header, volume)

@@ -13,10 +13,9 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from attunet3d.core.config import Config
-from attunet3d.models import checkpoint, conversion
-from attunet3d.models.attention_unet import AttentionUNet3D
-from attunet3d.training.cached_case import ARRAYS, CacheError, load_case
+from attunet3d.core import Config
+from attunet3d.models import AttentionUNet3D, checkpoint, conversion
+from attunet3d.training import ARRAYS, CacheError, load_case
 from benchmarks.reliability.disagreement import DisagreementError, Files
 from benchmarks.reliability.mutations import json_text, mutated, rezipped
 

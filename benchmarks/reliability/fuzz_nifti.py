@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from attunet3d.imaging.volume import Volume, read_label, read_volume
+from attunet3d.imaging import Volume, read_label, read_volume
 from benchmarks.reliability.disagreement import MOST_VOXELS, DisagreementError, Files
 from benchmarks.reliability.mutations import gzipped, mutated, packed
 

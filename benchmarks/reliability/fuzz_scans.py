@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import SimpleITK
 
-from attunet3d.imaging.volume import read_volume
+from attunet3d.imaging import read_volume
 from benchmarks.reliability.disagreement import MOST_VOXELS, DisagreementError, Files
 from benchmarks.reliability.mutations import mutated
 

@@ -3,9 +3,8 @@
 import random
 from pathlib import Path
 
-from attunet3d.core.config import Config
-from attunet3d.datasets import nnunet_splits
-from attunet3d.datasets.manifest import Manifest
+from attunet3d.core import Config
+from attunet3d.datasets import Manifest, nnunet_splits
 from attunet3d.inference import results
 from benchmarks.reliability.disagreement import DisagreementError, Files
 from benchmarks.reliability.mutations import json_text, yaml_text

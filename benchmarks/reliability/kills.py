@@ -24,7 +24,7 @@ import nibabel
 import numpy as np
 
 from attunet3d.core import whole_file
-from attunet3d.imaging.volume import read_label
+from attunet3d.imaging import read_label
 from attunet3d.inference import results
 from benchmarks.reliability import subjects
 from benchmarks.reliability.preloaded import POLL, Command, Preloaded, end, spawn

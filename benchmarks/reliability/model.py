@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 
-from attunet3d.core.config import Config
-from attunet3d.models.attention_unet import AttentionUNet3D
-from attunet3d.models.checkpoint import save_model
+from attunet3d.core import Config
+from attunet3d.models import AttentionUNet3D, save_model
 
 THRESHOLD_HU = 170.0  # halfway between the body and the ball
 SCALE_HU = 100.0

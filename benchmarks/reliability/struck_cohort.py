@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from attunet3d.imaging.volume import read_label
+from attunet3d.imaging import read_label
 from attunet3d.inference import results
 from benchmarks.reliability import subjects
 from benchmarks.reliability.preloaded import Hook, Preloaded

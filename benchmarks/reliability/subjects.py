@@ -11,10 +11,8 @@ import nibabel
 import numpy as np
 import torch
 
-from attunet3d.core import machine
-from attunet3d.core.config import Config
-from attunet3d.models.attention_unet import AttentionUNet3D
-from attunet3d.models.checkpoint import save_model
+from attunet3d.core import Config, machine
+from attunet3d.models import AttentionUNet3D, save_model
 from attunet3d.phantoms import dataset
 from benchmarks.reliability.preloaded import Preloaded
 

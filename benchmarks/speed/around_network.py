@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from attunet3d.core.model_settings import PreprocessingConfig
-from attunet3d.imaging.hounsfield import hounsfield_warnings
-from attunet3d.imaging.preprocessing import to_network_grid
-from attunet3d.imaging.volume import Segmentation, read_label, read_volume
-from attunet3d.inference.decision import decide
-from attunet3d.inference.results import case_files, write_sidecar
-from attunet3d.inference.sliding_window import whole_volume
+from attunet3d.core import PreprocessingConfig
+from attunet3d.imaging import (
+    Segmentation,
+    hounsfield_warnings,
+    read_label,
+    read_volume,
+    to_network_grid,
+)
+from attunet3d.inference import case_files, decide, whole_volume, write_sidecar
 from benchmarks import measure
 from benchmarks.speed.clinical_scan import CLINICAL, SMALL, write_clinical_scan
 from benchmarks.speed.monai_chain import tutorial_chain

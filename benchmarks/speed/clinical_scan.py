@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from attunet3d.imaging.geometry import Grid
-from attunet3d.imaging.nifti import write_nifti
-from attunet3d.phantoms.dataset import make_phantom
+from attunet3d.imaging import Grid, write_nifti
+from attunet3d.phantoms import make_phantom
 
 CLINICAL = (512, 512, 200)
 SMALL = (128, 128, 64)  # the middle of it

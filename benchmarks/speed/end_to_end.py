@@ -20,17 +20,10 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from attunet3d.core import machine
-from attunet3d.core.config import Config
-from attunet3d.core.model_settings import InferenceConfig, PreprocessingConfig
-from attunet3d.imaging.preprocessing import network_grid
-from attunet3d.imaging.volume import read_volume
-from attunet3d.inference.export import write_prediction
-from attunet3d.inference.predictor import Predictor
-from attunet3d.inference.results import case_files
-from attunet3d.inference.windows import window_starts
-from attunet3d.models.attention_unet import AttentionUNet3D
-from attunet3d.models.checkpoint import save_model
+from attunet3d.core import Config, InferenceConfig, PreprocessingConfig, machine
+from attunet3d.imaging import network_grid, read_volume
+from attunet3d.inference import Predictor, case_files, window_starts, write_prediction
+from attunet3d.models import AttentionUNet3D, save_model
 from benchmarks import measure
 from benchmarks.speed.clinical_scan import CLINICAL, SMALL, write_clinical_scan
 from benchmarks.speed.monai_chain import tutorial_chain

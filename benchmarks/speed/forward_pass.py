@@ -24,11 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attunet3d.imaging.geometry import Grid
-from attunet3d.inference.engine import prepare
-from attunet3d.models import memory_layout
-from attunet3d.models.attention_unet import AttentionUNet3D
-from attunet3d.phantoms.dataset import make_phantom
+from attunet3d.imaging import Grid
+from attunet3d.inference import prepare
+from attunet3d.models import AttentionUNet3D, memory_layout
+from attunet3d.phantoms import make_phantom
 from benchmarks import measure
 
 CPU = torch.device("cpu")

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attunet3d.core.command_line import keep_freed_memory
-from attunet3d.inference.engine import prepare
-from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.core import keep_freed_memory
+from attunet3d.inference import prepare
+from attunet3d.models import AttentionUNet3D
 from benchmarks import measure
 from benchmarks.speed.training_peers import prepared_batches, write_cases
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from attunet3d.core import command_line
 from attunet3d.demonstration import TRAINING_PHANTOMS, TRAINING_SEED, UNSEEN_SEED
-from attunet3d.evaluation.metrics import dice
-from attunet3d.imaging.volume import read_label, read_volume
-from attunet3d.phantoms.dataset import write_phantoms
+from attunet3d.evaluation import dice
+from attunet3d.imaging import read_label, read_volume
+from attunet3d.phantoms import write_phantoms
 from benchmarks import measure
 
 WINDOWS = ["inference.mode=window", "inference.overlap=0.5"]
@@ -53,7 +53,7 @@ def train(work: Path, steps: int, small: bool) -> None:
 
 def evaluate(work: Path, model: str, settings: list[str], locate: bool) -> dict[str, object]:
     """Seconds a scan and Dice of each unseen phantom."""
-    from attunet3d.inference.predictor import Predictor
+    from attunet3d.inference import Predictor
 
     locator = work / "coarse" if locate else None
     predictor = Predictor.load(work / model, "cpu", settings, locator)

@@ -25,9 +25,8 @@ from typing import Any
 
 import torch
 
-from attunet3d.imaging.volume import read_label
-from attunet3d.models.attention_unet import AttentionUNet3D
-from attunet3d.models.checkpoint import save_model
+from attunet3d.imaging import read_label
+from attunet3d.models import AttentionUNet3D, save_model
 from benchmarks import measure
 from benchmarks.speed.clinical_scan import CLINICAL, SMALL, write_clinical_scan
 from benchmarks.speed.end_to_end import (

@@ -58,9 +58,8 @@ print(status, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 def write_scan(path: Path, shape: Size) -> None:
     """A phantom of 100³ voxels of 1 mm, repeated and cut to `shape`."""
-    from attunet3d.imaging.geometry import Grid
-    from attunet3d.imaging.nifti import write_nifti
-    from attunet3d.phantoms.dataset import make_phantom
+    from attunet3d.imaging import Grid, write_nifti
+    from attunet3d.phantoms import make_phantom
 
     affine = np.diag([3.0, 3.0, 3.0, 1.0])
     affine[:3, 3] = -148.5
@@ -73,11 +72,9 @@ def prepare_scan(path: Path, classes: int) -> Callable[[], Any]:
     """The way of one scan from file to file, around a network that costs next to nothing."""
     import torch
 
-    from attunet3d.core.model_settings import PreprocessingConfig
-    from attunet3d.imaging.preprocessing import to_network_grid
-    from attunet3d.imaging.volume import Segmentation, read_volume
-    from attunet3d.inference.decision import decide
-    from attunet3d.inference.sliding_window import sliding_window
+    from attunet3d.core import PreprocessingConfig
+    from attunet3d.imaging import Segmentation, read_volume, to_network_grid
+    from attunet3d.inference import decide, sliding_window_slabs
 
     values = torch.linspace(-1.5, 1.5, classes).view(1, -1, 1, 1, 1)
     config = PreprocessingConfig(
@@ -92,7 +89,7 @@ def prepare_scan(path: Path, classes: int) -> Callable[[], Any]:
     def work() -> list[int]:
         volume = read_volume(path)
         image = to_network_grid(volume, config)
-        slabs = sliding_window(image.tensor, network, window=WINDOW)
+        slabs = sliding_window_slabs(image.tensor, network, window=WINDOW)
         array = decide(slabs, image.grid, volume.grid, list(labels))
         out = path.with_name(f"labels_{classes}.nii.gz")
         Segmentation(array, volume.grid, labels, volume.geometry).save(out)
@@ -130,9 +127,8 @@ def by_classes(folder: Path, small: bool, repeats: int) -> list[Point]:
 
 def write_phantoms(folder: Path, count: int) -> None:
     """`count` patients on 64×48×40 voxels of 5 mm: CASE.nii and CASE_label.nii."""
-    from attunet3d.imaging.geometry import Grid
-    from attunet3d.imaging.nifti import write_nifti
-    from attunet3d.phantoms.dataset import make_phantom
+    from attunet3d.imaging import Grid, write_nifti
+    from attunet3d.phantoms import make_phantom
 
     shape = (64, 48, 40)
     affine = np.diag([5.0, 5.0, 5.0, 1.0])
@@ -160,12 +156,9 @@ def prepare_items(folder: Path, count: int, items: int) -> Callable[[], Any]:
 
 
 def _patch_batches(folder: Path, count: int) -> Any:
-    from attunet3d.core.config import Config
-    from attunet3d.core.model_settings import PreprocessingConfig
-    from attunet3d.core.training_settings import TrainingConfig
-    from attunet3d.datasets.case import Case
-    from attunet3d.training.batches import PatchBatches
-    from attunet3d.training.cache import build_cache
+    from attunet3d.core import Config, PreprocessingConfig, TrainingConfig
+    from attunet3d.datasets import Case
+    from attunet3d.training import PatchBatches, build_cache
 
     names = [f"case{number:03}" for number in range(count)]
     cases = [
@@ -205,9 +198,8 @@ def write_model(path: Path) -> None:
     """A small network of random weights, saved as `train` saves one."""
     import torch
 
-    from attunet3d.core.config import Config
-    from attunet3d.models.attention_unet import AttentionUNet3D
-    from attunet3d.models.checkpoint import save_model
+    from attunet3d.core import Config
+    from attunet3d.models import AttentionUNet3D, save_model
 
     settings = (
         "network.channels=[4, 8, 16]",
@@ -237,7 +229,7 @@ def infer(model: Path, scans: Path, out: Path, count: int) -> tuple[float, float
 
 
 def by_scans(folder: Path, small: bool, repeats: int) -> list[Point]:
-    from attunet3d.phantoms.dataset import write_phantoms as write_data_set
+    from attunet3d.phantoms import write_phantoms as write_data_set
 
     counts = (1, 2) if small else SCANS
     model = folder / "model.safetensors"

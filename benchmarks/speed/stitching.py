@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attunet3d.imaging.geometry import Grid
-from attunet3d.inference.decision import decide
-from attunet3d.inference.sliding_window import sliding_window
+from attunet3d.imaging import Grid
+from attunet3d.inference import decide, sliding_window_slabs
 from benchmarks import measure
 
 FULL = (500, 512, 512)
@@ -65,7 +64,7 @@ def ours(
     grid = Grid(shape, np.eye(4))
 
     def work() -> str:
-        slabs = sliding_window(image, forward, window=window, overlap=OVERLAP)
+        slabs = sliding_window_slabs(image, forward, window=window, overlap=OVERLAP)
         labels = decide(slabs, grid, grid, range(classes))
         return keep(labels, answer)
 

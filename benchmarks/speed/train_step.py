@@ -33,7 +33,7 @@ SETTINGS = [
 
 
 def configuration(size: int, precision: str) -> Any:
-    from attunet3d.core.config import Config
+    from attunet3d.core import Config
 
     patch = f"training.patch_size=[{size},{size},{size}]"
     return Config().with_overrides([*SETTINGS, patch, f"training.precision={precision}"])
@@ -41,7 +41,7 @@ def configuration(size: int, precision: str) -> Any:
 
 def batch(size: int) -> Any:
     """Two noisy patches with a bright ball each."""
-    from attunet3d.training.batches import Batch
+    from attunet3d.training import Batch
 
     generator = torch.Generator().manual_seed(0)
     axis = torch.linspace(-1, 1, size)
@@ -52,7 +52,7 @@ def batch(size: int) -> Any:
 
 
 def ours(size: int, precision: str) -> Callable[[], list[float]]:
-    from attunet3d.training.step import TrainingStep
+    from attunet3d.training import TrainingStep
 
     torch.set_num_threads(2)
     step = TrainingStep(configuration(size, precision), 2, torch.device("cpu"))
@@ -67,9 +67,8 @@ def ours(size: int, precision: str) -> Callable[[], list[float]]:
 
 def peer(size: int) -> Callable[[], list[float]]:
     from attunet3d.core import machine
-    from attunet3d.models.attention_unet import AttentionUNet3D
-    from attunet3d.training.loss import build_loss
-    from attunet3d.training.optimisation import build_optimiser
+    from attunet3d.models import AttentionUNet3D
+    from attunet3d.training import build_loss, build_optimiser
 
     torch.set_num_threads(2)
     config = configuration(size, "float32")

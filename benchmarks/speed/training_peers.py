@@ -20,9 +20,8 @@ Item = tuple[Any, Any]  # image and label, (2, 1, X, Y, Z)
 
 def write_cases(folder: Path, count: int, shape: tuple[int, int, int]) -> None:
     """`count` scans and labels, of two patients in turn: CASE.nii and CASE_label.nii."""
-    from attunet3d.imaging.geometry import Grid
-    from attunet3d.imaging.nifti import write_nifti
-    from attunet3d.phantoms.dataset import make_phantom
+    from attunet3d.imaging import Grid, write_nifti
+    from attunet3d.phantoms import make_phantom
 
     affine = np.diag([*SPACING, 1.0])
     affine[:3, 3] = -(np.array(shape) - 1) / 2
@@ -42,12 +41,9 @@ def _pairs(folder: Path, count: int) -> list[tuple[str, Path, Path]]:
 
 
 def prepared_batches(cases: Cases, workers: int) -> Any:
-    from attunet3d.core.config import Config
-    from attunet3d.core.model_settings import PreprocessingConfig
-    from attunet3d.core.training_settings import TrainingConfig
-    from attunet3d.datasets.case import Case
-    from attunet3d.training.batches import PatchBatches
-    from attunet3d.training.cache import build_cache
+    from attunet3d.core import Config, PreprocessingConfig, TrainingConfig
+    from attunet3d.datasets import Case
+    from attunet3d.training import PatchBatches, build_cache
 
     folder, count, edge = cases
     config = Config(
@@ -74,7 +70,7 @@ def _monai_random(edge: int, *, indices: bool) -> list[Any]:
     """The random part, with the probabilities of our `AugmentationConfig`."""
     from monai import transforms as T
 
-    from attunet3d.core.training_settings import AugmentationConfig
+    from attunet3d.core import AugmentationConfig
 
     ours, both = AugmentationConfig(), ("image", "label")
     keys = {f"{at}_indices_key": f"label_{at}_indices" for at in ("fg", "bg")} if indices else {}
@@ -197,7 +193,7 @@ def _same_probabilities(edge: int) -> Any:
     from batchgeneratorsv2.transforms.utils.random import RandomTransform
     from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 
-    from attunet3d.core.training_settings import AugmentationConfig
+    from attunet3d.core import AugmentationConfig
 
     ours = AugmentationConfig()
     once = {"synchronize_channels": True, "p_per_channel": 1}

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from attunet3d.core import strict_json
 from attunet3d.core.errors import UserError
+from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
-from attunet3d.datasets.manifest import Case, Manifest, ManifestError
+from attunet3d.datasets.manifest import Manifest, ManifestError
 
 LABELS = {"0": "background", "1": "pancreas"}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 
 from attunet3d.inference import stitching as module
-from attunet3d.inference.sliding_window import Slab, Stitching, sliding_window, whole_volume
+from attunet3d.inference.sliding_window import Slab, Stitching, sliding_window_slabs, whole_volume
 from attunet3d.inference.windows import FLOOR, axis_weights, inverse_sum, pad, window_starts
 
 
@@ -118,7 +118,7 @@ def test_padding_is_the_minimum_and_lies_on_both_sides():
 def test_identity_gives_the_image_back(shape, window, overlap, batch, weights):
     image = noise(3, *shape)
     options = Stitching(weights=weights)
-    slabs = sliding_window(
+    slabs = sliding_window_slabs(
         image, identity, window=window, overlap=overlap, window_batch=batch, stitching=options
     )
     torch.testing.assert_close(joined(slabs), image, rtol=1e-5, atol=1e-5)
@@ -130,13 +130,15 @@ def test_any_memory_order_of_the_image_will_do(order):
     stored = noise(1, *(sorted((12, 17, 14))[axis] for axis in order))
     back = [1 + order.index(axis) for axis in range(3)]
     image = stored.permute(0, *back)
-    slabs = sliding_window(image, lambda x: 2 * x, window=(6, 6, 6))
+    slabs = sliding_window_slabs(image, lambda x: 2 * x, window=(6, 6, 6))
     torch.testing.assert_close(joined(slabs), 2 * image)
 
 
 def test_constant_in_constant_out():
     image = torch.full((1, 20, 21, 22), 3.25)
-    result = joined(sliding_window(image, lambda x: x.repeat(1, 5, 1, 1, 1), window=(9, 9, 9)))
+    result = joined(
+        sliding_window_slabs(image, lambda x: x.repeat(1, 5, 1, 1, 1), window=(9, 9, 9))
+    )
     torch.testing.assert_close(result, torch.full((5, 20, 21, 22), 3.25), rtol=1e-6, atol=0)
 
 
@@ -146,9 +148,9 @@ def test_two_classes_come_as_their_margin_unless_both_are_wanted():
     def network(x):
         return torch.cat([x, 3 * x], 1)
 
-    margin = joined(sliding_window(image, network, window=(4, 4, 4)))
+    margin = joined(sliding_window_slabs(image, network, window=(4, 4, 4)))
     both = Stitching(all_channels=True)
-    logits = joined(sliding_window(image, network, window=(4, 4, 4), stitching=both))
+    logits = joined(sliding_window_slabs(image, network, window=(4, 4, 4), stitching=both))
     torch.testing.assert_close(margin, 2 * image)
     torch.testing.assert_close(logits, torch.cat([image, 3 * image]))
 
@@ -160,7 +162,7 @@ def test_agrees_with_monai_on_the_same_windows(weights):
     image = noise(1, 24, 32, 40)  # 16 and a step of 8 divide these: both place windows alike
     options = Stitching(weights=weights)
     ours = joined(
-        sliding_window(image, network, window=(16, 16, 16), overlap=0.5, stitching=options)
+        sliding_window_slabs(image, network, window=(16, 16, 16), overlap=0.5, stitching=options)
     )
     window_weights = outer([axis_weights(16, weights)] * 3)
     with torch.no_grad():
@@ -177,7 +179,7 @@ def test_predictors_output_is_only_read():
         kept.append((x.clone(), x))
         return x
 
-    list(sliding_window(noise(1, 12, 12, 12), network, window=(8, 8, 8)))
+    list(sliding_window_slabs(noise(1, 12, 12, 12), network, window=(8, 8, 8)))
     assert all(torch.equal(copy, given) for copy, given in kept)
     assert len(kept) == 8
 
@@ -187,10 +189,10 @@ def test_sums_of_many_classes_are_float16_and_label_as_float32_does(monkeypatch)
     network = torch.nn.Conv3d(1, 14, 7, padding=3)  # sees the windows' borders
     image, notes = noise(1, 60, 52, 44), []
     options = Stitching(note=notes.append)
-    exact = joined(sliding_window(image, network, window=(24, 24, 16), stitching=options))
+    exact = joined(sliding_window_slabs(image, network, window=(24, 24, 16), stitching=options))
     assert notes == []
     monkeypatch.setattr(module, "MOST_BYTES", 1_000_000)
-    half = joined(sliding_window(image, network, window=(24, 24, 16), stitching=options))
+    half = joined(sliding_window_slabs(image, network, window=(24, 24, 16), stitching=options))
     assert notes == ["sums of 14 classes need 0.0 GB in float32: float16"]
     assert half.dtype == torch.float32
     torch.testing.assert_close(half - half[:1], exact - exact[:1], rtol=0, atol=1e-2)
@@ -205,7 +207,7 @@ def test_float16_tells_classes_apart_that_are_both_far_above_background(monkeypa
         return torch.cat([0 * x - 500, 500 + x, 500 - x], 1)
 
     monkeypatch.setattr(module, "MOST_BYTES", 0)
-    half = joined(sliding_window(image, network, window=(12, 12, 12)))
+    half = joined(sliding_window_slabs(image, network, window=(12, 12, 12)))
     assert torch.equal(half.argmax(0), 2 - (image[0] > 0).long())
 
 
@@ -215,7 +217,7 @@ def test_float16_sums_neither_overflow_nor_vanish(monkeypatch, weights):
     image = torch.full((1, 20, 20, 20), 1e4)
     scales = torch.tensor([0.0, -2.0, -6.0, -1e-6]).reshape(-1, 1, 1, 1)
     options = Stitching(weights=weights)
-    slabs = sliding_window(
+    slabs = sliding_window_slabs(
         image, lambda x: x * scales, window=(8, 8, 8), overlap=0.75, stitching=options
     )
     torch.testing.assert_close(joined(slabs), image * scales, rtol=1e-2, atol=2e-6)
@@ -226,7 +228,7 @@ def test_two_classes_of_a_wide_volume_stay_a_margin_in_float32(monkeypatch, most
     monkeypatch.setattr(module, "MOST_BYTES", most)
     both, notes = noise(2, 10, 9, 12), []
     options = Stitching(note=notes.append)
-    margin = joined(sliding_window(both, identity, window=(6, 6, 6), stitching=options))
+    margin = joined(sliding_window_slabs(both, identity, window=(6, 6, 6), stitching=options))
     torch.testing.assert_close(margin, both[1:] - both[:1])
     assert notes == []
 
@@ -235,13 +237,13 @@ def test_channels_that_are_all_wanted_are_summed_in_float32(monkeypatch):
     monkeypatch.setattr(module, "MOST_BYTES", 0)
     image = 20 * noise(4, 20, 20, 20)
     every = Stitching(all_channels=True)
-    result = joined(sliding_window(image, identity, window=(8, 8, 8), stitching=every))
+    result = joined(sliding_window_slabs(image, identity, window=(8, 8, 8), stitching=every))
     torch.testing.assert_close(result, image, rtol=1e-5, atol=1e-5)
 
 
 def test_no_graph_is_kept_and_callers_grad_mode_is_left_alone():
     network = torch.nn.Conv3d(1, 1, 1)
-    for slab in sliding_window(noise(1, 8, 8, 8), network, window=(4, 4, 4)):
+    for slab in sliding_window_slabs(noise(1, 8, 8, 8), network, window=(4, 4, 4)):
         assert not slab.logits.requires_grad
         assert torch.is_grad_enabled()
 
@@ -249,12 +251,12 @@ def test_no_graph_is_kept_and_callers_grad_mode_is_left_alone():
 def test_memory_is_that_of_one_row_of_windows():
     code = """
 import resource, torch
-from attunet3d.inference.sliding_window import sliding_window
+from attunet3d.inference.sliding_window import sliding_window_slabs
 def peak_mb(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 image = torch.ones(1, 256, 256, 700)
-list(sliding_window(image[..., :40], lambda x: x, window=(64, 64, 32)))
+list(sliding_window_slabs(image[..., :40], lambda x: x, window=(64, 64, 32)))
 before = peak_mb()
-for slab in sliding_window(image, lambda x: x, window=(64, 64, 32)): pass
+for slab in sliding_window_slabs(image, lambda x: x, window=(64, 64, 32)): pass
 print(peak_mb() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -283,7 +285,7 @@ def test_whole_volume_and_windows_agree_where_the_field_of_view_is_one_voxel():
     image = noise(1, 40, 24, 56)
     torch.manual_seed(1)
     network = torch.nn.Conv3d(1, 4, 1).eval()
-    windows = joined(sliding_window(image, network, window=(16, 16, 16)))
+    windows = joined(sliding_window_slabs(image, network, window=(16, 16, 16)))
     whole = joined(whole_volume(image, network, divisor=(8, 8, 8)))
     torch.testing.assert_close(windows, whole, rtol=1e-5, atol=1e-5)
 
@@ -310,7 +312,7 @@ class Failing:
 
 def test_out_of_memory_goes_on_with_single_windows_and_repeats_none():
     image, notes, network = noise(1, 16, 16, 16), [], Failing({2})
-    slabs = sliding_window(
+    slabs = sliding_window_slabs(
         image,
         network,
         window=(8, 8, 8),
@@ -324,14 +326,14 @@ def test_out_of_memory_goes_on_with_single_windows_and_repeats_none():
 
 def test_out_of_memory_with_nothing_left_to_give_is_raised():
     with pytest.raises(torch.OutOfMemoryError):
-        list(sliding_window(noise(1, 8, 8, 8), Failing({3}), window=(4, 4, 4)))
+        list(sliding_window_slabs(noise(1, 8, 8, 8), Failing({3}), window=(4, 4, 4)))
 
 
 def test_memory_running_out_inside_cudnn_is_taken_for_what_it_is():
     network = Failing({1})
     network.error = RuntimeError("GET was unable to find an engine to execute this computation")
     image = noise(1, 8, 8, 8)
-    slabs = sliding_window(image, network, window=(4, 4, 4), window_batch=2)
+    slabs = sliding_window_slabs(image, network, window=(4, 4, 4), window_batch=2)
     torch.testing.assert_close(joined(slabs), 2 * image, rtol=1e-5, atol=1e-5)
     assert set(network.batches) == {1}
 
@@ -341,14 +343,14 @@ def test_other_errors_are_not_taken_for_memory():
         raise RuntimeError("shape mismatch")
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        list(sliding_window(noise(1, 8, 8, 8), broken, window=(4, 4, 4), window_batch=2))
+        list(sliding_window_slabs(noise(1, 8, 8, 8), broken, window=(4, 4, 4), window_batch=2))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_out_of_memory_on_cuda_ends_in_the_cpus_memory():
     image, notes, network = noise(1, 16, 16, 16).cuda(), [], Failing({2, 5})
-    slabs = sliding_window(
+    slabs = sliding_window_slabs(
         image, network, window=(8, 8, 8), window_batch=4, stitching=Stitching(note=notes.append)
     )
     result = joined(slabs)

@@ -14,12 +14,17 @@ from hypothesis import strategies as st
 from attunet3d.core import presets
 from attunet3d.core.config import Config
 from attunet3d.core.model_settings import NetworkConfig
-from attunet3d.datasets.fingerprint import CaseFacts, Fingerprint, FingerprintError
-from attunet3d.datasets.manifest import Case
+from attunet3d.datasets.case import Case
+from attunet3d.datasets.fingerprint import (
+    CaseFacts,
+    Fingerprint,
+    FingerprintError,
+    measure_fingerprint,
+)
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.memory import bytes_a_voxel, weight_bytes
 from attunet3d.training import plan
-from attunet3d.training.plan import PlanError, fingerprint, make_plan
+from attunet3d.training.plan import PlanError, make_plan
 
 GB = 10**9
 
@@ -83,7 +88,7 @@ def test_fingerprint_counts_what_is_there(tmp_path):
         save_case(tmp_path, "b", (2, 2, 5), 90, "SPL"),
         save_case(tmp_path, "c", (1, 1, 4), 130, "LPS"),
     ]
-    found = fingerprint(cases, workers=1)
+    found = measure_fingerprint(cases, workers=1)
     assert [case.case_id for case in found.cases] == ["a", "b", "c"]
     assert found.cases[1].spacing_mm == pytest.approx((2, 2, 5))
     assert found.cases[1].extent_mm == pytest.approx((80, 72, 120))
@@ -104,20 +109,20 @@ def test_fingerprint_reads_labels_as_the_manifest_says(tmp_path):
     case = save_case(tmp_path, "a", (2, 2, 3), 50)
     label = nib.load(case.label)
     nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[:, ::-1], label.affine), case.label)
-    assert fingerprint([replace(case, label_flip="j")], 1).hu_quantiles[0] == 50
-    assert fingerprint([case], 1).hu_quantiles[0] != 50
+    assert measure_fingerprint([replace(case, label_flip="j")], 1).hu_quantiles[0] == 50
+    assert measure_fingerprint([case], 1).hu_quantiles[0] != 50
 
 
 def test_fingerprint_of_nothing_is_refused(tmp_path):
     with pytest.raises(FingerprintError, match="nothing is labelled"):
-        fingerprint([])
+        measure_fingerprint([])
     case = save_case(tmp_path, "a", (2, 2, 3), 50)
     nib.save(nib.Nifti1Image(np.zeros((40, 36, 24), np.uint8), np.eye(4)), case.label)
     with pytest.raises(FingerprintError, match="nothing is labelled"):
-        fingerprint([case])
+        measure_fingerprint([case])
     nib.save(nib.Nifti1Image(np.ones((40, 36, 23), np.uint8), np.eye(4)), case.label)
     with pytest.raises(FingerprintError, match=r"case a: its label has shape \(40, 36, 23\)"):
-        fingerprint([case])
+        measure_fingerprint([case])
 
 
 def test_window_mean_and_deviation():

@@ -1,0 +1,9 @@
+from . import listing as listing
+from . import nnunet_splits as nnunet_splits
+from . import pair_check as pair_check
+from .case import Case as Case
+from .case_files import read_case_label as read_case_label
+from .case_files import read_image as read_image
+from .fingerprint import Fingerprint as Fingerprint
+from .fingerprint import measure_fingerprint as measure_fingerprint
+from .manifest import Manifest as Manifest

@@ -1,0 +1,12 @@
+from . import checkpoint as checkpoint
+from . import conversion as conversion
+from . import fast_network as fast_network
+from . import memory_layout as memory_layout
+from .attention_unet import AttentionUNet3D as AttentionUNet3D
+from .checkpoint import Checkpoint as Checkpoint
+from .checkpoint import load_model as load_model
+from .checkpoint import load_state as load_state
+from .checkpoint import save_model as save_model
+from .gate import GridAttentionGate as GridAttentionGate
+from .memory import bytes_a_voxel as bytes_a_voxel
+from .memory import weight_bytes as weight_bytes

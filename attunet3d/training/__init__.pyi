@@ -1,0 +1,14 @@
+from . import loss as loss
+from . import run_folder as run_folder
+from .batches import Batch as Batch
+from .batches import PatchBatches as PatchBatches
+from .cache import build_cache as build_cache
+from .cached_case import ARRAYS as ARRAYS
+from .cached_case import CacheError as CacheError
+from .cached_case import load_case as load_case
+from .loss import build_loss as build_loss
+from .optimisation import build_optimiser as build_optimiser
+from .run_log import read_rows as read_rows
+from .step import TrainingStep as TrainingStep
+from .trainer import Trainer as Trainer
+from .trainer import TrainingData as TrainingData
