@@ -7,7 +7,7 @@ from files that others wrote, so both are held to what Linux, macOS and Windows 
 import unicodedata
 from pathlib import Path, PurePosixPath
 
-from attunet3d.core.errors import UserError
+from attunet3d.core.errors import DataError
 
 NIFTI_ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
 OTHER_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
@@ -21,15 +21,11 @@ _DEVICES = {"con", "prn", "aux", "nul"} | {
 _OUR_FILES = {"failures", "summary", "scores"}  # of an output folder
 
 
-class CaseNameError(UserError):
-    """A case id that is no plain file name, or a path that leaves the manifest's root."""
-
-
 def check_id(case_id: object) -> str:
     """Return `case_id` if it can name a file everywhere.
 
     Raises:
-        CaseNameError: It cannot.
+        DataError: It cannot.
 
     Example:
         >>> check_id("pancreas_001")
@@ -37,19 +33,19 @@ def check_id(case_id: object) -> str:
         >>> check_id("../pancreas_001")
         Traceback (most recent call last):
         ...
-        attunet3d.core.case_names.CaseNameError: id '../pancreas_001': must be a plain file name ...
+        attunet3d.core.errors.DataError: id '../pancreas_001': must be a plain file name ...
     """
     if not isinstance(case_id, str) or not _is_plain(case_id):
-        raise CaseNameError(
+        raise DataError(
             f"id {_shown(case_id)}: must be a plain file name without control characters, slashes"
             ' or any of : * ? " < > | and without a dot or space at its ends; rename the case'
         )
     if len(case_id.encode()) > NAME_BYTES:
-        raise CaseNameError(
+        raise DataError(
             f"id {_shown(case_id)}: must be at most {NAME_BYTES} bytes long; rename the case"
         )
     if _is_reserved(case_id) or case_id.lower() in _OUR_FILES:
-        raise CaseNameError(
+        raise DataError(
             f"id {case_id!r}: is a name that systems or output folders keep for themselves;"
             " rename the case"
         )
@@ -77,31 +73,31 @@ def inside(root: Path, relative: object) -> Path:
         relative: A path as a manifest holds it, with forward slashes.
 
     Raises:
-        CaseNameError: It is no plain relative path, or leads out of `root`.
+        DataError: It is no plain relative path, or leads out of `root`.
 
     Example:
         >>> inside(Path("/data"), "./imagesTr/a.nii.gz").as_posix()
         '/data/imagesTr/a.nii.gz'
     """
     if not isinstance(relative, str) or not relative.isprintable():
-        raise CaseNameError(f"path {_shown(relative)}: must be text without control characters")
+        raise DataError(f"path {_shown(relative)}: must be text without control characters")
     parts = PurePosixPath(relative).parts
     if not parts or len(relative.encode()) > PATH_BYTES:
-        raise CaseNameError(f"path {_shown(relative)}: is empty or too long; name a file")
+        raise DataError(f"path {_shown(relative)}: is empty or too long; name a file")
     if parts[0] == "/" or ".." in parts or "\\" in relative or relative[1:2] == ":":
-        raise CaseNameError(
+        raise DataError(
             f"path {_shown(relative)}: must be relative to the root, with forward slashes and"
             " without '..'; give another root"
         )
     if any(_is_reserved(part) or len(part.encode()) > 255 for part in parts):
-        raise CaseNameError(f"path {_shown(relative)}: no file can have this name; rename it")
+        raise DataError(f"path {_shown(relative)}: no file can have this name; rename it")
     try:
         base = root.resolve()
         path = base.joinpath(*parts).resolve()
     except (OSError, RuntimeError, ValueError):  # a ring of links
-        raise CaseNameError(f"path {relative!r}: leads nowhere; mend the link") from None
+        raise DataError(f"path {relative!r}: leads nowhere; mend the link") from None
     if not path.is_relative_to(base):
-        raise CaseNameError(
+        raise DataError(
             f"path {relative!r}: is a link that leads out of the root {base}; copy the file or"
             " give a root that holds both"
         )

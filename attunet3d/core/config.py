@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d.core import whole_file
+from attunet3d.core.errors import SettingsError
 from attunet3d.core.model_settings import InferenceConfig, NetworkConfig, PreprocessingConfig
 from attunet3d.core.strict_text import read_text
 from attunet3d.core.strict_yaml import parse_yaml
 from attunet3d.core.training_settings import AugmentationConfig, TrainingConfig
-from attunet3d.core.typed_values import ConfigError, Size, build, unknown
+from attunet3d.core.typed_values import build, unknown
+from attunet3d.core.types import Size
 
 MOST_BYTES = 100_000  # of a file of settings; a whole configuration takes 3,000
 
@@ -48,7 +50,7 @@ class Config:
         """Build a configuration from plain values; what is missing keeps its default.
 
         Raises:
-            ConfigError: A name is unknown, or a value is of the wrong type or out of range.
+            SettingsError: A name is unknown, or a value is of the wrong type or out of range.
         """
         config: Config = build(cls, values)
         return config
@@ -58,19 +60,19 @@ class Config:
         """Read a YAML or JSON file (no tags, no aliases, no expressions, no code).
 
         Raises:
-            ConfigError: The file is missing, no mapping of settings, or holds a wrong one.
+            SettingsError: The file is missing, no mapping of settings, or holds a wrong one.
         """
         try:
             values = parse_yaml(read_text(path, MOST_BYTES))
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)[:300]
-            raise ConfigError(f"{path}: no configuration can be read here ({reason})") from None
+            raise SettingsError(f"{path}: no configuration can be read here ({reason})") from None
         if not isinstance(values, Mapping):
-            raise ConfigError(f"{path}: must hold settings by name, got {type(values).__name__}")
+            raise SettingsError(f"{path}: must hold settings by name, got {type(values).__name__}")
         try:
             return cls.from_dict(values)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+        except SettingsError as error:
+            raise SettingsError(f"{path}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `from_dict` reads them."""
@@ -84,24 +86,24 @@ class Config:
         """Return this configuration with `section.name=value` applied, all together.
 
         Raises:
-            ConfigError: A setting is not `section.name=value`, unknown, or wrong.
+            SettingsError: A setting is not `section.name=value`, unknown, or wrong.
         """
         values = self.to_dict()
         for setting in settings:
             path, equals, text = setting.partition("=")
             section, dot, name = path.strip().partition(".")
             if not (equals and dot):
-                raise ConfigError(
+                raise SettingsError(
                     f"--set {setting}: write section.name=value, as training.steps=1000"
                 )
             if section not in values:
-                raise ConfigError(unknown(section, values))
+                raise SettingsError(unknown(section, values))
             if name not in values[section]:
-                raise ConfigError(unknown(name, values[section], f"{section}."))
+                raise SettingsError(unknown(name, values[section], f"{section}."))
             try:
                 values[section][name] = parse_yaml(text) if text.strip() else None
             except ValueError:
-                raise ConfigError(
+                raise SettingsError(
                     f"--set {setting}: write a number, a name or a list such as [1, 2, 3]"
                 ) from None
         return Config.from_dict(values)

@@ -1,20 +1,101 @@
-"""The one error that a user can cause; everything else is a bug of ours."""
+"""What a user can cause, as exceptions to catch by meaning; anything else raised is a bug.
+
+```
+UserError            the base of all: one line with the file, the value, the rule and the cure
+├── DataError        a scan, a label map, a manifest or a data set breaks a rule
+├── FileError        a file or folder cannot be read, or holds something else than it should
+├── SettingsError    a setting or an argument is out of range, or contradicts another
+├── ModelError       a checkpoint, its weights or a network do not fit
+├── DeviceError      a device is missing, or its memory is too small
+├── WriteError       a file cannot be written, or would replace somebody's work
+├── TrainingError    a run cannot begin, go on or end as asked
+└── DependencyError  an optional package is not installed
+```
+"""
+
+from pathlib import Path
+from typing import Self
 
 
 class UserError(ValueError):
-    """Something a user can cause and mend: a file, a value or a call that breaks a rule.
+    """An error that a user can cause and cure: a file, a value or a call that breaks a rule.
 
-    The message is one line with the file, the value, the rule and the cure. The command line
-    prints it without a traceback; each module defines its own subclass beside what raises it.
-    Control characters, which files from elsewhere may hold, are shown and not obeyed.
+    The text is one line, `PATH: RULE; CURE`, which the command line prints without a traceback.
+    Control characters, which files from elsewhere may hold, are escaped.
+
+    Args:
+        rule: What is wrong: the rule that was broken, and the value that breaks it.
+        path: The file or folder at fault, if there is one.
+        value: The value at fault, for programs that show it by themselves.
+        cure: What the user can do about it.
+
+    Attributes:
+        path: As given.
+        value: As given.
+        cure: As given.
 
     Example:
-        >>> str(UserError("scan.nii.gz: no such file; check the path"))
+        >>> error = UserError("no such file", path=Path("scan.nii.gz"), cure="check the path")
+        >>> str(error)
         'scan.nii.gz: no such file; check the path'
+        >>> error.cure
+        'check the path'
     """
 
-    def __init__(self, message: object) -> None:
-        line = " ".join(str(message).split())
+    def __init__(
+        self,
+        rule: object,
+        *,
+        path: Path | str | None = None,
+        value: object = None,
+        cure: str | None = None,
+    ) -> None:
+        self.path, self.value, self.cure = path, value, cure
+        text = f"{rule}" if path is None else f"{path}: {rule}"
+        line = " ".join((text if cure is None else f"{text}; {cure}").split())
         if not line.isprintable():
             line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
         super().__init__(line)
+
+    def within(self, place: object) -> Self:
+        """The same error with `place` at the start of its line, such as the case that it befell.
+
+        Example:
+            >>> str(DataError("has no voxel", cure="check it").within("case pancreas_001"))
+            'case pancreas_001: has no voxel; check it'
+        """
+        error = type(self)(f"{place}: {self}")
+        error.path, error.value, error.cure = self.path, self.value, self.cure
+        return error
+
+
+class DataError(UserError):
+    """A scan, a label map, a manifest or a data set breaks a rule."""
+
+
+class FileError(UserError):
+    """A file or folder cannot be read, or holds something else than it should."""
+
+
+class SettingsError(UserError):
+    """A setting or an argument is out of range, or contradicts another."""
+
+
+class ModelError(UserError):
+    """A checkpoint, its weights or a network do not fit."""
+
+
+class DeviceError(UserError):
+    """A device is missing, or its memory is too small."""
+
+
+class WriteError(UserError):
+    """A file cannot be written, or would replace somebody's work."""
+
+
+class TrainingError(UserError):
+    """A run cannot begin, go on or end as asked."""
+
+
+class DependencyError(UserError):
+    """An optional package is not installed."""

@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attunet3d.core.errors import UserError
+from attunet3d.core.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
-
-
-class DeviceError(UserError):
-    """The device asked for is not there."""
 
 
 def pick_device(name: str | None = None) -> "torch.device":

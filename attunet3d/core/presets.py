@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from attunet3d.core.config import Config
-from attunet3d.core.errors import UserError
+from attunet3d.core.errors import SettingsError
 from attunet3d.core.model_settings import InferenceConfig, NetworkConfig, PreprocessingConfig
 from attunet3d.core.training_settings import AugmentationConfig, TrainingConfig
 
@@ -18,10 +18,6 @@ from attunet3d.core.training_settings import AugmentationConfig, TrainingConfig
 # rate halved every 250. Here a step is an update of the weights.
 _STEPS_AN_EPOCH = 31
 _UNCHANGED_HU = (-1024.0, 3071.0)  # the range of 12-bit CT: nothing is clipped
-
-
-class PresetError(UserError):
-    """A configuration that is neither a preset nor a file."""
 
 
 def oktay2018() -> Config:
@@ -129,8 +125,8 @@ def find_config(name: str | Path) -> Config:
     """The preset of a name, or the configuration in a YAML or JSON file.
 
     Raises:
-        PresetError: There is neither.
-        ConfigError: The file holds a wrong setting.
+        SettingsError: There is neither.
+        SettingsError: The file holds a wrong setting.
 
     Example:
         >>> find_config("oktay2018").training.patch_size
@@ -142,7 +138,7 @@ def find_config(name: str | Path) -> Config:
         return Config.load(Path(name))
     close = difflib.get_close_matches(str(name), PRESETS, n=1)
     cure = f"did you mean {close[0]}?" if close else f"there are {', '.join(PRESETS)}"
-    raise PresetError(f"{name}: is neither a file nor a preset; {cure}")
+    raise SettingsError(f"{name}: is neither a file nor a preset; {cure}")
 
 
 def _no_augmentation() -> AugmentationConfig:

@@ -5,15 +5,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from attunet3d.core.errors import UserError
+from attunet3d.core.errors import FileError
 from attunet3d.core.strict_text import read_text
 
 MOST_BYTES = 32_000_000  # 100,000 cases with label, patient and checksums
 MOST_DEPTH = 64
-
-
-class JsonError(UserError):
-    """A file that is missing, too large, or no JSON."""
 
 
 def read_json(path: Path, most_bytes: int | None = None) -> Any:
@@ -24,7 +20,7 @@ def read_json(path: Path, most_bytes: int | None = None) -> Any:
         most_bytes: Larger ones are not read; None: 32 MB.
 
     Raises:
-        JsonError: The file cannot be read or is no such JSON.
+        FileError: The file cannot be read or is no such JSON.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -38,7 +34,7 @@ def read_json(path: Path, most_bytes: int | None = None) -> Any:
         return parse_json(read_text(path, MOST_BYTES if most_bytes is None else most_bytes))
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)[:200]
-        raise JsonError(f"{path}: no JSON can be read here ({reason})") from None
+        raise FileError(f"{path}: no JSON can be read here ({reason})") from None
 
 
 def parse_json(text: str | bytes) -> Any:

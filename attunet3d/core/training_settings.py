@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from attunet3d.core.typed_values import Size, Triple, require
+from attunet3d.core.typed_values import require
+from attunet3d.core.types import Size, Triple
 
 MOST_WORKERS = 64
 

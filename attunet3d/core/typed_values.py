@@ -10,30 +10,23 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from attunet3d.core.errors import UserError
-
-Triple = tuple[float, float, float]
-Size = tuple[int, int, int]
-
-
-class ConfigError(UserError):
-    """A setting is unknown, of the wrong type, or out of its range."""
+from attunet3d.core.errors import SettingsError
 
 
 def require(condition: bool, name: str, value: object, rule: str) -> None:
     """Refuse a setting that breaks its rule.
 
     Raises:
-        ConfigError: `condition` is false.
+        SettingsError: `condition` is false.
 
     Example:
         >>> require(False, "training.steps", -1, "positive")
         Traceback (most recent call last):
         ...
-        attunet3d.core.typed_values.ConfigError: training.steps must be positive, got -1
+        attunet3d.core.errors.SettingsError: training.steps must be positive, got -1
     """
     if not condition:
-        raise ConfigError(f"{name} must be {rule}, got {value!r:.200}")
+        raise SettingsError(f"{name} must be {rule}, got {value!r:.200}")
 
 
 def unknown(name: object, known: Iterable[str], prefix: str = "") -> str:
@@ -57,14 +50,14 @@ def build(cls: Any, values: object, prefix: str = "") -> Any:
         prefix: Put before the names in messages.
 
     Raises:
-        ConfigError: A name is unknown, or a value is of the wrong type or out of range.
+        SettingsError: A name is unknown, or a value is of the wrong type or out of range.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.')} must hold settings by name, got {values!r:.200}")
+        raise SettingsError(f"{prefix.rstrip('.')} must hold settings by name, got {values!r:.200}")
     hints = get_type_hints(cls)
     for name in values:
         if name not in hints:
-            raise ConfigError(unknown(name, hints, prefix))
+            raise SettingsError(unknown(name, hints, prefix))
     return cls(
         **{name: _convert(hints[name], value, prefix + name) for name, value in values.items()}
     )
@@ -101,7 +94,7 @@ def _convert_scalar(hint: type, value: Any, name: str) -> Any:
         try:
             value = float(value)
         except ValueError:
-            raise ConfigError(f"{name} must be a number, got {value!r:.200}") from None
+            raise SettingsError(f"{name} must be a number, got {value!r:.200}") from None
     number = isinstance(value, int | float) and not isinstance(value, bool)
     number = number and abs(value) < 1e300  # neither NaN nor infinite, nor an int beyond float
     if hint is float:

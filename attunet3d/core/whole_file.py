@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from attunet3d.core.errors import UserError
+from attunet3d.core.errors import WriteError
 
 try:
     import fcntl
@@ -20,10 +20,6 @@ except ImportError:  # Windows: nothing is locked, and nothing swept
 
 PREFIX, ENDING = ".writing-", ".tmp"
 COMPARED_BYTES = 1 << 22
-
-
-class WriteError(UserError):
-    """A file could not be written: a full disk, a read-only folder, a path that is not a folder."""
 
 
 def write_bytes(

@@ -5,13 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attunet3d.core import UserError, case_names
+from attunet3d.core import DataError, UserError, case_names
 
 MOST_CASES = 100_000  # of one list
-
-
-class ManifestError(UserError):
-    """A manifest that cannot be read or breaks a rule; the message names file and case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +34,7 @@ def parse_labels(values: object) -> dict[int, str]:
     """Label names by value, from `{"1": name}` or `{name: 1}`; 0 is the background.
 
     Raises:
-        ManifestError: A value is no whole number of 0 … 255, a name comes twice, or what is
+        DataError: A value is no whole number of 0 … 255, a name comes twice, or what is
             meant is not supported (regions, an ignored label).
 
     Example:
@@ -46,31 +42,31 @@ def parse_labels(values: object) -> dict[int, str]:
         {0: 'background', 1: 'pancreas'}
     """
     if not isinstance(values, Mapping) or not values:
-        raise ManifestError('labels must be names by value, as {"0": "background", "1": "liver"}')
+        raise DataError('labels must be names by value, as {"0": "background", "1": "liver"}')
     named: dict[int, str] = {}
     for key, item in values.items():
         value, name = (key, item) if isinstance(item, str) else (item, key)
         if isinstance(value, list):
-            raise ManifestError(
+            raise DataError(
                 f"label {name!r:.80}: is a region of several values, which is not supported; give"
                 " every voxel one label and every label one value"
             )
         number = _label_value(value, name)
         if number in named:
-            raise ManifestError(f"labels: value {number} has two names; keep one")
+            raise DataError(f"labels: value {number} has two names; keep one")
         if not case_names.is_name(name):
-            raise ManifestError(
+            raise DataError(
                 f"label {name!r:.80}: must be short text without control characters; rename it"
             )
         if name.strip().lower() == "ignore":
-            raise ManifestError(
+            raise DataError(
                 "label 'ignore': unlabelled voxels are not supported; leave these cases out or"
                 " label them whole"
             )
         named[number] = name
     named.setdefault(0, "background")
     if len(named) < 2 or len(set(named.values())) < len(named):
-        raise ManifestError("labels: there must be one besides the background, and no name twice")
+        raise DataError("labels: there must be one besides the background, and no name twice")
     return dict(sorted(named.items()))
 
 
@@ -78,11 +74,11 @@ def parse_modality(values: object) -> str:
     """The one channel's name, from "CT" or `{"0": "CT"}`.
 
     Raises:
-        ManifestError: There are several channels.
+        DataError: There are several channels.
     """
     names = list(values.values()) if isinstance(values, Mapping) else [values]
     if len(names) != 1 or not isinstance(names[0], str):
-        raise ManifestError(
+        raise DataError(
             f"modality {values!r:.80}: must be one channel, CT; several channels are not supported"
         )
     return names[0]
@@ -92,7 +88,7 @@ def _label_value(value: object, name: object) -> int:
     digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 3
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not (digits or whole) or not 0 <= int(str(value)) <= 255:
-        raise ManifestError(
+        raise DataError(
             f"label {name!r:.80}: value {str(value)[:80]!r} must be a whole number of 0 … 255"
         )
     return int(str(value))
@@ -107,21 +103,21 @@ def parse_cases(values: Mapping[str, Any], part: str, root: Path) -> Iterator[Ca
         root: What the paths are relative to.
 
     Raises:
-        ManifestError: An entry breaks a rule; the case is named.
+        DataError: An entry breaks a rule; the case is named.
     """
     entries = values.get(part, values.get("testing", []) if part == "test" else [])
     if not isinstance(entries, list) or len(entries) > MOST_CASES:
-        raise ManifestError(f"{part}: must be a list of cases, {MOST_CASES} at most")
+        raise DataError(f"{part}: must be a list of cases, {MOST_CASES} at most")
     for number, entry in enumerate(entries):
         entry = {"image": entry} if isinstance(entry, str) else entry
         if not isinstance(entry, Mapping):
-            raise ManifestError(f"{part}, entry {number}: must give id and image")
+            raise DataError(f"{part}, entry {number}: must give id and image")
         where = f"case {entry['id']!r:.80}" if "id" in entry else f"{part}, entry {number}"
         try:
             if not _is_junk(entry.get("image")):
                 yield _case(entry, root)
         except UserError as error:
-            raise ManifestError(f"{where}: {error}") from None
+            raise DataError(f"{where}: {error}") from None
 
 
 def case_values(case: Case, root: Path) -> dict[str, Any]:
@@ -138,19 +134,19 @@ def case_values(case: Case, root: Path) -> dict[str, Any]:
 def _case(entry: Mapping[str, Any], root: Path) -> Case:
     image, label = (_one_path(entry.get(key)) for key in ("image", "label"))
     if image is None:
-        raise ManifestError("has no image; name a file")
+        raise DataError("has no image; name a file")
     fold, group, checksums = entry.get("fold"), entry.get("group"), entry.get("sha256") or {}
     if fold is not None and (type(fold) is not int or not 0 <= fold < 1000):
-        raise ManifestError(f"fold {fold!r:.80}: must be a whole number from 0")
+        raise DataError(f"fold {fold!r:.80}: must be a whole number from 0")
     if not isinstance(group, int | None) and not case_names.is_name(group):
-        raise ManifestError(f"group {group!r:.80}: must be the patient's name or number")
+        raise DataError(f"group {group!r:.80}: must be the patient's name or number")
     flip = entry.get("label_flip")
     if flip not in (None, "", "i", "j", "k", "ij", "ik", "jk", "ijk"):
-        raise ManifestError(f"label_flip {flip!r:.80}: must be letters of 'ijk', in this order")
+        raise DataError(f"label_flip {flip!r:.80}: must be letters of 'ijk', in this order")
     if not isinstance(checksums, Mapping) or not all(
         isinstance(value, str) for value in checksums.values()
     ):
-        raise ManifestError('sha256: must be checksums by file, as {"image": "9f86…"}')
+        raise DataError('sha256: must be checksums by file, as {"image": "9f86…"}')
     given = entry.get("id")
     return Case(
         id=case_names.check_id(_derived_id(image, label) if given is None else given),
@@ -166,10 +162,10 @@ def _case(entry: Mapping[str, Any], root: Path) -> Case:
 def _one_path(value: object) -> str | None:
     if isinstance(value, list):
         if len(value) != 1:
-            raise ManifestError(f"has {len(value)} images; several channels are not supported")
+            raise DataError(f"has {len(value)} images; several channels are not supported")
         value = value[0]
     if value is not None and not isinstance(value, str):
-        raise ManifestError(f"path {str(value)[:80]!r}: must be text")
+        raise DataError(f"path {str(value)[:80]!r}: must be text")
     return value or None
 
 

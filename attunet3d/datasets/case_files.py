@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from attunet3d.datasets.case import Case, ManifestError
+from attunet3d.core import DataError
+from attunet3d.datasets.case import Case
 from attunet3d.imaging import Volume, read_label, read_volume
 
 
@@ -27,16 +28,16 @@ def read_case_label(case: Case, image: Volume) -> Volume:
         image: The scan; its grid is the label's where the header of the label does not count.
 
     Raises:
-        ManifestError: The case has no label, or the flip does not fit the scan.
+        DataError: The case has no label, or the flip does not fit the scan.
         UserError: The file is no label map.
     """
     if case.label is None:
-        raise ManifestError(f"case {case.id}: has no label")
+        raise DataError(f"case {case.id}: has no label")
     label = read_label(case.label)
     if case.label_flip is None:
         return label
     if label.array.shape != image.array.shape:
-        raise ManifestError(
+        raise DataError(
             f"case {case.id}: {case.label.name} has shape {label.array.shape}, its scan"
             f" {image.array.shape}; label_flip mends labels of the scan's shape only"
         )

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from attunet3d.core import Triple, UserError
+from attunet3d.core import DataError, Triple
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
 from attunet3d.imaging import Grid, body_box
@@ -20,10 +20,6 @@ from attunet3d.imaging import Grid, body_box
 SAMPLE = 10_000  # foreground voxels taken of each case, so that large organs do not outvote
 QUANTILES = 201  # 0, 0.5, 1, … 100 %
 MOST_WORKERS = 4  # each holds a scan and a label
-
-
-class FingerprintError(UserError):
-    """Training cases that tell nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +92,7 @@ def measure_fingerprint(
         ignored: The label value that stands for nothing known.
 
     Raises:
-        FingerprintError: There is no case, or nothing is labelled in any of them.
+        DataError: There is no case, or nothing is labelled in any of them.
         UserError: A file cannot be read.
     """
     workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
@@ -110,7 +106,7 @@ def measure_fingerprint(
             bar.update()
     samples = [hu for _, hu in measured if len(hu)]
     if not samples:
-        raise FingerprintError(
+        raise DataError(
             f"{len(cases)} training cases: nothing is labelled in any of them; check the manifest"
         )
     # Resampled to one length, so that every case weighs the same.
@@ -128,7 +124,7 @@ def _measure(case: Case, ignored: int | None) -> tuple[CaseFacts, npt.NDArray[np
     image = read_image(case)
     label = read_case_label(case, image)
     if label.array.shape != image.array.shape:
-        raise FingerprintError(
+        raise DataError(
             f"case {case.id}: its label has shape {label.array.shape}, its scan"
             f" {image.array.shape}; check the data set with attunet3d manifest"
         )

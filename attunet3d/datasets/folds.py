@@ -3,13 +3,9 @@
 import random
 from collections.abc import Mapping
 
-from attunet3d.core import UserError
+from attunet3d.core import DataError
 
 DEFAULT_FOLDS = 5
-
-
-class FoldError(UserError):
-    """More folds than patients, or none."""
 
 
 def deal(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, int]:
@@ -28,7 +24,7 @@ def deal(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, int]
         Fold (0 … count - 1) of each case, by id.
 
     Raises:
-        FoldError: There are fewer patients than folds, or fewer than two folds.
+        DataError: There are fewer patients than folds, or fewer than two folds.
 
     Example:
         >>> deal({"a1": "a", "a2": "a", "b": "b", "c": "c"}, 2)
@@ -38,7 +34,7 @@ def deal(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, int]
     for case_id in sorted(groups):
         members.setdefault(groups[case_id], []).append(case_id)
     if not 2 <= count <= len(members):
-        raise FoldError(
+        raise DataError(
             f"{count} folds: must be at least 2 and at most the number of patients,"
             f" {len(members)}; choose another number with --folds"
         )

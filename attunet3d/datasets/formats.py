@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from attunet3d.core import ENDINGS, UserError, read_json, stem
+from attunet3d.core import ENDINGS, DataError, UserError, read_json, stem
 from attunet3d.datasets import manifest
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.manifest import Manifest
@@ -40,10 +40,6 @@ LABEL_ENDINGS = ("", "_label", "_labels", "_seg", "_mask", "_segmentation", "-la
 Entry = dict[str, Any]
 
 
-class DataSetError(UserError):
-    """A folder that is no data set of a known layout, or uses what is not supported."""
-
-
 def read_data_set(folder: Path, names: Mapping[str, str] | None = None) -> Manifest:
     """List the cases of a folder, in no folds.
 
@@ -57,7 +53,7 @@ def read_data_set(folder: Path, names: Mapping[str, str] | None = None) -> Manif
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataSetError(f"{folder}: must be the folder of a data set; check the path")
+        raise DataError(f"{folder}: must be the folder of a data set; check the path")
     description = folder / "dataset.json"
     values = read_json(description) if description.is_file() else None
     try:
@@ -66,16 +62,16 @@ def read_data_set(folder: Path, names: Mapping[str, str] | None = None) -> Manif
         elif isinstance(values, dict) and {"channel_names", "file_ending"} & set(values):
             values = _nnunet(folder, values)
         if not isinstance(values, dict):
-            raise DataSetError("dataset.json must be an object with labels and lists of cases")
+            raise DataError("dataset.json must be an object with labels and lists of cases")
         values = {**values, "labels": names} if names else values
         if "labels" not in values and values.get("training"):
             listed = manifest.parse({**values, "labels": {"label": 1}}, folder)
             values = {**values, "labels": _found_labels(listed.training)}
         found = manifest.parse(values, folder, folder.resolve().name)
     except UserError as error:
-        raise DataSetError(f"{folder}: {error}") from None
+        raise DataError(f"{folder}: {error}") from None
     if not (found.training or found.validation or found.test):
-        raise DataSetError(f"{folder}: lists no case; check what lies in it")
+        raise DataError(f"{folder}: lists no case; check what lies in it")
     return found
 
 
@@ -87,7 +83,7 @@ def grouped(found: Manifest, pattern: str | None) -> Manifest:
         pattern: The first bracket's match, or the whole match, is the patient; None: no change.
 
     Raises:
-        DataSetError: The pattern is none, or an id does not match.
+        DataError: The pattern is none, or an id does not match.
 
     Example:
         >>> from attunet3d.datasets.case import Case
@@ -102,12 +98,12 @@ def grouped(found: Manifest, pattern: str | None) -> Manifest:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise DataSetError(f"--group {pattern}: is no regular expression ({error})") from None
+        raise DataError(f"--group {pattern}: is no regular expression ({error})") from None
 
     def with_group(case: Case) -> Case:
         match = expression.search(case.id)
         if match is None:
-            raise DataSetError(f"--group {pattern}: does not match case {case.id!r}; mend it")
+            raise DataError(f"--group {pattern}: does not match case {case.id!r}; mend it")
         return replace(case, group=match[1] if expression.groups else match[0])
 
     return found.changed(with_group)
@@ -117,7 +113,7 @@ def _nnunet(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest's values of an nnU-Net raw data set."""
     channels = values.get("channel_names", {"0": "CT"})
     if values.get("regions_class_order"):
-        raise DataSetError("regions_class_order: regions are not supported; one label a voxel")
+        raise DataError("regions_class_order: regions are not supported; one label a voxel")
     if isinstance(explicit := values.get("dataset"), Mapping):
         pairs = [_listed(case_id, entry) for case_id, entry in explicit.items()]
     else:
@@ -136,7 +132,7 @@ def _nnunet(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 def _listed(case_id: str, entry: object) -> Entry:
     """A case of the explicit list that newer nnU-Net files may hold."""
     if not isinstance(entry, Mapping) or "images" not in entry:
-        raise DataSetError(f"case {case_id!r}: must give images and label")
+        raise DataError(f"case {case_id!r}: must give images and label")
     return {"id": case_id, "image": entry["images"], "label": entry.get("label")}
 
 
@@ -156,7 +152,7 @@ def _folders(folder: Path) -> dict[str, Any]:
         return values
     image, label = _first(names, IMAGES), _first(names, LABELS)
     if image is None or label is None:
-        raise DataSetError(
+        raise DataError(
             "holds neither dataset.json nor a folder of scans (imagesTr, images, …) beside one of"
             " labels (labelsTr, labels, …); name them so"
         )
@@ -188,7 +184,7 @@ def _case_id(name: str, scans: Mapping[str, str], masks: Mapping[str, str]) -> s
         return name
     base, channel = match.groups()
     if channel != "0000" and f"{base}_0000" in scans and base in masks:
-        raise DataSetError(f"case {base!r}: has several channels, which are not supported")
+        raise DataError(f"case {base!r}: has several channels, which are not supported")
     return base if channel == "0000" and (base in masks or not masks) else name
 
 
@@ -199,7 +195,7 @@ def _stems(folder: Path) -> dict[str, str]:
         if path.name.startswith(".") or not (path.is_dir() or path.name.lower().endswith(ENDINGS)):
             continue
         if (other := found.setdefault(stem(path.name), path.name)) != path.name:
-            raise DataSetError(f"{folder.name}: {other} and {path.name} are one case; keep one")
+            raise DataError(f"{folder.name}: {other} and {path.name} are one case; keep one")
     return found
 
 
@@ -222,5 +218,5 @@ def _found_labels(cases: Sequence[Case]) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:
         found = sorted(set().union(*pool.map(values, [c.label for c in cases if c.label])) - {0})
     if not found:
-        raise DataSetError("no label holds a labelled voxel; name them with --label 1=NAME")
+        raise DataError("no label holds a labelled voxel; name them with --label 1=NAME")
     return {"0": "background"} | {str(value): f"label {value}" for value in found}

@@ -3,13 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from attunet3d.core import UserError
+from attunet3d.core import DataError
 from attunet3d.datasets import formats, manifest_template, nnunet_splits
 from attunet3d.datasets.manifest import Manifest
-
-
-class ListingError(UserError):
-    """A label's name that is none."""
 
 
 def build_manifest(data_dir: Path, folds: int | None = None, seed: int = 0) -> Manifest:
@@ -82,6 +78,6 @@ def _names(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         value, equals, name = text.partition("=")
         if not (equals and name.strip() and value.strip()) or value.strip() in named:
-            raise ListingError(f"--label {text}: must be VALUE=NAME, as 1=pancreas, once a value")
+            raise DataError(f"--label {text}: must be VALUE=NAME, as 1=pancreas, once a value")
         named[value.strip()] = name.strip()
     return named

@@ -21,19 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attunet3d.core import UserError, case_names, read_json, whole_file
+from attunet3d.core import DataError, UserError, case_names, read_json, whole_file
 from attunet3d.datasets import folds
-from attunet3d.datasets.case import (
-    Case,
-    ManifestError,
-    case_values,
-    parse_cases,
-    parse_labels,
-    parse_modality,
-)
+from attunet3d.datasets.case import Case, case_values, parse_cases, parse_labels, parse_modality
 
 HELD_OUT_FOLDS = 5  # without folds or a validation list, one patient in five is held out
-__all__ = ["Case", "Manifest", "ManifestError", "parse"]
+__all__ = ["Case", "DataError", "Manifest", "parse"]
 _LISTS = ("training", "validation", "test")
 
 
@@ -65,14 +58,14 @@ class Manifest:
             root: Folder that its paths are relative to, instead of the one the file gives.
 
         Raises:
-            ManifestError: No manifest, or one that breaks a rule; the case is named.
+            DataError: No manifest, or one that breaks a rule; the case is named.
         """
         path = Path(path)
         values = read_json(path)
         try:
             return parse(values, _root(path, values) if root is None else Path(root), path.stem)
         except UserError as error:
-            raise ManifestError(f"{path}: {error}") from None
+            raise DataError(f"{path}: {error}") from None
 
     def save(self, path: Path) -> None:
         """Write JSON that `load` reads, paths relative to the root, the root to the file.
@@ -115,7 +108,7 @@ class Manifest:
                 none to validate on.
 
         Raises:
-            ManifestError: There is no such fold, nothing to train on, or this is a template.
+            DataError: There is no such fold, nothing to train on, or this is a template.
         """
         self._refuse_template()
         known = sorted({case.fold for case in self.training if case.fold is not None})
@@ -125,7 +118,7 @@ class Manifest:
             return self._hold_out()
         number = known[0] if number is None else number
         if number not in known:
-            raise ManifestError(
+            raise DataError(
                 f"--fold {number}: manifest {self.name!r} has"
                 f" {'folds ' + ', '.join(map(str, known)) if known else 'no folds'}"
             )
@@ -139,7 +132,7 @@ class Manifest:
             fold: Whose validation cases; None: the test cases, or all when there are none.
 
         Raises:
-            ManifestError: There is no such fold, or this is a template.
+            DataError: There is no such fold, or this is a template.
         """
         self._refuse_template()
         if fold is not None:
@@ -167,7 +160,7 @@ class Manifest:
             seed: Of the shuffle.
 
         Raises:
-            FoldError: There are fewer patients than folds.
+            DataError: There are fewer patients than folds.
         """
         groups = {case.id: case.patient for case in self.training}
         patients = len(set(groups.values()))
@@ -179,14 +172,14 @@ class Manifest:
 
     def _refuse_template(self) -> None:
         if self.template:
-            raise ManifestError(
+            raise DataError(
                 f"manifest {self.name!r}: is a template; complete it first with attunet3d manifest"
                 " DATA_DIR --template FILE --out MANIFEST.json"
             )
 
     def _whole(self, cases: tuple[Case, ...]) -> tuple[Case, ...]:
         if not cases:
-            raise ManifestError(f"manifest {self.name!r}: leaves no case to train on")
+            raise DataError(f"manifest {self.name!r}: leaves no case to train on")
         return cases
 
     def _hold_out(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -209,12 +202,12 @@ def parse(values: object, root: Path, name: str = "") -> Manifest:
         name: Of the manifest, where the values give none.
 
     Raises:
-        ManifestError: A rule is broken; the case is named.
+        DataError: A rule is broken; the case is named.
     """
     if not isinstance(values, Mapping):
-        raise ManifestError("must be an object with labels and lists of cases")
+        raise DataError("must be an object with labels and lists of cases")
     if "channel_names" in values or "file_ending" in values:
-        raise ManifestError(
+        raise DataError(
             "is the dataset.json of nnU-Net; list its cases with attunet3d manifest DATA_DIR"
         )
     lists: dict[str, Any] = {key: tuple(parse_cases(values, key, root)) for key in _LISTS}
@@ -233,14 +226,14 @@ def parse(values: object, root: Path, name: str = "") -> Manifest:
 def _text(values: Mapping[str, Any], key: str) -> str:
     value = values.get(key) or ""
     if not isinstance(value, str | int | float):
-        raise ManifestError(f"{key} {value!r:.80}: must be text")
+        raise DataError(f"{key} {value!r:.80}: must be text")
     return str(value)
 
 
 def _root(path: Path, values: object) -> Path:
     given = values.get("root", ".") if isinstance(values, Mapping) else "."
     if not isinstance(given, str) or not given.isprintable():
-        raise ManifestError(f"root {str(given)[:80]!r}: must be the path of a folder")
+        raise DataError(f"root {str(given)[:80]!r}: must be the path of a folder")
     return path.resolve().parent / given
 
 
@@ -256,7 +249,7 @@ def _check_cases(manifest: Manifest) -> None:
             place = part if case.fold is None else f"fold {case.fold}"
             other, where = places.setdefault(case.patient, (case.id, place))
             if where != place:
-                raise ManifestError(
+                raise DataError(
                     f"case {case.id!r}: is in {place}, case {other!r} of the same patient"
                     f" {case.patient!r} in {where}; keep a patient's cases together"
                 )
@@ -264,5 +257,5 @@ def _check_cases(manifest: Manifest) -> None:
 
 def _claim(taken: dict[Any, str], key: object, case: Case, rule: str) -> None:
     if key in taken:
-        raise ManifestError(f"cases {taken[key]!r} and {case.id!r}: {rule}")
+        raise DataError(f"cases {taken[key]!r} and {case.id!r}: {rule}")
     taken[key] = case.id

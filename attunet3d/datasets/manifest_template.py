@@ -14,17 +14,13 @@ from fnmatch import translate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from attunet3d.core import UserError, case_names, read_json
+from attunet3d.core import DataError, case_names, read_json
 from attunet3d.datasets import formats
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.manifest import Manifest
 
 _PARTS = ("training", "validation", "test")
 _NAMED = 5  # missing files named in one message
-
-
-class TemplateError(UserError):
-    """A download that lacks what its template expects."""
 
 
 def complete(template: Path, folder: Path) -> Manifest:
@@ -35,15 +31,15 @@ def complete(template: Path, folder: Path) -> Manifest:
         folder: Where the download lies; the root of the manifest.
 
     Raises:
-        TemplateError: Files are missing, found twice, or not as many as expected.
+        DataError: Files are missing, found twice, or not as many as expected.
         UserError: The template cannot be read, or the folder is of no known layout.
     """
     template, folder = Path(template), Path(folder)
     plan = Manifest.load(template, root=folder)
     if not plan.template:
-        raise TemplateError(f'{template}: is no template ("template": true); train on it as it is')
+        raise DataError(f'{template}: is no template ("template": true); train on it as it is')
     if not folder.is_dir():
-        raise TemplateError(f"{folder}: must be the folder of the download; check the path")
+        raise DataError(f"{folder}: must be the folder of the download; check the path")
     if any(getattr(plan, part) for part in _PARTS):
         return _with_files(template, plan, folder)
     names = {str(value): name for value, name in plan.labels.items()}
@@ -72,7 +68,7 @@ def _with_files(template: Path, plan: Manifest, folder: Path) -> Manifest:
     found = plan.changed(with_files)
     if problems:
         more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-        raise TemplateError(
+        raise DataError(
             f"{folder}: {template.name} expects one match for each pattern, but"
             f" {', '.join(problems[:_NAMED])}{more}; fetch what is missing"
         )
@@ -102,7 +98,7 @@ def _require_numbers(template: Path, folder: Path, lists: Mapping[str, Sequence[
     expected = read_json(template).get("expected", {})
     for part, count in expected.items() if isinstance(expected, dict) else ():
         if part in lists and len(lists[part]) != count:
-            raise TemplateError(
+            raise DataError(
                 f"{folder}: lists {len(lists[part])} {part} cases, {template.name} expects"
                 f" {count}; fetch the whole data set, or leave --template out"
             )

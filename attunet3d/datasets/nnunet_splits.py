@@ -3,13 +3,9 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from attunet3d.core import UserError, read_json
+from attunet3d.core import DataError, read_json
 
 NAME = "splits_final.json"
-
-
-class SplitsError(UserError):
-    """Splits that do not fit the cases, or that folds cannot say."""
 
 
 def find_splits(folder: Path) -> Path | None:
@@ -35,27 +31,27 @@ def read_splits(path: Path, ids: Collection[str]) -> dict[str, int]:
         Fold by id; a case that validates in none is left out and always trains.
 
     Raises:
-        SplitsError: A case validates twice, a fold validates on none of the cases, or trains on
+        DataError: A case validates twice, a fold validates on none of the cases, or trains on
             others than all that do not validate in it.
     """
     splits = read_json(path)
     cure = "; deal other folds with --folds"
     if not isinstance(splits, list) or not all(map(_is_split, splits)) or not splits:
-        raise SplitsError(f'{path}: must be a list of {{"train": [ids], "val": [ids]}}{cure}')
+        raise DataError(f'{path}: must be a list of {{"train": [ids], "val": [ids]}}{cure}')
     folds: dict[str, int] = {}
     for number, split in enumerate(splits):
         validating = [case_id for case_id in split["val"] if case_id in ids]
         if not validating:
-            raise SplitsError(f"{path}: fold {number} validates on none of the cases{cure}")
+            raise DataError(f"{path}: fold {number} validates on none of the cases{cure}")
         for case_id in validating:
             if folds.setdefault(case_id, number) != number:
-                raise SplitsError(
+                raise DataError(
                     f"{path}: {case_id!r} validates in folds {folds[case_id]} and {number}{cure}"
                 )
     for number, split in enumerate(splits):
         rest = {case_id for case_id in ids if folds.get(case_id) != number}
         if odd := sorted((set(split["train"]) & set(ids)) ^ rest):
-            raise SplitsError(
+            raise DataError(
                 f"{path}: fold {number} must train on all that do not validate in it, which"
                 f" {odd[0]!r} contradicts{cure}"
             )

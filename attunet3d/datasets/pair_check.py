@@ -19,20 +19,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from attunet3d.core import UserError, whole_file
+from attunet3d.core import DataError, UserError, whole_file
 from attunet3d.datasets import label_fit
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
 from attunet3d.datasets.label_fit import TISSUE_HU
-from attunet3d.datasets.manifest import Manifest, ManifestError
+from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging import Volume, hounsfield_warnings, read_label
 
 MOST_WORKERS = 4  # each holds a scan and a label
 _PARTS = ("training", "validation", "test")
-
-
-class PairCheckError(UserError):
-    """A range of HU that is none, or a check that leaves no case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +60,7 @@ def check_pairs(
         All problems of all cases, in the manifest's order.
 
     Raises:
-        PairCheckError: `tissue_hu` is no range.
+        DataError: `tissue_hu` is no range.
     """
     low, high = _range(TISSUE_HU if tissue_hu is None else tissue_hu)
     workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
@@ -155,12 +151,12 @@ def without_failures(cases: Manifest, problems: Iterable[Problem]) -> Manifest:
     """The manifest without the cases that have a problem; warnings do not count.
 
     Raises:
-        PairCheckError: No case is left.
+        DataError: No case is left.
     """
     bad = {problem.case_id for problem in problems if not problem.warning}
     good = cases.changed(lambda case: None if case.id in bad else case)
     if not any(getattr(good, part) for part in _PARTS):
-        raise PairCheckError(f"manifest {cases.name!r}: no case is left; mend what is named above")
+        raise DataError(f"manifest {cases.name!r}: no case is left; mend what is named above")
     return good
 
 
@@ -200,19 +196,19 @@ def _check(
 def _range(tissue_hu: Sequence[float]) -> tuple[float, float]:
     if len(tissue_hu) != 2 or not tissue_hu[0] < tissue_hu[1]:
         given = " ".join(f"{value:g}" for value in tissue_hu)
-        raise PairCheckError(f"--tissue-hu {given}: must be the lowest and the highest HU")
+        raise DataError(f"--tissue-hu {given}: must be the lowest and the highest HU")
     return tissue_hu[0], tissue_hu[1]
 
 
 def _check_file(case: Case, which: str, path: Path) -> None:
     if not path.exists():
-        raise ManifestError(f"{path}: no such file; the case needs its {which}")
+        raise DataError(f"{path}: no such file; the case needs its {which}")
     expected = case.sha256.get(which)
     if expected and path.is_file():
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected.lower():
-            raise ManifestError(
+            raise DataError(
                 f"{path}: its SHA-256 begins with {found[:12]}, the manifest says"
                 f" {expected[:12]}; fetch the file again"
             )

@@ -4,23 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import uniform_filter1d
 
-from attunet3d.core import UserError
+from attunet3d.core import DataError, Floats
 
 CURVES = {"loss": "loss", "learning_rate": "learning rate", "dice_network_grid": "validation Dice"}
 INK, ACCENT = "#1f5f8b", "#ff9000"
 SMOOTHED = 0.04  # width of the moving mean over the loss, of the whole run
-
-Points = npt.NDArray[np.float64]
-
-
-class ChartError(UserError):
-    """Nothing to draw."""
 
 
 def plain(name: str) -> str:
@@ -42,12 +35,12 @@ def curves_figure(rows: Sequence[Mapping[str, str | float | None]]) -> Figure:
             value that is missing, blank or not finite is not drawn.
 
     Raises:
-        ChartError: There is no row with a step.
+        DataError: There is no row with a step.
     """
     curves = {name: _curve(rows, name) for name in CURVES}
     drawn = {name: points for name, points in curves.items() if len(points)}
     if not drawn:
-        raise ChartError("no curve to draw; metrics.csv has no row with a step and a value")
+        raise DataError("no curve to draw; metrics.csv has no row with a step and a value")
     figure = Figure(figsize=(7, 1.0 + 1.9 * len(drawn)), dpi=120, layout="constrained")
     panels = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, points) in zip(panels, drawn.items(), strict=True):
@@ -64,11 +57,11 @@ def box_plot(scores: Mapping[str, Mapping[str, Sequence[float]]], title: str = "
         title: The line above all.
 
     Raises:
-        ChartError: There is no metric or no label.
+        DataError: There is no metric or no label.
     """
     labels = list(next(iter(scores.values()), {}))
     if not labels:
-        raise ChartError("no scores to draw; no case was scored")
+        raise DataError("no scores to draw; no case was scored")
     size = 0.8 + 2.9 * len(scores), 1.3 + 0.38 * max(2, len(labels))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
@@ -81,7 +74,7 @@ def box_plot(scores: Mapping[str, Mapping[str, Sequence[float]]], title: str = "
     return figure
 
 
-def _curve(rows: Sequence[Mapping[str, str | float | None]], name: str) -> Points:
+def _curve(rows: Sequence[Mapping[str, str | float | None]], name: str) -> Floats:
     """Steps and finite values (n, 2) of one column."""
     pairs = [(_number(row.get("step")), _number(row.get(name))) for row in rows]
     points = np.array(pairs, dtype=np.float64).reshape(-1, 2)
@@ -95,7 +88,7 @@ def _number(value: Any) -> float:
         return float("nan")
 
 
-def _draw_curve(axes: Axes, name: str, points: Points) -> None:
+def _draw_curve(axes: Axes, name: str, points: Floats) -> None:
     steps, values = points.T
     axes.set_ylabel(CURVES[name])
     axes.grid(alpha=0.25)

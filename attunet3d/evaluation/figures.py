@@ -14,14 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from attunet3d.core import UserError, whole_file
+from attunet3d.core import Array, DataError, whole_file
 from attunet3d.evaluation import drawing, metrics, slices
 from attunet3d.evaluation.charts import box_plot, curves_figure, plain
 from attunet3d.evaluation.slices import Hung, Voxels
 
 __all__ = [
+    "DataError",
     "Example",
-    "ReportError",
     "box_plot",
     "curves_figure",
     "demo_figure",
@@ -35,10 +35,6 @@ WINDOW_HU = (-160.0, 240.0)  # soft tissue of the abdomen
 MARGIN_MM = 60.0  # of scan around the organ: enough to know where in the body one is
 BODY_MARGIN_MM = 5.0
 INCHES_PER_MM = 0.018
-
-
-class ReportError(UserError):
-    """Nothing to draw."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,7 +70,7 @@ def overlay_figure(
         window: What is drawn black and white, in the scan's units.
 
     Raises:
-        SliceError: The grids differ.
+        DataError: The grids differ.
     """
     given = {"reference": reference, "prediction": prediction}
     hung, masks = _hang(scan, {name: part for name, part in given.items() if part}, value)
@@ -119,11 +115,11 @@ def demo_figure(
         window: What is drawn black and white, in the scan's units.
 
     Raises:
-        ReportError: There is no example.
-        SliceError: The grids of an example differ.
+        DataError: There is no example.
+        DataError: The grids of an example differ.
     """
     if not examples:
-        raise ReportError("no example to draw; segment at least one scan")
+        raise DataError("no example to draw; segment at least one scan")
     columns = ["CT scan", f"right answer: {organ}", "network's answer"]
     columns += ["where its gates open"] if any(example.attention for example in examples) else []
     size = 3.0 * len(columns) + 0.3, 2.45 * len(examples) + 1.0
@@ -157,7 +153,7 @@ def _hang(scan: Voxels, maps: Mapping[str, Voxels], value: int) -> tuple[Hung, d
     return hung, dict(zip(maps, masks, strict=True))
 
 
-def _first_filled(masks: Mapping[str, Hung]) -> slices.Array:
+def _first_filled(masks: Mapping[str, Hung]) -> Array:
     arrays = [mask.array for mask in masks.values()]
     return next((array for array in arrays if array.any()), arrays[0])
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from attunet3d.core import UserError, machine, whole_file
+from attunet3d.core import DataError, WriteError, machine, whole_file
 from attunet3d.datasets import Case, Manifest, read_case_label, read_image
 from attunet3d.evaluation import figures, metrics
 from attunet3d.evaluation.metrics import LabelScore
@@ -30,10 +30,6 @@ from attunet3d.inference import results
 MOST_WORKERS = 4  # each holds two label maps
 GRID_TOLERANCE_MM = 1e-3
 PLOTTED = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "surface_dice": "surface Dice"}
-
-
-class EvaluationError(UserError):
-    """Predictions and references that cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +68,12 @@ def evaluate(
         UserError: A folder holds no label map, names disagree, or nothing can be written.
     """
     if not tolerance_mm >= 0:
-        raise EvaluationError(f"tolerance {tolerance_mm} mm: must be 0 or more")
+        raise DataError(f"tolerance {tolerance_mm} mm: must be 0 or more")
     for folder in (predictions, reference):
         if out_dir.resolve() == folder.resolve():
-            raise EvaluationError(f"{out_dir}: holds what is evaluated; choose another folder")
+            raise DataError(f"{out_dir}: holds what is evaluated; choose another folder")
     if not predictions.is_dir():
-        raise EvaluationError(f"{predictions}: must be a folder of label maps")
+        raise DataError(f"{predictions}: must be a folder of label maps")
     references, names, cases = _references(reference, root, fold)
     named = _named_labels(predictions)
     _check_names(names, named)
@@ -107,13 +103,13 @@ def _references(
     """References by case; of a manifest also the labels' names and the cases."""
     if path.suffix.lower() != ".json":
         if fold is not None or root is not None:
-            raise EvaluationError(f"{path}: is no manifest; --fold and --root go with one")
+            raise DataError(f"{path}: is no manifest; --fold and --root go with one")
         return _by_id(find_scans(path)), {}, {}
     manifest = Manifest.load(path, root)
     cases = manifest.unseen(fold)
     labelled = _by_id([(case.id, case.label) for case in cases if case.label])
     if not labelled:
-        raise EvaluationError(
+        raise DataError(
             f"{path}: none of the cases to score has a label; --fold K scores those that fold K"
             " validates on"
         )
@@ -135,7 +131,7 @@ def _named_labels(predictions: Path) -> dict[int, str]:
         try:
             labels = results.read_sidecar(path)["labels"]
             here = {int(value): str(name) for value, name in labels.items() if int(value)}
-        except (results.ResultError, ValueError):
+        except (WriteError, ValueError):
             continue  # other programs' JSON
         _check_names(names, here)
         names |= here
@@ -145,7 +141,7 @@ def _named_labels(predictions: Path) -> dict[int, str]:
 def _check_names(names: Mapping[int, str], others: Mapping[int, str]) -> None:
     for value in sorted(set(names) & set(others)):
         if names[value].casefold() != others[value].casefold():
-            raise EvaluationError(
+            raise DataError(
                 f"label {value} is called {names[value]!r} and {others[value]!r}: one value must"
                 " mean one organ; name it alike (manifest --label VALUE=NAME), or renumber one"
             )
@@ -174,20 +170,20 @@ def _score_all(
 
 def _score_pair(pair: _Pair, tolerance_mm: float) -> dict[int, LabelScore]:
     if not pair.predictions:
-        raise EvaluationError("its prediction is missing; segment it or check the file names")
+        raise DataError("its prediction is missing; segment it or check the file names")
     for paths in (pair.predictions, pair.references):
         if len(paths) > 1:
             names = ", ".join(str(path) for path in paths)
-            raise EvaluationError(f"{names}: are of one name; remove all but one")
+            raise DataError(f"{names}: are of one name; remove all but one")
     prediction, reference = read_label(pair.predictions[0]), _read_reference(pair)
     here, there = prediction.grid, reference.grid
     if here.shape != there.shape:
-        raise EvaluationError(
+        raise DataError(
             f"{pair.predictions[0]}: has {here.shape} voxels, its reference {there.shape}; predict"
             " on the scan that the reference was drawn on"
         )
     if not here.matches(there, GRID_TOLERANCE_MM):
-        raise EvaluationError(
+        raise DataError(
             f"{pair.predictions[0]}: lies up to {here.distance_mm(there):.4g} mm from its reference"
             f" (at most {GRID_TOLERANCE_MM} mm); check which of the two headers is wrong"
         )

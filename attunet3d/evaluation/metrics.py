@@ -15,25 +15,16 @@ Distances do not exist in either case: NaN. `empty_prediction` and `empty_refere
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import KDTree
 
-from attunet3d.core import UserError
-from attunet3d.imaging import Box, Grid
+from attunet3d.core import Array, Box, DataError, Floats, Mask
+from attunet3d.imaging import Grid
 
 TOLERANCE_MM = 2.0  # about two readers' disagreement on a clear border, and the paper's voxel
-
-Mask = npt.NDArray[np.bool_]
-LabelMap = npt.NDArray[Any]
-Points = npt.NDArray[np.float64]
-
-
-class MetricError(UserError):
-    """Masks that are not on the grid they are scored on, or a tolerance that is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +50,7 @@ class LabelScore:
 
 
 def score(
-    prediction: LabelMap, reference: LabelMap, grid: Grid, tolerance_mm: float = TOLERANCE_MM
+    prediction: Array, reference: Array, grid: Grid, tolerance_mm: float = TOLERANCE_MM
 ) -> LabelScore:
     """Score one mask against its reference.
 
@@ -70,7 +61,7 @@ def score(
         tolerance_mm: Of surface Dice. Below the slice thickness a shift by one slice counts fully.
 
     Raises:
-        MetricError: A mask has not the grid's shape, or the tolerance is negative or NaN.
+        DataError: A mask has not the grid's shape, or the tolerance is negative or NaN.
 
     Example:
         >>> grid = Grid((1, 1, 8), np.diag([1.0, 1.0, 5.0, 1.0]))
@@ -85,8 +76,8 @@ def score(
 
 
 def score_labels(
-    prediction: LabelMap,
-    reference: LabelMap,
+    prediction: Array,
+    reference: Array,
     grid: Grid,
     values: Sequence[int] | None = None,
     tolerance_mm: float = TOLERANCE_MM,
@@ -101,15 +92,15 @@ def score_labels(
         tolerance_mm: As in `score`.
 
     Raises:
-        MetricError: As in `score`.
+        DataError: As in `score`.
     """
     if prediction.shape != grid.shape or reference.shape != grid.shape:
-        raise MetricError(
+        raise DataError(
             f"prediction {prediction.shape} and reference {reference.shape} must both have the"
             f" grid's shape {grid.shape}; resample one of them"
         )
     if not tolerance_mm >= 0:
-        raise MetricError(f"tolerance {tolerance_mm} mm: must be 0 or more")
+        raise DataError(f"tolerance {tolerance_mm} mm: must be 0 or more")
     boxes = label_boxes(prediction), label_boxes(reference)
     found = sorted({*boxes[0], *boxes[1]}) if values is None else values
     scores = {}
@@ -121,7 +112,7 @@ def score_labels(
     return scores
 
 
-def label_boxes(array: LabelMap) -> dict[int, Box]:
+def label_boxes(array: Array) -> dict[int, Box]:
     """The box of each label that occurs in a label map (I, J, K), background left out.
 
     Example:
@@ -134,7 +125,7 @@ def label_boxes(array: LabelMap) -> dict[int, Box]:
     }
 
 
-def dice(prediction: LabelMap, reference: LabelMap) -> float:
+def dice(prediction: Array, reference: Array) -> float:
     """Dice of two masks of one shape; 1 when both are empty.
 
     Example:
@@ -189,7 +180,7 @@ def _surface_scores(
     return float(hd95), float(every.mean()), near / len(every)
 
 
-def surface_points(mask: Mask, grid: Grid) -> Points:
+def surface_points(mask: Mask, grid: Grid) -> Floats:
     """World positions (n, 3), mm, of the voxels of a mask that have a face neighbour outside it.
 
     Example:
@@ -203,7 +194,7 @@ def surface_points(mask: Mask, grid: Grid) -> Points:
     return grid.to_world(np.argwhere(surface)[:, ::-1])
 
 
-def _nearest(points: Points, others: Points) -> npt.NDArray[np.float64]:
+def _nearest(points: Floats, others: Floats) -> npt.NDArray[np.float64]:
     """Distance (n,) in mm from each of `points` (n, 3) to the nearest of `others` (m, 3)."""
     # Voxel centres fill their box evenly: splitting at the middle is as good as at the median.
     distances: npt.NDArray[np.float64] = KDTree(others, leafsize=32, balanced_tree=False).query(

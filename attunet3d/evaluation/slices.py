@@ -7,24 +7,18 @@ true size in mm, so thick slices look as thick as they are.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import nibabel.orientations as orientations
 import numpy as np
-import numpy.typing as npt
 
-from attunet3d.core import UserError
-from attunet3d.imaging import Box, Grid
+from attunet3d.core import Array, Box, DataError
+from attunet3d.imaging import Grid
 
 HUNG = "LPI"  # the voxel axes of a hung scan: columns grow to the left, rows to posterior, inferior
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # hung voxel axis across the slice
 
-Array = npt.NDArray[Any]
 Point = tuple[int, int, int]
-
-
-class SliceError(UserError):
-    """Arrays that do not lie on one grid, or a plane that has no such name."""
 
 
 class Voxels(Protocol):
@@ -101,7 +95,7 @@ def hang(voxels: Voxels) -> Hung:
     """Turn a scan, a label map or an attention map the way it is looked at.
 
     Raises:
-        SliceError: The array has not its grid's shape.
+        DataError: The array has not its grid's shape.
 
     Example:
         >>> from types import SimpleNamespace
@@ -111,7 +105,7 @@ def hang(voxels: Voxels) -> Hung:
         ((5, 4), (0.0, 4.0, 5.0, 0.0))
     """
     if voxels.array.shape != voxels.grid.shape:
-        raise SliceError(f"array {voxels.array.shape}: must have the grid's {voxels.grid.shape}")
+        raise DataError(f"array {voxels.array.shape}: must have the grid's {voxels.grid.shape}")
     here = orientations.io_orientation(voxels.grid.affine)
     change = orientations.ornt_transform(here, orientations.axcodes2ornt(HUNG))
     array = orientations.apply_orientation(voxels.array, change)
@@ -122,11 +116,11 @@ def hang_together(scan: Voxels, *others: Voxels) -> list[Hung]:
     """`hang` several that lie on one grid.
 
     Raises:
-        SliceError: Their grids differ.
+        DataError: Their grids differ.
     """
     for other in others:
         if not scan.grid.matches(other.grid):
-            raise SliceError(
+            raise DataError(
                 f"scan and label map lie on different grids ({scan.grid.shape} and"
                 f" {other.grid.shape} voxels, or elsewhere in the patient); resample one of them"
             )

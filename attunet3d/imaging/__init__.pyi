@@ -5,7 +5,6 @@ from . import preprocessing as preprocessing
 from . import volume as volume
 from .components import extent as extent
 from .components import keep_largest_ as keep_largest_
-from .geometry import Box as Box
 from .geometry import Grid as Grid
 from .geometry import axis_map as axis_map
 from .hounsfield import hounsfield_warnings as hounsfield_warnings
@@ -21,7 +20,6 @@ from .resampling import BLOCK_VOXELS as BLOCK_VOXELS
 from .resampling import GPU_BLOCK_VOXELS as GPU_BLOCK_VOXELS
 from .resampling import Sampler as Sampler
 from .resampling import resample as resample
-from .taps import Range as Range
 from .volume import Segmentation as Segmentation
 from .volume import Volume as Volume
 from .volume import find_scans as find_scans

@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-Mask = npt.NDArray[np.bool_]
+from attunet3d.core import Mask
 
 
 def large_components(mask: Mask, share: float = 1.0) -> Mask:

@@ -10,16 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core import UserError
+from attunet3d.core import DataError
 from attunet3d.imaging import dicom_file, text_header
 from attunet3d.imaging.geometry import Grid
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 MOST_SLICES = 10_000
-
-
-class DicomError(UserError):
-    """A folder is no single, whole DICOM series, or an image file cannot be read."""
 
 
 def read_series(folder: Path, max_voxels: int) -> tuple[npt.NDArray[Any], Grid, list[str]]:
@@ -32,7 +28,7 @@ def read_series(folder: Path, max_voxels: int) -> tuple[npt.NDArray[Any], Grid, 
         Voxels (I, J, K) in HU, Fortran order, int16 where exact; their grid; warnings.
 
     Raises:
-        DicomError: No series, several, slices missing or doubled, or an image too large.
+        DataError: No series, several, slices missing or doubled, or an image too large.
     """
     import SimpleITK
 
@@ -41,19 +37,19 @@ def read_series(folder: Path, max_voxels: int) -> tuple[npt.NDArray[Any], Grid, 
     try:
         positions, spacing, direction, size = _slice_positions(names)
     except RuntimeError:  # its text quotes the file, tags and all
-        raise DicomError(f"{folder}: a DICOM file cannot be read; copy the series again") from None
+        raise DataError(f"{folder}: a DICOM file cannot be read; copy the series again") from None
     order = np.argsort(positions @ direction[:, 2], kind="stable")
     names, positions = tuple(names[i] for i in order), positions[order]
     count = len(positions)
     if size[0] * size[1] > min(file.most_voxels for file in files):
-        raise DicomError(f"{folder}: a slice claims more voxels than it can hold; copy it again")
+        raise DataError(f"{folder}: a slice claims more voxels than it can hold; copy it again")
     if size[0] * size[1] * count > max_voxels:
-        raise DicomError(f"{folder}: {size[0]}×{size[1]}×{count} voxels; at most {max_voxels}")
+        raise DataError(f"{folder}: {size[0]}×{size[1]}×{count} voxels; at most {max_voxels}")
     step, warnings = _step(positions, spacing, direction, folder)
     try:
         image = SimpleITK.ReadImage(names)
     except RuntimeError:
-        raise DicomError(f"{folder}: the DICOM series cannot be read; copy it again") from None
+        raise DataError(f"{folder}: the DICOM series cannot be read; copy it again") from None
     affine = np.eye(4)
     affine[:3, :2] = LPS_TO_RAS @ direction[:, :2] * spacing[:2]
     affine[:3, 2] = LPS_TO_RAS @ step
@@ -75,17 +71,17 @@ def _slices(folder: Path) -> tuple[list[dicom_file.DicomFile], list[str]]:
             else:
                 others += 1
             if len(found) > MOST_SLICES:
-                raise DicomError(f"{folder}: more than {MOST_SLICES} slices")
-    except dicom_file.DicomFileError as error:
-        raise DicomError(f"{folder}: {error}") from None
+                raise DataError(f"{folder}: more than {MOST_SLICES} slices")
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from None
     except OSError as error:
-        raise DicomError(f"{folder}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
     if not found:
-        raise DicomError(f"{folder}: holds neither scan files nor a DICOM series")
+        raise DataError(f"{folder}: holds neither scan files nor a DICOM series")
     counts = Counter(file.series for file in found)
     if len(counts) > 1:
         sizes = ", ".join(map(str, counts.values()))
-        raise DicomError(f"{folder}: holds {len(counts)} DICOM series ({sizes} files); keep one")
+        raise DataError(f"{folder}: holds {len(counts)} DICOM series ({sizes} files); keep one")
     return found, [f"{others} files that are no DICOM were passed over"] if others else []
 
 
@@ -115,7 +111,7 @@ def _step(positions: Any, spacing: Any, direction: Any, folder: Path) -> tuple[A
     gap = float(np.linalg.norm(mean))
     apart = float(np.linalg.norm(steps - mean, axis=1).max())
     if gap < 1e-3 or apart > max(0.1 * gap, 0.05):
-        raise DicomError(
+        raise DataError(
             f"{folder}: DICOM slices are missing, doubled or uneven (up to {apart:.2f} mm off);"
             " export the whole series again"
         )
@@ -129,13 +125,13 @@ def read_image(path: Path, max_voxels: int) -> tuple[npt.NDArray[Any], Grid]:
     """Read a NRRD, MetaImage or other file that SimpleITK knows.
 
     Raises:
-        DicomError: The file is missing, damaged, not 3D, or too large.
-        TextHeaderError: Its voxels lie elsewhere, or cannot be as many as it says.
+        DataError: The file is missing, damaged, not 3D, or too large.
+        DataError: Its voxels lie elsewhere, or cannot be as many as it says.
     """
     import SimpleITK
 
     if not path.is_file():
-        raise DicomError(f"{path}: no such file; check the path")
+        raise DataError(f"{path}: no such file; check the path")
     text_header.check(path)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
@@ -143,12 +139,12 @@ def read_image(path: Path, max_voxels: int) -> tuple[npt.NDArray[Any], Grid]:
         reader.ReadImageInformation()
         size = reader.GetSize()
         if len(size) != 3 or reader.GetNumberOfComponents() != 1:
-            raise DicomError(f"{path}: must be one 3D volume of plain numbers, got size {size}")
+            raise DataError(f"{path}: must be one 3D volume of plain numbers, got size {size}")
         if int(np.prod(size, dtype=object)) > max_voxels:
-            raise DicomError(f"{path}: {size} voxels; at most {max_voxels} are read")
+            raise DataError(f"{path}: {size} voxels; at most {max_voxels} are read")
         image = reader.Execute()
     except RuntimeError:
-        raise DicomError(f"{path}: cannot be read; copy or convert it again") from None
+        raise DataError(f"{path}: cannot be read; copy or convert it again") from None
     affine = np.eye(4)
     direction = np.array(image.GetDirection()).reshape(3, 3)
     affine[:3, :3] = LPS_TO_RAS @ direction * np.array(image.GetSpacing())
@@ -164,7 +160,7 @@ def _voxels(image: Any, path: Path) -> npt.NDArray[Any]:
         image
     ).T  # (k, j, i) in C order = (i, j, k) in Fortran order
     if array.ndim != 3:
-        raise DicomError(f"{path}: must be one 3D volume of plain numbers")
+        raise DataError(f"{path}: must be one 3D volume of plain numbers")
     if array.dtype == np.int16:
         return array  # type: ignore[no-any-return]
     if array.dtype.kind in "iu" and array.min() >= -(2**15) and array.max() < 2**15:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from attunet3d.core import UserError
+from attunet3d.core import DataError
 
 PREAMBLE = 132
 MOST_DEPTH, MOST_ELEMENTS = 32, 1_000_000
@@ -25,10 +25,6 @@ DEFLATED = b"1.2.840.10008.1.2.1.99"
 LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 SHORT = {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN"}
 SHORT |= {b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
-
-
-class DicomFileError(UserError):
-    """A file whose elements do not lie within it."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +52,19 @@ def check(path: Path) -> DicomFile:
     """Walk all elements of a DICOM file.
 
     Raises:
-        DicomFileError: One does not lie within the file, or the file is packed as a whole.
+        DataError: One does not lie within the file, or the file is packed as a whole.
         OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size <= PREAMBLE:
-            raise DicomFileError(f"{path.name} breaks off; copy it again")
+            raise DataError(f"{path.name} breaks off; copy it again")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             walk = _Walk(data, size)
             try:
                 walk.file()
             except _DamagedError:
-                raise DicomFileError(
+                raise DataError(
                     f"{path.name} is damaged, or packed as a whole (deflated); export it again"
                 ) from None
             return DicomFile(path, walk.series, size * LARGEST_RATIO)

@@ -12,14 +12,7 @@ import nibabel.orientations as orientations
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core import UserError
-
-Box = tuple[slice, slice, slice]
-Array = npt.NDArray[np.float64]
-
-
-class GeometryError(UserError):
-    """A grid that lies nowhere, or two grids that do not belong together."""
+from attunet3d.core import Box, DataError, Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +24,7 @@ class Grid:
         affine: 4×4; voxel index (centre of the voxel) → RAS millimetres.
 
     Raises:
-        GeometryError: The affine is not finite or not invertible, or an axis has no voxel.
+        DataError: The affine is not finite or not invertible, or an axis has no voxel.
 
     Example:
         >>> grid = Grid((4, 4, 2), np.diag([1.0, 1.0, 5.0, 1.0]))
@@ -40,7 +33,7 @@ class Grid:
     """
 
     shape: tuple[int, int, int]
-    affine: Array
+    affine: Floats
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -48,13 +41,13 @@ class Grid:
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         if len(self.shape) != 3 or min(self.shape) < 1:
-            raise GeometryError(f"shape {self.shape}: a grid has three axes of at least one voxel")
+            raise DataError(f"shape {self.shape}: a grid has three axes of at least one voxel")
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
-            raise GeometryError("the affine must be 4×4 finite numbers; mend the header")
+            raise DataError("the affine must be 4×4 finite numbers; mend the header")
         # Relative to the spacings, so that microscopic and huge voxels are judged alike.
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         if lengths.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
-            raise GeometryError(
+            raise DataError(
                 f"the affine is singular (spacings {lengths.round(6).tolist()} mm): voxel axes must"
                 " be of positive length and point three different ways; mend the header"
             )
@@ -75,23 +68,23 @@ class Grid:
         """The direction in which each voxel axis grows, nearest of R/L, A/P, S/I."""
         return "".join(orientations.aff2axcodes(self.affine))
 
-    def corners_mm(self) -> Array:
+    def corners_mm(self) -> Floats:
         """World positions of the centres of the eight corner voxels, (8, 3)."""
         last = np.array(self.shape) - 1
         index = np.stack(np.meshgrid(*[[0, n] for n in last], indexing="ij"), -1).reshape(-1, 3)
         return self.to_world(index)
 
-    def to_world(self, index: npt.ArrayLike) -> Array:
+    def to_world(self, index: npt.ArrayLike) -> Floats:
         """World millimetres (…, 3) of voxel indices (…, 3)."""
-        points: Array = (
+        points: Floats = (
             np.asarray(index, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
         )
         return points
 
-    def to_index(self, world: npt.ArrayLike) -> Array:
+    def to_index(self, world: npt.ArrayLike) -> Floats:
         """Voxel indices (…, 3) of world millimetres (…, 3)."""
         inverse = np.linalg.inv(self.affine)
-        index: Array = np.asarray(world, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+        index: Floats = np.asarray(world, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
         return index
 
     def distance_mm(self, other: "Grid") -> float:
@@ -157,7 +150,7 @@ def axis_map(source: Grid, target: Grid) -> AxisMap:
     """How `target` lies along the voxel axes of `source`.
 
     Raises:
-        GeometryError: The voxel axes of the two grids are not parallel.
+        DataError: The voxel axes of the two grids are not parallel.
 
     Example:
         >>> grid = Grid((4, 5, 6), np.diag([-2.0, 2.0, 3.0, 1.0]))
@@ -171,9 +164,7 @@ def axis_map(source: Grid, target: Grid) -> AxisMap:
     rest[order, range(3)] = 0
     drift = np.abs(rest) @ np.array(target.shape)  # voxels of drift from one end to the other
     if sorted(order) != [0, 1, 2] or drift.max() > 1e-3:
-        raise GeometryError(
-            "the voxel axes of the two grids are not parallel; resample one of them"
-        )
+        raise DataError("the voxel axes of the two grids are not parallel; resample one of them")
     (a, b, c), (p, q, r) = order, scale
     u, v, w = relation[order, 3]
     return AxisMap(

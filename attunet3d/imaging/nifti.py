@@ -17,13 +17,11 @@ from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 
-from attunet3d.core import whole_file
+from attunet3d.core import Array, DataError, whole_file
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.nifti_header import (
     GEOMETRY_FIELDS,
-    NiftiError,
     NiftiGeometry,
     NiftiHeader,
     header_size,
@@ -43,8 +41,6 @@ GZIP_MAGIC = b"\x1f\x8b"
 MOST_EXCESS = 1 << 20  # bytes after the voxels that are passed over, with a warning
 LARGEST_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
 
-Array = npt.NDArray[Any]
-
 
 def read_nifti(path: Path, *, max_voxels: int) -> tuple[Array, Grid, NiftiGeometry, list[str]]:
     """Read a NIfTI-1 or NIfTI-2 file, gzipped or not (told by content, not by name).
@@ -58,7 +54,7 @@ def read_nifti(path: Path, *, max_voxels: int) -> tuple[Array, Grid, NiftiGeomet
         infinities as they are); their grid in mm; the header's geometry; warnings.
 
     Raises:
-        NiftiError: The file is missing, damaged, hostile or no scan; the message names it.
+        DataError: The file is missing, damaged, hostile or no scan; the message names it.
     """
     path = Path(path)
     try:
@@ -67,16 +63,16 @@ def read_nifti(path: Path, *, max_voxels: int) -> tuple[Array, Grid, NiftiGeomet
             return _read(files, max_voxels)
     except OSError as error:
         named = Path(error.filename or path).name  # of a pair it may be the other
-        raise NiftiError(
+        raise DataError(
             f"{path}: cannot be read ({named}: {error.strerror or error}); check the file and its"
             " rights"
         ) from None
     except (zlib.error, fast_zlib.error) as error:
-        raise NiftiError(
+        raise DataError(
             f"{path}: the gzip stream is damaged ({error}); copy the file again"
         ) from None
     except ValueError as error:  # ours, without the file's name as yet
-        raise NiftiError(f"{path}: {error}") from None
+        raise DataError(f"{path}: {error}") from None
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -95,7 +91,7 @@ def _open(path: Path) -> BinaryIO:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise NiftiError("is no regular file; copy the scan itself here")
+        raise DataError("is no regular file; copy the scan itself here")
     return os.fdopen(descriptor, "rb")
 
 
@@ -106,7 +102,7 @@ def _read(files: list[BinaryIO], max_voxels: int) -> tuple[Array, Grid, NiftiGeo
     while len(start) < 540 and (chunk := next(chunks, b"")):
         start += chunk
     if len(start) < header_size(start):
-        raise NiftiError("ends within the header; copy it again")
+        raise DataError("ends within the header; copy it again")
     header = parse_header(start, max_voxels, pair=len(files) > 1)
     if len(files) > 1:
         _fill(memoryview(b""), 0, start, chunks)  # to its end: the header's checksum counts as well
@@ -114,7 +110,7 @@ def _read(files: list[BinaryIO], max_voxels: int) -> tuple[Array, Grid, NiftiGeo
         start = next(chunks, b"")
     voxel_bytes = int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize
     if header.offset + voxel_bytes > room:
-        raise NiftiError(
+        raise DataError(
             f"claims {header.offset + voxel_bytes} bytes, more than it can hold; copy it again"
         )
     raw = np.empty(voxel_bytes, np.uint8)
@@ -130,7 +126,7 @@ def _stream(file: BinaryIO, warnings: list[str]) -> tuple[Iterator[bytes], int]:
     """The pieces of a file, unpacked where it is gzip, and how many bytes it can hold."""
     size = os.fstat(file.fileno()).st_size
     if size == 0:
-        raise NiftiError("is empty; copy it again")
+        raise DataError("is empty; copy it again")
     packed = file.read(2) == GZIP_MAGIC
     file.seek(0)
     if packed:
@@ -160,7 +156,7 @@ def _inflated(file: BinaryIO, warnings: list[str]) -> Iterator[bytes]:
             # What a decoder does not use it copies: small pieces first, for members may be tiny.
             decoder, most = fast_zlib.decompressobj(31), LEAST_PIECE
         elif not chunk and not piece:
-            raise NiftiError("breaks off: the gzip stream has no end; copy it again")
+            raise DataError("breaks off: the gzip stream has no end; copy it again")
         else:
             most = min(2 * most, READ_BYTES)
 
@@ -187,13 +183,13 @@ def _fill(buffer: memoryview, offset: int, start: bytes, chunks: Iterator[bytes]
         if len(piece) > max(0, taken):
             excess += len(piece) - max(0, taken)
             if excess > MOST_EXCESS:
-                raise NiftiError(
+                raise DataError(
                     "unpacks to far more bytes than its header says; it is damaged or hostile"
                 )
         position += len(chunk)
         chunk = next(chunks, b"")
     if position < len(buffer):
-        raise NiftiError(
+        raise DataError(
             f"breaks off: {max(0, position)} of {len(buffer)} bytes of voxels; copy it again"
         )
     return excess

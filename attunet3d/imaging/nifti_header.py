@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.spatialimages import HeaderDataError
 
-from attunet3d.core import UserError
+from attunet3d.core import DataError
 
 LARGEST_OFFSET = 1 << 24  # bytes of extensions that are skipped at most
 DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2"} | {
@@ -42,10 +42,6 @@ GEOMETRY_FIELDS = (
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("srow_x", "srow_y", "srow_z"),
 )
-
-
-class NiftiError(UserError):
-    """A file is no sound NIfTI volume."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +72,13 @@ def header_size(start: bytes) -> int:
     """Bytes that the header takes, by its first four.
 
     Raises:
-        NiftiError: They are not those of NIfTI-1 or NIfTI-2 in either byte order.
+        DataError: They are not those of NIfTI-1 or NIfTI-2 in either byte order.
     """
     sizes = {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")}
     for size in (348, 540):
         if size in sizes and len(start) >= 4:
             return size
-    raise NiftiError(
+    raise DataError(
         "is no NIfTI file (sizeof_hdr is neither 348 nor 540); convert or copy it again"
     )
 
@@ -96,7 +92,7 @@ def parse_header(data: bytes, max_voxels: int, *, pair: bool = False) -> NiftiHe
         pair: The voxels lie in a file of their own, from its first byte on by default.
 
     Raises:
-        NiftiError: A field breaks a rule; the message has no file name yet.
+        DataError: A field breaks a rule; the message has no file name yet.
     """
     size = header_size(data)
     endian: Literal["<", ">"] = "<" if int.from_bytes(data[:4], "little") == size else ">"
@@ -108,7 +104,7 @@ def parse_header(data: bytes, max_voxels: int, *, pair: bool = False) -> NiftiHe
         kind_of = "of a pair (Analyze is not read)" if pair else "of a single file"
         # Other bytes are not quoted: what slipped there may be text, and text may name a patient.
         found = repr(magic) if magic in (b"n+1", b"ni1", b"n+2", b"ni2") else "none of NIfTI's"
-        raise NiftiError(
+        raise DataError(
             f"has magic {found}: must be {wanted!r}, NIfTI {kind_of}; convert it to .nii.gz"
         )
     shape = _shape(header, max_voxels)
@@ -137,20 +133,20 @@ def _native(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _shape(header: Any, max_voxels: int) -> tuple[int, int, int]:
     dim = [int(n) for n in header["dim"]]
     if not 1 <= dim[0] <= 7:
-        raise NiftiError(f"has dim[0] = {dim[0]}: must be 1 to 7; the header is damaged")
+        raise DataError(f"has dim[0] = {dim[0]}: must be 1 to 7; the header is damaged")
     sizes = dim[1 : dim[0] + 1]
     if min(sizes) < 1:
-        raise NiftiError(f"has dimensions {sizes}: each must be 1 or more; the header is damaged")
+        raise DataError(f"has dimensions {sizes}: each must be 1 or more; the header is damaged")
     if dim[0] < 3:
-        raise NiftiError(
+        raise DataError(
             f"is a {dim[0]}D image {sizes}: a scan has three dimensions; give the volume"
         )
     volumes = int(np.prod(sizes[3:], dtype=object)) if sizes[3:] else 1
     if volumes != 1:
-        raise NiftiError(f"holds {volumes} volumes {sizes}: must be one; split it and pick one")
+        raise DataError(f"holds {volumes} volumes {sizes}: must be one; split it and pick one")
     i, j, k = sizes[:3]
     if i * j * k > max_voxels:  # Python integers: no overflow
-        raise NiftiError(
+        raise DataError(
             f"claims {i}×{j}×{k} voxels: at most {max_voxels} are read; crop it, or raise"
             " inference.max_voxels"
         )
@@ -162,10 +158,10 @@ def _dtype(header: Any) -> np.dtype[Any]:
     if code not in DTYPES:
         known = {32: "complex", 128: "RGB", 1792: "complex", 2304: "RGBA", 1: "one-bit"}
         name = known.get(code, "unknown")
-        raise NiftiError(f"has {name} voxels (datatype {code}): must be plain numbers; convert it")
+        raise DataError(f"has {name} voxels (datatype {code}): must be plain numbers; convert it")
     dtype = np.dtype(DTYPES[code])
     if int(header["bitpix"]) not in (0, dtype.itemsize * 8):
-        raise NiftiError(
+        raise DataError(
             f"has bitpix {int(header['bitpix'])} for datatype {code}: must be"
             f" {dtype.itemsize * 8}; the header is damaged"
         )
@@ -175,7 +171,7 @@ def _dtype(header: Any) -> np.dtype[Any]:
 def _offset(header: Any, least: int) -> int:
     offset = float(header["vox_offset"])
     if not np.isfinite(offset) or not least <= offset <= LARGEST_OFFSET or offset != int(offset):
-        raise NiftiError(
+        raise DataError(
             f"has vox_offset {offset:g}: must be a whole number of bytes from {least} to"
             f" {LARGEST_OFFSET}; the header is damaged"
         )
@@ -188,7 +184,7 @@ def _affine_mm(
     """Voxel → RAS mm by the rules above, and what is odd about it."""
     unit = int(header["xyzt_units"]) & 7
     if unit not in MM_PER_UNIT:
-        raise NiftiError(
+        raise DataError(
             f"has xyzt_units {unit}: lengths must be in metre (1), millimetre (2) or micron (3);"
             " mend the header"
         )
@@ -197,7 +193,7 @@ def _affine_mm(
     qform = _qform(header) if int(header["qform_code"]) > 0 else None
     if sform is None and qform is None:
         if min(header["pixdim"][1:4]) < 0:
-            raise NiftiError("has negative voxel sizes and no orientation; mend the header")
+            raise DataError("has negative voxel sizes and no orientation; mend the header")
         base = np.asarray(header.get_base_affine(), float)
         return scale * base, [
             "the header has no orientation (sform_code = qform_code = 0): left and right of the"
@@ -221,7 +217,7 @@ def _qform(header: Any) -> npt.NDArray[np.float64] | None:
     if not np.isfinite(qform).all():
         if int(header["sform_code"]) > 0:
             return None  # the sform counts; a broken qform beside it says nothing
-        raise NiftiError(
+        raise DataError(
             "has a qform that is none: the quaternion must be finite and no longer than 1, the"
             " voxel sizes finite and not negative; mend the header"
         )
@@ -233,7 +229,7 @@ def _disagreement(
 ) -> list[str]:
     determinants = np.linalg.det(sform[:3, :3]), np.linalg.det(qform[:3, :3])
     if determinants[0] * determinants[1] < 0:
-        raise NiftiError(
+        raise DataError(
             "has a sform and a qform that contradict each other on the patient's left and right;"
             " mend the header (set the wrong one's code to 0)"
         )

@@ -15,9 +15,9 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from attunet3d.core import PreprocessingConfig, UserError
-from attunet3d.imaging.components import Mask, large_components
-from attunet3d.imaging.geometry import Box, Grid
+from attunet3d.core import Box, DataError, Mask, PreprocessingConfig
+from attunet3d.imaging.components import large_components
+from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.resampling import Sampler, resample, walk
 from attunet3d.imaging.volume import Volume
 
@@ -26,10 +26,6 @@ LOOK_MM = 4.0  # distance of the voxels looked at for the body box
 MARGIN_MM = 8.0  # kept around the body: two of those distances
 TIE = 1e-4  # shares that differ by less are equal: they are sums of float32 weights
 BODY_SHARE = 0.25  # parts this large against the largest one are body, too (legs, arms)
-
-
-class PreprocessingError(UserError):
-    """A preprocessing setting that a plan has not filled in yet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +79,7 @@ def to_network_grid(
         device: Where the result is wanted; resampling happens there.
 
     Raises:
-        PreprocessingError: A setting that is needed is not set.
+        DataError: A setting that is needed is not set.
     """
     box, target = network_grid(volume, config)
     array = volume.array[box]
@@ -98,7 +94,7 @@ def network_grid(volume: Volume, config: PreprocessingConfig) -> tuple[Box, Grid
     """The box of a scan that the network sees, and the grid on which it sees it.
 
     Raises:
-        PreprocessingError: A setting that is needed is not set.
+        DataError: A setting that is needed is not set.
     """
     _require_resolved(config)
     assert config.spacing_mm is not None
@@ -137,7 +133,7 @@ def label_to_network_grid(
         (X, Y, Z) uint8 class indices.
 
     Raises:
-        GeometryError: The grids' axes are not parallel.
+        DataError: The grids' axes are not parallel.
     """
     array = as_tensor(label.array)
     sampler = Sampler.between(label.grid, grid, walk(array, label.grid, grid), mean=True)
@@ -196,7 +192,7 @@ def _require_resolved(config: PreprocessingConfig) -> None:
     needed += ["mean_hu", "std_hu"] if config.normalisation == "dataset" else []
     for name in needed:
         if getattr(config, name) is None:
-            raise PreprocessingError(
+            raise DataError(
                 f"preprocessing.{name} is not set; let the plan fill it in or give --set"
                 f" preprocessing.{name}=…"
             )

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attunet3d.core import Range
 from attunet3d.imaging.geometry import AxisMap, Grid, axis_map
-from attunet3d.imaging.taps import SNAP_DIGITS, Range, Taps, axis_taps
+from attunet3d.imaging.taps import SNAP_DIGITS, Taps, axis_taps
 
 BLOCK_VOXELS = 2**21  # of a block, source or target side: 8 MB of float32, which malloc reuses
 GPU_BLOCK_VOXELS = 2**26  # a GPU has no such cache to keep to; each block costs it launches
@@ -53,7 +54,7 @@ class Sampler:
         """The sampler from `source` to `target`, walking along `walk` (target axes, slow to fast).
 
         Raises:
-            GeometryError: The grids' axes are not parallel.
+            DataError: The grids' axes are not parallel.
         """
         lie = axis_map(source, target)
         planes, rows, columns = (_taps(source, target, lie, axis, mean) for axis in walk)
@@ -171,7 +172,7 @@ def resample(
         (C, X', Y', Z') in the memory order of `tensor`; float32 for "linear".
 
     Raises:
-        GeometryError: The grids' axes are not parallel.
+        DataError: The grids' axes are not parallel.
 
     Example:
         >>> grid = Grid((2, 1, 1), np.eye(4))

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SNAP_DIGITS = 6  # of positions: products of affines miss whole indices by rounding
+from attunet3d.core import Range
 
-Range = tuple[int, int]
+SNAP_DIGITS = 6  # of positions: products of affines miss whole indices by rounding
 
 
 @dataclass(frozen=True, eq=False)

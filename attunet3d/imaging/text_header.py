@@ -8,7 +8,7 @@ must be one that the bytes at hand can hold.
 import re
 from pathlib import Path
 
-from attunet3d.core import UserError
+from attunet3d.core import DataError
 
 HEADER_BYTES = 65_536  # read at most; a header has some hundred
 MOST_INFLATED = 1100  # voxel bytes a byte of a deflated stream at the most, with a little to spare
@@ -17,17 +17,13 @@ SIZES_ENTRY = re.compile(rb"^(?:DimSize\s*=|sizes:)\s*([0-9 ]+?)\s*$", re.I | re
 ENDINGS = (".mha", ".mhd", ".nrrd", ".nhdr")
 
 
-class TextHeaderError(UserError):
-    """A header that names voxels elsewhere, or more of them than there can be."""
-
-
 def check(path: Path) -> None:
     """Refuse a header that points out of its folder or claims more than its bytes can hold.
 
     Files of other formats pass.
 
     Raises:
-        TextHeaderError: It does.
+        DataError: It does.
     """
     if not path.name.lower().endswith(ENDINGS):
         return
@@ -41,13 +37,13 @@ def check(path: Path) -> None:
         voxels = _beside(path, named[1])
     sizes = SIZES_ENTRY.search(text)
     if sizes is None or len(sizes[1]) > 100:
-        raise TextHeaderError(f"{path}: its header gives no size; convert the scan again")
+        raise DataError(f"{path}: its header gives no size; convert the scan again")
     count = 1
     for size in sizes[1].split():
         count *= int(size)
     held = voxels.stat().st_size
     if count > MOST_INFLATED * held:
-        raise TextHeaderError(
+        raise DataError(
             f"{path}: claims {count} voxels, more than its {held} bytes can hold; copy it again"
         )
 
@@ -59,7 +55,7 @@ def _beside(path: Path, name: bytes) -> Path:
     voxels = path.parent / name.decode("ascii") if plain else path
     inside = plain and voxels.is_file() and voxels.resolve().parent == path.resolve().parent
     if not inside:
-        raise TextHeaderError(
+        raise DataError(
             f"{path}: its voxels must be in the file itself or in one beside it; convert the scan"
             " to a single file"
         )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core import ENDINGS, NIFTI_ENDINGS, OTHER_ENDINGS, UserError, stem
+from attunet3d.core import ENDINGS, NIFTI_ENDINGS, OTHER_ENDINGS, DataError, stem
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.nifti import read_nifti, write_nifti
 from attunet3d.imaging.nifti_header import NiftiGeometry
@@ -15,14 +15,6 @@ from attunet3d.imaging.nifti_header import NiftiGeometry
 MAX_VOXELS = 1024 * 1024 * 900
 AIR_HU = -1024
 CHANNEL = "_0000"
-
-
-class VolumeError(UserError):
-    """A scan cannot be used."""
-
-
-class LabelError(UserError):
-    """A label map cannot be used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +94,9 @@ def read_volume(
     missing = ~np.isfinite(volume.array)
     count = int(np.count_nonzero(missing))
     if count == missing.size:
-        raise VolumeError(f"{path}: no voxel is a number (all NaN or infinite); export it again")
+        raise DataError(f"{path}: no voxel is a number (all NaN or infinite); export it again")
     if nonfinite == "refuse":
-        raise VolumeError(f"{path}: {count} voxels are NaN or infinite; mend the scan")
+        raise DataError(f"{path}: {count} voxels are NaN or infinite; mend the scan")
     array = np.where(missing, np.float32(AIR_HU), volume.array)
     warning = f"{count} voxels are NaN or infinite; they count as air"
     return replace(volume, array=array, warnings=(*volume.warnings, warning))
@@ -118,30 +110,28 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
 
     Raises:
         UserError: As `read_volume`.
-        LabelError: A value is NaN, not whole, negative, or above 255.
+        DataError: A value is NaN, not whole, negative, or above 255.
     """
     volume = _read(Path(path), max_voxels)
     array = volume.array
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
-            raise LabelError(f"{path}: the label map holds NaN or infinities; export it again")
+            raise DataError(f"{path}: the label map holds NaN or infinities; export it again")
         if (array != np.rint(array)).any():
             odd = float(array[array != np.rint(array)][0])
-            raise LabelError(f"{path}: label value {odd:g} is not whole; labels must be 0 to 255")
+            raise DataError(f"{path}: label value {odd:g} is not whole; labels must be 0 to 255")
     low, high = float(array.min()), float(array.max())
     if low < 0:
-        raise LabelError(f"{path}: label value {low:g} is negative; labels must be 0 to 255")
+        raise DataError(f"{path}: label value {low:g} is negative; labels must be 0 to 255")
     if high > 255:
-        raise LabelError(f"{path}: label value {high:g} is too high; labels must be 0 to 255")
+        raise DataError(f"{path}: label value {high:g} is too high; labels must be 0 to 255")
     return replace(volume, array=array.astype(np.uint8, order="K"))
 
 
 def _read(path: Path, max_voxels: int) -> Volume:
     if path.is_dir():
         if path.name.lower().endswith(NIFTI_ENDINGS):
-            raise VolumeError(
-                f"{path}: is a folder called like a scan; move what it holds out of it"
-            )
+            raise DataError(f"{path}: is a folder called like a scan; move what it holds out of it")
         from attunet3d.imaging.dicom import read_series
 
         array, grid, warnings = read_series(path, max_voxels)
@@ -179,11 +169,11 @@ def find_scans(path: Path) -> list[tuple[str, Path]]:
     ending; where all files of a folder end in nnU-Net's channel `_0000`, without that too.
 
     Raises:
-        VolumeError: Nothing is there, or the folder is empty.
+        DataError: Nothing is there, or the folder is empty.
     """
     path = Path(path)
     if not path.exists():
-        raise VolumeError(f"{path}: no such file or folder; check the path")
+        raise DataError(f"{path}: no such file or folder; check the path")
     if not path.is_dir():
         return [(stem(path.name), path)]
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
@@ -195,4 +185,4 @@ def find_scans(path: Path) -> list[tuple[str, Path]]:
         return list(zip(names, scans, strict=True))
     if any(entry.is_file() for entry in entries):
         return [(path.resolve().name, path)]
-    raise VolumeError(f"{path}: holds no scan; a folder of .nii.gz files or a DICOM series is read")
+    raise DataError(f"{path}: holds no scan; a folder of .nii.gz files or a DICOM series is read")

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from attunet3d.core import UserError, case_names, whole_file
+from attunet3d.core import DataError, UserError, case_names, whole_file
 from attunet3d.datasets import Manifest
 from attunet3d.imaging import Volume, find_scans, parts_of
 from attunet3d.inference import results
@@ -30,10 +30,6 @@ from attunet3d.inference.results import CaseFiles, Outcome
 MOST_AHEAD = 4  # scans read ahead where there are cores for it; each takes its size in memory
 
 Scan = tuple[str, Path]
-
-
-class CohortError(UserError):
-    """Scans that cannot be told apart, or that the results would overwrite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +69,7 @@ def find_cases(path: Path, root: Path | None = None, fold: int | None = None) ->
     if path.suffix.lower() == ".json":
         return [(case.id, case.image) for case in Manifest.load(path, root).unseen(fold)]
     if fold is not None or root is not None:
-        raise CohortError(f"{path}: is no manifest; --fold and --root go with one")
+        raise DataError(f"{path}: is no manifest; --fold and --root go with one")
     return find_scans(path)
 
 
@@ -166,12 +162,12 @@ class _Cohort:
         files = results.case_files(self.out_dir, case_id)
         if len(paths) > 1:
             names = ", ".join(path.name for path in paths)
-            raise CohortError(f"{names}: are all called {case_id!r}; rename all but one")
+            raise DataError(f"{names}: are all called {case_id!r}; rename all but one")
         scan = paths[0]
         for path in (files.mask, files.sidecar, files.probabilities, files.attention):
             if path.exists() and _identity(path) in self.inputs:
                 what = "its own result" if path.samefile(scan) else f"the result of {case_id!r}"
-                raise CohortError(
+                raise DataError(
                     f"{path}: is a scan and would be overwritten by {what};"
                     " choose another output folder"
                 )
@@ -268,7 +264,7 @@ def _fingerprint(scan: Path) -> str:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
         named = Path(error.filename or scan).name
-        raise CohortError(
+        raise DataError(
             f"{scan}: cannot be read ({named}: {error.strerror}); check the file and its rights"
         ) from None
     return digest.hexdigest()

@@ -13,16 +13,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from attunet3d.core import Box, LabelMap, Range
 from attunet3d.imaging import (
     BLOCK_VOXELS,
     GPU_BLOCK_VOXELS,
-    Box,
     Grid,
-    Range,
     Sampler,
     axis_map,
     extent,
@@ -35,8 +33,6 @@ TABLE_VALUES = 2**22  # of logits turned into the scan's memory order at once (1
 GPU_TABLE_VALUES = 2**26
 PIECE_VALUES = 2**22  # of logits handed on at once (16 MB)
 EDGE = 1e-3  # voxels; rounding of the outer faces
-
-Labels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +69,7 @@ def to_source_grid(
         outside is background.
 
     Raises:
-        GeometryError: The grids' axes are not parallel.
+        DataError: The grids' axes are not parallel.
     """
     for stretch in _stretches(slabs, network, source, margins=False):
         sampler, channels = stretch.sampler, len(stretch.table)
@@ -95,7 +91,7 @@ def decide(
     source: Grid,
     values: Sequence[int],
     keep_largest: bool = False,
-) -> Labels:
+) -> LabelMap:
     """Labels on the scan's grid: the class of the largest resampled logit.
 
     Ties go to the lowest class; a margin (K = 1) must be above 0. Outside the network's grid is
@@ -112,7 +108,7 @@ def decide(
         Label values in the scan's shape, Fortran order.
 
     Raises:
-        GeometryError: The grids' axes are not parallel.
+        DataError: The grids' axes are not parallel.
 
     Example:
         >>> grid = Grid((1, 1, 4), np.eye(4))
@@ -120,7 +116,7 @@ def decide(
         >>> decide([Slab(0, margin)], grid.resized((1, 1, 2)), grid, [0, 7]).ravel().tolist()
         [0, 0, 7, 7]
     """
-    labels: Labels = zeros(source.shape[::-1], np.uint8).T
+    labels: LabelMap = zeros(source.shape[::-1], np.uint8).T
     for stretch in _stretches(slabs, network, source, margins=True):
         _choose(stretch, values, torch.from_numpy(labels))
     if keep_largest:

@@ -40,7 +40,7 @@ def prepare(
         (B, C, x, y, z) → (B, K, x, y, z), or (B, K + maps, x, y, z).
 
     Raises:
-        EngineError: The engine is not installed, or does not run on this device.
+        DeviceError: The engine is not installed, or does not run on this device.
     """
     if type(network) is not AttentionUNet3D:  # somebody's own: nothing is known of its insides
         return _as_it_is(network.to(device), dtype, attention)

@@ -8,12 +8,8 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-from attunet3d.core import Config, InferenceConfig, UserError
+from attunet3d.core import Config, InferenceConfig, ModelError
 from attunet3d.models import Checkpoint
-
-
-class EnsembleError(UserError):
-    """Models that do not belong together, or settings that are not inference's."""
 
 
 def common_config(members: Sequence[Checkpoint], settings: Sequence[str]) -> Config:
@@ -22,12 +18,12 @@ def common_config(members: Sequence[Checkpoint], settings: Sequence[str]) -> Con
     The window is that of inference, or else the training patch.
 
     Raises:
-        EnsembleError: The members do not belong together, a setting is not inference's, or there
+        ModelError: The members do not belong together, a setting is not inference's, or there
             is no window.
     """
     wrong = [text for text in settings if not text.strip().startswith("inference.")]
     if wrong:
-        raise EnsembleError(
+        raise ModelError(
             f"--set {wrong[0]}: only inference.* can be set here; the rest is part of the model"
         )
     configs = [member.config.with_overrides(settings) for member in members]
@@ -38,7 +34,7 @@ def common_config(members: Sequence[Checkpoint], settings: Sequence[str]) -> Con
         agree(member.path, "window", config.window, configs[0].window)
     window = configs[0].window
     if window is None:
-        raise EnsembleError(
+        raise ModelError(
             f"{members[0].path}: holds no window; give one by --set inference.window=[x,y,z]"
         )
     return replace(configs[0], inference=replace(configs[0].inference, window=window))
@@ -56,10 +52,10 @@ def agree(path: Path, name: str, here: object, first: object) -> None:
     """Refuse a model at `path` whose `name` differs from that of the first model.
 
     Raises:
-        EnsembleError: It does.
+        ModelError: It does.
     """
     if here != first:
-        raise EnsembleError(
+        raise ModelError(
             f"{path}: its {name} {here} differ from {first} of the first model;"
             " models used together must agree"
         )

@@ -15,17 +15,11 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core import UserError, whole_file
+from attunet3d.core import DataError, Float32s, WriteError, whole_file
 from attunet3d.imaging import Segmentation, Volume, keep_largest_, read_label, write_map
 from attunet3d.inference import results
 from attunet3d.inference.predictor import Prediction
 from attunet3d.inference.results import CaseFiles, Outcome
-
-Values = npt.NDArray[np.float32]
-
-
-class ExportError(UserError):
-    """Saved probabilities that are missing, damaged or do not belong together, or a wrong rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +34,7 @@ class Rule:
     def __post_init__(self) -> None:
         for name, value in self.thresholds.items():
             if not 0 < value <= 1:
-                raise ExportError(f"--threshold {name}={value}: must be above 0 and at most 1")
+                raise DataError(f"--threshold {name}={value}: must be above 0 and at most 1")
 
     @classmethod
     def parse(cls, thresholds: Sequence[str], keep_largest: bool = False) -> "Rule":
@@ -56,19 +50,19 @@ class Rule:
             try:
                 parsed[name or "*"] = float(number)
             except ValueError:
-                raise ExportError(f"--threshold {text}: write NAME=0.3, or 0.3 for all") from None
+                raise DataError(f"--threshold {text}: write NAME=0.3, or 0.3 for all") from None
         return cls(thresholds=parsed, keep_largest=keep_largest)
 
     def for_labels(self, labels: Mapping[int, str]) -> list[float | None]:
         """The threshold of each foreground label in order.
 
         Raises:
-            ExportError: A threshold names no label.
+            DataError: A threshold names no label.
         """
         names = [name for value, name in sorted(labels.items()) if value]
         unknown = sorted(set(self.thresholds) - {*names, "*"})
         if unknown:
-            raise ExportError(f"--threshold {unknown[0]}: no such label; there are {names}")
+            raise DataError(f"--threshold {unknown[0]}: no such label; there are {names}")
         return [self.thresholds.get(name, self.thresholds.get("*")) for name in names]
 
 
@@ -105,7 +99,7 @@ def _begin(files: CaseFiles) -> None:
     try:
         files.begun.touch()
     except OSError as error:
-        raise whole_file.WriteError(
+        raise WriteError(
             f"{files.mask}: cannot be written ({error.strerror}); free space or choose another"
             " output folder"
         ) from error
@@ -120,11 +114,11 @@ def export_labels(folders: Sequence[Path], out_dir: Path, rule: Rule) -> Outcome
         rule: How probabilities become labels.
 
     Raises:
-        ExportError: A folder holds no results, or is `out_dir`.
+        DataError: A folder holds no results, or is `out_dir`.
     """
     cases = _cases(folders)
     if any(out_dir.resolve() == folder.resolve() for folder in folders):
-        raise ExportError(f"{out_dir}: holds the predictions; choose another output folder")
+        raise DataError(f"{out_dir}: holds the predictions; choose another output folder")
     out_dir = whole_file.make_folder(out_dir)
     results.sweep(out_dir)
     outcome = Outcome()
@@ -140,7 +134,7 @@ def export_labels(folders: Sequence[Path], out_dir: Path, rule: Rule) -> Outcome
 
 
 def choose(
-    probabilities: Sequence[Values], values: Sequence[int], thresholds: Sequence[float | None]
+    probabilities: Sequence[Float32s], values: Sequence[int], thresholds: Sequence[float | None]
 ) -> npt.NDArray[np.uint8]:
     """Label values from the foreground labels' probabilities, by this module's rule.
 
@@ -171,7 +165,7 @@ def _cases(folders: Sequence[Path]) -> list[str]:
     for folder in folders:
         here = {path.stem for path in folder.glob("*.json")} - {"failures"}
         if not here:
-            raise ExportError(f"{folder}: holds no results of infer; name its output folder")
+            raise DataError(f"{folder}: holds no results of infer; name its output folder")
         found |= {name for name in here if not name.startswith(".")}
     return sorted(found)
 
@@ -208,16 +202,16 @@ def _export_case(sources: Sequence[CaseFiles], target: CaseFiles, rule: Rule) ->
 
 def _check(source: CaseFiles, content: Mapping[str, Any], labels: object) -> None:
     if not source.probabilities.is_file():
-        raise ExportError(
+        raise DataError(
             f"{source.probabilities}: no such file; run infer with --save-probabilities"
         )
     if not results.intact(source, content, [source.mask, source.probabilities]):
-        raise ExportError(
+        raise DataError(
             f"{source.probabilities}: is not the file that {source.sidecar.name} was written for;"
             " run infer again"
         )
     if content["labels"] != labels:
-        raise ExportError(f"{source.sidecar}: its labels differ from those of the first folder")
+        raise DataError(f"{source.sidecar}: its labels differ from those of the first folder")
 
 
 class _Map:
@@ -227,11 +221,11 @@ class _Map:
         image = nibabel.load(path)
         shape = (*scan.grid.shape, classes)
         if image.shape != shape and image.shape != shape[: 3 if classes == 1 else 4]:
-            raise ExportError(f"{path}: has shape {image.shape}, must be {shape}; run infer again")
+            raise DataError(f"{path}: has shape {image.shape}, must be {shape}; run infer again")
         self.stored = image.dataobj.get_unscaled().reshape(shape, order="F")
         self.slope, self.intercept = image.dataobj.slope, image.dataobj.inter
 
-    def plane(self, plane: int, index: int) -> Values:
+    def plane(self, plane: int, index: int) -> Float32s:
         """Probabilities (I, J) of a class in one plane."""
-        values: Values = self.stored[:, :, plane, index].astype(np.float32)
+        values: Float32s = self.stored[:, :, plane, index].astype(np.float32)
         return values * np.float32(self.slope) + np.float32(self.intercept)

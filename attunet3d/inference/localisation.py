@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from attunet3d.core import Size
-from attunet3d.imaging import Box, Grid, axis_map, extent
+from attunet3d.core import Box, Size
+from attunet3d.imaging import Grid, axis_map, extent
 from attunet3d.inference.sliding_window import Slab
 
 MARGIN_MM = 16.0  # about the coarse answer: four of its voxels, and context for the fine network

@@ -14,14 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attunet3d.core import UserError
+from attunet3d.core import DeviceError
 
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 GRAPHS = 2  # kept: of a full batch of windows and of what is left over in the last
-
-
-class EngineError(UserError):
-    """The engine is not installed, or does not run where it is asked to."""
 
 
 def compiled(
@@ -35,10 +31,10 @@ def compiled(
         dtype: float32; or bfloat16, in which OpenVINO then computes where it sees fit.
 
     Raises:
-        EngineError: OpenVINO is not installed, or the device is no CPU.
+        DeviceError: OpenVINO is not installed, or the device is no CPU.
     """
     if device.type != "cpu":
-        raise EngineError(
+        raise DeviceError(
             f"inference.engine=openvino runs on CPUs, not on {device}; use --device cpu, or"
             " --set inference.engine=torch"
         )
@@ -67,7 +63,7 @@ def _openvino() -> ModuleType:
     try:
         import openvino
     except ImportError:
-        raise EngineError(
+        raise DeviceError(
             "inference.engine=openvino needs the package openvino; pip install attunet3d[openvino]"
         ) from None
     return openvino  # type: ignore[no-any-return]

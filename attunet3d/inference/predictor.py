@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from attunet3d.core import UserError, machine
+from attunet3d.core import Box, Float32s, LabelMap, ModelError, machine
 from attunet3d.imaging import (
-    Box,
     Grid,
     NetworkImage,
     Segmentation,
@@ -30,17 +28,11 @@ from attunet3d.imaging import (
     to_network_grid,
 )
 from attunet3d.inference import ensemble
-from attunet3d.inference.decision import Labels, decide, to_source_grid
+from attunet3d.inference.decision import decide, to_source_grid
 from attunet3d.inference.localisation import Faces, box_around
 from attunet3d.inference.passes import Account, Passes
 from attunet3d.inference.sliding_window import Slab
 from attunet3d.models import Checkpoint, load_model
-
-Map = npt.NDArray[np.float32]
-
-
-class InferenceError(UserError):
-    """A model without what was asked of it, or broken logits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +49,8 @@ class Prediction:
 
     segmentation: Segmentation
     record: dict[str, Any]
-    probabilities: Map | None = None
-    attention: Map | None = None
+    probabilities: Float32s | None = None
+    attention: Float32s | None = None
 
 
 class Predictor:
@@ -71,7 +63,7 @@ class Predictor:
         locator: A coarse model of the same labels; only the box that it finds is segmented.
 
     Raises:
-        EnsembleError: The members do not belong together, or a setting is not inference's.
+        ModelError: The members do not belong together, or a setting is not inference's.
     """
 
     def __init__(
@@ -107,7 +99,7 @@ class Predictor:
         """
         paths = [models] if isinstance(models, str | Path) else list(models)
         if not paths:
-            raise InferenceError("no model was given; name a run folder or a .safetensors file")
+            raise ModelError("no model was given; name a run folder or a .safetensors file")
         members = [load_model(Path(path)) for path in paths]
         coarse = None if locator is None else load_model(Path(locator))
         return cls(members, device, settings, coarse)
@@ -145,7 +137,7 @@ class Predictor:
             attention: Give the gates' coefficients as well.
 
         Raises:
-            InferenceError: The network gave NaN or infinity for this scan, or has no gates.
+            ModelError: The network gave NaN or infinity for this scan, or has no gates.
             torch.OutOfMemoryError: Not even one window fits the GPU.
         """
         work = _Work(volume, probabilities, attention)
@@ -182,7 +174,7 @@ class Predictor:
 
     def _answer(
         self, work: "_Work", image: NetworkImage, faces: Faces | None = None
-    ) -> tuple[Labels, list[Map | None]]:
+    ) -> tuple[LabelMap, list[Float32s | None]]:
         """The label map of `image` on the scan's grid, and the maps that are wanted."""
         everything = work.probabilities or work.attention
         slabs = self.passes.slabs(
@@ -190,7 +182,7 @@ class Predictor:
         )
         slabs = work.watch.watch(slabs, work.volume.name)
         slabs = slabs if faces is None else faces.watch(slabs)
-        maps: list[Map | None] = [None, None]
+        maps: list[Float32s | None] = [None, None]
         if everything:
             with work.watch.stage("maps"):
                 kept = list(slabs)  # of the network's grid: small beside the maps asked for
@@ -200,7 +192,7 @@ class Predictor:
             values, largest = sorted(self.labels), self.config.inference.keep_largest
             return decide(slabs, image.grid, work.volume.grid, values, largest), maps
 
-    def _maps(self, work: "_Work", slabs: list[Slab], network: Grid) -> list[Map | None]:
+    def _maps(self, work: "_Work", slabs: list[Slab], network: Grid) -> list[Float32s | None]:
         """Foreground probabilities and attention on the source grid, those that are wanted."""
         classes, source = len(self.labels), work.volume.grid
         probabilities = attention = None
@@ -211,7 +203,7 @@ class Predictor:
         if work.attention:
             count = slabs[0].logits.shape[0] - classes
             if count == 0:
-                raise InferenceError("this model has no attention gates; leave attention maps out")
+                raise ModelError("this model has no attention gates; leave attention maps out")
             attention = np.zeros((*source.shape, count), np.float32, order="F")
             rest = [Slab(slab.start, slab.logits[classes:]) for slab in slabs]
             for box, values in to_source_grid(rest, network, source):
@@ -254,7 +246,7 @@ class _Stopwatch:
             slab = next(slabs, None)
             # NaN and infinity survive a sum: one pass, and the GPU has finished when it is known.
             if slab is not None and not math.isfinite(float(slab.logits.sum())):
-                raise InferenceError(
+                raise ModelError(
                     f"{name}: the network gave NaN or infinity for this scan; check the scan's"
                     " values and the model, or try --set inference.precision=float32"
                 )

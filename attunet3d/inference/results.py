@@ -20,15 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from attunet3d.core import JsonError, UserError, case_names, machine, read_json, whole_file
+from attunet3d.core import (
+    DataError,
+    FileError,
+    UserError,
+    WriteError,
+    case_names,
+    machine,
+    read_json,
+    whole_file,
+)
 from attunet3d.imaging import Segmentation, read_label
 
 BEGUN = ".begun-"
 SIDECAR_BYTES = 2_000_000  # far above any that is written
-
-
-class ResultError(UserError):
-    """A case id that is no file name, a result of other making, or a sidecar that is none."""
 
 
 @dataclass
@@ -85,7 +90,7 @@ def case_files(folder: Path, case_id: str) -> CaseFiles:
     """Name the files of a case, all of them inside `folder`.
 
     Raises:
-        ResultError: The id is no plain file name, or the name of another file of the folder.
+        WriteError: The id is no plain file name, or the name of another file of the folder.
 
     Example:
         >>> case_files(Path("out"), "case_7").mask.as_posix()
@@ -93,12 +98,12 @@ def case_files(folder: Path, case_id: str) -> CaseFiles:
         >>> case_files(Path("out"), "../case_7")
         Traceback (most recent call last):
         ...
-        attunet3d.inference.results.ResultError: case id '../case_7': must be a plain file name ...
+        attunet3d.core.errors.WriteError: case id '../case_7': must be a plain file name ...
     """
     try:
         return CaseFiles(Path(folder), case_names.check_id(case_id))
-    except case_names.CaseNameError as error:
-        raise ResultError(f"case {error}") from None
+    except DataError as error:
+        raise WriteError(f"case {error}") from None
 
 
 def sweep(folder: Path) -> None:
@@ -138,17 +143,17 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     """Read a sidecar.
 
     Raises:
-        ResultError: It is missing or no sidecar.
+        WriteError: It is missing or no sidecar.
     """
     try:
         content = read_json(path, SIDECAR_BYTES)
-    except JsonError as error:
-        raise ResultError(f"{error}; this is no sidecar") from None
+    except FileError as error:
+        raise WriteError(f"{error}; this is no sidecar") from None
     parts = ("labels", "files", "settings")
     if not isinstance(content, dict) or not all(
         isinstance(content.get(part), dict) for part in parts
     ):
-        raise ResultError(f"{path}: a sidecar must hold labels, files and settings by name")
+        raise WriteError(f"{path}: a sidecar must hold labels, files and settings by name")
     return content
 
 
@@ -156,14 +161,14 @@ def spare_others_work(files: CaseFiles, segmentation: Segmentation) -> None:
     """Refuse to overwrite a label map that nothing shows to be ours; somebody's work, perhaps.
 
     Raises:
-        ResultError: There is one, and it differs from `segmentation`.
+        WriteError: There is one, and it differs from `segmentation`.
     """
     if not files.mask.exists() or files.sidecar.exists() or files.begun.exists():
         return
     with suppress(UserError):
         if np.array_equal(read_label(files.mask).array, segmentation.array):
             return  # ours, its sidecar taken away; or nothing is lost
-    raise ResultError(
+    raise WriteError(
         f"{files.mask}: is there already, has no sidecar and differs from the result;"
         " move it away, or choose another output folder"
     )
@@ -187,17 +192,17 @@ def is_done(files: CaseFiles, wanted: Sequence[Path], origin: Mapping[str, Any])
         origin: Entries that its sidecar must hold: model, settings, fingerprint of the scan.
 
     Raises:
-        ResultError: The case stands whole but was made otherwise; it is not overwritten unasked.
+        WriteError: The case stands whole but was made otherwise; it is not overwritten unasked.
     """
     try:
         content = read_sidecar(files.sidecar)
-    except ResultError:
+    except WriteError:
         return False
     if not intact(files, content, wanted):
         return False
     for name, value in origin.items():
         if content.get(name) != value:
-            raise ResultError(
+            raise WriteError(
                 f"{files.mask}: was made with another {name.replace('_', ' ')}; use --overwrite or"
                 " another output folder"
             )

@@ -23,15 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attunet3d.core import Config, NetworkConfig, UserError
+from attunet3d.core import Config, ModelError, NetworkConfig
 from attunet3d.models import authors_weights
 from attunet3d.models.gate import GridAttentionGate, initialise, normaliser, resize
 
 GATES = {"double": 2, "single": 1, "none": 0}
-
-
-class NetworkError(UserError):
-    """Arguments that make no network, or an input that it cannot take."""
 
 
 class ConvBlock(nn.Sequential):
@@ -127,8 +123,8 @@ class AttentionUNet3D(nn.Module):
         gate_bias: Initial bias of psi; 3.0 opens the gates.
 
     Raises:
-        ConfigError: A number or name is out of range.
-        NetworkError: There is no channel in or out.
+        SettingsError: A number or name is out of range.
+        ModelError: There is no channel in or out.
 
     Example:
         >>> network = AttentionUNet3D(channels=(4, 8, 16)).eval()
@@ -164,7 +160,7 @@ class AttentionUNet3D(nn.Module):
         }
         config = Config.from_dict({"network": settings}).network  # names, types, ranges checked
         if min(in_channels, out_channels) < 1:
-            raise NetworkError(f"channels must be positive, got {in_channels} and {out_channels}")
+            raise ModelError(f"channels must be positive, got {in_channels} and {out_channels}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.align_corners, self.deep_supervision, self.norm = align_corners, deep_supervision, norm
         self._build(config)
@@ -209,7 +205,7 @@ class AttentionUNet3D(nn.Module):
             x: (B, in, X, Y, Z).
 
         Raises:
-            NetworkError: In training, an input too small to be normalised at the deepest level.
+            ModelError: In training, an input too small to be normalised at the deepest level.
         """
         outputs, _ = self._run(x)
         if self.training:
@@ -273,7 +269,7 @@ class AttentionUNet3D(nn.Module):
             for axis, step in enumerate(period):
                 values *= (x.shape[2 + axis] + step - 1) // step
             if values == 1 and self.training:
-                raise NetworkError(
+                raise ModelError(
                     "one value a channel is left at the deepest level, which cannot be normalised;"
                     " train on larger patches or batches, or with norm=group"
                 )
@@ -303,8 +299,8 @@ def from_authors_state_dict(
         align_corners: Trilinear convention that the weights were trained with.
 
     Raises:
-        AuthorsWeightsError: It is no state of one of these networks.
-        NetworkError: Entries are missing or of a wrong shape.
+        ModelError: It is no state of one of these networks.
+        ModelError: Entries are missing or of a wrong shape.
     """
     found = authors_weights.read(state_dict)
     settings = found.settings(align_corners)
@@ -313,5 +309,5 @@ def from_authors_state_dict(
         network.load_state_dict(found.weights)
     except RuntimeError as error:
         details = " ".join(str(error).split())
-        raise NetworkError(f"the state is not of the authors' CT network ({details})") from None
+        raise ModelError(f"the state is not of the authors' CT network ({details})") from None
     return network.eval()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attunet3d.core import UserError
+from attunet3d.core import ModelError
 
 # Their blocks hold conv1.0 (convolution), conv1.1 (norm), conv2.0, conv2.1; ours 0, 1, 3, 4.
 _IN_BLOCK = {"conv1.0": "0", "conv1.1": "1", "conv2.0": "3", "conv2.1": "4"}
@@ -36,10 +36,6 @@ _RULES: list[tuple[str, Callable[[re.Match[str]], str]]] = [
     (r"dsv1", lambda m: "heads.0"),
     (r"final", lambda m: "final"),
 ]
-
-
-class AuthorsWeightsError(UserError):
-    """A state that is none of the authors' CT networks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +65,7 @@ def our_name(name: str) -> str:
     """Our name for one of the authors' entries.
 
     Raises:
-        AuthorsWeightsError: Their CT networks have no such entry.
+        ModelError: Their CT networks have no such entry.
 
     Example:
         >>> our_name("attentionblock4.gate_block_1.W.0.bias")
@@ -80,7 +76,7 @@ def our_name(name: str) -> str:
         match = re.fullmatch(pattern, stem)
         if match:
             return f"{rename(match)}.{leaf}"
-    raise AuthorsWeightsError(
+    raise ModelError(
         f"entry {name!r} is in none of the authors' CT networks (unet_CT_multi_att_dsv_3D,"
         " unet_CT_single_att_dsv_3D, unet_CT_dsv_3D); convert a state of one of these"
     )
@@ -90,7 +86,7 @@ def read(state_dict: Mapping[str, Tensor]) -> AuthorsWeights:
     """Rename a state and tell the network from its shapes.
 
     Raises:
-        AuthorsWeightsError: An entry is unknown, or one that must be there is missing.
+        ModelError: An entry is unknown, or one that must be there is missing.
     """
     weights = {our_name(str(name).removeprefix("module.")): state_dict[name] for name in state_dict}
     counters = [
@@ -111,6 +107,6 @@ def read(state_dict: Mapping[str, Tensor]) -> AuthorsWeights:
             weights=weights,
         )
     except (KeyError, IndexError, AttributeError) as error:
-        raise AuthorsWeightsError(
+        raise ModelError(
             f"the state is not the whole of one of the authors' CT networks ({error})"
         ) from None

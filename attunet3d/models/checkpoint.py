@@ -23,8 +23,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from attunet3d.core import Config, ConfigError, UserError, is_name, parse_json, whole_file
-from attunet3d.models.attention_unet import AttentionUNet3D, NetworkError
+from attunet3d.core import (
+    Config,
+    ModelError,
+    SettingsError,
+    is_name,
+    parse_json,
+    whole_file,
+)
+from attunet3d.models.attention_unet import AttentionUNet3D
 
 FORMAT = "attunet3d 1"
 ABOUT = "attunet3d"  # the header's entry
@@ -32,10 +39,6 @@ MODEL, STATE, PREVIOUS, DAMAGED = "model.safetensors", "last.pt", "previous.pt",
 LARGEST_HEADER = 16 << 20
 DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # of weights and of counters
 MOST_LEVELS, MOST_CHANNELS = 12, 1 << 16
-
-
-class CheckpointError(UserError):
-    """A file is no sound model or state."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +98,7 @@ def load_model(path: Path) -> Checkpoint:
         path: A `.safetensors` file, or a run's folder.
 
     Raises:
-        CheckpointError: It is none, damaged, or its weights are not those of its configuration.
+        ModelError: It is none, damaged, or its weights are not those of its configuration.
     """
     path = Path(path)
     path = path / MODEL if path.is_dir() else path
@@ -103,52 +106,48 @@ def load_model(path: Path) -> Checkpoint:
     try:
         about = json.loads(header.pop("__metadata__", {}).get(ABOUT, "{}"))
         if about.get("format") != FORMAT:
-            raise CheckpointError(f"has format {about.get('format')!r:.80}, must be {FORMAT!r}")
+            raise ModelError(f"has format {about.get('format')!r:.80}, must be {FORMAT!r}")
         config = Config.from_dict(about["config"])
         labels = _labels(about["labels"])
         network = _network(config, len(labels))
         weights_bytes = _compare(network, header)
         if start + weights_bytes != size:
-            raise CheckpointError(
-                f"has {size} bytes, must have {start + weights_bytes}; copy it again"
-            )
+            raise ModelError(f"has {size} bytes, must have {start + weights_bytes}; copy it again")
         data = path.read_bytes()
         _fill(network, data)
-    except (CheckpointError, ConfigError, NetworkError) as error:
-        raise CheckpointError(f"{path}: {error}; this is no model of attunet3d") from None
+    except (ModelError, SettingsError) as error:
+        raise ModelError(f"{path}: {error}; this is no model of attunet3d") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
-        raise CheckpointError(f"{path}: its settings or labels cannot be read") from None
+        raise ModelError(f"{path}: its settings or labels cannot be read") from None
     return Checkpoint(network, config, labels, hashlib.sha256(data).hexdigest(), path)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:
     """The header of a safetensors file, where the weights start, and the size of the file."""
     if path.suffix != ".safetensors":
-        raise CheckpointError(
+        raise ModelError(
             f"{path}: a model is a run folder or a .safetensors file; pickled weights are not"
             " loaded (those of the authors' network: attunet3d convert-weights)"
         )
     try:
         if not path.is_file():
-            raise CheckpointError(f"{path}: no such model; train first, or check the path")
+            raise ModelError(f"{path}: no such model; train first, or check the path")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(LARGEST_HEADER, size - 8):
-                raise CheckpointError(
-                    f"{path}: is no safetensors file, or was cut off; copy it again"
-                )
+                raise ModelError(f"{path}: is no safetensors file, or was cut off; copy it again")
             header = parse_json(file.read(length))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
-        if isinstance(error, CheckpointError):
+        if isinstance(error, ModelError):
             raise
-        raise CheckpointError(f"{path}: the safetensors file is damaged; copy it again") from None
+        raise ModelError(f"{path}: the safetensors file is damaged; copy it again") from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: is no safetensors file; copy it again")
+        raise ModelError(f"{path}: is no safetensors file; copy it again")
     return header, 8 + length, size
 
 
@@ -156,18 +155,16 @@ def _labels(values: Any) -> dict[int, str]:
     labels = {int(value): name for value, name in dict(values).items()}
     for name in labels.values():
         if not is_name(name):
-            raise CheckpointError(f"label {name!r:.80} must be short text on one line")
+            raise ModelError(f"label {name!r:.80} must be short text on one line")
     if len(labels) < 2 or min(labels) != 0 or max(labels) > 255:
-        raise CheckpointError(
-            f"labels {sorted(labels)!s:.80} must be 0 (background) and some up to 255"
-        )
+        raise ModelError(f"labels {sorted(labels)!s:.80} must be 0 (background) and some up to 255")
     return dict(sorted(labels.items()))
 
 
 def _network(config: Config, classes: int) -> AttentionUNet3D:
     channels = config.network.channels
     if len(channels) > MOST_LEVELS or max(channels) > MOST_CHANNELS:
-        raise CheckpointError(f"network.channels {channels!s:.80}: too many")
+        raise ModelError(f"network.channels {channels!s:.80}: too many")
     with torch.device("meta"):  # takes no memory, whatever the configuration claims
         network = AttentionUNet3D.from_config(config.network, 1, classes)
     return network.eval()
@@ -181,11 +178,11 @@ def _compare(network: AttentionUNet3D, header: Mapping[str, Any]) -> int:
         have = [found.get("dtype"), found.get("shape")] if found else None
         want = [DTYPES.get(wanted.dtype), list(wanted.shape)]
         if have != want:
-            raise CheckpointError(f"weights {name} must be {want}, got {have!s:.80}")
+            raise ModelError(f"weights {name} must be {want}, got {have!s:.80}")
         size += wanted.numel() * wanted.element_size()
     extra = sorted(header.keys() - network.state_dict().keys())
     if extra:
-        raise CheckpointError(f"weights {extra[0]:.80} belong to another network")
+        raise ModelError(f"weights {extra[0]:.80} belong to another network")
     return size
 
 
@@ -193,10 +190,10 @@ def _fill(network: AttentionUNet3D, data: bytes) -> None:
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError:
-        raise CheckpointError("the safetensors file is damaged; copy it again") from None
+        raise ModelError("the safetensors file is damaged; copy it again") from None
     for name, found in tensors.items():
         if found.is_floating_point() and not bool(torch.isfinite(found).all()):
-            raise CheckpointError(f"weights {name} hold NaN or infinities")
+            raise ModelError(f"weights {name} hold NaN or infinities")
     network.load_state_dict(tensors, assign=True)
 
 
@@ -233,18 +230,18 @@ def load_state(path: Path) -> tuple[dict[str, Any], list[str]]:
         The state, and a warning where it is the one before.
 
     Raises:
-        CheckpointError: Neither can be read.
+        ModelError: Neither can be read.
     """
     try:
         return _state(path), []
-    except CheckpointError as error:
+    except ModelError as error:
         previous = path.with_name(PREVIOUS)
         if not previous.is_file():
             raise
         try:
             state = _state(previous)
-        except CheckpointError as another:
-            raise CheckpointError(f"{error}; and {another}; start the run anew") from None
+        except ModelError as another:
+            raise ModelError(f"{error}; and {another}; start the run anew") from None
         with contextlib.suppress(OSError):  # missing, or a folder that is only read
             os.replace(path, path.with_name(DAMAGED))
         return state, [f"{error}; going on from {previous}"]
@@ -252,26 +249,26 @@ def load_state(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _state(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such state; start the run without --resume")
+        raise ModelError(f"{path}: no such state; start the run without --resume")
     try:
         with path.open("rb") as file:
             content = _load_within(file)
             size = os.fstat(file.fileno()).st_size
         array = content["payload"].numpy()
         if array.nbytes > size:  # one byte, told to stand for many
-            raise CheckpointError("its parts do not fit into it; it is hostile or damaged")
+            raise ModelError("its parts do not fit into it; it is hostile or damaged")
         payload = array.tobytes()
         if hashlib.sha256(payload).hexdigest() != content["sha256"]:
-            raise CheckpointError("the checksum is wrong; the file is damaged")
+            raise ModelError("the checksum is wrong; the file is damaged")
         state = _load_within(io.BytesIO(payload))
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
     except Exception as error:  # torch raises a dozen kinds, some with advice to load unsafely
-        raise CheckpointError(
+        raise ModelError(
             f"{path}: is no state of a run, or was cut off ({type(error).__name__})"
         ) from None
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: is no state of a run")
+        raise ModelError(f"{path}: is no state of a run")
     return state
 
 
@@ -282,7 +279,7 @@ def _load_within(file: BinaryIO) -> Any:
         infos = entries.infolist()
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in infos)
     if not stored or sum(entry.file_size for entry in infos) > size:
-        raise CheckpointError("its parts do not fit into it; it is hostile or damaged")
+        raise ModelError("its parts do not fit into it; it is hostile or damaged")
     file.seek(0)
     with warnings.catch_warnings(action="ignore"):  # they advise to load unsafely
         return torch.load(file, map_location="cpu", weights_only=True)

@@ -9,15 +9,11 @@ from zipfile import ZipFile, is_zipfile
 import torch
 from torch import Tensor
 
-from attunet3d.core import NetworkConfig, UserError, presets
+from attunet3d.core import ModelError, NetworkConfig, UserError, presets
 from attunet3d.models import authors_weights, checkpoint
 from attunet3d.models.attention_unet import from_authors_state_dict
 
 _LARGEST_FILE = 1 << 30  # theirs have 26 MB
-
-
-class ConversionError(UserError):
-    """A file that cannot be made into a model."""
 
 
 def convert_weights(
@@ -35,22 +31,22 @@ def convert_weights(
         Warnings.
 
     Raises:
-        ConversionError: The file or the names do not fit.
+        ModelError: The file or the names do not fit.
         WriteError: The disk is full or the folder read-only.
     """
     if out.suffix != ".safetensors":
-        raise ConversionError(f"{out}: the name of a model must end in .safetensors")
+        raise ModelError(f"{out}: the name of a model must end in .safetensors")
     state = load_state(source)
     try:
         found = authors_weights.read(state)
         network = from_authors_state_dict(state, align_corners=align_corners)
     except UserError as error:
-        raise ConversionError(f"{source}: {error}") from None
+        raise ModelError(f"{source}: {error}") from None
     if found.in_channels != 1:
-        raise ConversionError(f"{source}: is for {found.in_channels} channels; CT must have 1")
+        raise ModelError(f"{source}: is for {found.in_channels} channels; CT must have 1")
     classes = list(names) or [f"class {index}" for index in range(1, found.out_channels)]
     if len(classes) != found.out_channels - 1:
-        raise ConversionError(
+        raise ModelError(
             f"{source}: has {found.out_channels - 1} classes beside the background, but"
             f" {len(classes)} names are given; give one each, or none"
         )
@@ -67,29 +63,29 @@ def load_state(path: Path) -> dict[str, Tensor]:
     """Read weights by name from a file of `torch.save`; nothing in it is run.
 
     Raises:
-        ConversionError: It cannot be read, or holds something else.
+        ModelError: It cannot be read, or holds something else.
     """
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise ConversionError(f"{path}: is no regular file; give a state_dict")
+            raise ModelError(f"{path}: is no regular file; give a state_dict")
         if size > _LARGEST_FILE:
-            raise ConversionError(f"{path}: larger than 1 GiB; the authors' networks are not")
+            raise ModelError(f"{path}: larger than 1 GiB; the authors' networks are not")
         if is_zipfile(path):  # torch compresses nothing: what is larger inside is no file of its
             with ZipFile(path) as entries:
                 if sum(entry.file_size for entry in entries.infolist()) > size:
-                    raise ConversionError(f"{path}: its parts do not fit into it; it is damaged")
+                    raise ModelError(f"{path}: its parts do not fit into it; it is damaged")
         with warnings.catch_warnings(action="ignore"):  # they advise to load unsafely
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except ConversionError:
+    except ModelError:
         raise
     except OSError as error:
-        raise ConversionError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # torch raises a dozen kinds, some with advice to load unsafely
-        raise ConversionError(
+        raise ModelError(
             f"{path}: holds something else than weights, or is damaged ({type(error).__name__});"
             " give a state_dict saved by torch.save"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ConversionError(f"{path}: must hold weights by name (a state_dict)")
+        raise ModelError(f"{path}: must hold weights by name (a state_dict)")
     return state

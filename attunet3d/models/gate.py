@@ -16,11 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attunet3d.core import UserError
-
-
-class GateError(UserError):
-    """A gate's sizes do not fit."""
+from attunet3d.core import ModelError
 
 
 def normaliser(norm: str, channels: int) -> nn.Module:
@@ -33,7 +29,7 @@ def normaliser(norm: str, channels: int) -> nn.Module:
         [1, 2, 2, 3, 40]
 
     Raises:
-        GateError: There is no such normalisation.
+        ModelError: There is no such normalisation.
     """
     if norm == "batch":
         return nn.BatchNorm3d(channels)
@@ -42,7 +38,7 @@ def normaliser(norm: str, channels: int) -> nn.Module:
     if norm == "group":
         groups = max(n for n in range(1, max(1, channels // 8) + 1) if channels % n == 0)
         return nn.GroupNorm(groups, channels)
-    raise GateError(f"norm must be batch, instance or group, got {norm!r}")
+    raise ModelError(f"norm must be batch, instance or group, got {norm!r}")
 
 
 def initialise(module: nn.Module) -> None:
@@ -94,7 +90,7 @@ class GridAttentionGate(nn.Module):
         super().__init__()
         inner = inner_channels or skip_channels
         if min(skip_channels, gating_channels, inner) < 1 or min(stride) < 1:
-            raise GateError(
+            raise ModelError(
                 f"channels and stride must be positive, got {skip_channels}, {gating_channels},"
                 f" {inner} and {stride}"
             )

@@ -23,7 +23,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from attunet3d import __version__
-from attunet3d.core import PreprocessingConfig, Size, UserError, whole_file
+from attunet3d.core import ModelError, PreprocessingConfig, Size, whole_file
 from attunet3d.inference import windows
 from attunet3d.models import AttentionUNet3D, Checkpoint
 
@@ -42,20 +42,16 @@ The network's code is the Python package attunet3d, under the Apache License, Ve
 """
 
 
-class BundleError(UserError):
-    """A label whose name MONAI would run as code."""
-
-
 def write_bundle(folder: Path, model: Checkpoint, window: Size) -> None:
     """Fill an empty folder.
 
     Raises:
-        BundleError: A label's name begins with "$", "@" or "%".
+        ModelError: A label's name begins with "$", "@" or "%".
         WriteError: The disk is full.
     """
     for name in model.labels.values():
         if name[0] in "$@%":
-            raise BundleError(
+            raise ModelError(
                 f"{model.path}: label {name!r} begins with {name[0]}, which MONAI takes for code;"
                 " train with another name"
             )

@@ -21,9 +21,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from attunet3d.core import PreprocessingConfig, UserError
+from attunet3d.core import Box, DataError, PreprocessingConfig
 from attunet3d.imaging import (
-    Box,
     Grid,
     Volume,
     label_to_network_grid,
@@ -34,10 +33,6 @@ from attunet3d.imaging import (
 from attunet3d.inference import Slab, decide
 
 SOURCE_AFFINE, SOURCE_SHAPE = "source_affine", "source_shape"  # in `MetaTensor.meta`
-
-
-class TransformError(UserError):
-    """An entry that these transforms cannot place in the patient."""
 
 
 class ToNetworkGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped here
@@ -68,14 +63,14 @@ class ToNetworkGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped he
         """The entries on the network's grid; `data` and its tensors stay as they are.
 
         Raises:
-            TransformError: An entry has several channels or no affine, or no entry is an image.
-            GeometryError: The grids' axes are not parallel.
+            DataError: An entry has several channels or no affine, or no entry is an image.
+            DataError: The grids' axes are not parallel.
         """
         result = dict(data)
         volumes = {key: _volume(key, data[key]) for key in self.key_iterator(result)}
         images = [volume for key, volume in volumes.items() if key not in self.label_keys]
         if not images:
-            raise TransformError(f"keys {list(self.keys)}: one must be an image, not a label")
+            raise DataError(f"keys {list(self.keys)}: one must be an image, not a label")
         box, target = network_grid(images[0], self.config)
         for key, volume in volumes.items():
             # On the image's own voxels all entries are cropped alike, as in inference.
@@ -119,7 +114,7 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
         """The entries as uint8 label maps (1, I, J, K) on the source grid.
 
         Raises:
-            TransformError: `like` did not come from `ToNetworkGridd`, or shapes do not belong.
+            DataError: `like` did not come from `ToNetworkGridd`, or shapes do not belong.
         """
         result = dict(data)
         network, source = _grids(self.like, data[self.like])
@@ -127,7 +122,7 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
             logits = torch.as_tensor(data[key]).detach()
             classes = 2 if len(logits) == 1 else len(logits)
             if tuple(logits.shape[1:]) != network.shape or classes != len(self.values):
-                raise TransformError(
+                raise DataError(
                     f"{key}: logits of shape {tuple(logits.shape)} do not lie on the grid of"
                     f" {self.like} {network.shape} with {len(self.values)} labels"
                 )
@@ -144,7 +139,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _volume(key: Hashable, entry: Any) -> Volume:
     if not isinstance(entry, MetaTensor) or entry.ndim != 4 or len(entry) != 1:
-        raise TransformError(
+        raise DataError(
             f"{key}: must be a MetaTensor of one channel (1, I, J, K), got {type(entry).__name__}"
             f" {tuple(getattr(entry, 'shape', ()))}; load it with ensure_channel_first=True"
         )
@@ -163,7 +158,7 @@ def _whole_numbers(label: Volume) -> Volume:
     """The label as uint8; MONAI's readers make it float32."""
     array = label.array.astype(np.uint8)
     if not np.array_equal(array, label.array):
-        raise TransformError(f"{label.name}: label values must be whole numbers from 0 to 255")
+        raise DataError(f"{label.name}: label values must be whole numbers from 0 to 255")
     return Volume(array, label.grid, name=label.name)
 
 
@@ -182,7 +177,7 @@ def _placed(tensor: Tensor, grid: Grid, like: Any, source: Grid | None) -> Any:
 def _grids(key: Hashable, entry: Any) -> tuple[Grid, Grid]:
     """The network's and the source's grid of what `ToNetworkGridd` made."""
     if not isinstance(entry, MetaTensor) or SOURCE_AFFINE not in entry.meta:
-        raise TransformError(f"{key}: did not come from ToNetworkGridd; name the entry that did")
+        raise DataError(f"{key}: did not come from ToNetworkGridd; name the entry that did")
     x, y, z = entry.shape[1:]
     network = Grid((x, y, z), np.asarray(entry.affine.cpu(), dtype=np.float64))
     i, j, k = (int(size) for size in entry.meta[SOURCE_SHAPE])

@@ -13,21 +13,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from attunet3d.core import Size, UserError
+from attunet3d.core import DependencyError, Float32s, Size
 from attunet3d.models import AttentionUNet3D
-
-Array = npt.NDArray[np.float32]
 
 NEEDED = ("onnx", "onnxscript")
 TALKER = "torch.onnx._internal.exporter._registration"  # says that torchvision is not installed
-
-
-class OnnxError(UserError):
-    """A package that writing ONNX needs is not installed."""
 
 
 def onnx_bytes(network: AttentionUNet3D, window: Size, about: Mapping[str, str]) -> bytes:
@@ -39,7 +31,7 @@ def onnx_bytes(network: AttentionUNet3D, window: Size, about: Mapping[str, str])
         about: JSON texts by name, for `metadata_props`.
 
     Raises:
-        OnnxError: onnx or onnxscript is not installed.
+        DependencyError: onnx or onnxscript is not installed.
     """
     for name in NEEDED:
         _require(name)
@@ -65,9 +57,9 @@ def onnx_bytes(network: AttentionUNet3D, window: Size, about: Mapping[str, str])
     return content
 
 
-def onnx_logits(model: bytes, image: Array) -> Array | None:
+def onnx_logits(model: bytes, image: Float32s) -> Float32s | None:
     """What a runtime makes of `image` (B, 1, x, y, z), on the CPU; None: there is no runtime."""
-    logits: Array
+    logits: Float32s
     if find_spec("onnxruntime"):
         runtime = import_module("onnxruntime")
         session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -87,7 +79,7 @@ def _require(name: str) -> None:
     try:
         import_module(name)
     except ImportError:
-        raise OnnxError(
+        raise DependencyError(
             f"--format onnx needs the package {name}: pip install onnx onnxscript onnxruntime"
         ) from None
 

@@ -16,16 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attunet3d.core import Size, UserError, whole_file
+from attunet3d.core import ModelError, Size, WriteError, whole_file
 from attunet3d.models import Checkpoint, load_model
 from attunet3d.packaging import bundle, onnx_model, torchscript_model
 
 ENDINGS = {"bundle": "", "onnx": ".onnx", "torchscript": ".ts"}
 RELATIVE_ERROR = 1e-4  # of the largest logit; float32 in another order makes 1e-6
-
-
-class PackageError(UserError):
-    """A model that cannot be packed, or a place that is taken."""
 
 
 def package(source: Path, out: Path, form: str) -> tuple[Path, list[str]]:
@@ -40,23 +36,23 @@ def package(source: Path, out: Path, form: str) -> tuple[Path, list[str]]:
         What was written, and warnings.
 
     Raises:
-        PackageError: `out` is there already or no name, the model has no window, or what was
+        ModelError: `out` is there already or no name, the model has no window, or what was
             written gives other logits than the model.
-        CheckpointError: The model cannot be read.
-        OnnxError: A package that ONNX needs is not installed.
-        BundleError: A label's name cannot stand in a bundle.
+        ModelError: The model cannot be read.
+        DependencyError: A package that ONNX needs is not installed.
+        ModelError: A label's name cannot stand in a bundle.
         WriteError: The disk is full or the folder read-only.
     """
     if out.name in ("", ".."):
-        raise PackageError(f"{out}: is a folder; name a new file or folder")
+        raise ModelError(f"{out}: is a folder; name a new file or folder")
     if not out.name.endswith(ENDINGS[form]):
         out = out.parent / (out.name + ENDINGS[form])
     if os.path.lexists(out):
-        raise PackageError(f"{out}: is there already; delete it or name another")
+        raise ModelError(f"{out}: is there already; delete it or name another")
     model = load_model(source)
     window = model.config.window
     if window is None:
-        raise PackageError(f"{model.path}: holds no window; train with training.patch_size=[x,y,z]")
+        raise ModelError(f"{model.path}: holds no window; train with training.patch_size=[x,y,z]")
     whole_file.make_folder(out.parent)
     write: Callable[[Path, Checkpoint, Size], list[str]] = {
         "bundle": _bundle,
@@ -128,11 +124,11 @@ def _compare(out: Path, found: Tensor, wanted: Tensor) -> None:
     """Refuse logits that are not the network's.
 
     Raises:
-        PackageError: They differ by more than rounding, or are not finite.
+        ModelError: They differ by more than rounding, or are not finite.
     """
     error = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
     if not error <= RELATIVE_ERROR:
-        raise PackageError(
+        raise ModelError(
             f"{out}: not written, as its logits would differ from the model's by {error:.2g} of the"
             f" largest; at most {RELATIVE_ERROR} is rounding; try another format or torch version"
         )
@@ -151,4 +147,4 @@ def _new_folder(out: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
-        raise whole_file.WriteError(f"{out}: cannot be written ({error.strerror})") from error
+        raise WriteError(f"{out}: cannot be written ({error.strerror})") from error

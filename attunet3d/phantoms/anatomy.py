@@ -8,8 +8,9 @@ sizes are round numbers from general anatomy.
 
 import numpy as np
 
+from attunet3d.core import Floats
 from attunet3d.phantoms import organs, skeleton
-from attunet3d.phantoms.shapes import Array, Torso, Tube, Warp
+from attunet3d.phantoms.shapes import Torso, Tube, Warp
 from attunet3d.phantoms.tissue import Anatomy, Draw, Tissue
 
 PANCREAS_ML = (60.0, 110.0)
@@ -47,7 +48,7 @@ def random_anatomy(seed: int) -> Anatomy:
     return Anatomy(torso, wall, tissues, skeleton.table(torso), warp, pancreas)
 
 
-def _waves(draw: Draw) -> Array:
+def _waves(draw: Draw) -> Floats:
     # Long waves bend whole organs; short ones give outlines their lobes.
     waves = np.zeros((3, 3, 4))
     for row, (amplitude, shortest, longest) in enumerate(

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from attunet3d.imaging import Box, Grid
-from attunet3d.phantoms.shapes import Array, Field
+from attunet3d.core import Box, Float32s, Floats
+from attunet3d.imaging import Grid
 from attunet3d.phantoms.tissue import Anatomy, Tissue
 
 AIR_HU, LOWEST_HU = -1000.0, -1024
 GRAIN_VOXELS = 0.6  # reach of the noise's correlation between neighbours in a slice
 SLAB_VOXELS = 3_000_000
-Points = tuple[Field, Field, Field]
+Points = tuple[Float32s, Float32s, Float32s]
 
 
 def label_anatomy(anatomy: Anatomy, grid: Grid) -> npt.NDArray[np.uint8]:
@@ -71,7 +71,7 @@ def _points(grid: Grid) -> Points:
     return x, y, z
 
 
-def _box(grid: Grid, bounds_mm: Array, margin_mm: float) -> Box | None:
+def _box(grid: Grid, bounds_mm: Floats, margin_mm: float) -> Box | None:
     """Voxels that may lie within world bounds; None where there are none."""
     low, high = bounds_mm[0] - margin_mm, bounds_mm[1] + margin_mm
     pick = np.indices((2, 2, 2)).reshape(3, 8).T
@@ -84,7 +84,7 @@ def _box(grid: Grid, bounds_mm: Array, margin_mm: float) -> Box | None:
     return i, j, k
 
 
-def _partial_volumes(anatomy: Anatomy, grid: Grid) -> Field:
+def _partial_volumes(anatomy: Anatomy, grid: Grid) -> Float32s:
     """HU averaged over each voxel: edges as wide as a pixel, thick slices as several thin ones."""
     spacing = np.array(grid.spacing_mm)
     axis, pixel = int(spacing.argmax()), float(np.median(spacing))
@@ -98,7 +98,7 @@ def _partial_volumes(anatomy: Anatomy, grid: Grid) -> Field:
     return total
 
 
-def _draw(anatomy: Anatomy, grid: Grid, edge_mm: np.float32) -> Field:
+def _draw(anatomy: Anatomy, grid: Grid, edge_mm: np.float32) -> Float32s:
     """HU of tissues laid over one another, each edge a ramp `edge_mm` wide; (K, J, I)."""
     values = np.full(grid.shape[::-1], AIR_HU, np.float32)
     couch = _box(grid, anatomy.table.shape.bounds_mm, float(edge_mm))
@@ -111,7 +111,7 @@ def _draw(anatomy: Anatomy, grid: Grid, edge_mm: np.float32) -> Field:
     return values
 
 
-def _draw_body(values: Field, anatomy: Anatomy, grid: Grid, edge_mm: np.float32) -> None:
+def _draw_body(values: Float32s, anatomy: Anatomy, grid: Grid, edge_mm: np.float32) -> None:
     points = anatomy.warp(*_points(grid))
     outline = anatomy.torso.outline(*points[:2])
     for depth, hu in anatomy.wall:
@@ -127,7 +127,7 @@ def _draw_body(values: Field, anatomy: Anatomy, grid: Grid, edge_mm: np.float32)
 
 
 def _lay(
-    values: Field, tissue: Tissue, points: Points, edge_mm: np.float32, within: Field | None
+    values: Float32s, tissue: Tissue, points: Points, edge_mm: np.float32, within: Float32s | None
 ) -> None:
     """Draw one tissue over `values`, a view."""
     cover = _cover(tissue.shape.distance(*points), edge_mm)
@@ -137,13 +137,13 @@ def _lay(
     values += cover
 
 
-def _cover(distance: Field, edge_mm: np.float32) -> Field:
+def _cover(distance: Float32s, edge_mm: np.float32) -> Float32s:
     """Share of a voxel that lies inside, from the distance of its centre to a flat edge."""
-    share: Field = np.clip(np.float32(0.5) - distance / edge_mm, 0, 1)
+    share: Float32s = np.clip(np.float32(0.5) - distance / edge_mm, 0, 1)
     return share
 
 
-def _noise(grid: Grid, seed: int, first_plane: int) -> Field:
+def _noise(grid: Grid, seed: int, first_plane: int) -> Float32s:
     """Noise of standard deviation 1, grained within a slice; each plane has its own seed."""
     rows, columns, planes = grid.shape
     noise = np.empty((planes, columns, rows), np.float32)
@@ -154,5 +154,5 @@ def _noise(grid: Grid, seed: int, first_plane: int) -> Field:
     grain[2 - int(np.argmax(grid.spacing_mm))] = 0
     impulse = gaussian_filter1d(np.eye(1, 15, 7)[0], GRAIN_VOXELS)
     gain = np.float32((impulse**2).sum())  # of two axes: the product of two equal roots
-    grained: Field = gaussian_filter(noise, grain, mode="wrap") / gain
+    grained: Float32s = gaussian_filter(noise, grain, mode="wrap") / gain
     return grained

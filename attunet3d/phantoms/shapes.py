@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 
-Field = npt.NDArray[np.float32]
-Array = npt.NDArray[np.float64]
+from attunet3d.core import Float32s, Floats
+
 TABLE_STEP_MM = 0.1
 
 
@@ -21,10 +21,10 @@ class Shape(Protocol):
     """Anything with a signed distance and a box that holds all points where it is negative."""
 
     @property
-    def bounds_mm(self) -> Array:
+    def bounds_mm(self) -> Floats:
         """Lowest and highest corner, (2, 3)."""
 
-    def distance(self, x: Field, y: Field, z: Field) -> Field:
+    def distance(self, x: Float32s, y: Float32s, z: Float32s) -> Float32s:
         """Signed distance in mm: its sign is exact, its size good near the surface."""
 
 
@@ -39,25 +39,25 @@ class Ellipsoid:
         [2.0]
     """
 
-    centre: Array
-    radii: Array
-    rotation: Array | None = None
+    centre: Floats
+    radii: Floats
+    rotation: Floats | None = None
 
     @property
-    def bounds_mm(self) -> Array:
+    def bounds_mm(self) -> Floats:
         """Lowest and highest corner, (2, 3)."""
         axes = np.diag(self.radii) if self.rotation is None else self.rotation * self.radii
         half = np.linalg.norm(axes, axis=1)
         return np.stack([self.centre - half, self.centre + half])
 
-    def distance(self, x: Field, y: Field, z: Field) -> Field:
+    def distance(self, x: Float32s, y: Float32s, z: Float32s) -> Float32s:
         """Signed distance of first order: k (k - 1) / |∇k| with k the normalised radius."""
         along = (np.eye(3) if self.rotation is None else self.rotation).T / self.radii[:, None]
         shift = along @ self.centre
         squares, gradient = np.zeros_like(x), np.zeros_like(x)
         for row, offset, radius in zip(along, shift, self.radii, strict=True):
             a, b, c = row.astype(np.float32)
-            part: Field = x * a
+            part: Float32s = x * a
             part += y * b
             part += z * c - np.float32(offset)
             part *= part
@@ -67,8 +67,8 @@ class Ellipsoid:
         return _ratio(squares - np.sqrt(squares), np.sqrt(gradient))
 
 
-def _ratio(numerator: Field, denominator: Field) -> Field:
-    quotient: Field = np.divide(numerator, np.maximum(denominator, np.float32(1e-3)))
+def _ratio(numerator: Float32s, denominator: Float32s) -> Float32s:
+    quotient: Float32s = np.divide(numerator, np.maximum(denominator, np.float32(1e-3)))
     return quotient
 
 
@@ -95,10 +95,10 @@ class Tube:
     """
 
     axis: int
-    at: Array
-    centre: Array
-    radii: Array
-    profile: Array
+    at: Floats
+    centre: Floats
+    radii: Floats
+    profile: Floats
 
     @classmethod
     def through(
@@ -123,7 +123,7 @@ class Tube:
         return float(np.trapezoid(area, self.at)) / 1000
 
     @property
-    def bounds_mm(self) -> Array:
+    def bounds_mm(self) -> Floats:
         """Lowest and highest corner, (2, 3)."""
         half = self.radii * self.profile[:, None]
         low, high = (self.centre - half).min(axis=0), (self.centre + half).max(axis=0)
@@ -140,7 +140,7 @@ class Tube:
         profile = np.maximum(self.profile - wall_mm / self.radii.min(axis=1), 0)
         return Tube(self.axis, self.at, self.centre, self.radii, profile)
 
-    def distance(self, x: Field, y: Field, z: Field) -> Field:
+    def distance(self, x: Float32s, y: Float32s, z: Float32s) -> Float32s:
         """Signed distance across the section, times the cosine of the curve's slope."""
         points = [x, y, z]
         t = points.pop(self.axis)
@@ -156,7 +156,7 @@ class Tube:
         across -= (smaller * self.profile).astype(np.float32)[row]
         across *= cosine.astype(np.float32)[row]
         beyond = np.maximum(np.float32(self.at[0]) - t, t - np.float32(self.at[-1]))
-        inside: Field = np.maximum(across, beyond)
+        inside: Float32s = np.maximum(across, beyond)
         return inside
 
 
@@ -168,13 +168,13 @@ class Blend:
     blend_mm: float = 12.0
 
     @property
-    def bounds_mm(self) -> Array:
+    def bounds_mm(self) -> Floats:
         """Lowest and highest corner, (2, 3)."""
         boxes = np.stack([shape.bounds_mm for shape in self.shapes])
         low, high = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)
         return np.stack([low - self.blend_mm / 4, high + self.blend_mm / 4])
 
-    def distance(self, x: Field, y: Field, z: Field) -> Field:
+    def distance(self, x: Float32s, y: Float32s, z: Float32s) -> Float32s:
         """The smallest distance, lowered by up to a quarter of `blend_mm` where two are alike."""
         blended, *others = (shape.distance(x, y, z) for shape in self.shapes)
         width = np.float32(self.blend_mm)
@@ -188,16 +188,16 @@ class Blend:
 class Region:
     """Where a function of x, y, z is negative, cut to the inside of `within`."""
 
-    bounds_mm: Array
-    function: Callable[[Field, Field, Field], Field]
+    bounds_mm: Floats
+    function: Callable[[Float32s, Float32s, Float32s], Float32s]
     within: Shape | None = None
 
-    def distance(self, x: Field, y: Field, z: Field) -> Field:
+    def distance(self, x: Float32s, y: Float32s, z: Float32s) -> Float32s:
         """The greater of the two distances."""
         own = self.function(x, y, z)
         if self.within is None:
             return own
-        cut: Field = np.maximum(own, self.within.distance(x, y, z))
+        cut: Float32s = np.maximum(own, self.within.distance(x, y, z))
         return cut
 
 
@@ -210,12 +210,12 @@ class Torso:
     squareness: float = 0.6
 
     @property
-    def bounds_mm(self) -> Array:
+    def bounds_mm(self) -> Floats:
         """Lowest and highest corner, (2, 3); the body has no ends along z."""
         half = np.array([self.half_width_mm, self.half_depth_mm, 1e4])
         return np.stack([-half, half])
 
-    def outline(self, x: Field, y: Field) -> Field:
+    def outline(self, x: Float32s, y: Float32s) -> Float32s:
         """Distance beyond the skin along the ray from the middle (Fernández-Guasti's squircle)."""
         u = (x / np.float32(self.half_width_mm)) ** 2
         v = (y / np.float32(self.half_depth_mm)) ** 2
@@ -223,7 +223,7 @@ class Torso:
         root = np.sqrt(total * total - np.float32(4 * self.squareness**2) * u * v)
         radius = np.sqrt((total + root) / 2)  # 1 on the outline, grows linearly along each ray
         length = np.hypot(x, y)
-        beyond: Field = length - _ratio(length, radius)
+        beyond: Float32s = length - _ratio(length, radius)
         return beyond
 
 
@@ -235,14 +235,16 @@ class Warp:
     `waves` is (3, n, 4): amplitude in mm, two wave numbers in 1/mm and a phase.
     """
 
-    waves: Array
+    waves: Floats
 
     @property
     def reach_mm(self) -> float:
         """No point moves further than this along an axis."""
         return float(np.abs(self.waves[:, :, 0]).sum(axis=1).max())
 
-    def __call__(self, x: Field, y: Field, z: Field) -> tuple[Field, Field, Field]:
+    def __call__(
+        self, x: Float32s, y: Float32s, z: Float32s
+    ) -> tuple[Float32s, Float32s, Float32s]:
         """Where the undeformed anatomy is looked up for points of the world."""
         x = x + _swell(self.waves[0], y, z)
         y = y + _swell(self.waves[1], x, z)
@@ -250,7 +252,7 @@ class Warp:
         return x, y, z
 
 
-def _swell(waves: Array, first: Field, second: Field) -> Field:
+def _swell(waves: Floats, first: Float32s, second: Float32s) -> Float32s:
     total = np.zeros(np.broadcast_shapes(first.shape, second.shape), np.float32)
     for amplitude, a, b, phase in waves.astype(np.float32):
         total += amplitude * np.sin(a * first + b * second + phase)

@@ -3,7 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.phantoms.shapes import Array, Ellipsoid, Field, Region, Torso, Tube
+from attunet3d.core import Float32s, Floats
+from attunet3d.phantoms.shapes import Ellipsoid, Region, Torso, Tube
 from attunet3d.phantoms.tissue import BOTTOM_MM, TOP_MM, Draw, Tissue
 
 
@@ -16,12 +17,12 @@ def chest(draw: Draw, torso: Torso, wall_mm: float) -> list[Tissue]:
     pitch, tilt, start = draw.between(28, 33), draw.between(0.45, 0.7), draw.between(-12, 4)
     depth = np.float32(wall_mm - 3)
 
-    def ribs(x: Field, y: Field, z: Field) -> Field:
+    def ribs(x: Float32s, y: Float32s, z: Float32s) -> Float32s:
         along = z + np.float32(tilt) * y  # constant along a rib, which falls towards the front
         from_rib = along - pitch * np.rint(along / np.float32(pitch))
         bone = np.hypot(torso.outline(x, y) + depth, np.float32(0.5) * from_rib) - np.float32(3.5)
         front = (y - np.float32(0.9) * (z - np.float32(start)) - 25) * np.float32(0.74)
-        end: Field = np.maximum(np.maximum(bone, front), np.float32(26) - np.abs(x))
+        end: Float32s = np.maximum(np.maximum(bone, front), np.float32(26) - np.abs(x))
         return end
 
     width, back = torso.half_width_mm, torso.half_depth_mm
@@ -75,7 +76,7 @@ def _column(centre: npt.ArrayLike, radii: npt.ArrayLike) -> Tube:
     return Tube(2, ends, np.tile(centre, (2, 1)), np.tile(radii, (2, 1)).astype(float), np.ones(2))
 
 
-def _drum(centre: Array, half: tuple[float, float, float]) -> Tube:
+def _drum(centre: Floats, half: tuple[float, float, float]) -> Tube:
     at = np.linspace(centre[2] - half[2], centre[2] + half[2], 25)
     waist = 1 - 0.09 * (1 - ((at - centre[2]) / half[2]) ** 2)
     return Tube(2, at, np.tile(centre[:2], (25, 1)), np.outer(waist, half[:2]), np.ones(25))
@@ -91,9 +92,9 @@ def table(torso: Torso) -> Tissue:
     """A thin curved couch under the back."""
     back = -torso.half_depth_mm - 4
 
-    def couch(x: Field, y: Field, z: Field) -> Field:
+    def couch(x: Float32s, y: Float32s, z: Float32s) -> Float32s:
         sag = y - np.float32(back) - x * x * np.float32(6e-4)
-        shell: Field = np.maximum(np.abs(sag) - np.float32(2), np.abs(x) - np.float32(210))
+        shell: Float32s = np.maximum(np.abs(sag) - np.float32(2), np.abs(x) - np.float32(210))
         return shell
 
     return Tissue(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.phantoms.shapes import Array, Ellipsoid, Shape, Torso, Tube, Warp
+from attunet3d.core import Floats
+from attunet3d.phantoms.shapes import Ellipsoid, Shape, Torso, Tube, Warp
 
 TOP_MM, BOTTOM_MM = 190.0, -190.0  # where structures without ends are cut off
 
@@ -57,24 +58,24 @@ class Draw:
         """A number between two."""
         return float(self.rng.uniform(low, high))
 
-    def place(self, x: float, y: float, z: float, jitter: float = 4.0) -> Array:
+    def place(self, x: float, y: float, z: float, jitter: float = 4.0) -> Floats:
         """A point, scaled to the patient's build and moved by up to `jitter` mm."""
-        moved: Array = np.array([x, y, z]) * self.build + self.rng.uniform(-jitter, jitter, 3)
+        moved: Floats = np.array([x, y, z]) * self.build + self.rng.uniform(-jitter, jitter, 3)
         return moved
 
-    def ellipsoid(self, centre: Array, radii: npt.ArrayLike, turn: float = 15.0) -> Ellipsoid:
+    def ellipsoid(self, centre: Floats, radii: npt.ArrayLike, turn: float = 15.0) -> Ellipsoid:
         """An ellipsoid of about these half axes, turned by up to `turn` degrees about each axis."""
         half = np.asarray(radii) * self.rng.uniform(0.9, 1.12, 3)
         return Ellipsoid(centre, half, rotation(np.radians(self.rng.uniform(-turn, turn, 3))))
 
-    def near(self, knots: npt.ArrayLike, jitter: float = 3.0) -> Array:
+    def near(self, knots: npt.ArrayLike, jitter: float = 3.0) -> Floats:
         """Knots of a curve (m, 3), scaled to the build and each moved a little."""
         points = np.asarray(knots, np.float64)
-        moved: Array = points * self.build + self.rng.uniform(-jitter, jitter, points.shape)
+        moved: Floats = points * self.build + self.rng.uniform(-jitter, jitter, points.shape)
         return moved
 
 
-def rotation(angles: npt.ArrayLike) -> Array:
+def rotation(angles: npt.ArrayLike) -> Floats:
     """3×3 matrix of turns about x, then y, then z, in radians."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.asarray(angles, np.float64)):

@@ -4,7 +4,6 @@ from .batches import Batch as Batch
 from .batches import PatchBatches as PatchBatches
 from .cache import build_cache as build_cache
 from .cached_case import ARRAYS as ARRAYS
-from .cached_case import CacheError as CacheError
 from .cached_case import load_case as load_case
 from .loss import build_loss as build_loss
 from .optimisation import build_optimiser as build_optimiser

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attunet3d.core import Config, Size, UserError
+from attunet3d.core import Config, DataError, Size
 from attunet3d.training.augmentation import Augmentation
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.placement import sent
@@ -25,10 +25,6 @@ from attunet3d.training.threads import one_core_threads
 
 AHEAD = 3  # batches prepared before they are asked for; more where there are more threads
 THREADS = {"cpu": 1, "cuda": 4}  # that prepare; on a CPU the network wants the cores
-
-
-class DatasetError(UserError):
-    """There is nothing to train on, or a patch's size or spacing is not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +50,15 @@ class PatchBatches:
         config: With resolved patch size, batch size and spacing.
 
     Raises:
-        DatasetError: There is no case, or a size is not resolved.
+        DataError: There is no case, or a size is not resolved.
     """
 
     def __init__(self, cases: Sequence[CachedCase], config: Config) -> None:
         training, spacing = config.training, config.preprocessing.spacing_mm
         if not cases:
-            raise DatasetError("no training case; give the fold at least one case with a label")
+            raise DataError("no training case; give the fold at least one case with a label")
         if training.patch_size is None or training.batch_size is None or spacing is None:
-            raise DatasetError(
+            raise DataError(
                 "training.patch_size, training.batch_size and preprocessing.spacing_mm must be "
                 "set; make a plan first, or set them"
             )
@@ -76,7 +72,7 @@ class PatchBatches:
         """The batch of `step`, the same at every call.
 
         Raises:
-            CacheError: A case's files cannot be read.
+            FileError: A case's files cannot be read.
         """
         patches = [self._patch(step, slot, torch.device(device)) for slot in range(self.batch_size)]
         return Batch(
@@ -131,7 +127,7 @@ class PatchBatches:
         by side. Close the iterator, or leave it, and they end.
 
         Raises:
-            CacheError: A case's files cannot be read.
+            FileError: A case's files cannot be read.
         """
         device = torch.device(device)
         threads = self.training.workers or THREADS[device.type]

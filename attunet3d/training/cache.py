@@ -26,10 +26,10 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from attunet3d.core import Config, PreprocessingConfig, UserError, whole_file
+from attunet3d.core import Config, FileError, PreprocessingConfig, UserError, whole_file
 from attunet3d.datasets import Case, read_case_label, read_image
 from attunet3d.imaging import preprocessing
-from attunet3d.training.cached_case import ARRAYS, CachedCase, CacheError, load_case
+from attunet3d.training.cached_case import ARRAYS, CachedCase, load_case
 from attunet3d.training.threads import one_core_threads
 
 FOREGROUND_VOXELS = 10_000  # kept of each class; as many centres a case are as good as all
@@ -55,7 +55,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.ignored is not None and self.ignored < len(self.values):
-            raise CacheError(
+            raise FileError(
                 f"training.ignore_index {self.ignored}: is also the index of a class; give voxels "
                 "to be ignored a value above all classes, such as 255"
             )
@@ -64,10 +64,10 @@ class Recipe:
         """The case's folder: its id, and a hash of this recipe, the files and the code.
 
         Raises:
-            CacheError: The case has no label, or a file is not there.
+            FileError: The case has no label, or a file is not there.
         """
         if case.label is None:
-            raise CacheError(f"case {case.id}: has no label; training needs one")
+            raise FileError(f"case {case.id}: has no label; training needs one")
         files = [_identity(case.id, path) for path in (case.image, case.label)]
         facts = [dataclasses.asdict(self), FOREGROUND_VOXELS, files, case.label_flip, CACHE_VERSION]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
@@ -88,7 +88,7 @@ def build_cache(
         folder: Where the cache lies; made when missing.
 
     Raises:
-        CacheError: Cases that cannot be prepared, the first five of them in one message.
+        FileError: Cases that cannot be prepared, the first five of them in one message.
         WriteError: The folder cannot be made.
     """
     ignored = config.training.ignore_index
@@ -108,7 +108,7 @@ def build_cache(
     failures = [result for result in results if isinstance(result, UserError)]
     if failures:
         more = f" (and {len(failures) - 5} more)" if len(failures) > 5 else ""
-        raise CacheError("; ".join(map(str, failures[:5])) + more)
+        raise FileError("; ".join(map(str, failures[:5])) + more)
     return [result for result in results if isinstance(result, CachedCase)]
 
 
@@ -116,7 +116,7 @@ def prepare(case: Case, recipe: Recipe, folder: Path) -> CachedCase:
     """Read, resample and store one case in `folder`, whatever lies there.
 
     Raises:
-        CacheError: A file cannot be read, image and label part, or the disk is full.
+        FileError: A file cannot be read, image and label part, or the disk is full.
     """
     target = folder / recipe.folder_name(case)
     working = folder / f"{BUILDING}{uuid.uuid4().hex}"
@@ -126,11 +126,11 @@ def prepare(case: Case, recipe: Recipe, folder: Path) -> CachedCase:
         return _publish(case.id, working, target)
     except OSError as error:
         reason = error.strerror or error
-        raise CacheError(f"case {case.id}: cannot be stored in {folder} ({reason})") from error
-    except CacheError:
+        raise FileError(f"case {case.id}: cannot be stored in {folder} ({reason})") from error
+    except FileError:
         raise
     except UserError as error:
-        raise CacheError(f"case {case.id}: {error}") from None
+        raise FileError(f"case {case.id}: {error}") from None
     finally:
         shutil.rmtree(working, ignore_errors=True)
 
@@ -141,7 +141,7 @@ def _identity(case_id: str, path: Path) -> list[Any]:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         states = [(file.name, file.stat()) for file in files]
     except OSError as error:
-        raise CacheError(f"case {case_id}: {path} cannot be read ({error.strerror})") from None
+        raise FileError(f"case {case_id}: {path} cannot be read ({error.strerror})") from None
     return [str(path), [[name, state.st_size, state.st_mtime_ns] for name, state in states]]
 
 
@@ -180,7 +180,7 @@ def _write(working: Path, case: Case, recipe: Recipe) -> None:
     scan = read_image(case)
     mask = read_case_label(case, scan)
     if not mask.grid.matches(scan.grid):
-        raise CacheError(f"case {case.id}: {case.label} does not lie on the image's grid; mend it")
+        raise FileError(f"case {case.id}: {case.label} does not lie on the image's grid; mend it")
     network = preprocessing.to_network_grid(scan, recipe.preprocessing)
     classes = preprocessing.label_to_network_grid(
         mask, network.grid, recipe.values, ignore_value=recipe.ignored
@@ -246,7 +246,7 @@ def _publish(case_id: str, working: Path, target: Path) -> CachedCase:
         with suppress(OSError):  # another builder may have moved it first
             os.rename(target, aside)
         shutil.rmtree(aside, ignore_errors=True)
-    raise CacheError(f"case {case_id}: {target} is damaged and cannot be moved away; delete it")
+    raise FileError(f"case {case_id}: {target} is damaged and cannot be moved away; delete it")
 
 
 def _sweep(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core import Size, UserError, read_json
+from attunet3d.core import FileError, Size, read_json
 
 ARRAYS = {"image.npy": np.float16, "label.npy": np.uint8, "foreground.npy": np.int32}
 META_BYTES = 1_000_000
@@ -27,10 +27,6 @@ UNREADABLE: tuple[type[Exception], ...] = (
     *(SyntaxError, TokenError, OverflowError),  # of NumPy's reader of headers
 )
 MALFORMED: tuple[type[Exception], ...] = (*UNREADABLE, LookupError, AttributeError)
-
-
-class CacheError(UserError):
-    """A training case cannot be prepared, or its prepared files cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +59,17 @@ class CachedCase:
         return tuple(index for index, (start, stop) in enumerate(pairs) if stop > start)
 
     def image(self) -> npt.NDArray[np.float16]:
-        """(X, Y, Z), mapped; raises `CacheError` when the file cannot be read."""
+        """(X, Y, Z), mapped; raises `FileError` when the file cannot be read."""
         array: npt.NDArray[np.float16] = self._map("image.npy")
         return array
 
     def label(self) -> npt.NDArray[np.uint8]:
-        """(X, Y, Z) class indices, mapped; raises `CacheError` when the file cannot be read."""
+        """(X, Y, Z) class indices, mapped; raises `FileError` when the file cannot be read."""
         array: npt.NDArray[np.uint8] = self._map("label.npy")
         return array
 
     def foreground(self) -> npt.NDArray[np.int32]:
-        """(n, 3) voxel indices, class by class, mapped; raises `CacheError` as the others do."""
+        """(n, 3) voxel indices, class by class, mapped; raises `FileError` as the others do."""
         array: npt.NDArray[np.int32] = self._map("foreground.npy")
         return array
 
@@ -81,7 +77,7 @@ class CachedCase:
         try:
             return _open(self.folder / name)
         except UNREADABLE as error:
-            raise CacheError(
+            raise FileError(
                 f"case {self.id}: {self.folder / name} cannot be read ({error}); start again, "
                 "the cache is then mended"
             ) from None

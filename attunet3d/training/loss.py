@@ -9,16 +9,12 @@ from monai.losses import DiceLoss, FocalLoss, TverskyLoss
 from monai.networks import one_hot
 from torch import Tensor
 
-from attunet3d.core import TrainingConfig, UserError
+from attunet3d.core import SettingsError, TrainingConfig
 
 # (B, C, X, Y, Z) float32 logits, (B, 1, X, Y, Z) class indices → scalar
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 SMOOTH = 1e-5  # added above and below the fraction bar: a class in neither mask has Dice 1
-
-
-class LossError(UserError):
-    """There is no such loss."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def build_loss(config: TrainingConfig, out_channels: int) -> DeepSupervision:
         (list of logits finest first, label (B, 1, X, Y, Z) uint8) → scalar.
 
     Raises:
-        LossError: There is no such loss, or there are fewer than two classes.
+        SettingsError: There is no such loss, or there are fewer than two classes.
 
     Example:
         >>> criterion = build_loss(TrainingConfig(loss="ce"), 2)
@@ -69,7 +65,9 @@ def build_loss(config: TrainingConfig, out_channels: int) -> DeepSupervision:
         0.6931
     """
     if out_channels < 2:
-        raise LossError(f"a loss needs 2 classes or more, background included, got {out_channels}")
+        raise SettingsError(
+            f"a loss needs 2 classes or more, background included, got {out_channels}"
+        )
     ignored = config.ignore_index
     regions = {"to_onehot_y": True, "softmax": True, "smooth_nr": SMOOTH, "smooth_dr": SMOOTH}
     false_positives, false_negatives = config.tversky
@@ -87,7 +85,9 @@ def build_loss(config: TrainingConfig, out_channels: int) -> DeepSupervision:
         "tversky": TverskyLoss(alpha=false_positives, beta=false_negatives, **regions),
     }
     if config.loss not in losses:
-        raise LossError(f"training.loss must be one of {', '.join(losses)}, got {config.loss!r}")
+        raise SettingsError(
+            f"training.loss must be one of {', '.join(losses)}, got {config.loss!r}"
+        )
     return DeepSupervision(losses[config.loss])
 
 

@@ -19,9 +19,8 @@ import torch
 from scipy.interpolate import BSpline
 from scipy.spatial.transform import Rotation
 
-from attunet3d.core import AugmentationConfig, Size, Triple
+from attunet3d.core import AugmentationConfig, Floats, Size, Triple
 
-Array = npt.NDArray[np.float64]
 _SLAB_VOXELS = 2**17
 
 
@@ -42,8 +41,8 @@ class Placement:
     """
 
     patch_size: Size
-    matrix: Array
-    bend: Array | None = None
+    matrix: Floats
+    bend: Floats | None = None
 
     @property
     def source_size(self) -> Size:

@@ -24,9 +24,9 @@ from attunet3d.core import (
     Config,
     NetworkConfig,
     PreprocessingConfig,
+    SettingsError,
     Size,
     Triple,
-    UserError,
     whole_file,
 )
 from attunet3d.datasets import Fingerprint
@@ -40,10 +40,6 @@ MOST_VOXELS = 4_000_000  # of a patch: beyond, a step costs more than the contex
 LEAST_VOXELS = 4  # along an axis, at the coarsest level
 COARSEST_MM = 8.0
 _STEP = 1.05  # by which spacings grow
-
-
-class PlanError(UserError):
-    """Memory too small for any patch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +103,7 @@ def make_plan(fingerprint: Fingerprint, config: Config, memory_bytes: int) -> Pl
         memory_bytes: Free on the GPU; on a CPU the share of the RAM that training may take.
 
     Raises:
-        PlanError: The memory is too small for the smallest patch.
+        SettingsError: The memory is too small for the smallest patch.
     """
     reasons: dict[str, str] = {}
     room = _Room(config.network, len(fingerprint.values) + 1, memory_bytes * USABLE)
@@ -191,7 +187,7 @@ def _spacing(fingerprint: Fingerprint, config: Config, room: _Room) -> Triple:
             afforded = prod(min(size, whole) for size, whole in sizes)
         if afforded >= SEEN * prod(grid):
             return spacing
-    raise PlanError(
+    raise SettingsError(
         f"memory of {room.memory_bytes / 1e9:.2f} GB: is too small to see a quarter of the body at"
         f" {COARSEST_MM:g} mm; set fewer network.channels or training.batch_size=1"
     )
@@ -235,7 +231,7 @@ def _patch(grid: Size, strides: tuple[Size, ...], room: _Room, batch: int | None
     while prod(size) > afforded:
         axes = [axis for axis in range(3) if size[axis] > divisor[axis]]
         if not axes:
-            raise PlanError(
+            raise SettingsError(
                 f"memory of {room.memory_bytes / 1e9:.2f} GB: is too small for a patch of"
                 f" {_text(tuple(size))}; set fewer network.channels or training.batch_size=1"
             )

@@ -19,7 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from attunet3d.core import Config, UserError, available_bytes, machine, strict_json, whole_file
+from attunet3d.core import (
+    Config,
+    TrainingError,
+    available_bytes,
+    machine,
+    strict_json,
+    whole_file,
+)
 from attunet3d.datasets import Case, measure_fingerprint
 from attunet3d.evaluation import charts, figures
 from attunet3d.imaging import Grid, Volume
@@ -35,10 +42,6 @@ MOST_OVERLAYS = 4
 OF_THE_MACHINE = ("workers", "save_every")  # training settings that change no result
 
 
-class RunError(UserError):
-    """A run folder holds another run, or none."""
-
-
 Cases = tuple[Sequence[Case], Sequence[Case]]  # to train on, to validate on
 
 
@@ -49,12 +52,14 @@ def open_run(run_dir: Path, config: Config, cases: Cases, *, resume: bool) -> tu
         The configuration, and whether it is that of the run to go on with (resolved already).
 
     Raises:
-        RunError: The folder holds a run and `resume` is not asked for, or it is a run with other
-            settings or on other cases.
+        TrainingError: The folder holds a run and `resume` is not asked for, or it is a run with
+            other settings or on other cases.
     """
     begun = (run_dir / "config.json").is_file()
     if begun and not resume:
-        raise RunError(f"{run_dir}: holds a run; add --resume to go on with it, or name another")
+        raise TrainingError(
+            f"{run_dir}: holds a run; add --resume to go on with it, or name another"
+        )
     whole_file.make_folder(run_dir)
     if not begun:
         return config, False
@@ -71,7 +76,7 @@ def _same_settings(run_dir: Path, wanted: dict[str, Any], saved: dict[str, Any])
         for name, value in values.items():
             same = value is None or value == saved[section][name]
             if not same and (section != "training" or name not in OF_THE_MACHINE):
-                raise RunError(
+                raise TrainingError(
                     f"{run_dir}: {section}.{name} is {saved[section][name]} in this run, not"
                     f" {value}; resume with {run_dir / 'config.json'} as CONFIG, or begin another"
                     " run"
@@ -82,7 +87,7 @@ def _same_cases(run_dir: Path, cases: Cases) -> None:
     """Refuse to go on with other cases: those validated on would have been trained on."""
     plan_file = strict_json.read_json(run_dir / "plan.json")
     if not isinstance(plan_file, dict) or plan_file.get("split") != _split(cases):
-        raise RunError(
+        raise TrainingError(
             f"{run_dir}: was begun with other training or validation cases; resume with the same"
             " manifest and --fold, or begin another run"
         )

@@ -12,16 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attunet3d.core import Config, UserError, machine
+from attunet3d.core import Config, TrainingError, machine
 from attunet3d.models import AttentionUNet3D, memory_layout
 from attunet3d.training import loss, optimisation
 from attunet3d.training.batches import Batch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class TrainingError(UserError):
-    """A run cannot go on as it is."""
 
 
 def training_dtype(config: Config, device: torch.device) -> torch.dtype:

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from attunet3d.core import Config, stop_requests, whole_file
+from attunet3d.core import Config, TrainingError, stop_requests, whole_file
 from attunet3d.models import AttentionUNet3D, checkpoint
 from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.run_log import RunLog
-from attunet3d.training.step import TrainingError, TrainingStep
+from attunet3d.training.step import TrainingStep
 from attunet3d.training.validation import dice_network_grid
 
 
@@ -184,7 +184,7 @@ class Trainer:
             Warnings.
 
         Raises:
-            CheckpointError: Neither can be read.
+            ModelError: Neither can be read.
         """
         for folder in (self.run_dir, self.run_dir / "validation"):
             whole_file.sweep(folder)

@@ -13,9 +13,9 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from attunet3d.core import Config
+from attunet3d.core import Config, FileError
 from attunet3d.models import AttentionUNet3D, checkpoint, conversion
-from attunet3d.training import ARRAYS, CacheError, load_case
+from attunet3d.training import ARRAYS, load_case
 from benchmarks.reliability.disagreement import DisagreementError, Files
 from benchmarks.reliability.mutations import json_text, mutated, rezipped
 
@@ -134,7 +134,7 @@ def check_prepared(path: Path) -> None:
     """A case that is taken has arrays of the shapes it says; another is prepared anew."""
     found = load_case("a", path.parent)
     if found is None:
-        raise CacheError(f"{path}: is prepared anew")
+        raise FileError(f"{path}: is prepared anew")
     points, image, label = found.foreground(), found.image(), found.label()
     if image.shape != found.shape or label.shape != found.shape or points.shape[1:] != (3,):
         raise DisagreementError("arrays of other shapes than the case says")

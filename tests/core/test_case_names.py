@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attunet3d.core.case_names import CaseNameError, check_id, folded, inside, stem
+from attunet3d.core import DataError
+from attunet3d.core.case_names import check_id, folded, inside, stem
 from attunet3d.inference.results import case_files
 
 
@@ -31,7 +32,7 @@ def test_ids_that_name_a_file_everywhere(good, tmp_path):
     ],
 )
 def test_ids_that_are_refused(bad):
-    with pytest.raises(CaseNameError, match=r"^id ") as error:
+    with pytest.raises(DataError, match=r"^id ") as error:
         check_id(bad)
     assert "rename the case" in str(error.value)
     assert str(error.value).isprintable()
@@ -67,7 +68,7 @@ def test_paths_lie_beneath_the_root(tmp_path):
     ],
 )
 def test_paths_that_are_refused(bad, tmp_path):
-    with pytest.raises(CaseNameError, match=r"^path "):
+    with pytest.raises(DataError, match=r"^path "):
         inside(tmp_path, bad)
 
 
@@ -80,7 +81,7 @@ def test_links_may_not_lead_out_of_the_root(tmp_path):
     (root / "folder").symlink_to(outside)
     (root / "up").symlink_to("..")
     for path in ("file.nii", "folder/secret.nii", "up/outside/secret.nii"):
-        with pytest.raises(CaseNameError, match="leads out of the root"):
+        with pytest.raises(DataError, match="leads out of the root"):
             inside(root, path)
 
 
@@ -98,7 +99,7 @@ def test_links_within_the_root_and_a_linked_root_are_fine(tmp_path):
 def test_a_ring_of_links_never_leads_out(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    with suppress(CaseNameError):  # Python before 3.13 refuses to resolve it
+    with suppress(DataError):  # Python before 3.13 refuses to resolve it
         assert inside(tmp_path, "a/x").is_relative_to(tmp_path.resolve())
 
 
@@ -107,7 +108,7 @@ def test_whatever_is_taken_stays_inside(text):
     root = Path(os.sep, "data", "root")
     try:
         path = inside(root, text)
-    except CaseNameError:
+    except DataError:
         return
     assert path.is_relative_to(root.resolve())
 
@@ -116,7 +117,7 @@ def test_whatever_is_taken_stays_inside(text):
 def test_whatever_id_is_taken_is_one_name(text):
     try:
         check_id(text)
-    except CaseNameError:
+    except DataError:
         return
     assert Path("/out", text + ".nii.gz").parent == Path("/out")
     assert case_files(Path("/out"), text).case_id == text

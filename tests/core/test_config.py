@@ -6,11 +6,11 @@ import json
 import pytest
 import yaml
 
+from attunet3d.core import SettingsError
 from attunet3d.core.config import Config
 from attunet3d.core.errors import UserError
 from attunet3d.core.model_settings import InferenceConfig, NetworkConfig, PreprocessingConfig
 from attunet3d.core.training_settings import AugmentationConfig, TrainingConfig
-from attunet3d.core.typed_values import ConfigError
 
 SECTIONS = {
     "network": NetworkConfig,
@@ -49,7 +49,7 @@ def value_of(config, name):
 
 
 def refusal(*arguments, call=build):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(SettingsError) as caught:
         call(*arguments)
     message = str(caught.value)
     assert "\n" not in message
@@ -170,7 +170,7 @@ def test_configurations_are_frozen_and_take_names_only(cls):
 
 
 def test_a_configuration_built_in_python_is_checked_as_well():
-    with pytest.raises(ConfigError, match=r"training\.steps must be positive, got 0"):
+    with pytest.raises(SettingsError, match=r"training\.steps must be positive, got 0"):
         TrainingConfig(steps=0)
 
 
@@ -178,7 +178,7 @@ def test_ignore_index_needs_a_loss_that_knows_it():
     assert TrainingConfig(ignore_index=255, loss="ce").ignore_index == 255
     assert TrainingConfig(ignore_index=255, loss="dice_ce").ignore_index == 255
     for loss in ("dice", "bce", "focal", "tversky"):
-        with pytest.raises(ConfigError, match='"ce" or "dice_ce" with ignore_index'):
+        with pytest.raises(SettingsError, match='"ce" or "dice_ce" with ignore_index'):
             TrainingConfig(ignore_index=255, loss=loss)
 
 
@@ -294,7 +294,7 @@ def test_a_tag_runs_no_code(tmp_path, tag):
     path.write_text("training: " + tag.format(trace))
     assert "no configuration can be read here" in refusal(path, call=Config.load)
     setting = "training.steps=" + tag.format(trace)
-    with pytest.raises((ConfigError, yaml.YAMLError)):
+    with pytest.raises((SettingsError, yaml.YAMLError)):
         Config().with_overrides([setting])
     assert not trace.exists()
 

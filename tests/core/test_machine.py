@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from attunet3d.core import machine
+from attunet3d.core import DeviceError, machine
 from attunet3d.core.errors import UserError
-from attunet3d.core.machine import DeviceError
 
 
 def test_without_a_name_the_device_is_cuda_where_there_is_one_else_the_cpu():

@@ -2,16 +2,9 @@
 
 import pytest
 
+from attunet3d.core import SettingsError
 from attunet3d.core.config import Config
-from attunet3d.core.presets import (
-    PRESETS,
-    PresetError,
-    demo_cpu,
-    find_config,
-    oktay2018,
-    pancreas_ct,
-)
-from attunet3d.core.typed_values import ConfigError
+from attunet3d.core.presets import PRESETS, demo_cpu, find_config, oktay2018, pancreas_ct
 
 
 def test_numbers_of_the_paper_and_its_code():
@@ -79,7 +72,7 @@ def test_files_of_a_user(tmp_path):
     (tmp_path / "mine.yaml").write_text("training: {steps: 3}")
     assert find_config(tmp_path / "mine.yaml") == Config().with_overrides(["training.steps=3"])
     (tmp_path / "mine.yaml").write_text("training: {stepps: 3}")
-    with pytest.raises(ConfigError, match="steps"):
+    with pytest.raises(SettingsError, match="steps"):
         find_config(tmp_path / "mine.yaml")
 
 
@@ -93,5 +86,5 @@ def test_files_of_a_user(tmp_path):
     ],
 )
 def test_unknown_names(name, cure):
-    with pytest.raises(PresetError, match=cure):
+    with pytest.raises(SettingsError, match=cure):
         find_config(name)

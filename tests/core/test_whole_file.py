@@ -8,9 +8,8 @@ import threading
 
 import pytest
 
-from attunet3d.core import whole_file
+from attunet3d.core import WriteError, whole_file
 from attunet3d.core.errors import UserError
-from attunet3d.core.whole_file import WriteError
 
 
 def names(folder):
@@ -100,12 +99,12 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path):
     code = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from attunet3d.core import whole_file\n"
+        "from attunet3d.core import WriteError, whole_file\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try:\n"
         "    whole_file.write_bytes(Path(sys.argv[1]), bytes(1_000_000))\n"
-        "except whole_file.WriteError as error:\n"
+        "except WriteError as error:\n"
         "    print(error)\n"
     )
     done = subprocess.run(

@@ -8,9 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from attunet3d.core import DataError
 from attunet3d.datasets.listing import build_manifest, deal, list_cases
-from attunet3d.datasets.manifest import Manifest, ManifestError
-from attunet3d.datasets.manifest_template import TemplateError, complete
+from attunet3d.datasets.manifest import Manifest
+from attunet3d.datasets.manifest_template import complete
 from attunet3d.phantoms.dataset import write_phantoms
 from attunet3d.pipelines import manifest as command
 
@@ -43,7 +44,7 @@ def test_each_says_where_from_under_which_licence_and_what_to_do(name):
 def test_none_claims_files_that_may_not_exist(name):
     found = Manifest.load(path_of(name))
     assert found.template
-    with pytest.raises(ManifestError, match="complete it"):
+    with pytest.raises(DataError, match="complete it"):
         found.fold(0)
 
 
@@ -96,12 +97,12 @@ def test_labels_at_the_top_of_the_download_are_found(nih):
 def test_what_the_download_lacks_or_has_twice_is_named(nih):
     (nih / "TCIA_pancreas_labels-02-05-2017" / "label0007.nii.gz").unlink()
     touch(nih / "again" / "PANCREAS_0003" / "1.dcm")
-    with pytest.raises(TemplateError) as error:
+    with pytest.raises(DataError) as error:
         complete(path_of("nih_pancreas_ct"), nih)
     assert "2 match */PANCREAS_0003/*.dcm, 0 match */label0007.nii.gz" in str(error.value)
     for path in (nih / "TCIA_pancreas_labels-02-05-2017").iterdir():
         path.unlink()
-    with pytest.raises(TemplateError, match="and 76 more; fetch what is missing"):
+    with pytest.raises(DataError, match="and 76 more; fetch what is missing"):
         complete(path_of("nih_pancreas_ct"), nih)
 
 
@@ -126,16 +127,16 @@ def test_decathlon_download_completes_the_template(tmp_path):
 
 
 def test_incomplete_decathlon_download_is_refused(tmp_path):
-    with pytest.raises(TemplateError, match=r"lists 280 training cases, .* expects 281"):
+    with pytest.raises(DataError, match=r"lists 280 training cases, .* expects 281"):
         complete(path_of("msd_task07_pancreas"), decathlon(tmp_path, training=280))
 
 
 def test_what_is_no_template_or_no_folder_is_refused(tmp_path):
-    with pytest.raises(TemplateError, match="must be the folder"):
+    with pytest.raises(DataError, match="must be the folder"):
         complete(path_of("nih_pancreas_ct"), tmp_path / "none")
     done = list_cases(decathlon(tmp_path), path_of("msd_task07_pancreas"))
     done.save(tmp_path / "m.json")
-    with pytest.raises(TemplateError, match="is no template"):
+    with pytest.raises(DataError, match="is no template"):
         complete(tmp_path / "m.json", tmp_path)
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attunet3d.datasets.folds import FoldError, deal
-from attunet3d.datasets.nnunet_splits import SplitsError, find_splits, read_splits
+from attunet3d.core import DataError
+from attunet3d.datasets.folds import deal
+from attunet3d.datasets.nnunet_splits import find_splits, read_splits
 
 IDS = [f"case_{number:02}" for number in range(23)]
 
@@ -44,7 +45,7 @@ def test_large_patients_are_dealt_first():
 def test_no_patient_is_in_two_folds(groups, count, seed):
     patients = set(groups.values())
     if len(patients) < count:
-        with pytest.raises(FoldError, match="number of patients"):
+        with pytest.raises(DataError, match="number of patients"):
             deal(groups, count, seed)
         return
     dealt = deal(groups, count, seed)
@@ -56,7 +57,7 @@ def test_no_patient_is_in_two_folds(groups, count, seed):
 
 @pytest.mark.parametrize("count", [-1, 0, 1, 24])
 def test_wrong_counts_are_refused(count):
-    with pytest.raises(FoldError, match=f"^{count} folds: .* 23; choose another"):
+    with pytest.raises(DataError, match=f"^{count} folds: .* 23; choose another"):
         deal(own(IDS), count)
 
 
@@ -96,7 +97,7 @@ def test_a_case_that_never_validates_always_trains(tmp_path):
 )
 def test_splits_that_folds_cannot_say_are_refused(text, message, tmp_path):
     (tmp_path / "s.json").write_text(text)
-    with pytest.raises(SplitsError, match=message) as error:
+    with pytest.raises(DataError, match=message) as error:
         read_splits(tmp_path / "s.json", "ab")
     assert "--folds" in str(error.value)
 

@@ -6,9 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from attunet3d.core import DataError
 from attunet3d.core.errors import UserError
-from attunet3d.datasets.folds import FoldError
-from attunet3d.datasets.formats import DataSetError, grouped, read_data_set
+from attunet3d.datasets.formats import grouped, read_data_set
 from attunet3d.datasets.listing import build_manifest, deal, list_cases
 
 DECATHLON = {"0": "background", "1": "pancreas"}
@@ -79,7 +79,7 @@ def test_folds_of_a_data_list_are_kept(tmp_path):
 
 def test_errors_name_the_folder_and_the_case(tmp_path):
     describe(tmp_path, labels=DECATHLON, training=[{"image": "../a.nii"}])
-    with pytest.raises(DataSetError, match="training, entry 0: path") as error:
+    with pytest.raises(DataError, match="training, entry 0: path") as error:
         read_data_set(tmp_path)
     assert str(error.value).startswith(str(tmp_path))
 
@@ -124,9 +124,9 @@ def test_explicit_list_of_newer_nnunet(tmp_path):
     listed = {"x": {"images": ["raw/x.nrrd"], "label": "seg/x.nrrd"}}
     found = read_data_set(nnunet(tmp_path, dataset=listed))
     assert pairs(found) == {"x": ("raw/x.nrrd", "seg/x.nrrd")}
-    with pytest.raises(DataSetError, match="case 'x': must give images"):
+    with pytest.raises(DataError, match="case 'x': must give images"):
         read_data_set(nnunet(tmp_path, dataset={"x": 3}))
-    with pytest.raises(DataSetError, match=r"case 'x': .*relative"):
+    with pytest.raises(DataError, match=r"case 'x': .*relative"):
         read_data_set(nnunet(tmp_path, dataset={"x": {"images": ["/raw/x.nrrd"]}}))
 
 
@@ -141,13 +141,13 @@ def test_explicit_list_of_newer_nnunet(tmp_path):
     ],
 )
 def test_what_nnunet_has_and_we_do_not_is_refused(values, message, tmp_path):
-    with pytest.raises(DataSetError, match=message):
+    with pytest.raises(DataError, match=message):
         read_data_set(nnunet(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", **values))
 
 
 def test_second_channel_on_disk_is_refused(tmp_path):
     names = ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz"]
-    with pytest.raises(DataSetError, match="case 'a': has several channels"):
+    with pytest.raises(DataError, match="case 'a': has several channels"):
         read_data_set(nnunet(tmp_path, *names))
 
 
@@ -203,7 +203,7 @@ def test_labels_that_cannot_be_read_leave_the_others_named(tmp_path):
     save_label(tmp_path / "labels" / "b.nii.gz", 2)
     assert read_data_set(tmp_path).labels == {0: "background", 2: "label 2"}
     save_label(tmp_path / "labels" / "b.nii.gz", 0)
-    with pytest.raises(DataSetError, match="--label 1=NAME"):
+    with pytest.raises(DataError, match="--label 1=NAME"):
         read_data_set(tmp_path)
 
 
@@ -230,21 +230,21 @@ def test_layout_of_the_papers_authors(tmp_path):
 
 @pytest.mark.parametrize("names", [[], ["images/a.nii.gz"], ["labels/a.nii.gz"], ["a.nii.gz"]])
 def test_unknown_layouts_are_refused(names, tmp_path):
-    with pytest.raises(DataSetError, match=r"holds neither dataset\.json"):
+    with pytest.raises(DataError, match=r"holds neither dataset\.json"):
         read_data_set(touch(tmp_path, *names))
 
 
 def test_other_refusals(tmp_path):
-    with pytest.raises(DataSetError, match="must be the folder"):
+    with pytest.raises(DataError, match="must be the folder"):
         read_data_set(tmp_path / "none")
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
-    with pytest.raises(DataSetError, match="labels"):
+    with pytest.raises(DataError, match="labels"):
         read_data_set(tmp_path)
-    with pytest.raises(DataSetError, match="lists no case"):
+    with pytest.raises(DataError, match="lists no case"):
         read_data_set(tmp_path, {"1": "a"})
     touch(tmp_path, "images/a.nii", "images/a.nii.gz", "labels/a.nii")
-    with pytest.raises(DataSetError, match=r"a.nii and a.nii.gz are one case"):
+    with pytest.raises(DataError, match=r"a.nii and a.nii.gz are one case"):
         read_data_set(tmp_path, {"1": "a"})
 
 
@@ -252,7 +252,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
     touch(tmp_path, "elsewhere/a.nii.gz", "data/labels/a.nii.gz")
     (tmp_path / "data" / "images").mkdir()
     (tmp_path / "data" / "images" / "a.nii.gz").symlink_to(tmp_path / "elsewhere" / "a.nii.gz")
-    with pytest.raises(DataSetError, match=r"case 'a': .*leads out of the root"):
+    with pytest.raises(DataError, match=r"case 'a': .*leads out of the root"):
         read_data_set(tmp_path / "data", {"1": "a"})
 
 
@@ -267,9 +267,9 @@ def test_patients_are_found_in_the_ids(tmp_path):
     dealt = deal(found, tmp_path, folds=2)
     assert str(dealt) == "8 training cases in 2 folds (4+4)"
     assert list_cases(tmp_path, names=["1=liver"], group="p[0-9]").training[0].group == "p0"
-    with pytest.raises(FoldError, match="5 folds"):
+    with pytest.raises(DataError, match="5 folds"):
         deal(found, tmp_path, folds=5)
-    with pytest.raises(DataSetError, match="no regular expression"):
+    with pytest.raises(DataError, match="no regular expression"):
         grouped(found, "(")
-    with pytest.raises(DataSetError, match="does not match case 'p0_early'"):
+    with pytest.raises(DataError, match="does not match case 'p0_early'"):
         grouped(found, "x")

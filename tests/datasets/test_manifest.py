@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attunet3d.core import strict_json
+from attunet3d.core import DataError, strict_json
 from attunet3d.core.errors import UserError
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
-from attunet3d.datasets.manifest import Manifest, ManifestError
+from attunet3d.datasets.manifest import Manifest
 
 LABELS = {"0": "background", "1": "pancreas"}
 
@@ -162,7 +162,7 @@ def test_byte_order_mark_is_no_trouble(tmp_path):
     ],
 )
 def test_broken_rules_are_named_with_file_and_case(change, message, tmp_path):
-    with pytest.raises(ManifestError, match=message) as error:
+    with pytest.raises(DataError, match=message) as error:
         load(tmp_path, content(**change))
     assert str(error.value).startswith(str(tmp_path / "m.json"))
     assert "\n" not in str(error.value)
@@ -201,7 +201,7 @@ def test_missing_and_huge_files_are_refused(tmp_path, monkeypatch):
 def test_links_out_of_the_root_are_refused(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "images").symlink_to(tmp_path)
-    with pytest.raises(ManifestError, match=r"case 'a': .*leads out of the root"):
+    with pytest.raises(DataError, match=r"case 'a': .*leads out of the root"):
         load(tmp_path / "data")
 
 
@@ -253,7 +253,7 @@ def test_folds_of_the_file(tmp_path):
     training, validation = found.fold(2)
     assert (ids(training), ids(validation)) == (["a", "c"], ["b", "d"])
     assert found.fold() == found.fold(1)
-    with pytest.raises(ManifestError, match=r"--fold 0: .* has folds 1, 2"):
+    with pytest.raises(DataError, match=r"--fold 0: .* has folds 1, 2"):
         found.fold(0)
 
 
@@ -275,7 +275,7 @@ def test_without_folds_one_patient_in_five_is_held_out(tmp_path):
     assert not {case.group for case in training} & {case.group for case in validation}
     assert sorted(ids((*training, *validation))) == sorted(ids(found.training))
     assert found.fold() == (training, validation)
-    with pytest.raises(ManifestError, match="has no folds"):
+    with pytest.raises(DataError, match="has no folds"):
         found.fold(0)
 
 
@@ -286,15 +286,15 @@ def test_one_patient_trains_without_validation(tmp_path):
 
 
 def test_nothing_to_train_on_is_said(tmp_path):
-    with pytest.raises(ManifestError, match="no case to train on"):
+    with pytest.raises(DataError, match="no case to train on"):
         listed(tmp_path, []).fold()
-    with pytest.raises(ManifestError, match="no case to train on"):
+    with pytest.raises(DataError, match="no case to train on"):
         listed(tmp_path, [entry("a", fold=0)]).fold(0)
 
 
 def test_template_must_be_completed_first(tmp_path):
     found = listed(tmp_path, [entry("a", image="*/a.nii")], template=True)
-    with pytest.raises(ManifestError, match="is a template; complete it"):
+    with pytest.raises(DataError, match="is a template; complete it"):
         found.fold()
 
 
@@ -309,7 +309,7 @@ def test_template_must_be_completed_first(tmp_path):
     ],
 )
 def test_a_patient_is_never_in_two_places(training, rest, tmp_path):
-    with pytest.raises(ManifestError, match=r"'b': .* case 'a' of the same patient"):
+    with pytest.raises(DataError, match=r"'b': .* case 'a' of the same patient"):
         listed(tmp_path, training, **rest)
 
 
@@ -370,9 +370,9 @@ def test_flip_turns_voxels_and_takes_the_scans_grid(case, flip, axes):
 def test_flip_of_another_shape_and_no_label_are_refused(case, tmp_path):
     case, label = case
     nib.save(nib.Nifti1Image(label[:4], np.eye(4)), tmp_path / "label.nii")
-    with pytest.raises(ManifestError, match=r"case a: label.nii has shape \(4, 6, 7\)"):
+    with pytest.raises(DataError, match=r"case a: label.nii has shape \(4, 6, 7\)"):
         read_case_label(replace(case, label_flip="i"), read_image(case))
-    with pytest.raises(ManifestError, match="case a: has no label"):
+    with pytest.raises(DataError, match="case a: has no label"):
         read_case_label(replace(case, label=None), read_image(case))
 
 

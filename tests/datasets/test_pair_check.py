@@ -9,17 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from attunet3d.core import DataError
 from attunet3d.core.errors import UserError
 from attunet3d.datasets import pair_check
 from attunet3d.datasets.case_files import read_case_label, read_image
 from attunet3d.datasets.manifest import Manifest
-from attunet3d.datasets.pair_check import (
-    PairCheckError,
-    Problem,
-    check_pairs,
-    mend,
-    without_failures,
-)
+from attunet3d.datasets.pair_check import Problem, check_pairs, mend, without_failures
 from attunet3d.pipelines import manifest as command
 
 SHAPE = (20, 18, 14)
@@ -187,7 +182,7 @@ def test_bad_cases_are_left_out(folder, tmp_path, capsys):
 def test_nothing_is_left(folder, tmp_path):
     for name in ("good_0", "good_1", "good_2"):
         (folder / "labelsTr" / f"{name}.nii.gz").unlink()
-    with pytest.raises(PairCheckError, match="no case is left"):
+    with pytest.raises(DataError, match="no case is left"):
         run(folder, tmp_path)
 
 
@@ -364,7 +359,7 @@ def test_data_set_is_left_alone(folder, tmp_path):
 
 @pytest.mark.parametrize("span", [["300", "-200"], ["1"], ["1", "2", "3"], ["0", "0"]])
 def test_wrong_range_of_tissue(folder, tmp_path, span):
-    with pytest.raises(PairCheckError, match="--tissue-hu"):
+    with pytest.raises(DataError, match="--tissue-hu"):
         run(folder, tmp_path, "--tissue-hu", *span)
 
 

@@ -10,16 +10,17 @@ import os
 import numpy as np
 import pytest
 
+from attunet3d.core import DataError, WriteError
 from attunet3d.core.config import Config
 from attunet3d.core.errors import UserError
-from attunet3d.datasets.case import Case, ManifestError
+from attunet3d.datasets.case import Case
 from attunet3d.datasets.listing import build_manifest
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging.volume import find_scans
 from attunet3d.inference import cohort, results
 from attunet3d.inference.export import write_prediction
 from attunet3d.inference.predictor import Predictor
-from attunet3d.inference.results import ResultError, case_files
+from attunet3d.inference.results import case_files
 from attunet3d.training.cache import Recipe
 from tests.known_network import SHAPE, ball_volume, checkpoint, write_scan
 
@@ -57,7 +58,7 @@ def refused(call, *arguments, kind=UserError):
 def test_paths_of_a_manifest_stay_beneath_its_root(tmp_path, path, key, part):
     entry = {"id": "a", "image": "a.nii.gz"} | {key: path}
     file = manifest_of(tmp_path / "data", **{part: [entry]})
-    said = refused(Manifest.load, file, kind=ManifestError)
+    said = refused(Manifest.load, file, kind=DataError)
     assert said.startswith(f"{file}: case 'a'")
 
 
@@ -65,20 +66,20 @@ def test_paths_of_a_manifest_stay_beneath_its_root(tmp_path, path, key, part):
 def test_the_callers_root_holds_as_well(tmp_path, path):
     file = manifest_of(tmp_path / "lists", training=[{"id": "a", "image": path}])
     (tmp_path / "data").mkdir()
-    refused(Manifest.load, file, tmp_path / "data", kind=ManifestError)
+    refused(Manifest.load, file, tmp_path / "data", kind=DataError)
 
 
 @pytest.mark.parametrize("case_id", BAD_IDS)
 def test_ids_of_a_manifest_are_plain_names(tmp_path, case_id):
     entry = {"id": case_id, "image": "a.nii.gz"}
     file = manifest_of(tmp_path / "data", training=[entry])
-    assert str(file) in refused(Manifest.load, file, kind=ManifestError)
+    assert str(file) in refused(Manifest.load, file, kind=DataError)
 
 
 @pytest.mark.parametrize("image", ["a/.nii.gz", "a/...nii.gz", "con.nii.gz", "failures.nii.gz"])
 def test_ids_made_of_file_names_are_held_to_the_same(tmp_path, image):
     file = manifest_of(tmp_path / "data", training=[image])
-    refused(Manifest.load, file, kind=ManifestError)
+    refused(Manifest.load, file, kind=DataError)
 
 
 @pytest.mark.parametrize(
@@ -87,15 +88,15 @@ def test_ids_made_of_file_names_are_held_to_the_same(tmp_path, image):
 def test_ids_that_a_file_system_takes_for_one_are_refused(tmp_path, one, other):
     entries = [{"id": one, "image": "a.nii.gz"}, {"id": other, "image": "b.nii.gz"}]
     file = manifest_of(tmp_path / "data", training=entries)
-    assert "have one file name" in refused(Manifest.load, file, kind=ManifestError)
+    assert "have one file name" in refused(Manifest.load, file, kind=DataError)
     file = manifest_of(tmp_path / "data", training=entries[:1], test=entries[1:])
-    assert "have one file name" in refused(Manifest.load, file, kind=ManifestError)
+    assert "have one file name" in refused(Manifest.load, file, kind=DataError)
 
 
 @pytest.mark.parametrize("root", ["a\0b", "a\nb", 7, ["x"], {"a": 1}])
 def test_a_root_that_is_no_path_is_refused(tmp_path, root):
     file = manifest_of(tmp_path / "data", root=root, training=[])
-    refused(Manifest.load, file, kind=ManifestError)
+    refused(Manifest.load, file, kind=DataError)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +110,9 @@ def test_a_link_in_the_root_leads_nowhere_else(tmp_path, target):
     if target == ".":  # stays within
         assert Manifest.load(file).training[0].image.parent == (tmp_path / "data").resolve()
     elif target == "../outside/secret.nii.gz":  # a file is no folder, wherever it lies
-        refused(Manifest.load, file, kind=ManifestError)
+        refused(Manifest.load, file, kind=DataError)
     else:
-        assert "leads out of the root" in refused(Manifest.load, file, kind=ManifestError)
+        assert "leads out of the root" in refused(Manifest.load, file, kind=DataError)
 
 
 def test_a_chain_of_links_is_followed_to_its_end(tmp_path):
@@ -121,7 +122,7 @@ def test_a_chain_of_links_is_followed_to_its_end(tmp_path):
     (tmp_path / "data" / "a" / "b" / "c.nii.gz").symlink_to("../../d.nii.gz")
     (tmp_path / "data" / "d.nii.gz").symlink_to("e.nii.gz")
     (tmp_path / "data" / "e.nii.gz").symlink_to("../secret.nii.gz")
-    assert "leads out of the root" in refused(Manifest.load, file, kind=ManifestError)
+    assert "leads out of the root" in refused(Manifest.load, file, kind=DataError)
 
 
 # --- data sets -----------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def test_pairs_whose_names_differ_in_case_only_are_refused(tmp_path):
 
 @pytest.mark.parametrize("case_id", BAD_IDS)
 def test_no_id_leaves_the_folder_of_results(tmp_path, case_id):
-    refused(case_files, tmp_path, case_id, kind=ResultError)
+    refused(case_files, tmp_path, case_id, kind=WriteError)
 
 
 @pytest.mark.parametrize("case_id", ["$HOME", "~", "~root", "%2e%2e", "-rf", "a;b", "`id`", "&"])

@@ -8,10 +8,10 @@ from matplotlib import image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
+from attunet3d.core import DataError
 from attunet3d.evaluation import figures
-from attunet3d.evaluation.charts import ChartError, plain
-from attunet3d.evaluation.figures import COLORS, Example, ReportError
-from attunet3d.evaluation.slices import SliceError
+from attunet3d.evaluation.charts import plain
+from attunet3d.evaluation.figures import COLORS, Example
 from attunet3d.imaging.geometry import Grid
 
 SHAPE = (60, 50, 16)
@@ -145,7 +145,7 @@ def test_the_window_makes_black_and_white():
 
 def test_a_label_map_of_another_grid_is_refused():
     other = SimpleNamespace(array=np.zeros((5, 5, 5), np.uint8), grid=Grid((5, 5, 5), np.eye(4)))
-    with pytest.raises(SliceError, match="different grids"):
+    with pytest.raises(DataError, match="different grids"):
         figures.overlay_figure(SCAN, None, other, 7)
 
 
@@ -181,7 +181,7 @@ def test_attention_gets_a_column_when_there_is_some():
 
 
 def test_a_demo_of_nothing_is_refused():
-    with pytest.raises(ReportError, match="no example"):
+    with pytest.raises(DataError, match="no example"):
         figures.demo_figure([], 7, "pancreas")
 
 
@@ -210,7 +210,7 @@ def test_curves_leave_out_what_is_blank_or_not_finite():
     rows = [{"step": 0, "loss": 1.0}, {"step": 1, "loss": float("nan")}, {"step": 2, "loss": ""}]
     (axes,) = figures.curves_figure(rows).axes
     assert axes.lines[0].get_xydata().tolist() == [[0, 1]]
-    with pytest.raises(ChartError, match="no curve"):
+    with pytest.raises(DataError, match="no curve"):
         figures.curves_figure(rows[1:])
 
 
@@ -234,7 +234,7 @@ def test_a_metric_that_is_nowhere_defined_is_said_to_be():
     figure = figures.box_plot({"HD95": {"pancreas": [float("nan")]}})
     assert "undefined" in texts(figure)
     rendered(figure)
-    with pytest.raises(ChartError, match="no scores"):
+    with pytest.raises(DataError, match="no scores"):
         figures.box_plot({})
 
 

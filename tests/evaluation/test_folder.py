@@ -8,9 +8,10 @@ import nibabel
 import numpy as np
 import pytest
 
+from attunet3d.core import DataError
 from attunet3d.core.errors import UserError
 from attunet3d.evaluation import folder, metrics, scores
-from attunet3d.evaluation.folder import EvaluationError, evaluate
+from attunet3d.evaluation.folder import evaluate
 from attunet3d.evaluation.scores import Summary, completed, statistics
 from attunet3d.imaging.geometry import Grid
 from attunet3d.pipelines import evaluate as pipeline
@@ -180,7 +181,7 @@ def test_one_value_of_two_names_is_refused(folders):
     predictions, reference, out = folders
     sidecar(predictions, "a", {"1": "pancreas"})
     sidecar(predictions, "b", {"1": "liver"})
-    with pytest.raises(EvaluationError, match="'pancreas' and 'liver'"):
+    with pytest.raises(DataError, match="'pancreas' and 'liver'"):
         evaluate(predictions, reference, out)
 
 
@@ -209,7 +210,7 @@ def test_a_manifest_gives_cases_and_names(folders, tmp_path):
     labelled = manifest_of(tmp_path, training=[("a", 0, True)], test=[("c", None, True)])
     assert list(evaluate(predictions, labelled, out).scores) == ["c"]  # as `infer` does
     bare = manifest_of(tmp_path, training=[("a", 0, True)], test=[("c", None, False)])
-    with pytest.raises(EvaluationError, match="none of the cases to score has a label; --fold K"):
+    with pytest.raises(DataError, match="none of the cases to score has a label; --fold K"):
         evaluate(predictions, bare, out)
 
 
@@ -229,25 +230,25 @@ def test_a_manifest_and_sidecars_must_agree(folders, tmp_path):
     sidecar(predictions, "a", {"1": "Pancreas"})
     assert evaluate(predictions, path, out).labels[1] == "pancreas"
     sidecar(predictions, "a", {"1": "liver"})
-    with pytest.raises(EvaluationError, match="'pancreas' and 'liver'"):
+    with pytest.raises(DataError, match="'pancreas' and 'liver'"):
         evaluate(predictions, path, out)
 
 
 def test_wrong_calls_are_refused(folders, tmp_path):
     predictions, reference, out = folders
-    with pytest.raises(EvaluationError, match="choose another folder"):
+    with pytest.raises(DataError, match="choose another folder"):
         evaluate(predictions, reference, predictions)
     for more in ({"fold": 0}, {"root": tmp_path}):
-        with pytest.raises(EvaluationError, match="is no manifest; --fold and --root go with one"):
+        with pytest.raises(DataError, match="is no manifest; --fold and --root go with one"):
             evaluate(predictions, reference, out, **more)
-    with pytest.raises(EvaluationError, match="must be 0 or more"):
+    with pytest.raises(DataError, match="must be 0 or more"):
         evaluate(predictions, reference, out, tolerance_mm=-1.0)
-    with pytest.raises(EvaluationError, match="must be a folder"):
+    with pytest.raises(DataError, match="must be a folder"):
         evaluate(predictions / "a.nii.gz", reference, out)
     with pytest.raises(UserError):
         evaluate(predictions, tmp_path / "nowhere", out)
     path = manifest_of(tmp_path, training=[("a", 0, False)])
-    with pytest.raises(EvaluationError, match="none of the cases to score"):
+    with pytest.raises(DataError, match="none of the cases to score"):
         evaluate(predictions, path, out)
     assert not out.exists()
 

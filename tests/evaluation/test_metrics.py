@@ -13,8 +13,9 @@ from monai.metrics import (
     compute_surface_dice,
 )
 
+from attunet3d.core import DataError
 from attunet3d.evaluation import metrics
-from attunet3d.evaluation.metrics import MetricError, score, score_labels
+from attunet3d.evaluation.metrics import score, score_labels
 from attunet3d.imaging.geometry import Grid
 
 ANISOTROPIC = (3.0, 1.5, 5.0)
@@ -208,11 +209,11 @@ def test_arrays_are_left_alone():
 
 def test_what_cannot_be_scored_is_refused():
     mask = np.zeros((3, 3, 3), np.uint8)
-    with pytest.raises(MetricError, match=r"must both have the grid's shape \(3, 3, 4\)"):
+    with pytest.raises(DataError, match=r"must both have the grid's shape \(3, 3, 4\)"):
         score(mask, mask, grid_of((3, 3, 4)))
-    with pytest.raises(MetricError, match="must be 0 or more"):
+    with pytest.raises(DataError, match="must be 0 or more"):
         score(mask, mask, grid_of((3, 3, 3)), tolerance_mm=-1)
-    with pytest.raises(MetricError, match="must be 0 or more"):
+    with pytest.raises(DataError, match="must be 0 or more"):
         score(mask, mask, grid_of((3, 3, 3)), tolerance_mm=math.nan)
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from nibabel import orientations
 
+from attunet3d.core import DataError
 from attunet3d.evaluation import slices
-from attunet3d.evaluation.slices import Slice, SliceError, hang, hang_together
+from attunet3d.evaluation.slices import Slice, hang, hang_together
 from attunet3d.imaging.geometry import Grid
 
 PAIRS = (("R", "L"), ("A", "P"), ("S", "I"))
@@ -120,9 +121,9 @@ def test_grids_that_differ_are_refused():
     moved = np.array(other.grid.affine)
     moved[2, 3] += 0.1
     other.grid = Grid(SHAPE, moved)
-    with pytest.raises(SliceError, match="different grids"):
+    with pytest.raises(DataError, match="different grids"):
         hang_together(scan, other)
-    with pytest.raises(SliceError, match="must have the grid's"):
+    with pytest.raises(DataError, match="must have the grid's"):
         hang(SimpleNamespace(array=np.zeros((1, 1, 1)), grid=scan.grid))
 
 

@@ -5,7 +5,8 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from attunet3d.imaging.geometry import AxisMap, GeometryError, Grid, axis_map
+from attunet3d.core import DataError
+from attunet3d.imaging.geometry import AxisMap, Grid, axis_map
 
 SHAPE = (5, 4, 3)
 ORDERS = [
@@ -103,7 +104,7 @@ FLAT = np.array([[1.0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     ],
 )
 def test_a_grid_that_lies_nowhere_is_refused_with_the_cure(shape, affine, message):
-    with pytest.raises(GeometryError, match=message) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         Grid(shape, affine)
     assert "\n" not in str(caught.value)
 
@@ -226,7 +227,7 @@ def test_axis_map_there_and_back_is_the_identity(grid):
 @pytest.mark.parametrize("name", ["oblique", "sheared"])
 def test_grids_that_are_not_parallel_are_refused(name):
     slanted = Grid(SHAPE, np.array(AFFINES[name][0], float))
-    with pytest.raises(GeometryError, match="not parallel; resample one of them"):
+    with pytest.raises(DataError, match="not parallel; resample one of them"):
         axis_map(Grid(SHAPE, np.eye(4)), slanted)
 
 

@@ -14,11 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from attunet3d.core import DataError, WriteError
 from attunet3d.core.errors import UserError
-from attunet3d.core.whole_file import WriteError
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.nifti import READ_BYTES, read_nifti, write_nifti
-from attunet3d.imaging.nifti_header import NiftiError
 
 LIMIT = 10**6
 AFFINE = np.array([[-0.8, 0, 0.1, 90], [0, 0.8, 0, -60], [0, 0.05, 2.5, 10], [0, 0, 0, 1.0]])
@@ -163,7 +162,7 @@ def test_forms_that_contradict_each_other_on_left_and_right_are_refused(tmp_path
     made = image(affine=np.diag([2, 2, 2, 1.0]))
     made.header.set_sform(np.diag([2, 2, 2, 1.0]), 1)
     made.header.set_qform(np.diag([-2, 2, 2, 1.0]), 1)
-    with pytest.raises(NiftiError, match="left and right"):
+    with pytest.raises(DataError, match="left and right"):
         read(stored(tmp_path, made))
 
 
@@ -222,7 +221,7 @@ def test_damaged_files_are_refused_by_name(tmp_path, kind):
     noise = np.random.default_rng(0).integers(-1000, 1000, (20, 20, 20)).astype(np.int16)
     path = stored(tmp_path, image(noise))
     path.write_bytes(damaged(path.read_bytes())[kind])
-    with pytest.raises(NiftiError) as caught:
+    with pytest.raises(DataError) as caught:
         read(path)
     assert str(path) in str(caught.value)
 
@@ -240,7 +239,7 @@ def test_members_padding_and_what_follows(tmp_path):
     path.write_bytes(raw + b"more")
     assert "4 bytes after the voxels" in read(path)[3][0]
     path.write_bytes(raw[:-1])
-    with pytest.raises(NiftiError, match="more than it can hold"):
+    with pytest.raises(DataError, match="more than it can hold"):
         read(path)
 
 
@@ -264,7 +263,7 @@ def test_a_hundred_thousand_members(tmp_path):
     path.write_bytes(gzip.compress(raw) + gzip.compress(b"") * 100_000)
     assert (read(path)[0] == RAMP).all()
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(NiftiError, match="breaks off"):
+    with pytest.raises(DataError, match="breaks off"):
         read(path)
 
 
@@ -299,7 +298,7 @@ def test_pairs_that_are_none_are_refused_by_the_headers_name(tmp_path):
         (tmp_path / f"{name}.hdr").write_bytes(changed)
         if rest is not None:
             (tmp_path / f"{name}.img").write_bytes(rest)
-        with pytest.raises(NiftiError, match=words) as caught:
+        with pytest.raises(DataError, match=words) as caught:
             read(tmp_path / f"{name}.hdr")
         assert f"{name}.hdr: " in str(caught.value)
 
@@ -310,15 +309,15 @@ def test_bombs_take_no_memory(tmp_path):
     zeros = gzip.compress(bytes(1 << 24))
     bomb.write_bytes(gzip.compress(raw) + zeros * 64)  # a gigabyte behind 120 bytes of voxels
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(NiftiError, match="far more bytes"):
+    with pytest.raises(DataError, match="far more bytes"):
         read(bomb)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 
 def test_no_file_a_folder_and_a_pipe(tmp_path):
-    with pytest.raises(NiftiError, match=r"none\.nii"):
+    with pytest.raises(DataError, match=r"none\.nii"):
         read(tmp_path / "none.nii")
-    with pytest.raises(NiftiError):
+    with pytest.raises(DataError):
         read(tmp_path)
     os.mkfifo(tmp_path / "pipe.nii")
     outcome = []
@@ -326,7 +325,7 @@ def test_no_file_a_folder_and_a_pipe(tmp_path):
     def attempt():
         try:
             read(tmp_path / "pipe.nii")
-        except NiftiError as error:
+        except DataError as error:
             outcome.append(str(error))
 
     thread = threading.Thread(target=attempt, daemon=True)

@@ -6,14 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from attunet3d.core import DataError
 from attunet3d.core.model_settings import PreprocessingConfig
 from attunet3d.imaging.geometry import Grid
-from attunet3d.imaging.preprocessing import (
-    PreprocessingError,
-    body_box,
-    label_to_network_grid,
-    to_network_grid,
-)
+from attunet3d.imaging.preprocessing import body_box, label_to_network_grid, to_network_grid
 from attunet3d.imaging.volume import Volume
 
 CONFIG = PreprocessingConfig(
@@ -145,7 +141,7 @@ def test_each_scans_own_statistics():
 @pytest.mark.parametrize("name", ["spacing_mm", "mean_hu", "std_hu"])
 def test_what_the_plan_left_open_is_named(name):
     config = PreprocessingConfig(**{**vars(CONFIG), name: None})
-    with pytest.raises(PreprocessingError, match=f"preprocessing.{name} is not set"):
+    with pytest.raises(DataError, match=f"preprocessing.{name} is not set"):
         to_network_grid(scan(ellipse()), config)
 
 

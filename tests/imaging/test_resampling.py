@@ -11,7 +11,8 @@ from monai.data import MetaTensor
 from monai.transforms import SpatialResample
 from scipy import ndimage
 
-from attunet3d.imaging.geometry import GeometryError, Grid, axis_map
+from attunet3d.core import DataError
+from attunet3d.imaging.geometry import Grid, axis_map
 from attunet3d.imaging.resampling import Sampler, resample
 from attunet3d.imaging.taps import axis_taps
 
@@ -182,7 +183,7 @@ def test_coarser_voxels_average_noise(ratio):
 
 def test_grids_that_are_not_parallel_are_refused():
     source = make_grid((4, 4, 4), (1.0, 1.0, 1.0))
-    with pytest.raises(GeometryError, match="not parallel"):
+    with pytest.raises(DataError, match="not parallel"):
         resample(torch.zeros(1, 4, 4, 4), source, make_grid((4, 4, 4), (1, 1, 1), OBLIQUE))
 
 

@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from attunet3d.core import DataError
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.hounsfield import hounsfield_warnings
 from attunet3d.imaging.volume import (
-    LabelError,
     Segmentation,
     Volume,
-    VolumeError,
     find_scans,
     read_label,
     read_volume,
@@ -44,9 +43,9 @@ def test_what_is_no_number_counts_as_air_or_is_refused(tmp_path):
     assert np.count_nonzero(volume.array) == 2
     assert volume.warnings == ("2 voxels are NaN or infinite; they count as air",)
     assert volume.array.flags.f_contiguous
-    with pytest.raises(VolumeError, match="2 voxels"):
+    with pytest.raises(DataError, match="2 voxels"):
         read_volume(path, nonfinite="refuse")
-    with pytest.raises(VolumeError, match="no voxel is a number"):
+    with pytest.raises(DataError, match="no voxel is a number"):
         read_volume(saved(tmp_path, np.full((6, 5, 4), np.nan, np.float32)))
 
 
@@ -108,7 +107,7 @@ def test_each_wrong_label_has_its_message(tmp_path, value, words):
     array = np.zeros((6, 5, 4), np.float32)
     array[2, 2, 2] = value
     path = saved(tmp_path, array)
-    with pytest.raises(LabelError, match=words) as caught:
+    with pytest.raises(DataError, match=words) as caught:
         read_label(path)
     assert str(path) in str(caught.value)
 
@@ -149,7 +148,7 @@ def test_a_pair_is_one_scan_and_a_folder_called_like_a_scan_is_named(tmp_path):
     (tmp_path / "c.nii").mkdir()
     (tmp_path / "plain").mkdir()
     assert names(tmp_path) == ["a", "b", "c"]
-    with pytest.raises(VolumeError, match=r"c\.nii: is a folder called like a scan"):
+    with pytest.raises(DataError, match=r"c\.nii: is a folder called like a scan"):
         read_volume(tmp_path / "c.nii")
 
 
@@ -166,7 +165,7 @@ def test_a_folder_without_scan_files_is_one_series(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(VolumeError, match="no such file"):
+    with pytest.raises(DataError, match="no such file"):
         find_scans(tmp_path / "none")
-    with pytest.raises(VolumeError, match="holds no scan"):
+    with pytest.raises(DataError, match="holds no scan"):
         find_scans(tmp_path)

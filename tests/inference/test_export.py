@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from attunet3d.core import DataError
 from attunet3d.inference import results
-from attunet3d.inference.export import ExportError, Rule, choose, export_labels, write_prediction
+from attunet3d.inference.export import Rule, choose, export_labels, write_prediction
 from attunet3d.inference.predictor import Predictor
 from attunet3d.inference.results import case_files
 from attunet3d.pipelines import export as pipeline
@@ -63,7 +64,7 @@ def test_written_case_reads_back(tmp_path):
 def test_sidecar_is_not_written_when_the_mask_cannot_be(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "case.nii.gz").mkdir()  # in the mask's way
-    with pytest.raises((ExportError, OSError, ValueError)):
+    with pytest.raises((DataError, OSError, ValueError)):
         predicted(tmp_path / "out")
     assert not (tmp_path / "out" / "case.json").exists()
 
@@ -95,12 +96,12 @@ def test_thresholds_are_read_and_checked():
     assert rule.for_labels({0: "background", 3: "liver", 1: "spleen"}) == [0.3, 0.6]
     assert Rule.parse([]).for_labels({0: "background", 1: "spleen"}) == [None]
     for text in ("x", "liver=", "liver=a"):
-        with pytest.raises(ExportError, match=r"write NAME=0\.3"):
+        with pytest.raises(DataError, match=r"write NAME=0\.3"):
             Rule.parse([text])
     for text in ("0", "1.5", "-1", "nan", "liver=0"):
-        with pytest.raises(ExportError, match="above 0 and at most 1"):
+        with pytest.raises(DataError, match="above 0 and at most 1"):
             Rule.parse([text])
-    with pytest.raises(ExportError, match="no such label"):
+    with pytest.raises(DataError, match="no such label"):
         Rule.parse(["lever=0.5"]).for_labels({0: "background", 1: "liver"})
 
 
@@ -170,10 +171,10 @@ def test_case_that_one_folder_lacks_fails(tmp_path):
 
 def test_wrong_folders_are_refused(tmp_path):
     predicted(tmp_path / "in")
-    with pytest.raises(ExportError, match="holds the predictions"):
+    with pytest.raises(DataError, match="holds the predictions"):
         export_labels([tmp_path / "in"], tmp_path / "in", Rule())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ExportError, match="holds no results"):
+    with pytest.raises(DataError, match="holds no results"):
         export_labels([tmp_path / "empty"], tmp_path / "out", Rule())
 
 

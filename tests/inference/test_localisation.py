@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from attunet3d.core import ModelError
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Volume
-from attunet3d.inference.ensemble import EnsembleError
 from attunet3d.inference.localisation import Faces, box_around
 from attunet3d.inference.predictor import Predictor
 from attunet3d.inference.sliding_window import Slab
@@ -149,7 +149,7 @@ def test_what_lies_apart_from_the_box_is_left_out():
 
 
 def test_locator_must_know_the_same_labels():
-    with pytest.raises(EnsembleError, match="its labels"):
+    with pytest.raises(ModelError, match="its labels"):
         predictor(ThresholdNetwork(), ThresholdNetwork(), labels={0: "background", 5: "liver"})
 
 

@@ -9,15 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from attunet3d.core import machine
+from attunet3d.core import ModelError, machine
 from attunet3d.core.model_settings import NetworkConfig
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Volume
 from attunet3d.inference import passes
 from attunet3d.inference.engine import average, mirrored, prepare
-from attunet3d.inference.ensemble import EnsembleError
 from attunet3d.inference.passes import memory_bytes
-from attunet3d.inference.predictor import InferenceError, Predictor
+from attunet3d.inference.predictor import Predictor
 from attunet3d.models.attention_unet import AttentionUNet3D
 from tests.known_network import SHAPE, ThresholdNetwork, ball, ball_volume, checkpoint, dice
 
@@ -123,7 +122,7 @@ def test_several_threads_may_call():
 
 def test_network_that_gives_no_number_is_refused_by_the_cases_name():
     for value in (float("nan"), float("inf"), float("-inf")):
-        with pytest.raises(InferenceError, match=r"ball\.nii\.gz: the network gave NaN or infin"):
+        with pytest.raises(ModelError, match=r"ball\.nii\.gz: the network gave NaN or infin"):
             predictor(network=Broken(value)).predict(ball_volume())
 
 
@@ -166,7 +165,7 @@ def test_attention_of_a_network_without_gates_is_refused():
         def forward_with_attention(self, x):
             return self(x), []
 
-    with pytest.raises(InferenceError, match="no attention gates"):
+    with pytest.raises(ModelError, match="no attention gates"):
         predictor(network=Plain()).segment(ball_volume(), attention=True)
 
 
@@ -274,7 +273,7 @@ def test_estimate_grows_with_logits_and_where_the_decoder_cannot_be_split():
 
 
 def test_settings_that_are_the_models_own_are_refused():
-    with pytest.raises(EnsembleError, match=r"only inference\.\*"):
+    with pytest.raises(ModelError, match=r"only inference\.\*"):
         predictor("preprocessing.spacing_mm=[1,1,1]")
 
 
@@ -287,7 +286,7 @@ def test_settings_that_are_the_models_own_are_refused():
     ],
 )
 def test_models_of_an_ensemble_must_agree(name, other):
-    with pytest.raises(EnsembleError, match=f"its {name} .* must agree"):
+    with pytest.raises(ModelError, match=f"its {name} .* must agree"):
         Predictor([checkpoint(), other], "cpu")
 
 
@@ -299,9 +298,9 @@ def test_a_window_given_by_hand_makes_other_patches_agree():
 
 def test_no_window_and_no_model_are_refused():
     bare = checkpoint(None, "training.patch_size=")
-    with pytest.raises(EnsembleError, match="holds no window"):
+    with pytest.raises(ModelError, match="holds no window"):
         Predictor([bare], "cpu")
-    with pytest.raises(InferenceError, match="no model was given"):
+    with pytest.raises(ModelError, match="no model was given"):
         Predictor.load([])
 
 

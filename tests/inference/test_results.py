@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from attunet3d.core import WriteError
 from attunet3d.core.errors import UserError
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Segmentation
 from attunet3d.inference import results
-from attunet3d.inference.results import Outcome, ResultError, case_files, is_done
+from attunet3d.inference.results import Outcome, case_files, is_done
 from tests.known_network import AFFINE, SHAPE, ball
 
 ORIGIN = {"model": "f" * 64, "settings": {"overlap": 0.5}}
@@ -46,7 +47,7 @@ def test_plain_names_stay_in_the_folder(tmp_path, case_id):
     ],
 )
 def test_other_names_are_refused(tmp_path, case_id):
-    with pytest.raises(ResultError, match="case id"):
+    with pytest.raises(WriteError, match="case id"):
         case_files(tmp_path, case_id)
 
 
@@ -79,20 +80,20 @@ def test_case_whose_files_are_not_what_the_sidecar_says_is_not_done(done):
 def test_sidecar_that_is_none_leaves_the_case_undone(done, text):
     done.sidecar.write_text(text)
     assert not is_done(done, [done.mask], ORIGIN)
-    with pytest.raises(ResultError, match=r"case\.json"):
+    with pytest.raises(WriteError, match=r"case\.json"):
         results.read_sidecar(done.sidecar)
 
 
 def test_oversized_sidecar_is_not_read(done):
     done.sidecar.write_text(" " * (results.SIDECAR_BYTES + 1))
-    with pytest.raises(ResultError, match="larger than"):
+    with pytest.raises(WriteError, match="larger than"):
         results.read_sidecar(done.sidecar)
 
 
 def test_case_of_another_model_is_neither_kept_nor_overwritten_silently(done):
-    with pytest.raises(ResultError, match=r"made with another model; use --overwrite"):
+    with pytest.raises(WriteError, match=r"made with another model; use --overwrite"):
         is_done(done, [done.mask], {**ORIGIN, "model": "0" * 64})
-    with pytest.raises(ResultError, match="another settings"):
+    with pytest.raises(WriteError, match="another settings"):
         is_done(done, [done.mask], {**ORIGIN, "settings": {"overlap": 0.25}})
 
 

@@ -12,10 +12,10 @@ from monai.inferers import SlidingWindowInferer
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 
 from attunet3d import AttentionUNet3D
+from attunet3d.core import ModelError
 from attunet3d.core.errors import UserError
 from attunet3d.core.model_settings import NetworkConfig
-from attunet3d.models.attention_unet import NetworkError, from_authors_state_dict
-from attunet3d.models.authors_weights import AuthorsWeightsError
+from attunet3d.models.attention_unet import from_authors_state_dict
 
 HERE = Path(__file__).parent
 KEYS = json.loads((HERE / "authors_keys.json").read_text(encoding="utf-8"))
@@ -103,14 +103,14 @@ def test_weights_of_torch_0_3_have_no_batch_counts_and_align_corners():
 
 
 def test_a_state_of_something_else_is_refused():
-    with pytest.raises(AuthorsWeightsError, match=r"fc\.weight"):
+    with pytest.raises(ModelError, match=r"fc\.weight"):
         from_authors_state_dict({"fc.weight": torch.zeros(1)})
     part = {key: value for key, value in authors_state("multi").items() if "conv1" in key}
-    with pytest.raises(AuthorsWeightsError, match="not the whole"):
+    with pytest.raises(ModelError, match="not the whole"):
         from_authors_state_dict(part)
     torn = authors_state("multi")
     del torn["dsv4.dsv.0.bias"]
-    with pytest.raises(NetworkError, match="not of the authors"):
+    with pytest.raises(ModelError, match="not of the authors"):
         from_authors_state_dict(torn)
 
 
@@ -147,7 +147,7 @@ def test_scales_of_odd_sizes_cover_the_image():
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_training_on_one_value_a_channel_is_refused_with_the_cure(norm):
     network, x = small(norm=norm), torch.randn(1, 1, 8, 8, 8)
-    with pytest.raises(NetworkError, match="larger patches or batches, or with norm=group"):
+    with pytest.raises(ModelError, match="larger patches or batches, or with norm=group"):
         network(x)
     assert network.eval()(x).shape == (1, 2, 8, 8, 8)
     assert small(norm="group")(x)[0].shape == (1, 2, 8, 8, 8)

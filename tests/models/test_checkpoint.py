@@ -11,12 +11,11 @@ import safetensors.torch
 import torch
 
 from attunet3d import AttentionUNet3D
-from attunet3d.core import whole_file
+from attunet3d.core import ModelError, WriteError, whole_file
 from attunet3d.core.config import Config
 from attunet3d.models.checkpoint import (
     ABOUT,
     FORMAT,
-    CheckpointError,
     load_model,
     load_state,
     save_model,
@@ -74,7 +73,7 @@ def test_a_model_comes_back_with_its_logits_settings_and_labels(tmp_path, networ
 )
 def test_a_model_that_contradicts_itself_is_refused(tmp_path, network, changes, words):
     path = hostile(tmp_path / "m.safetensors", network, **changes)
-    with pytest.raises(CheckpointError, match=words) as caught:
+    with pytest.raises(ModelError, match=words) as caught:
         load_model(path)
     assert str(path) in str(caught.value)
 
@@ -84,13 +83,13 @@ def test_weights_that_are_not_numbers_or_of_another_network_are_refused(tmp_path
     name = next(iter(state))
     path = tmp_path / "m.safetensors"
     save_model(path, state | {name: torch.full_like(state[name], torch.nan)}, CONFIG, LABELS)
-    with pytest.raises(CheckpointError, match="NaN"):
+    with pytest.raises(ModelError, match="NaN"):
         load_model(path)
     save_model(path, state | {"other": torch.zeros(1)}, CONFIG, LABELS)
-    with pytest.raises(CheckpointError, match="another network"):
+    with pytest.raises(ModelError, match="another network"):
         load_model(path)
     save_model(path, {k: v for k, v in state.items() if k != name}, CONFIG, LABELS)
-    with pytest.raises(CheckpointError, match="got None"):
+    with pytest.raises(ModelError, match="got None"):
         load_model(path)
 
 
@@ -108,7 +107,7 @@ def test_weights_that_are_not_numbers_or_of_another_network_are_refused(tmp_path
 )
 def test_files_that_are_no_safetensors_are_refused(tmp_path, data):
     (tmp_path / "m.safetensors").write_bytes(data)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(ModelError):
         load_model(tmp_path / "m.safetensors")
 
 
@@ -118,14 +117,14 @@ def test_every_cut_of_a_model_is_refused(tmp_path, network):
     whole = path.read_bytes()
     for keep in (4, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:keep])
-        with pytest.raises(CheckpointError):
+        with pytest.raises(ModelError):
             load_model(path)
 
 
 def test_missing_and_pickled_models_are_refused_with_a_cure(tmp_path):
-    with pytest.raises(CheckpointError, match="no such model"):
+    with pytest.raises(ModelError, match="no such model"):
         load_model(tmp_path)
-    with pytest.raises(CheckpointError, match="convert-weights"):
+    with pytest.raises(ModelError, match="convert-weights"):
         load_model(tmp_path / "weights.pth")
 
 
@@ -146,7 +145,7 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, wrap):
         path.write_bytes(pickle.dumps(Canary(canary)))
     else:
         torch.save({"payload": Canary(canary), "sha256": ""}, path)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(ModelError) as caught:
         load_state(path)
     assert not canary.exists()
     assert "weights_only" not in str(caught.value)
@@ -191,7 +190,7 @@ def test_a_torn_state_never_takes_the_place_of_the_one_before(tmp_path, monkeypa
     monkeypatch.setattr(
         whole_file.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full"))
     )
-    with pytest.raises(whole_file.WriteError, match="full"):
+    with pytest.raises(WriteError, match="full"):
         save_state(path, {"step": 3})
     assert load_state(path)[0]["step"] == 1
 
@@ -204,7 +203,7 @@ def test_a_full_disk_leaves_both_states(tmp_path, monkeypatch):
     monkeypatch.setattr(
         whole_file.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full"))
     )
-    with pytest.raises(whole_file.WriteError, match="full"):
+    with pytest.raises(WriteError, match="full"):
         save_state(path, {"step": 3})
     assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
 
@@ -224,17 +223,17 @@ def test_loading_a_model_leaves_the_compiler_of_torch_alone(tmp_path, network):
 def test_two_torn_states_are_told_in_one_line(tmp_path):
     for name in ("last.pt", "previous.pt"):
         (tmp_path / name).write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match=r"last\.pt.*previous\.pt.*anew"):
+    with pytest.raises(ModelError, match=r"last\.pt.*previous\.pt.*anew"):
         load_state(tmp_path / "last.pt")
 
 
 def test_a_state_that_unpacks_beyond_its_size_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "last.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(10_000_000))
-    with pytest.raises(CheckpointError, match="do not fit"):
+    with pytest.raises(ModelError, match="do not fit"):
         load_state(tmp_path / "last.pt")
 
 
 def test_without_a_state_there_is_nothing_to_go_on_from(tmp_path):
-    with pytest.raises(CheckpointError, match="without --resume"):
+    with pytest.raises(ModelError, match="without --resume"):
         load_state(tmp_path / "last.pt")

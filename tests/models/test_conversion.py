@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attunet3d.core import presets
+from attunet3d.core import ModelError, presets
 from attunet3d.models.attention_unet import from_authors_state_dict
 from attunet3d.models.checkpoint import load_model
-from attunet3d.models.conversion import ConversionError, convert_weights, load_state
+from attunet3d.models.conversion import convert_weights, load_state
 from attunet3d.pipelines.convert_weights import main
 from tests.models.test_attention_unet import authors_state
 
@@ -80,7 +80,7 @@ def test_weights_of_torch_0_3_bring_a_warning_unless_corners_are_aligned(tmp_pat
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path):
     path, trace = tmp_path / "hostile.pth", tmp_path / "trace"
     torch.save({"conv1.weight": Payload(trace)}, path)
-    with pytest.raises(ConversionError, match="something else than weights"):
+    with pytest.raises(ModelError, match="something else than weights"):
         load_state(path)
     assert not trace.exists()
 
@@ -89,7 +89,7 @@ def test_a_file_that_unpacks_to_more_than_itself_is_refused(tmp_path):
     path = tmp_path / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as entries:
         entries.writestr("archive/data/0", bytes(10_000_000))
-    with pytest.raises(ConversionError, match="do not fit"):
+    with pytest.raises(ModelError, match="do not fit"):
         load_state(path)
 
 
@@ -115,7 +115,7 @@ def write(path: Path, content: object) -> Path:
 )
 def test_other_files_are_refused_in_one_line_with_their_name(content, words, tmp_path):
     path = write(tmp_path / "wrong.pth", content)
-    with pytest.raises(ConversionError, match=words) as caught:
+    with pytest.raises(ModelError, match=words) as caught:
         convert_weights(path, tmp_path / "model.safetensors")
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
@@ -126,19 +126,19 @@ def test_a_shape_that_does_not_fit_is_named(tmp_path):
     state = authors_state("multi")
     state["conv3.conv2.0.weight"] = torch.zeros(1, 1, 3, 3, 3)
     path = write(tmp_path / "wrong.pth", state)
-    with pytest.raises(ConversionError, match=r"encoder\.2\.3\.weight"):
+    with pytest.raises(ModelError, match=r"encoder\.2\.3\.weight"):
         convert_weights(path, tmp_path / "model.safetensors")
 
 
 def test_wrong_calls_are_told(authors_file, tmp_path):
     out = tmp_path / "model.safetensors"
-    with pytest.raises(ConversionError, match="cannot be read"):
+    with pytest.raises(ModelError, match="cannot be read"):
         convert_weights(tmp_path / "missing.pth", out)
-    with pytest.raises(ConversionError, match=r"must end in \.safetensors"):
+    with pytest.raises(ModelError, match=r"must end in \.safetensors"):
         convert_weights(authors_file, tmp_path / "model.pth")
-    with pytest.raises(ConversionError, match="2 classes beside the background, but 1 names"):
+    with pytest.raises(ModelError, match="2 classes beside the background, but 1 names"):
         convert_weights(authors_file, out, names=["pancreas"])
     two = authors_state("multi")
     two["conv1.conv1.0.weight"] = torch.zeros(4, 2, 3, 3, 3)
-    with pytest.raises(ConversionError, match="for 2 channels"):
+    with pytest.raises(ModelError, match="for 2 channels"):
         convert_weights(write(tmp_path / "two.pth", two), out)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from attunet3d.core import DeviceError, SettingsError
 from attunet3d.core.config import Config
-from attunet3d.core.typed_values import ConfigError
 from attunet3d.inference.engine import prepare
-from attunet3d.inference.openvino import EngineError, compiled
+from attunet3d.inference.openvino import compiled
 from attunet3d.inference.predictor import Predictor
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.fast_network import accelerated
@@ -158,19 +158,19 @@ def test_the_engine_is_a_named_choice():
     config = Config().with_overrides(["inference.engine=openvino"])
     assert Config.from_dict(config.to_dict()) == config
     assert Config().inference.engine == "torch"
-    with pytest.raises(ConfigError, match=r"inference\.engine must be one of torch, openvino"):
+    with pytest.raises(SettingsError, match=r"inference\.engine must be one of torch, openvino"):
         Config().with_overrides(["inference.engine=tensorrt"])
 
 
 def test_a_missing_engine_is_one_line_with_its_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(EngineError, match=r"pip install attunet3d\[openvino\]") as caught:
+    with pytest.raises(DeviceError, match=r"pip install attunet3d\[openvino\]") as caught:
         prepare(network(), CPU, torch.float32, engine="openvino")
     assert "\n" not in str(caught.value)
 
 
 def test_openvino_is_refused_on_other_devices():
-    with pytest.raises(EngineError, match=r"openvino runs on CPUs, not on cuda; use --device cpu"):
+    with pytest.raises(DeviceError, match=r"openvino runs on CPUs, not on cuda; use --device cpu"):
         compiled(nn.Identity(), torch.device("cuda"), torch.float32)
 
 

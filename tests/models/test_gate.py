@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from attunet3d import GridAttentionGate
-from attunet3d.models.gate import GateError, normaliser
+from attunet3d.core import ModelError
+from attunet3d.models.gate import normaliser
 
 
 def gate_and_inputs(**options):
@@ -122,5 +123,5 @@ def test_corners_of_the_coefficients_follow_the_convention(align_corners):
     ],
 )
 def test_wrong_arguments_are_named(make):
-    with pytest.raises(GateError, match="must be"):
+    with pytest.raises(ModelError, match="must be"):
         make()

@@ -13,12 +13,12 @@ import torch
 from monai.bundle import verify_net_in_out
 
 from attunet3d import AttentionUNet3D, Predictor
-from attunet3d.core import command_line
+from attunet3d.core import ModelError, command_line
 from attunet3d.core.config import Config
 from attunet3d.models.checkpoint import load_model, save_model
 from attunet3d.packaging import bundle, onnx_model
 from attunet3d.packaging import torchscript_model as torchscript
-from attunet3d.packaging.package import ENDINGS, PackageError, package
+from attunet3d.packaging.package import ENDINGS, package
 from attunet3d.pipelines.package import main
 from tests.known_network import AFFINE, SETTINGS, ball, write_scan
 
@@ -247,7 +247,7 @@ def test_what_a_bundle_leaves_out_or_cannot_know_is_said(tmp_path):
 @pytest.mark.parametrize("name", ["$exec('')", "@network", "%other.json"])
 def test_a_name_that_monai_would_run_is_refused(name, tmp_path):
     model = save(tmp_path / "runs" / "model.safetensors", labels={0: "background", 1: name})
-    with pytest.raises(bundle.BundleError, match="MONAI takes for code"):
+    with pytest.raises(ModelError, match="MONAI takes for code"):
         package(model, tmp_path / "out", "bundle")
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
@@ -265,10 +265,10 @@ def test_wrong_logits_are_not_handed_out(run, tmp_path, monkeypatch):
     other = AttentionUNet3D(1, 2, (2, 4, 4)).eval()
     content = torchscript.torchscript_bytes(other, {})
     monkeypatch.setattr(torchscript, "torchscript_bytes", lambda *_: content)
-    with pytest.raises(PackageError, match="logits would differ"):
+    with pytest.raises(ModelError, match="logits would differ"):
         package(run, tmp_path / "out", "torchscript")
     monkeypatch.setattr(bundle, "bundle_network", lambda _: other)
-    with pytest.raises(PackageError, match="logits would differ"):
+    with pytest.raises(ModelError, match="logits would differ"):
         package(run, tmp_path / "out", "bundle")
     assert not any(tmp_path.iterdir())
 

@@ -7,11 +7,12 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose, LoadImaged
 
+from attunet3d.core import DataError
 from attunet3d.core.model_settings import PreprocessingConfig
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.preprocessing import label_to_network_grid, to_network_grid
 from attunet3d.imaging.volume import Volume
-from attunet3d.packaging.monai_transforms import ToNetworkGridd, ToSourceGridd, TransformError
+from attunet3d.packaging.monai_transforms import ToNetworkGridd, ToSourceGridd
 
 CONFIG = PreprocessingConfig(
     spacing_mm=(2.0, 2.0, 2.0), hu_window=(-160.0, 240.0), mean_hu=40.0, std_hu=50.0
@@ -123,19 +124,19 @@ def test_image_alone_and_missing_keys(files):
 
 def test_what_cannot_be_placed_is_named(files):
     loaded = loader()(files)
-    with pytest.raises(TransformError, match="image: must be a MetaTensor of one channel"):
+    with pytest.raises(DataError, match="image: must be a MetaTensor of one channel"):
         ToNetworkGridd(["image"], CONFIG)({"image": torch.zeros(1, 4, 4, 4)})
     two = MetaTensor(torch.zeros(2, 4, 4, 4), affine=torch.eye(4))
-    with pytest.raises(TransformError, match=r"one channel .* \(2, 4, 4, 4\)"):
+    with pytest.raises(DataError, match=r"one channel .* \(2, 4, 4, 4\)"):
         ToNetworkGridd(["image"], CONFIG)({"image": two})
-    with pytest.raises(TransformError, match="one must be an image"):
+    with pytest.raises(DataError, match="one must be an image"):
         ToNetworkGridd(["label"], CONFIG, label_keys=["label"])(loaded)
-    with pytest.raises(TransformError, match="did not come from ToNetworkGridd"):
+    with pytest.raises(DataError, match="did not come from ToNetworkGridd"):
         ToSourceGridd(["image"], like="image")(loaded)
     placed = forward()(loaded)
     placed["logits"] = torch.zeros(1, 3, 3, 3)
-    with pytest.raises(TransformError, match=r"shape \(1, 3, 3, 3\) do not lie on the grid"):
+    with pytest.raises(DataError, match=r"shape \(1, 3, 3, 3\) do not lie on the grid"):
         ToSourceGridd(["logits"], like="image")(placed)
     loaded["label"] = loaded["label"] + 0.25
-    with pytest.raises(TransformError, match="label: label values must be whole numbers"):
+    with pytest.raises(DataError, match="label: label values must be whole numbers"):
         forward()(loaded)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion, map_coordinates
 
-from attunet3d.core.whole_file import WriteError
+from attunet3d.core import WriteError
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import read_label, read_volume
 from attunet3d.phantoms.anatomy import PANCREAS_ML, random_anatomy

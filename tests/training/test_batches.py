@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 
+from attunet3d.core import DataError, FileError
 from attunet3d.core.config import Config
 from attunet3d.core.model_settings import PreprocessingConfig
 from attunet3d.core.training_settings import AugmentationConfig, TrainingConfig
-from attunet3d.training.batches import DatasetError, PatchBatches
-from attunet3d.training.cached_case import ARRAYS, CacheError, load_case
+from attunet3d.training.batches import PatchBatches
+from attunet3d.training.cached_case import ARRAYS, load_case
 
 PATCH = (16, 12, 8)
 AIR = -2.5
@@ -211,7 +212,7 @@ def test_many_threads_give_what_one_gives_and_an_error_names_its_case(cases, tmp
     for step in range(6):
         assert equal(next(stream), here.batch(step))
     shutil.rmtree(broken.folder)
-    with pytest.raises(CacheError, match=r"^case broken: .*\.npy cannot be read .*start again"):
+    with pytest.raises(FileError, match=r"^case broken: .*\.npy cannot be read .*start again"):
         list(stream)
     assert_nothing_runs()
 
@@ -220,7 +221,7 @@ def test_an_error_in_the_thread_names_its_case(tmp_path, cases):
     broken = make_case(tmp_path / "broken")
     (broken.folder / "label.npy").write_bytes(b"no array")
     batches = PatchBatches([cases[0], broken], config(batch_size=1))
-    with pytest.raises(CacheError, match=r"^case broken: .*label.npy") as caught:
+    with pytest.raises(FileError, match=r"^case broken: .*label.npy") as caught:
         list(batches.iterate(stop=2))
     assert "case broken, step" in caught.value.__notes__[0]
     assert_nothing_runs()
@@ -342,10 +343,10 @@ def test_many_cases_keep_no_file_open(cases):
 
 
 def test_what_cannot_be_trained_on_is_refused(cases):
-    with pytest.raises(DatasetError, match="no training case"):
+    with pytest.raises(DataError, match="no training case"):
         PatchBatches([], config())
     for missing in ({"patch_size": None}, {"batch_size": None}):
-        with pytest.raises(DatasetError, match="make a plan"):
+        with pytest.raises(DataError, match="make a plan"):
             PatchBatches(cases, config(**missing))
 
 

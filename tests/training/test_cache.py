@@ -11,13 +11,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from attunet3d.core import FileError
 from attunet3d.core.config import Config
 from attunet3d.core.model_settings import PreprocessingConfig
 from attunet3d.core.training_settings import TrainingConfig
 from attunet3d.datasets.case import Case
 from attunet3d.training import cache
 from attunet3d.training.cache import Recipe, build_cache, foreground_voxels, prepare
-from attunet3d.training.cached_case import ARRAYS, CacheError, load_case
+from attunet3d.training.cached_case import ARRAYS, load_case
 
 LABELS = {0: "background", 3: "liver", 7: "pancreas"}
 SPACING = (1.5, 1.5, 3.0)
@@ -191,7 +192,7 @@ def test_damage_is_noticed_and_mended(cases, tmp_path, how):
 def test_no_pickle_is_ever_loaded(cases, tmp_path):
     (case, _) = build_cache(cases, LABELS, CONFIG, tmp_path / "cache")
     np.save(case.folder / "image.npy", np.array([{"run": "me"}], dtype=object), allow_pickle=True)
-    with pytest.raises(CacheError, match=r"case one: .*image.npy cannot be read"):
+    with pytest.raises(FileError, match=r"case one: .*image.npy cannot be read"):
         case.image()
 
 
@@ -240,7 +241,7 @@ def test_cases_side_by_side_are_what_each_is_alone(cases, tmp_path):
     cases.append(dataclasses.replace(cases[0], id="gone", image=tmp_path / "absent.nii.gz"))
     cases.append(dataclasses.replace(cases[1], id="torn", image=cases[0].label))
     cases[3].image.write_bytes(b"no scan")
-    with pytest.raises(CacheError, match=r"case gone: .*absent.*; case torn: "):
+    with pytest.raises(FileError, match=r"case gone: .*absent.*; case torn: "):
         build_cache(cases[1:], LABELS, CONFIG, tmp_path / "many")
     (second,) = build_cache(cases[1:2], LABELS, CONFIG, tmp_path / "many")
     assert np.array_equal(second.image(), alone[1].image())
@@ -254,7 +255,7 @@ def test_all_cases_that_fail_are_named_in_one_line(cases, tmp_path):
     affine = moved.affine.copy()
     affine[2, 3] += 3.0
     nib.save(nib.Nifti1Image(np.asarray(moved.dataobj), affine), shifted.label)
-    with pytest.raises(CacheError) as caught:
+    with pytest.raises(FileError) as caught:
         build_cache([unlabelled, cases[1], shifted], LABELS, CONFIG, tmp_path / "cache")
     message = str(caught.value)
     assert "case unlabelled: has no label" in message
@@ -277,7 +278,7 @@ def test_ignored_voxels_keep_their_value_and_are_no_class(cases, tmp_path):
     assert (case.label()[-3:] == 255).all()
     assert case.classes == (1, 2)
     clash = Config(preprocessing=PREPROCESSING, training=TrainingConfig(loss="ce", ignore_index=1))
-    with pytest.raises(CacheError, match="ignore_index 1: is also the index of a class"):
+    with pytest.raises(FileError, match="ignore_index 1: is also the index of a class"):
         build_cache(cases, LABELS, clash, tmp_path / "cache")
 
 

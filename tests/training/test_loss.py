@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from attunet3d.core import SettingsError
 from attunet3d.core.training_settings import TrainingConfig
-from attunet3d.training.loss import LossError, at_size, build_loss
+from attunet3d.training.loss import at_size, build_loss
 
 LABEL = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1], dtype=torch.uint8).reshape(1, 1, 2, 2, 2)
 
@@ -167,10 +168,10 @@ def test_labels_of_any_type_come_to_a_scale(dtype):
 
 
 def test_there_must_be_two_classes():
-    with pytest.raises(LossError, match="2 classes or more, background included, got 1"):
+    with pytest.raises(SettingsError, match="2 classes or more, background included, got 1"):
         build_loss(TrainingConfig(), 1)
 
 
 def test_an_unknown_loss_is_named():
-    with pytest.raises(LossError, match="one of dice, ce, dice_ce, bce, focal, tversky"):
+    with pytest.raises(SettingsError, match="one of dice, ce, dice_ce, bce, focal, tversky"):
         build_loss(TrainingConfig(loss="hinge"), 2)

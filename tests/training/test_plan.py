@@ -11,20 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attunet3d.core import presets
+from attunet3d.core import DataError, SettingsError, presets
 from attunet3d.core.config import Config
 from attunet3d.core.model_settings import NetworkConfig
 from attunet3d.datasets.case import Case
-from attunet3d.datasets.fingerprint import (
-    CaseFacts,
-    Fingerprint,
-    FingerprintError,
-    measure_fingerprint,
-)
+from attunet3d.datasets.fingerprint import CaseFacts, Fingerprint, measure_fingerprint
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.memory import bytes_a_voxel, weight_bytes
 from attunet3d.training import plan
-from attunet3d.training.plan import PlanError, make_plan
+from attunet3d.training.plan import make_plan
 
 GB = 10**9
 
@@ -114,14 +109,14 @@ def test_fingerprint_reads_labels_as_the_manifest_says(tmp_path):
 
 
 def test_fingerprint_of_nothing_is_refused(tmp_path):
-    with pytest.raises(FingerprintError, match="nothing is labelled"):
+    with pytest.raises(DataError, match="nothing is labelled"):
         measure_fingerprint([])
     case = save_case(tmp_path, "a", (2, 2, 3), 50)
     nib.save(nib.Nifti1Image(np.zeros((40, 36, 24), np.uint8), np.eye(4)), case.label)
-    with pytest.raises(FingerprintError, match="nothing is labelled"):
+    with pytest.raises(DataError, match="nothing is labelled"):
         measure_fingerprint([case])
     nib.save(nib.Nifti1Image(np.ones((40, 36, 23), np.uint8), np.eye(4)), case.label)
-    with pytest.raises(FingerprintError, match=r"case a: its label has shape \(40, 36, 23\)"):
+    with pytest.raises(DataError, match=r"case a: its label has shape \(40, 36, 23\)"):
         measure_fingerprint([case])
 
 
@@ -277,7 +272,7 @@ def test_any_data_on_any_memory(spacing, body, memory):
     config = presets.pancreas_ct()
     try:
         planned = make_plan(facts(spacing, body), config, int(memory * GB))
-    except PlanError:
+    except SettingsError:
         return
     found = planned.config
     patch, batch = found.training.patch_size, found.training.batch_size
@@ -293,7 +288,7 @@ def test_any_data_on_any_memory(spacing, body, memory):
 
 
 def test_too_little_memory_is_said():
-    with pytest.raises(PlanError, match=r"memory of 0.08 GB: .* fewer network.channels"):
+    with pytest.raises(SettingsError, match=r"memory of 0.08 GB: .* fewer network.channels"):
         make_plan(facts(), Config(), GB // 10)
 
 

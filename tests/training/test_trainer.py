@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from attunet3d.core import machine
+from attunet3d.core import ModelError, TrainingError, machine
 from attunet3d.core.config import Config
 from attunet3d.models import checkpoint
 from attunet3d.training.batches import PatchBatches
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.run_log import read_rows
-from attunet3d.training.step import TrainingError, TrainingStep, training_dtype
+from attunet3d.training.step import TrainingStep, training_dtype
 from attunet3d.training.trainer import Trainer, TrainingData
 from attunet3d.training.validation import dice_network_grid
 
@@ -236,7 +236,7 @@ def test_a_run_stopped_before_its_first_save_begins_anew(data, tmp_path):
     (tmp_path / "run" / "summary.json").touch()  # it was finished: its state was taken away
     for name in ("last.pt", "previous.pt"):
         (tmp_path / "run" / name).unlink()
-    with pytest.raises(checkpoint.CheckpointError):
+    with pytest.raises(ModelError):
         trainer(data, tmp_path / "run").resume()
 
 
