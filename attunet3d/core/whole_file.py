@@ -1,4 +1,4 @@
-"""Whole files or none: written under a temporary name, flushed, read back, then renamed.
+"""Whole files or none: written under a temporary name, flushed, then renamed.
 
 A writer holds a lock on its temporary file, which ends with its process. So what a killed writer
 left behind is told from what another writes at this moment, and `sweep` takes only the former.
@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from attunet3d.core.errors import WriteError
 
@@ -19,7 +20,46 @@ except ImportError:  # Windows: nothing is locked, and nothing swept
     fcntl = None  # type: ignore[assignment]
 
 PREFIX, ENDING = ".writing-", ".tmp"
-COMPARED_BYTES = 1 << 22
+
+
+@contextlib.contextmanager
+def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
+    """Give a file to write to; it takes the place of `path` when the block ends without an error.
+
+    Args:
+        path: Where the file shall stand; its folder must exist.
+        check: Called with the temporary file after it is flushed to disk and before it gets its
+            name; what it raises cancels the write.
+
+    Raises:
+        WriteError: The disk is full, or the folder is missing or read-only. The old file stands.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder, "a.txt")) as file:
+        ...         _ = file.write(b"whole"), file.write(b" or not at all")
+        ...     Path(folder, "a.txt").read_bytes()
+        b'whole or not at all'
+    """
+    path = Path(path)
+    try:
+        with _temporary(path) as temporary:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())  # network file systems tell of a full disk only here
+            if check is not None:
+                check(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600; keep the user's habit
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise WriteError(
+            f"cannot be written ({error.strerror or error})",
+            path=path,
+            cure="free space or choose another output folder",
+        ) from error
 
 
 def write_bytes(
@@ -30,12 +70,10 @@ def write_bytes(
     Args:
         path: Where the file shall stand; its folder must exist.
         data: The whole content.
-        check: Called with the temporary file after it is flushed to disk and seen to hold `data`,
-            and before it gets its name; what it raises cancels the write.
+        check: As in `replacing`.
 
     Raises:
-        WriteError: The disk is full or returns other bytes, or the folder is missing or
-            read-only. The old file stands.
+        WriteError: The disk is full, or the folder is missing or read-only. The old file stands.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -44,24 +82,8 @@ def write_bytes(
         ...     print(Path(folder, "a.txt").read_bytes(), len(list(Path(folder).iterdir())))
         b'whole' 1
     """
-    path = Path(path)
-    try:
-        with _temporary(path) as temporary:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            _compare(temporary, memoryview(data))
-            if check is not None:
-                check(temporary)
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600; keep the user's habit
-            os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise WriteError(
-            f"{path}: cannot be written ({reason}); free space or choose another output folder"
-        ) from error
+    with replacing(path, check) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -133,18 +155,6 @@ def _locked(path: Path) -> tuple[int, str]:
         if os.fstat(descriptor).st_nlink:
             return descriptor, name
         os.close(descriptor)  # swept before it was locked
-
-
-def _compare(path: Path, data: memoryview) -> None:
-    """Raise OSError unless the file holds `data`."""
-    data, position = data.cast("B"), 0
-    with path.open("rb") as file:
-        while chunk := file.read(COMPARED_BYTES):
-            if data[position : position + len(chunk)] != chunk:
-                break
-            position += len(chunk)
-    if position != len(data):
-        raise OSError("what was written does not read back; the disk may be failing")
 
 
 def _umask() -> int:
