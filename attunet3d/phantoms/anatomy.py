@@ -6,18 +6,22 @@ values are those of the portal venous phase. Nothing here is taken from a patien
 sizes are round numbers from general anatomy.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from attunet3d.core import Floats
-from attunet3d.phantoms import organs, skeleton
+from attunet3d.phantoms import organs, pathology, skeleton
+from attunet3d.phantoms.cohort import EASY, Cohort, happens
+from attunet3d.phantoms.phases import in_phase
 from attunet3d.phantoms.shapes import Torso, Tube, Warp
 from attunet3d.phantoms.tissue import Anatomy, Draw, Tissue
 
 PANCREAS_ML = (60.0, 110.0)
 
 
-def random_anatomy(seed: int) -> Anatomy:
-    """The patient of this seed.
+def random_anatomy(seed: int, cohort: Cohort = EASY) -> Anatomy:
+    """The patient of this seed in a cohort: the same build in each, healthy in `EASY`.
 
     Example:
         >>> 60 <= random_anatomy(3).pancreas_ml <= 110
@@ -32,7 +36,7 @@ def random_anatomy(seed: int) -> Anatomy:
     wall = ((0.0, 10.0), (2.0, -105.0), (fat, 55.0), (fat + muscle, draw.between(-105, -80)))
     hu = draw.between(85, 115)  # of the pancreas, which its neighbours are told apart from
     pancreas = _pancreas(draw)
-    tissues = (
+    around = (
         *skeleton.chest(draw, torso, fat + muscle),
         *skeleton.spine(draw, torso),
         *organs.kidneys(draw),
@@ -42,10 +46,39 @@ def random_anatomy(seed: int) -> Anatomy:
         *organs.stomach(draw, hu),
         *organs.duodenum(draw, pancreas, hu),
         *organs.vessels(draw, pancreas, hu),
-        Tissue("pancreas", pancreas, hu),
     )
     warp = Warp(_waves(draw))
-    return Anatomy(torso, wall, tissues, skeleton.table(torso), warp, pancreas)
+    healthy = Anatomy(
+        torso=torso,
+        wall=wall,
+        tissues=(*around, Tissue("pancreas", pancreas, hu)),
+        table=skeleton.table(torso),
+        warp=warp,
+        pancreas=pancreas,
+    )
+    return healthy if cohort == EASY else _patient(healthy, cohort, seed)
+
+
+def _patient(healthy: Anatomy, cohort: Cohort, seed: int) -> Anatomy:
+    """The same person with the disease, the surgery and the phase of contrast of a cohort."""
+    rng = np.random.default_rng([seed, 5])
+    disease = pathology.draw_disease(healthy.pancreas, cohort, rng)
+    *around, pancreas = healthy.tissues
+    hu = pancreas.hu + disease.pancreas_offset_hu
+    tissues = [*pathology.remaining(around, disease.gone), Tissue("pancreas", disease.pancreas, hu)]
+    if disease.tumour is not None:
+        tissues.append(Tissue("tumour", disease.tumour, hu - rng.uniform(-10, 45)))
+    phase = str(rng.choice(list(cohort.phases), p=list(cohort.phases.values())))
+    wall = healthy.wall
+    if happens(rng, cohort.ascites_share):
+        wall = (*wall[:-1], (wall[-1][0], float(rng.uniform(0, 20))))
+    return replace(
+        healthy,
+        wall=wall,
+        tissues=in_phase(tissues, phase, rng),
+        pancreas=disease.pancreas,
+        tumour=disease.tumour if cohort.tumour_label else None,
+    )
 
 
 def _waves(draw: Draw) -> Floats:

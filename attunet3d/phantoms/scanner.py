@@ -11,41 +11,78 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from attunet3d.core import Box, Float32s, Floats
 from attunet3d.imaging import Grid
+from attunet3d.phantoms.artefacts import Points, Scanner, add_texture_, draw_scanner
+from attunet3d.phantoms.cohort import EASY, Cohort
 from attunet3d.phantoms.tissue import Anatomy, Tissue
 
 AIR_HU, LOWEST_HU = -1000.0, -1024
 GRAIN_VOXELS = 0.6  # reach of the noise's correlation between neighbours in a slice
 SLAB_VOXELS = 3_000_000
-Points = tuple[Float32s, Float32s, Float32s]
 
 
 def label_anatomy(anatomy: Anatomy, grid: Grid) -> npt.NDArray[np.uint8]:
-    """1 where a voxel's centre lies in the pancreas; (I, J, K), Fortran order."""
+    """1 where a voxel's centre lies in the pancreas, 2 in its tumour where that has a label.
+
+    Returns:
+        (I, J, K), Fortran order.
+    """
     label = np.zeros(grid.shape[::-1], np.uint8)  # (K, J, I)
     for start, slab in _slabs(grid):
         box = _box(slab, anatomy.pancreas.bounds_mm, anatomy.warp.reach_mm)
         if box is not None:
             points = anatomy.warp(*_points(slab.cropped(box)))
             planes = slice(start + box[2].start, start + box[2].stop)
-            label[planes, box[1], box[0]] = anatomy.pancreas.distance(*points) < 0
+            inside = anatomy.pancreas.distance(*points) < 0
+            label[planes, box[1], box[0]] = inside
+            if anatomy.tumour is not None:
+                label[planes, box[1], box[0]] += inside & (anatomy.tumour.distance(*points) < 0)
     return label.T
 
 
-def scan_anatomy(anatomy: Anatomy, grid: Grid, seed: int) -> npt.NDArray[np.int16]:
+def scan_anatomy(
+    anatomy: Anatomy, grid: Grid, seed: int, cohort: Cohort = EASY
+) -> npt.NDArray[np.int16]:
     """Hounsfield units as the scanner of this seed shows them; (I, J, K), Fortran order."""
-    rng = np.random.default_rng([seed, 3])
-    blur_mm, noise_hu = rng.uniform(0.6, 1.0), rng.uniform(8, 16)
-    sigma = blur_mm / np.array(grid.spacing_mm)[::-1]  # (k, j, i)
+    scanner = draw_scanner(seed, cohort, anatomy.pancreas.bounds_mm.mean(axis=0))
+    sigma = scanner.blur_mm / np.array(grid.spacing_mm)[::-1]  # (k, j, i)
     halo = int(4 * max(sigma[0], GRAIN_VOXELS)) + 1  # planes that neighbours' blur reaches from
     scan = np.empty(grid.shape[::-1], np.int16)
     for start, slab in _slabs(grid):
         rows, columns, planes = slab.shape
         wide = slab.cropped((slice(0, rows), slice(0, columns), slice(-halo, planes + halo)))
-        values = gaussian_filter(_partial_volumes(anatomy, wide), sigma, mode="nearest")
-        values += noise_hu * _noise(wide, seed, start - halo)
-        kept = np.rint(values[halo:-halo]).clip(LOWEST_HU, 3071)
-        scan[start : start + planes] = kept
+        values = _partial_volumes(anatomy, wide, scanner.motion_mm)
+        seen = acquire(values, wide, scanner, seed, start - halo)
+        scan[start : start + planes] = seen[halo:-halo]
     return scan.T
+
+
+def acquire(
+    values: Float32s, grid: Grid, scanner: Scanner, seed: int, first_plane: int = 0
+) -> npt.NDArray[np.int16]:
+    """What a scanner makes of tissue: texture, blur, kernel, metal and noise.
+
+    Args:
+        values: HU averaged over each voxel, (K, J, I).
+        grid: Where they lie.
+        scanner: How the scan is made.
+        seed: Of the noise.
+        first_plane: Number of the first plane, so that slabs of one scan share one noise.
+
+    Returns:
+        (K, J, I).
+    """
+    sigma = scanner.blur_mm / np.array(grid.spacing_mm)[::-1]
+    points = _points(grid)
+    add_texture_(values, points, scanner)
+    values = gaussian_filter(values, sigma, mode="nearest")
+    if scanner.sharpness > 0:
+        smooth = gaussian_filter(values, (0, 1, 1), mode="nearest")
+        values += np.float32(scanner.sharpness) * (values - smooth)
+    if scanner.metal is not None:
+        scanner.metal.add_(values, points)
+    values += scanner.noise_hu * _noise(grid, seed, first_plane)
+    kept: npt.NDArray[np.int16] = np.rint(values).clip(LOWEST_HU, 3071).astype(np.int16)
+    return kept
 
 
 def _slabs(grid: Grid) -> Iterator[tuple[int, Grid]]:
@@ -84,15 +121,19 @@ def _box(grid: Grid, bounds_mm: Floats, margin_mm: float) -> Box | None:
     return i, j, k
 
 
-def _partial_volumes(anatomy: Anatomy, grid: Grid) -> Float32s:
-    """HU averaged over each voxel: edges as wide as a pixel, thick slices as several thin ones."""
+def _partial_volumes(anatomy: Anatomy, grid: Grid, motion_mm: Floats) -> Float32s:
+    """HU averaged over each voxel and over the motion while it was scanned.
+
+    Edges are as wide as a pixel; thick slices are the mean of several thin ones.
+    """
     spacing = np.array(grid.spacing_mm)
     axis, pixel = int(spacing.argmax()), float(np.median(spacing))
-    parts = int(np.clip(spacing[axis] / pixel, 1, 3))
+    parts = int(np.clip(spacing[axis] / pixel, 3 if motion_mm.any() else 1, 3))
     total = np.zeros(grid.shape[::-1], np.float32)
     for part in range(parts):
+        share = (part + 0.5) / parts - 0.5
         affine = grid.affine.copy()
-        affine[:3, 3] += affine[:3, axis] * ((part + 0.5) / parts - 0.5)
+        affine[:3, 3] += affine[:3, axis] * share + 2 * motion_mm * share
         total += _draw(anatomy, Grid(grid.shape, affine), np.float32(pixel))
     total /= np.float32(parts)
     return total

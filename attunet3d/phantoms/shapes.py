@@ -135,6 +135,14 @@ class Tube:
         """The tube with both radii multiplied."""
         return Tube(self.axis, self.at, self.centre, self.radii * factor, self.profile)
 
+    def cut(self, low: float, high: float, cap_mm: float = 4.0) -> "Tube":
+        """The part of the tube between two positions along its axis, with rounded ends."""
+        kept = (self.at >= low) & (self.at <= high)
+        at = self.at[kept]
+        from_cut = np.clip(np.minimum(at - low, high - at) / cap_mm, 0, 1)
+        profile = self.profile[kept] * np.sqrt(1 - (1 - from_cut) ** 2)
+        return Tube(self.axis, at, self.centre[kept], self.radii[kept], profile)
+
     def shrunk(self, wall_mm: float) -> "Tube":
         """The lumen within a wall of that thickness."""
         profile = np.maximum(self.profile - wall_mm / self.radii.min(axis=1), 0)

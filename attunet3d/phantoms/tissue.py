@@ -28,10 +28,11 @@ class Anatomy:
     Args:
         torso: Outline of the skin.
         wall: (depth below the skin in mm, HU) of skin, fat, muscle and cavity, outside in.
-        tissues: Drawn in order; the pancreas comes last, so nothing hides its answer.
+        tissues: Drawn in order; the pancreas and its tumour come last: nothing hides the answer.
         table: The couch, which lies outside the patient and is not deformed.
         warp: Deformation of the whole patient.
         pancreas: Its shape before the deformation, which keeps its volume.
+        tumour: A part of the pancreas with a label of its own, or None.
     """
 
     torso: Torso
@@ -40,10 +41,11 @@ class Anatomy:
     table: Tissue
     warp: Warp
     pancreas: Tube
+    tumour: Shape | None = None
 
     @property
     def pancreas_ml(self) -> float:
-        """Volume of the pancreas, exact."""
+        """Volume of the pancreas with its tumour, exact."""
         return self.pancreas.volume_ml
 
 

@@ -11,6 +11,7 @@ from attunet3d.core import WriteError
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import read_label, read_volume
 from attunet3d.phantoms.anatomy import PANCREAS_ML, random_anatomy
+from attunet3d.phantoms.cohort import Cohort
 from attunet3d.phantoms.dataset import (
     LABELS,
     ORIENTATIONS,
@@ -226,7 +227,8 @@ def test_random_grids_vary_and_cover_the_organ():
 
 
 def test_random_grid_keeps_to_its_arguments():
-    grid = random_grid(1, matrix=512, slices=200, slice_mm=(1, 1), oblique_degrees=0).oriented()
+    straight = Cohort(slice_mm=(1, 1), oblique_degrees=0)
+    grid = random_grid(1, matrix=512, slices=200, cohort=straight).oriented()
     assert grid.shape == (512, 512, 200)
     np.testing.assert_allclose(grid.affine[:3, :3], np.diag(grid.spacing_mm), atol=1e-12)
     assert 0.7 < grid.spacing_mm[0] == grid.spacing_mm[1] < 0.86
