@@ -62,9 +62,10 @@ def build_schedule(
 
 @torch.no_grad()
 def update_average(average: AveragedModel, network: nn.Module, decay: float) -> None:
-    """Take one update of `network` into its moving average.
+    """Take the weights of `network` into their moving average.
 
-    As `AveragedModel.update_parameters`, which on a GPU waits for it and launches a copy a buffer.
+    Like `AveragedModel.update_parameters`, but without its synchronisation with the GPU. Buffers
+    are left alone: see `batch_norm.reestimate_statistics`.
     """
     ours: list[torch.Tensor] = list(average.module.parameters())
     theirs: list[torch.Tensor] = list(network.parameters())
@@ -72,18 +73,11 @@ def update_average(average: AveragedModel, network: nn.Module, decay: float) -> 
         torch._foreach_copy_(ours, theirs)
     else:
         torch._foreach_lerp_(ours, theirs, 1 - decay)
-    pairs = list(zip(average.module.buffers(), network.buffers(), strict=True))
-    for dtype in {mine.dtype for mine, _ in pairs}:
-        alike = [pair for pair in pairs if pair[0].dtype == dtype]
-        torch._foreach_copy_([mine for mine, _ in alike], [buffer for _, buffer in alike])
     average.n_averaged += 1
 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel | None:
-    """An exponential moving average of the weights; None for a decay of 0.
-
-    Running statistics of BatchNorm are those of the network itself.
-    """
+    """An exponential moving average of the weights; None for a decay of 0."""
     if not decay:
         return None
     return AveragedModel(network)

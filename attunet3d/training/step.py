@@ -5,7 +5,7 @@ seeded.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from attunet3d.core import Config, TrainingError, machine
 from attunet3d.models import AttentionUNet3D, memory_layout
 from attunet3d.training import loss, optimisation
+from attunet3d.training.batch_norm import reestimate_statistics
 from attunet3d.training.batches import Batch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -151,14 +152,20 @@ class TrainingStep:
         """Of the next update."""
         return float(self.optimiser.param_groups[0]["lr"])
 
-    def evaluated(self) -> AttentionUNet3D:
-        """The network that is validated and kept (the average where there is one), in eval mode."""
+    def evaluated(self, images: Iterable[Tensor]) -> AttentionUNet3D:
+        """The network that is validated and kept (the average where there is one), in eval mode.
+
+        Args:
+            images: (B, 1, X, Y, Z) training patches, from which an average gets its running
+                statistics; they are not drawn where there is no average.
+        """
         if self.average is None:
             return self.network.eval()
         network: AttentionUNet3D = self.average.module  # type: ignore[assignment]
-        return network.eval()
+        reestimate_statistics(network, images, lambda image: self.forward(network, image))
+        return network
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self, network: AttentionUNet3D, patch: Tensor) -> Tensor:
         """Logits (B, C, X, Y, Z) float32 of `network`, at the precision of training."""
         with self._autocast():

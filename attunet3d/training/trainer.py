@@ -8,13 +8,14 @@ resumed ends with the weights, to the last bit, of one that was not.
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from attunet3d.core import Config, TrainingError, stop_requests, whole_file
@@ -24,6 +25,8 @@ from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.run_log import RunLog
 from attunet3d.training.step import TrainingStep
 from attunet3d.training.validation import dice_network_grid
+
+STATISTICS_BATCHES = 16  # from which an average of weights gets its running statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,7 @@ class Trainer:
         self.data, self.config, self.run_dir, self.device = data, config, run_dir, device
         names = [value for value in data.labels if value != config.training.ignore_index]
         self.labels = {value: data.labels[value] for value in sorted(names)}
+        self.batches = PatchBatches(data.training, config)
         self.update = TrainingStep(config, len(self.labels), device)
         self.step = self.best_step = self.skipped = self.since_best = 0
         self.best_dice: float | None = None
@@ -77,9 +81,8 @@ class Trainer:
             SystemExit: SIGTERM or Ctrl-C; the state is saved.
         """
         settings, began = self.config.training, time.monotonic()
-        batches = PatchBatches(self.data.training, self.config)
         first = self.step * settings.accumulation
-        stream = batches.iterate(first, self.device, settings.steps * settings.accumulation)
+        stream = self.batches.iterate(first, self.device, settings.steps * settings.accumulation)
         total = settings.steps
         with (
             RunLog(self.run_dir, self.step) as log,
@@ -139,7 +142,7 @@ class Trainer:
         """Score the weights, keep them when they are the best, and start a new mean of losses."""
         began, window = time.monotonic(), self.config.window
         assert window is not None  # else there were no patches
-        network = self.update.evaluated()
+        network = self.update.evaluated(self._statistics_images())
         scores = dice_network_grid(
             self.data.validation,
             lambda patch: self.update.forward(network, patch),
@@ -160,6 +163,11 @@ class Trainer:
             self._save_model(network)
         else:
             self.since_best += 1
+
+    def _statistics_images(self) -> Iterator[Tensor]:
+        """The images of the run's first batches, whatever the step: the same after a resume."""
+        for number in range(STATISTICS_BATCHES):
+            yield self.batches.batch(number, self.device).image
 
     def _stopped_early(self) -> bool:
         limit = self.config.training.early_stop
