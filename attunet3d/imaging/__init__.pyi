@@ -5,9 +5,11 @@ from . import preprocessing as preprocessing
 from . import volume as volume
 from .components import extent as extent
 from .components import keep_largest_ as keep_largest_
+from .dicom_seg import write_dicom_seg as write_dicom_seg
 from .geometry import Grid as Grid
 from .geometry import axis_map as axis_map
 from .hounsfield import hounsfield_warnings as hounsfield_warnings
+from .mesh import write_meshes as write_meshes
 from .nifti import parts_of as parts_of
 from .nifti import write_nifti as write_nifti
 from .preprocessing import NetworkImage as NetworkImage
@@ -20,6 +22,12 @@ from .resampling import BLOCK_VOXELS as BLOCK_VOXELS
 from .resampling import GPU_BLOCK_VOXELS as GPU_BLOCK_VOXELS
 from .resampling import Sampler as Sampler
 from .resampling import resample as resample
+from .rtstruct import write_rtstruct as write_rtstruct
+from .seg_nrrd import itk_snap_labels as itk_snap_labels
+from .seg_nrrd import slicer_colours as slicer_colours
+from .seg_nrrd import write_seg_nrrd as write_seg_nrrd
+from .terminology import colour_of as colour_of
+from .terminology import term_of as term_of
 from .volume import Segmentation as Segmentation
 from .volume import Volume as Volume
 from .volume import find_scans as find_scans

@@ -1,0 +1,75 @@
+"""RT Structure Sets, read back by pydicom: the contours filled again are the label map."""
+
+import numpy as np
+import pydicom
+import pytest
+
+from attunet3d.core import DataError
+from attunet3d.imaging import Segmentation
+from attunet3d.imaging.rtstruct import write_rtstruct
+from tests.imaging.source_series import DIRECTIONS, LPS_TO_RAS, SHAPE, make_series
+from tests.imaging.test_contours import filled
+
+LABELS = {0: "background", 2: "pancreas", 5: "kidney_left", 7: "liver"}
+
+
+def label_map():
+    array = np.zeros(SHAPE, np.uint8)
+    array[3:9, 2:6, 1:4] = 2
+    array[10:18, 8:14, 2:6] = 5
+    array[13:15, 10:12, 2:6] = 2  # a hole in the kidney
+    return array
+
+
+def filled_again(path, grid, slices):
+    """The label map that the file's contours cover, found by its tags alone."""
+    file = pydicom.dcmread(path)
+    found = np.zeros(SHAPE, np.uint8)
+    numbers = {region.ROINumber: region.ROIName for region in file.StructureSetROISequence}
+    values = {name: value for value, name in LABELS.items()}
+    uids = [slice_.SOPInstanceUID for slice_ in slices]
+    for contours in file.ROIContourSequence:
+        for contour in contours.get("ContourSequence", []):
+            points = np.array(contour.ContourData, float).reshape(-1, 3) @ LPS_TO_RAS
+            index = grid.to_index(points)
+            k = uids.index(contour.ContourImageSequence[0].ReferencedSOPInstanceUID)
+            np.testing.assert_allclose(index[:, 2], k, atol=2e-3)  # planar, on its own slice
+            inside = filled([index[:, :2]], SHAPE[:2])
+            found[:, :, k][inside] = values[numbers[contours.ReferencedROINumber]]
+    return found
+
+
+@pytest.mark.parametrize("kind", [*DIRECTIONS, "tilted"])
+def test_filling_the_contours_gives_the_label_map_again(kind, tmp_path):
+    slices, grid = make_series(kind)
+    write_rtstruct(tmp_path / "rt.dcm", Segmentation(label_map(), grid, LABELS), slices, "1.0")
+    found = filled_again(tmp_path / "rt.dcm", grid, slices)
+    np.testing.assert_array_equal(found, label_map())
+
+
+def test_a_label_without_voxels_is_listed_without_contours(tmp_path):
+    slices, grid = make_series("axial")
+    write_rtstruct(tmp_path / "rt.dcm", Segmentation(label_map(), grid, LABELS), slices, "1.0")
+    file = pydicom.dcmread(tmp_path / "rt.dcm")
+    assert [region.ROIName for region in file.StructureSetROISequence][2] == "liver"
+    assert "ContourSequence" not in file.ROIContourSequence[2]
+
+
+def test_it_refers_to_the_series_and_keeps_the_study(tmp_path):
+    slices, grid = make_series("axial")
+    write_rtstruct(tmp_path / "rt.dcm", Segmentation(label_map(), grid, LABELS), slices, "1.0")
+    file = pydicom.dcmread(tmp_path / "rt.dcm")
+    frame = file.ReferencedFrameOfReferenceSequence[0]
+    assert frame.FrameOfReferenceUID == slices[0].FrameOfReferenceUID
+    series = frame.RTReferencedStudySequence[0].RTReferencedSeriesSequence[0]
+    assert series.SeriesInstanceUID == slices[0].SeriesInstanceUID
+    assert len(series.ContourImageSequence) == SHAPE[2]
+    assert (file.StudyInstanceUID, file.Modality) == (slices[0].StudyInstanceUID, "RTSTRUCT")
+
+
+def test_another_number_of_slices_is_refused(tmp_path):
+    slices, grid = make_series("axial")
+    with pytest.raises(DataError, match="7 slices of labels are not on a series of 6"):
+        write_rtstruct(
+            tmp_path / "rt.dcm", Segmentation(label_map(), grid, LABELS), slices[1:], "1.0"
+        )
