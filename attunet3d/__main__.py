@@ -17,6 +17,10 @@ COMMANDS = {
     "package": "pack a model for other programs: MONAI bundle, ONNX, TorchScript",
     "convert-weights": "turn weights of the authors' network into a model of this one",
 }
+OPTIONS = """Any command takes
+  --quiet          errors only on stderr, and no progress
+  --log-file PATH  messages with their times, added to this file
+  --debug          full tracebacks instead of one line"""
 
 
 def main() -> int:
@@ -45,8 +49,7 @@ def _help() -> str:
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:<{width}}{purpose}" for name, purpose in COMMANDS.items()]
     usage = "usage: attunet3d COMMAND …      attunet3d COMMAND --help      attunet3d --version"
-    debug = "Any command takes --debug: full tracebacks instead of one line."
-    return "\n".join([usage, "", (sys.modules["attunet3d"].__doc__ or ""), "", *lines, "", debug])
+    return "\n".join([usage, "", (sys.modules["attunet3d"].__doc__ or ""), "", *lines, "", OPTIONS])
 
 
 if __name__ == "__main__":

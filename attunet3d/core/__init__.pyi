@@ -25,6 +25,7 @@ from .errors import SettingsError as SettingsError
 from .errors import TrainingError as TrainingError
 from .errors import UserError as UserError
 from .errors import WriteError as WriteError
+from .lock import locked_folder as locked_folder
 from .machine import computes_in_bfloat16 as computes_in_bfloat16
 from .machine import versions as versions
 from .memory import available_bytes as available_bytes
@@ -32,6 +33,9 @@ from .model_settings import InferenceConfig as InferenceConfig
 from .model_settings import NetworkConfig as NetworkConfig
 from .model_settings import PreprocessingConfig as PreprocessingConfig
 from .presets import find_config as find_config
+from .progress_bar import Progress as Progress
+from .progress_bar import progress as progress
+from .signals import StopRequests as StopRequests
 from .signals import stop_requests as stop_requests
 from .strict_json import parse_json as parse_json
 from .strict_json import read_json as read_json

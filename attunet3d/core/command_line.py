@@ -1,4 +1,4 @@
-"""How a command starts and ends: memory settings, one-line errors, exit statuses, signals.
+"""How a command starts and ends: its messages, memory, one-line errors, exit status, signals.
 
 Exit status: 0 all done; 1 some cases failed, the rest are done; 2 the call itself is wrong;
 130 and 143 stopped by Ctrl-C and by SIGTERM.
@@ -6,15 +6,21 @@ Exit status: 0 all done; 1 some cases failed, the rest are done; 2 the call itse
 
 import contextlib
 import ctypes
+import logging
 import os
+import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from types import FrameType
+from pathlib import Path
+from typing import TypedDict
 
-from attunet3d.core.errors import UserError
+from attunet3d import __version__
+from attunet3d.core import log, signals
+from attunet3d.core.errors import SettingsError, UserError
 
+_log = logging.getLogger(__name__)
 Main = Callable[[Sequence[str] | None], int]
 
 
@@ -23,7 +29,8 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
 
     Args:
         main: A pipeline's `main`: arguments (None: those of the process) → exit status.
-        argv: The arguments without the command's name.
+        argv: The arguments without the command's name. `--quiet`, `--debug` and `--log-file PATH`
+            are taken out of them.
 
     Returns:
         The exit status.
@@ -33,34 +40,71 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
         0
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    if debug:
-        arguments.remove("--debug")
-    try:
-        signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):  # under LC_ALL=C: "?" for "×" and for a scan's name
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    with contextlib.ExitStack() as stack:
+        try:
+            options = _take_options(arguments)
+            stack.enter_context(log.messages(**options))
+        except UserError as error:
+            print(f"attunet3d: error: {error}", file=sys.stderr)
+            return 2
+        stack.enter_context(signals.prompt_end())
+        _log.debug("attunet3d %s: %s", __version__, shlex.join(arguments))
         keep_freed_memory()
-        for stream in (sys.stdout, sys.stderr):  # under LC_ALL=C: "?" for "×" and for a scan's name
-            with contextlib.suppress(AttributeError):
-                stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-        warnings.simplefilter("default" if debug else "ignore")
+        warnings.simplefilter("default" if options["debug"] else "ignore")
+        return _status(main, arguments, debug=options["debug"])
+
+
+class _Options(TypedDict):
+    quiet: bool
+    debug: bool
+    log_file: Path | None
+
+
+def _take_options(arguments: list[str]) -> _Options:
+    """The options that every command has, taken out of its arguments."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    ours, rest = arguments[:end], arguments[end:]
+    found = _Options(quiet="--quiet" in ours, debug="--debug" in ours, log_file=None)
+    arguments.clear()
+    while ours:
+        word = ours.pop(0)
+        name, equals, value = word.partition("=")
+        if name == "--log-file":
+            if not equals and not ours:
+                raise SettingsError("--log-file: needs the path of a file")
+            found["log_file"] = Path(value if equals else ours.pop(0))
+        elif word not in ("--quiet", "--debug"):
+            arguments.append(word)
+    arguments += rest
+    return found
+
+
+def _status(main: Main, arguments: list[str], *, debug: bool) -> int:
+    try:
         return main(arguments)
     except UserError as error:
         if debug:
             raise
-        return _complain(str(error))
+        _log.error("%s", error)
+        return 2
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("attunet3d: interrupted", file=sys.stderr)
+        _log.warning("interrupted")
         return 128 + signal.SIGINT
     except SystemExit as error:  # argparse's way out, and SIGTERM's
         return error.code if isinstance(error.code, int) else 2
     except Exception as error:
         if debug:
             raise
+        _log.debug("internal error", exc_info=True)
         words = " ".join(str(error).split())  # of other libraries: may have many lines
-        return _complain(f"internal error ({type(error).__name__}: {words}); --debug shows where")
+        _log.error("internal error (%s: %s); --debug shows where", type(error).__name__, words)
+        return 2
 
 
 def keep_freed_memory() -> None:
@@ -73,16 +117,7 @@ def keep_freed_memory() -> None:
     if os.environ.get("ATTUNET3D_MALLOC") == "system":
         return
     m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-    with contextlib.suppress(OSError, AttributeError):  # no glibc: nothing to set
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc: nothing to set
         libc = ctypes.CDLL(None)
         libc.mallopt(m_mmap_max, 0)  # not the threshold: that ends at 2 GiB
         libc.mallopt(m_trim_threshold, -1)
-
-
-def _complain(message: str) -> int:
-    print(f"attunet3d: error: {message}", file=sys.stderr)
-    return 2
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)

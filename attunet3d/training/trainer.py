@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from attunet3d.core import Config, TrainingError, stop_requests, whole_file
+from attunet3d.core import Config, StopRequests, TrainingError, stop_requests, whole_file
 from attunet3d.models import AttentionUNet3D, checkpoint
 from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
@@ -96,7 +96,7 @@ class Trainer:
                     bar.update()
                     bar.set_postfix(self._progress(value), refresh=False)
                     if requests:
-                        self._save_and_leave(requests[0])
+                        self._save_and_leave(requests)
             finally:
                 stream.close()
         return Result(
@@ -233,10 +233,10 @@ class Trainer:
         path = self.run_dir / "model.safetensors"
         checkpoint.save_model(path, network.state_dict(), self.config, self.labels, notes)
 
-    def _save_and_leave(self, number: int) -> None:
+    def _save_and_leave(self, requests: StopRequests) -> None:
         self.save()
         tqdm.write(
             f"stopped at step {self.step}; the same command with --resume goes on from here",
             file=sys.stderr,
         )
-        raise SystemExit(128 + number)
+        requests.leave()

@@ -12,12 +12,41 @@ from attunet3d.core import command_line
 from attunet3d.core.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """`run` is for processes of its own: give the test process its handler back."""
+def test_the_process_keeps_its_own_handlers():
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+    command_line.run(lambda argv: 0, [])
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_main_gets_its_arguments_without_those_of_every_command(tmp_path):
+    seen, path = [], tmp_path / "log.txt"
+    for file in (["--log-file", str(path)], [f"--log-file={path}"]):
+        arguments = ["a", "--quiet", *file, "--set", "b=1", "--", "--quiet"]
+        assert command_line.run(lambda argv: seen.append(argv) or 0, arguments) == 0
+    assert seen == [["a", "--set", "b=1", "--", "--quiet"]] * 2
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--log-file"], "--log-file: needs the path of a file"),
+        (["--log-file", "missing/log.txt"], "missing/log.txt: no log can be written here"),
+    ],
+)
+def test_a_log_file_that_cannot_be_had_is_a_wrong_call(arguments, words, capsys):
+    assert command_line.run(lambda argv: 0, arguments) == 2
+    assert capsys.readouterr().err.startswith(f"attunet3d: error: {words}")
+
+
+def test_a_log_file_gets_the_error_and_the_traceback_of_an_internal_one(tmp_path, capsys):
+    path = tmp_path / "log.txt"
+    assert command_line.run(raising(UserError("torn")), ["--log-file", str(path)]) == 2
+    assert command_line.run(raising(RuntimeError("odd")), ["--log-file", str(path)]) == 2
+    text = path.read_text(encoding="utf-8")
+    assert "attunet3d: error: torn\n" in text
+    assert "Traceback" in text
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def raising(error):

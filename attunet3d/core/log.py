@@ -1,0 +1,94 @@
+"""What a command tells its user: messages on stderr, and all of them with times in a log file.
+
+Modules log by `logging.getLogger(__name__)`; a library's user decides what becomes of it. A record
+about one case carries its id: `log.warning(text, extra={"case": case_id})`.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from attunet3d.core import progress_bar
+from attunet3d.core.errors import WriteError
+
+ROOT, PROGRESS = logging.getLogger("attunet3d"), progress_bar.NAME
+
+
+@contextlib.contextmanager
+def messages(
+    *, quiet: bool = False, debug: bool = False, log_file: Path | None = None
+) -> Iterator[None]:
+    """Show the package's messages on stderr while the block runs.
+
+    Args:
+        quiet: Errors only, and no progress.
+        debug: Everything.
+        log_file: Gets every message with its time, added at its end.
+
+    Raises:
+        WriteError: The log file cannot be written.
+    """
+    handlers: list[logging.Handler] = [_Terminal(_level(quiet, debug))]
+    if log_file is not None:
+        handlers.append(_file(log_file))
+    level, hidden = ROOT.level, progress_bar.hidden
+    ROOT.setLevel(logging.DEBUG)
+    progress_bar.hidden = quiet
+    for handler in handlers:
+        ROOT.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            ROOT.removeHandler(handler)
+            handler.close()
+        ROOT.setLevel(level)
+        progress_bar.hidden = hidden
+
+
+def _level(quiet: bool, debug: bool) -> int:
+    if debug:
+        return logging.DEBUG
+    return logging.ERROR if quiet else logging.INFO
+
+
+def _file(path: Path) -> logging.Handler:
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise WriteError(
+            f"no log can be written here ({error.strerror})", path=path, cure="name another file"
+        ) from None
+    handler.setFormatter(_Line("%(asctime)s %(message)s"))
+    return handler
+
+
+class _Terminal(logging.Handler):
+    """stderr, above the bars."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.setFormatter(_Line())
+        self.addFilter(
+            lambda record: record.name != progress_bar.NAME or not progress_bar.has_bars()
+        )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the reader has gone, or the disk is full
+            progress_bar.write_line(self.format(record))
+
+
+class _Line(logging.Formatter):
+    """One line per message: information as it is, the rest as `CASE: warning: message`."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line, with control characters escaped."""
+        words = " ".join(record.message.split())
+        if record.levelno >= logging.WARNING:
+            place = getattr(record, "case", "attunet3d")
+            words = f"{place}: {record.levelname.lower()}: {words}"
+        if not words.isprintable():
+            words = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+        record.message = words
+        return super().formatMessage(record)

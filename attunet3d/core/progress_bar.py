@@ -1,0 +1,181 @@
+"""How far a command has come: a bar on a terminal, elsewhere a line of log now and then."""
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+NAME = __name__
+FIRST_LINE_S, LINE_EVERY_S = 10.0, 30.0
+
+hidden = False  # whether the user asked for quiet; see `log.messages`
+_log = logging.getLogger(NAME)
+
+
+class Progress:
+    """Work of `total` items, some of which may be done in part; any thread may tell of it.
+
+    Args:
+        total: Number of items.
+        name: Of the work, such as "infer".
+        unit: One item's name, such as "scan".
+        done: Items that were done before.
+        clock: Seconds that pass, for tests.
+
+    Attributes:
+        facts: What else to show, such as the loss.
+    """
+
+    def __init__(
+        self,
+        total: float,
+        name: str,
+        unit: str = "case",
+        done: float = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total, self.name, self.unit, self.done = total, name, unit, done
+        self.facts: dict[str, str] = {}
+        self._before, self._clock, self._lock = done, clock, threading.Lock()
+        self._began = clock()
+        self._next_line = self._began + FIRST_LINE_S
+        self._bar: Any = _bar(self) if has_bars() else None
+
+    def update(self, amount: float = 1, **facts: str) -> None:
+        """Count `amount` more items, or parts of one, as done, and show `facts` beside them."""
+        with self._lock:
+            self.done += amount
+            self.facts.update(facts)
+            now = self._clock()
+            if self._bar is not None:
+                self._bar.n = _plain(self.done)
+                self._bar.set_postfix(self.facts, refresh=False)
+                self._bar.update(0)
+            if now >= self._next_line:
+                self._next_line = now + LINE_EVERY_S
+                self._say(now)
+
+    @contextlib.contextmanager
+    def item(self) -> Iterator[Callable[[float], None]]:
+        """Count one item when the block ends, however it ends.
+
+        The block is given a function for the share of the item that is done, in [0, 1].
+
+        Example:
+            >>> with progress(2, "infer", "scan") as bar:
+            ...     with bar.item() as done:
+            ...         done(0.25)
+            ...         print(bar.done)
+            ...     print(bar.done)
+            0.25
+            1.0
+        """
+        counted = 0.0
+
+        def reach(share: float) -> None:
+            nonlocal counted
+            share = min(1.0, share)
+            if share > counted:
+                self.update(share - counted)
+                counted = share
+
+        try:
+            yield reach
+        finally:
+            reach(1.0)
+
+    def close(self) -> None:
+        """Leave the bar where it ended, or log the end of long work."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._clock() - self._began >= FIRST_LINE_S:
+            self._say(self._clock())
+
+    def _say(self, now: float) -> None:
+        seconds, fresh = now - self._began, self.done - self._before
+        parts = [f"{self.name}: {_plain(self.done)}/{_plain(self.total)} {self.unit}s"]
+        parts.append(f"{_duration(seconds)} so far")
+        if fresh > 0 and self.done < self.total:
+            parts.append(f"{_duration(seconds / fresh * (self.total - self.done))} left")
+        _log.info("%s", ", ".join([*parts, *(f"{key} {self.facts[key]}" for key in self.facts)]))
+
+
+@contextlib.contextmanager
+def progress(total: float, name: str, unit: str = "case", done: float = 0) -> Iterator[Progress]:
+    """Show how far the work of the block has come, with the time that is left.
+
+    On a terminal this is a bar. Elsewhere a line is logged after 10 s and then every 30 s; these
+    lines go into a log file in any case.
+
+    Args:
+        total: Number of items; the bar of none is not shown.
+        name: Of the work, such as "infer".
+        unit: One item's name, such as "scan".
+        done: Items that were done before.
+
+    Example:
+        >>> with progress(3, "evaluate") as bar:
+        ...     for _ in range(3):
+        ...         bar.update()
+        ...     bar.done
+        3
+    """
+    shown = Progress(total, name, unit, done)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+def has_bars() -> bool:
+    """Whether progress is drawn as bars: on a terminal whose user did not ask for quiet."""
+    return not hidden and bool(getattr(sys.stderr, "isatty", bool)())
+
+
+def write_line(line: str) -> None:
+    """Write a line to stderr, above the bars where there are some."""
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _bar(work: Progress) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(
+        total=_plain(work.total),
+        initial=_plain(work.done),
+        desc=work.name,
+        unit=work.unit,
+        disable=not work.total,
+        miniters=0,
+        dynamic_ncols=True,
+        file=sys.stderr,
+    )
+
+
+def _plain(value: float) -> float:
+    """The value to two digits, as an integer where it is one.
+
+    Example:
+        >>> _plain(3.0), _plain(0.1 + 0.2)
+        (3, 0.3)
+    """
+    value = round(value, 2)
+    return int(value) if value == int(value) else value
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    Example:
+        >>> _duration(62), _duration(3723.9)
+        ('1:02', '1:02:03')
+    """
+    minutes, second = divmod(int(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
