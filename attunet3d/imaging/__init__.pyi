@@ -9,9 +9,11 @@ from .dicom_seg import write_dicom_seg as write_dicom_seg
 from .geometry import Grid as Grid
 from .geometry import axis_map as axis_map
 from .hounsfield import hounsfield_warnings as hounsfield_warnings
+from .maps import MapReader as MapReader
+from .maps import MapWriter as MapWriter
 from .mesh import write_meshes as write_meshes
 from .nifti import parts_of as parts_of
-from .nifti import write_nifti as write_nifti
+from .nifti_writer import write_nifti as write_nifti
 from .preprocessing import NetworkImage as NetworkImage
 from .preprocessing import body_box as body_box
 from .preprocessing import label_to_network_grid as label_to_network_grid

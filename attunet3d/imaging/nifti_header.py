@@ -19,17 +19,18 @@ The rules (those of nibabel and ITK where the two agree, else as stated):
   may name a patient.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 from nibabel.spatialimages import HeaderDataError
 
-from attunet3d.core import DataError
+from attunet3d.core import Array, DataError, Floats, Size
 
+LARGEST_DISAGREEMENT = 0.1  # voxels between what sform and qform say of a corner
 LARGEST_OFFSET = 1 << 24  # bytes of extensions that are skipped at most
 DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2"} | {
     768: "u4",
@@ -50,7 +51,7 @@ class NiftiGeometry:
 
     version: int
     """1 or 2."""
-    fields: Mapping[str, npt.NDArray[Any]]
+    fields: Mapping[str, Array]
     """`GEOMETRY_FIELDS` by name, in the byte order of this machine."""
 
 
@@ -58,14 +59,20 @@ class NiftiGeometry:
 class NiftiHeader:
     """What is needed to read the voxels and to place them."""
 
-    shape: tuple[int, int, int]
+    shape: Size
+    volumes: int
     dtype: np.dtype[Any]
     offset: int
     slope: float
     intercept: float
-    affine_mm: npt.NDArray[np.float64]
+    affine_mm: Floats
     geometry: NiftiGeometry
     warnings: tuple[str, ...]
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes that the voxels of all volumes take."""
+        return math.prod(self.shape) * self.volumes * self.dtype.itemsize
 
 
 def header_size(start: bytes) -> int:
@@ -79,17 +86,20 @@ def header_size(start: bytes) -> int:
         if size in sizes and len(start) >= 4:
             return size
     raise DataError(
-        "is no NIfTI file (sizeof_hdr is neither 348 nor 540); convert or copy it again"
+        "is not a NIfTI file (sizeof_hdr is neither 348 nor 540)", cure="convert or copy it again"
     )
 
 
-def parse_header(data: bytes, max_voxels: int, *, pair: bool = False) -> NiftiHeader:
+def parse_header(
+    data: bytes, max_voxels: int, *, pair: bool = False, volumes: int = 1
+) -> NiftiHeader:
     """Read and check a header; nothing is allocated by what it claims.
 
     Args:
         data: The first `header_size` bytes of the decompressed file.
         max_voxels: Largest volume accepted.
         pair: The voxels lie in a file of their own, from its first byte on by default.
+        volumes: How many volumes the file must hold.
 
     Raises:
         DataError: A field breaks a rule; the message has no file name yet.
@@ -105,9 +115,9 @@ def parse_header(data: bytes, max_voxels: int, *, pair: bool = False) -> NiftiHe
         # Other bytes are not quoted: what slipped there may be text, and text may name a patient.
         found = repr(magic) if magic in (b"n+1", b"ni1", b"n+2", b"ni2") else "none of NIfTI's"
         raise DataError(
-            f"has magic {found}: must be {wanted!r}, NIfTI {kind_of}; convert it to .nii.gz"
+            f"has magic {found}: must be {wanted!r}, NIfTI {kind_of}", cure="convert it to .nii.gz"
         )
-    shape = _shape(header, max_voxels)
+    shape = _shape(header, max_voxels, volumes)
     affine, warnings = _affine_mm(header, shape)
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not np.isfinite(slope):
@@ -115,6 +125,7 @@ def parse_header(data: bytes, max_voxels: int, *, pair: bool = False) -> NiftiHe
     fields = {name: _native(header[name]) for name in GEOMETRY_FIELDS}
     return NiftiHeader(
         shape=shape,
+        volumes=volumes,
         dtype=_dtype(header).newbyteorder(endian),
         offset=_offset(header, 0 if pair else size + 4),
         slope=slope,
@@ -125,30 +136,37 @@ def parse_header(data: bytes, max_voxels: int, *, pair: bool = False) -> NiftiHe
     )
 
 
-def _native(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _native(value: Array) -> Array:
     array = np.array(value)
     return array.astype(array.dtype.newbyteorder("="))
 
 
-def _shape(header: Any, max_voxels: int) -> tuple[int, int, int]:
+def _shape(header: Any, max_voxels: int, volumes: int) -> Size:
     dim = [int(n) for n in header["dim"]]
+    damaged = "the header is damaged; copy or convert the scan again"
     if not 1 <= dim[0] <= 7:
-        raise DataError(f"has dim[0] = {dim[0]}: must be 1 to 7; the header is damaged")
+        raise DataError(f"has dim[0] = {dim[0]}: must be 1 to 7", value=dim[0], cure=damaged)
     sizes = dim[1 : dim[0] + 1]
     if min(sizes) < 1:
-        raise DataError(f"has dimensions {sizes}: each must be 1 or more; the header is damaged")
+        raise DataError(
+            f"has dimensions {sizes}: each must be 1 or more", value=sizes, cure=damaged
+        )
     if dim[0] < 3:
         raise DataError(
-            f"is a {dim[0]}D image {sizes}: a scan has three dimensions; give the volume"
+            f"is a {dim[0]}D image {sizes}: a scan has three dimensions", cure="give the volume"
         )
-    volumes = int(np.prod(sizes[3:], dtype=object)) if sizes[3:] else 1
-    if volumes != 1:
-        raise DataError(f"holds {volumes} volumes {sizes}: must be one; split it and pick one")
+    found = math.prod(sizes[3:])
+    if found != volumes:
+        wanted = "must be one" if volumes == 1 else f"must be {volumes}"
+        raise DataError(
+            f"holds {found} volumes {sizes}: {wanted}", value=found, cure="split it and pick one"
+        )
     i, j, k = sizes[:3]
     if i * j * k > max_voxels:  # Python integers: no overflow
         raise DataError(
-            f"claims {i}×{j}×{k} voxels: at most {max_voxels} are read; crop it, or raise"
-            " inference.max_voxels"
+            f"claims {i}×{j}×{k} voxels: at most {max_voxels} are read",
+            value=(i, j, k),
+            cure="crop it, or raise inference.max_voxels",
         )
     return i, j, k
 
@@ -157,13 +175,17 @@ def _dtype(header: Any) -> np.dtype[Any]:
     code = int(header["datatype"])
     if code not in DTYPES:
         known = {32: "complex", 128: "RGB", 1792: "complex", 2304: "RGBA", 1: "one-bit"}
-        name = known.get(code, "unknown")
-        raise DataError(f"has {name} voxels (datatype {code}): must be plain numbers; convert it")
-    dtype = np.dtype(DTYPES[code])
-    if int(header["bitpix"]) not in (0, dtype.itemsize * 8):
         raise DataError(
-            f"has bitpix {int(header['bitpix'])} for datatype {code}: must be"
-            f" {dtype.itemsize * 8}; the header is damaged"
+            f"has {known.get(code, 'unknown')} voxels (datatype {code}): must be plain numbers",
+            value=code,
+            cure="convert it",
+        )
+    dtype, bits = np.dtype(DTYPES[code]), int(header["bitpix"])
+    if bits not in (0, dtype.itemsize * 8):
+        raise DataError(
+            f"has bitpix {bits} for datatype {code}: must be {dtype.itemsize * 8}",
+            value=bits,
+            cure="the header is damaged; copy or convert the scan again",
         )
     return dtype
 
@@ -173,31 +195,34 @@ def _offset(header: Any, least: int) -> int:
     if not np.isfinite(offset) or not least <= offset <= LARGEST_OFFSET or offset != int(offset):
         raise DataError(
             f"has vox_offset {offset:g}: must be a whole number of bytes from {least} to"
-            f" {LARGEST_OFFSET}; the header is damaged"
+            f" {LARGEST_OFFSET}",
+            value=offset,
+            cure="the header is damaged; copy or convert the scan again",
         )
     return int(offset)
 
 
-def _affine_mm(
-    header: Any, shape: tuple[int, int, int]
-) -> tuple[npt.NDArray[np.float64], list[str]]:
+def _affine_mm(header: Any, shape: Size) -> tuple[Floats, list[str]]:
     """Voxel → RAS mm by the rules above, and what is odd about it."""
     unit = int(header["xyzt_units"]) & 7
     if unit not in MM_PER_UNIT:
         raise DataError(
-            f"has xyzt_units {unit}: lengths must be in metre (1), millimetre (2) or micron (3);"
-            " mend the header"
+            f"has xyzt_units {unit}: lengths must be in metre (1), millimetre (2) or micron (3)",
+            value=unit,
+            cure="correct the header",
         )
     scale = np.array([[MM_PER_UNIT[unit]]] * 3 + [[1.0]])  # row by row: infinities stay quiet
     sform = np.asarray(header.get_sform(), float) if int(header["sform_code"]) > 0 else None
     qform = _qform(header) if int(header["qform_code"]) > 0 else None
     if sform is None and qform is None:
         if min(header["pixdim"][1:4]) < 0:
-            raise DataError("has negative voxel sizes and no orientation; mend the header")
+            raise DataError(
+                "has negative voxel sizes and no orientation", cure="correct the header"
+            )
         base = np.asarray(header.get_base_affine(), float)
         return scale * base, [
-            "the header has no orientation (sform_code = qform_code = 0): left and right of the"
-            " patient are unknown, spacing is from pixdim"
+            "the header has no orientation (sform_code = qform_code = 0): the patient's left and"
+            " right are unknown; spacing is from pixdim"
         ]
     if sform is None:
         assert qform is not None
@@ -207,7 +232,7 @@ def _affine_mm(
     return scale * sform, _disagreement(sform, qform, shape)
 
 
-def _qform(header: Any) -> npt.NDArray[np.float64] | None:
+def _qform(header: Any) -> Floats | None:
     header = header.copy()
     header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
     try:
@@ -218,23 +243,27 @@ def _qform(header: Any) -> npt.NDArray[np.float64] | None:
         if int(header["sform_code"]) > 0:
             return None  # the sform counts; a broken qform beside it says nothing
         raise DataError(
-            "has a qform that is none: the quaternion must be finite and no longer than 1, the"
-            " voxel sizes finite and not negative; mend the header"
+            "has an invalid qform: the quaternion must be finite and no longer than 1, the voxel"
+            " sizes finite and not negative",
+            cure="correct the header",
         )
     return qform
 
 
-def _disagreement(
-    sform: npt.NDArray[np.float64], qform: npt.NDArray[np.float64], shape: tuple[int, int, int]
-) -> list[str]:
-    determinants = np.linalg.det(sform[:3, :3]), np.linalg.det(qform[:3, :3])
-    if determinants[0] * determinants[1] < 0:
+def _disagreement(sform: Floats, qform: Floats, shape: Size) -> list[str]:
+    if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
         raise DataError(
-            "has a sform and a qform that contradict each other on the patient's left and right;"
-            " mend the header (set the wrong one's code to 0)"
+            "has a sform and a qform that contradict each other on the patient's left and right",
+            cure="set the wrong one's code to 0",
         )
-    corners = np.stack(np.meshgrid(*[[0, n - 1] for n in shape]), -1).reshape(-1, 3)
-    apart = np.linalg.norm((corners @ (sform - qform)[:3, :3].T) + (sform - qform)[:3, 3], axis=1)
-    if apart.max() <= 0.1 * np.linalg.norm(sform[:3, :3], axis=0).min():
+    apart = largest_distance(sform, qform, shape)
+    if apart <= LARGEST_DISAGREEMENT * np.linalg.norm(sform[:3, :3], axis=0).min():
         return []
-    return [f"sform and qform lie {apart.max():.3g} apart (header's units); the sform counts"]
+    return [f"sform and qform lie {apart:.3g} apart (header's units); the sform counts"]
+
+
+def largest_distance(one: Floats, other: Floats, shape: Size) -> float:
+    """How far apart two affines put the same corner voxel of a grid, at most."""
+    corners = np.stack(np.meshgrid(*[[0, n - 1] for n in shape]), -1).reshape(-1, 3)
+    offsets = corners @ (one - other)[:3, :3].T + (one - other)[:3, 3]
+    return float(np.linalg.norm(offsets, axis=1).max())

@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from attunet3d.core import ENDINGS, NIFTI_ENDINGS, OTHER_ENDINGS, DataError, stem
 from attunet3d.imaging.geometry import Grid
-from attunet3d.imaging.nifti import read_nifti, write_nifti
+from attunet3d.imaging.nifti import read_nifti
 from attunet3d.imaging.nifti_header import NiftiGeometry
+from attunet3d.imaging.nifti_writer import write_nifti
 
 MAX_VOXELS = 1024 * 1024 * 900
 AIR_HU = -1024

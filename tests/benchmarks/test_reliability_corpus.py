@@ -9,7 +9,7 @@ import pytest
 
 from attunet3d.core.errors import UserError
 from attunet3d.imaging.hounsfield import hounsfield_warnings
-from attunet3d.imaging.nifti import write_nifti
+from attunet3d.imaging.nifti_writer import write_nifti
 from attunet3d.imaging.volume import read_volume
 from benchmarks.reliability import ours
 from benchmarks.reliability.call import Called

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from attunet3d.core import DataError, WriteError
 from attunet3d.core.errors import UserError
+from attunet3d.imaging.byte_stream import READ_BYTES
 from attunet3d.imaging.geometry import Grid
-from attunet3d.imaging.nifti import READ_BYTES, read_nifti, write_nifti
+from attunet3d.imaging.nifti import read_nifti
+from attunet3d.imaging.nifti_writer import write_nifti
 
 LIMIT = 10**6
 AFFINE = np.array([[-0.8, 0, 0.1, 90], [0, 0.8, 0, -60], [0, 0.05, 2.5, 10], [0, 0, 0, 1.0]])
@@ -331,7 +333,7 @@ def test_no_file_a_folder_and_a_pipe(tmp_path):
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(5)
-    assert "no regular file" in outcome[0]
+    assert "not a regular file" in outcome[0]
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -429,7 +431,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
         "from pathlib import Path\n"
         "from attunet3d.core.whole_file import WriteError\n"
         "from attunet3d.imaging.geometry import Grid\n"
-        "from attunet3d.imaging.nifti import write_nifti\n"
+        "from attunet3d.imaging.nifti_writer import write_nifti\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "folder = Path(sys.argv[1])\n"

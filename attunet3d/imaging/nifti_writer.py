@@ -1,0 +1,106 @@
+"""NIfTI files, written whole or not at all, that lie in the same place for every reader.
+
+Two affines stand in a header. The sform holds any affine; the qform is a rotation, spacings and an
+offset only, so it cannot hold the sheared grid of a tilted gantry. Programs built on ITK read the
+qform: a sheared grid gets none, which they refuse, rather than one that puts labels elsewhere.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel as nib
+import numpy as np
+from isal import igzip
+
+from attunet3d.core import Array, whole_file
+from attunet3d.imaging.geometry import Grid
+from attunet3d.imaging.nifti_header import (
+    GEOMETRY_FIELDS,
+    LARGEST_DISAGREEMENT,
+    NiftiGeometry,
+    largest_distance,
+)
+
+
+def write_nifti(
+    path: Path, array: Array, geometry: NiftiGeometry | None, grid: Grid, *, slope: float = 1.0
+) -> None:
+    """Write voxels as NIfTI-1, or in the version that the source had.
+
+    Args:
+        path: `.nii.gz` (gzip level 1) or `.nii`.
+        array: (I, J, K), or (I, J, K, N) for N maps, best in Fortran order.
+        geometry: Copied bit for bit, for an output on a source's voxels; None: made from `grid`.
+        grid: Where the voxels lie; its shape is the array's.
+        slope: Value of one stored step.
+
+    Raises:
+        WriteError: The disk is full or the folder read-only; nothing is left behind.
+    """
+    assert array.shape[:3] == grid.shape, (array.shape, grid.shape)
+    header = nifti_header(array.shape, array.dtype, geometry, grid, slope)
+    with nifti_file(path, header) as file:
+        file.write(np.asfortranarray(array).reshape(-1, order="F").data.cast("B"))
+
+
+@contextmanager
+def nifti_file(path: Path, header: Any) -> Iterator[BinaryIO]:
+    """Give a file that takes the voxels' bytes; it gets its name when the block ends.
+
+    Raises:
+        WriteError: The disk is full or the folder read-only; nothing is left behind.
+    """
+    with whole_file.replacing(Path(path)) as file:
+        if not Path(path).name.endswith(".gz"):
+            file.write(header.binaryblock + bytes(4))
+            yield file
+            return
+        # Neither a name nor a time in the gzip header: equal maps give equal files.
+        with igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as gz:
+            gz.write(header.binaryblock + bytes(4))
+            yield gz
+
+
+def nifti_header(
+    shape: tuple[int, ...],
+    dtype: Any,
+    geometry: NiftiGeometry | None,
+    grid: Grid,
+    slope: float = 1.0,
+) -> Any:
+    """A header for voxels on `grid`; see `write_nifti`.
+
+    Example:
+        >>> sheared = np.array([[1.0, 0, 0, 0], [0, 1, 0.4, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
+        >>> header = nifti_header((9, 9, 9), np.uint8, None, Grid((9, 9, 9), sheared))
+        >>> int(header["sform_code"]), int(header["qform_code"])
+        (1, 0)
+    """
+    if geometry is None:
+        header = _made(grid)
+        header.set_data_shape(shape)
+    else:
+        header = nib.Nifti1Header() if geometry.version == 1 else nib.Nifti2Header()
+        for name in GEOMETRY_FIELDS:
+            header[name] = geometry.fields[name]
+        if len(shape) == 4:
+            header["dim"][:] = [4, *shape, 1, 1, 1]
+    header.set_data_dtype(dtype)
+    header["vox_offset"] = header.sizeof_hdr + 4
+    header["scl_slope"], header["scl_inter"] = slope, 0
+    header["magic"] = b"n+1" if header.sizeof_hdr == 348 else b"n+2\0\r\n\x1a\n"
+    return header
+
+
+def _made(grid: Grid) -> Any:
+    header = nib.Nifti1Header()
+    header.set_data_shape(grid.shape)
+    header.set_xyzt_units("mm")
+    header.set_sform(grid.affine, 1)
+    header.set_qform(grid.affine, 1, strip_shears=True)
+    apart = largest_distance(grid.affine, np.asarray(header.get_qform(), float), grid.shape)
+    if apart > LARGEST_DISAGREEMENT * min(grid.spacing_mm):
+        header["qform_code"] = 0
+    return header
