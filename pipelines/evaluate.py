@@ -1,14 +1,17 @@
 """Score label maps against references, case by case and label by label.
 
 PREDICTIONS is a folder of label maps. REFERENCE is a folder with the same file names, or a
-manifest. OUT_DIR gets scores.csv, summary.json and boxplot.png; cases that cannot be scored,
-missing predictions among them, are listed in OUT_DIR/failures.json; exit status 1.
+manifest (its labelled test cases; without any, those that the model was validated on, as the
+files CASE.json beside the predictions tell). OUT_DIR gets scores.csv, summary.json and
+boxplot.png; cases that cannot be scored, missing predictions among them, are listed in
+OUT_DIR/failures.json; exit status 1.
 
 Both maps empty is a right answer (Dice 1), one of them empty a wrong one (Dice 0); distances
 do not exist then. The summary counts such cases.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, help="where the manifest's paths begin")
     fold = "of a manifest, score the validation cases of this fold"
     parser.add_argument("--fold", type=int, metavar="K", help=fold)
+    everything = "of a manifest, score all labelled cases, those seen in training among them"
+    parser.add_argument("--all", action="store_true", help=everything)
     tolerance = "surfaces closer than this agree in surface Dice (default: %(default)s)"
     parser.add_argument(
         "--tolerance-mm", type=float, default=metrics.TOLERANCE_MM, metavar="MM", help=tolerance
@@ -41,9 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.out_dir,
         root=arguments.root,
         fold=arguments.fold,
+        everything=arguments.all,
         tolerance_mm=arguments.tolerance_mm,
     )
     print(summary.table())
+    if summary.training_remark:
+        print(f"warning: {summary.training_remark}", file=sys.stderr)
     return 1 if summary.failures else 0
 
 

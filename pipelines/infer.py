@@ -1,8 +1,9 @@
 """Segment scans with one model or the mean of several; label maps lie on each scan's own grid.
 
 INPUT is a scan (NIfTI, or what SimpleITK reads), a folder of scans, a DICOM series folder, or a
-manifest (its test cases, or all when it has none). What is done already is skipped, so the same
-call finishes a stopped one. Scans that fail are listed in OUT_DIR/failures.json; exit status 1.
+manifest (its test cases; without any, the cases that the model was validated on). What is done
+already is skipped, so the same call finishes a stopped one. Scans that fail are listed in
+OUT_DIR/failures.json; exit status 1.
 """
 
 import argparse
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
     fold = "of a manifest, segment the validation cases of this fold"
     parser.add_argument("--fold", type=int, metavar="K", help=fold)
+    everything = "of a manifest, segment all cases, those seen in training among them"
+    parser.add_argument("--all", action="store_true", help=everything)
     parser.add_argument("--root", type=Path, help="where the manifest's paths begin")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA where there is one by default")
     parser.add_argument("--save-probabilities", action="store_true", help="for `export`")
@@ -35,19 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain = "--" in (argv or ())  # names that begin with a dash; the other parser drops the sign
     arguments = (parser.parse_args if plain else parser.parse_intermixed_args)(argv)
 
-    from attunet3d.inference import (
-        Predictor,
-        cohort,  # torch comes with them; --help does without
-    )
+    from attunet3d.datasets import Split
+    from attunet3d.inference import Predictor, cohort  # torch comes with them; --help does without
 
     predictor = Predictor.load(arguments.model, arguments.device, arguments.set, arguments.locator)
-    scans = cohort.find_cases(arguments.input, arguments.root, arguments.fold)
+    split = Split.of_models([*arguments.model, *filter(None, [arguments.locator])])
+    scans = cohort.find_cases(
+        arguments.input, arguments.root, arguments.fold, everything=arguments.all, split=split
+    )
     wishes = cohort.Wishes(
         probabilities=arguments.save_probabilities,
         attention=arguments.save_attention,
         overwrite=arguments.overwrite,
     )
-    outcome = cohort.segment_cohort(predictor, scans, arguments.out_dir, wishes)
+    outcome = cohort.segment_cohort(predictor, scans, arguments.out_dir, wishes, split)
     print(f"{arguments.out_dir}: {outcome}", file=sys.stderr)
     return 1 if outcome.failures else 0
 

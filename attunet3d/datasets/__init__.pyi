@@ -9,3 +9,6 @@ from .fingerprint import measure_fingerprint as measure_fingerprint
 from .laterality import labels_with_side as labels_with_side
 from .laterality import left_right_pairs as left_right_pairs
 from .manifest import Manifest as Manifest
+from .split import Role as Role
+from .split import Split as Split
+from .split import held_out as held_out

@@ -110,7 +110,7 @@ class Manifest:
         Raises:
             DataError: There is no such fold, nothing to train on, or this is a template.
         """
-        self._refuse_template()
+        self.refuse_template()
         known = sorted({case.fold for case in self.training if case.fold is not None})
         if number is None and self.validation:
             return self._whole(self.training), self.validation
@@ -124,20 +124,6 @@ class Manifest:
             )
         rest = tuple(case for case in self.training if case.fold != number)
         return self._whole(rest), tuple(case for case in self.training if case.fold == number)
-
-    def unseen(self, fold: int | None = None) -> tuple[Case, ...]:
-        """The cases to try a model on: what `infer` segments and `evaluate` scores.
-
-        Args:
-            fold: Whose validation cases; None: the test cases, or all when there are none.
-
-        Raises:
-            DataError: There is no such fold, or this is a template.
-        """
-        self._refuse_template()
-        if fold is not None:
-            return self.fold(fold)[1]
-        return self.test or (*self.training, *self.validation)
 
     def changed(self, change: Callable[[Case], Case | None]) -> "Manifest":
         """The same manifest with every case changed, or left out where `change` gives None."""
@@ -170,7 +156,8 @@ class Manifest:
             folds.deal(groups, min(folds.DEFAULT_FOLDS, patients) if count is None else count, seed)
         )
 
-    def _refuse_template(self) -> None:
+    def refuse_template(self) -> None:
+        """Raise a DataError for a template, whose files are patterns."""
         if self.template:
             raise DataError(
                 f"manifest {self.name!r}: is a template; complete it first with attunet3d manifest"

@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
 from attunet3d.core import DataError, WriteError, machine, whole_file
-from attunet3d.datasets import Case, Manifest, read_case_label, read_image
+from attunet3d.datasets import Case, Manifest, Role, Split, held_out, read_case_label, read_image
 from attunet3d.evaluation import figures, metrics
 from attunet3d.evaluation.metrics import LabelScore
 from attunet3d.evaluation.scores import Summary, completed
@@ -47,17 +48,19 @@ def evaluate(
     *,
     root: Path | None = None,
     fold: int | None = None,
+    everything: bool = False,
     tolerance_mm: float = metrics.TOLERANCE_MM,
 ) -> Summary:
     """Score every case of `reference` and write scores, summary and box plot.
 
     Args:
         predictions: Folder of label maps, CASE.nii.gz.
-        reference: Folder of label maps of the same names, or a manifest: its labelled `test`
-            cases or, when there are none, all its labelled cases.
+        reference: Folder of label maps of the same names, or a manifest: its labelled test cases
+            or, when there are none, those that the model was validated on, see `held_out`.
         out_dir: Made when missing; neither of the two folders.
         root: Of a manifest, where its paths begin; None: where it says.
         fold: Of a manifest, the validation cases of this fold instead.
+        everything: Of a manifest, all labelled cases instead.
         tolerance_mm: Of surface Dice.
 
     Returns:
@@ -74,8 +77,14 @@ def evaluate(
             raise DataError(f"{out_dir}: holds what is evaluated; choose another folder")
     if not predictions.is_dir():
         raise DataError(f"{predictions}: must be a folder of label maps")
-    references, names, cases = _references(reference, root, fold)
-    named = _named_labels(predictions)
+    named, split = _sidecars(predictions)
+    if not named and reference.is_dir() and _sidecars(reference)[0]:
+        raise DataError(
+            "holds what infer wrote (CASE.json), and PREDICTIONS holds no such files",
+            path=reference,
+            cure="give PREDICTIONS first, then REFERENCE; or take the CASE.json files away",
+        )
+    references, names, cases = _references(reference, root, fold, everything, split)
     _check_names(names, named)
     found = _by_id(find_scans(predictions))
     pairs = [
@@ -92,27 +101,24 @@ def evaluate(
         tolerance_mm=tolerance_mm,
         without_reference=tuple(sorted(set(found) - set(references))),
         other_values=tuple(sorted(seen - set(labels))),
+        seen_in_training=split.seen(references),
+        training_remark=split.remark(references) if cases or split.seen(references) else None,
     )
     _write(summary, out_dir)
     return summary
 
 
 def _references(
-    path: Path, root: Path | None, fold: int | None
+    path: Path, root: Path | None, fold: int | None, everything: bool, split: Split
 ) -> tuple[dict[str, tuple[Path, ...]], dict[int, str], dict[str, Case]]:
     """References by case; of a manifest also the labels' names and the cases."""
     if path.suffix.lower() != ".json":
-        if fold is not None or root is not None:
-            raise DataError(f"{path}: is no manifest; --fold and --root go with one")
+        if fold is not None or root is not None or everything:
+            raise DataError("is not a manifest; --fold, --all and --root go with one", path=path)
         return _by_id(find_scans(path)), {}, {}
     manifest = Manifest.load(path, root)
-    cases = manifest.unseen(fold)
+    cases = held_out(manifest, split, fold=fold, everything=everything, labelled=True)
     labelled = _by_id([(case.id, case.label) for case in cases if case.label])
-    if not labelled:
-        raise DataError(
-            f"{path}: none of the cases to score has a label; --fold K scores those that fold K"
-            " validates on"
-        )
     names = {value: name for value, name in manifest.labels.items() if value}
     return labelled, names, {case.id: case for case in cases}
 
@@ -124,18 +130,24 @@ def _by_id(files: Sequence[tuple[str, Path]]) -> dict[str, tuple[Path, ...]]:
     return dict(sorted(found.items()))
 
 
-def _named_labels(predictions: Path) -> dict[int, str]:
-    """The labels that the sidecars of the predictions name, background left out."""
+def _sidecars(predictions: Path) -> tuple[dict[int, str], Split]:
+    """What the predictions' sidecars tell: label names, background left out, and what was seen."""
     names: dict[int, str] = {}
+    roles: dict[str, Role] = {}
     for path in sorted(predictions.glob("*.json")):
         try:
-            labels = results.read_sidecar(path)["labels"]
-            here = {int(value): str(name) for value, name in labels.items() if int(value)}
+            content = results.read_sidecar(path)
+            here = {
+                int(value): str(name) for value, name in content["labels"].items() if int(value)
+            }
         except (WriteError, ValueError):
             continue  # other programs' JSON
         _check_names(names, here)
         names |= here
-    return dict(sorted(names.items()))
+        for role in get_args(Role):
+            if content.get("role_in_training") == role:
+                roles[path.stem] = role
+    return dict(sorted(names.items())), Split(roles=roles)
 
 
 def _check_names(names: Mapping[int, str], others: Mapping[int, str]) -> None:

@@ -42,6 +42,8 @@ class Summary:
         tolerance_mm: Of surface Dice.
         without_reference: Predictions that nothing was there to compare with.
         other_values: Values in the files that are none of `labels`; they count as background.
+        seen_in_training: Cases that the model was trained on, as far as it is known.
+        training_remark: What a reader of the scores must know about them.
     """
 
     labels: dict[int, str]
@@ -50,6 +52,8 @@ class Summary:
     tolerance_mm: float = metrics.TOLERANCE_MM
     without_reference: tuple[str, ...] = ()
     other_values: tuple[int, ...] = ()
+    seen_in_training: tuple[str, ...] = ()
+    training_remark: str | None = None
 
     def values(self, value: int, metric: str) -> list[float]:
         """One metric of one label in every scored case; NaN where it does not exist."""
@@ -73,6 +77,8 @@ class Summary:
             "labels": {str(value): self._label(value) for value in self.labels},
             "predictions_without_reference": list(self.without_reference),
             "values_taken_as_background": list(self.other_values),
+            "seen_in_training": list(self.seen_in_training),
+            "training_remark": self.training_remark,
         }
 
     def to_csv(self) -> str:
@@ -121,6 +127,8 @@ class Summary:
                     f"{name}: empty in {p} predictions and {r} references, in {both} cases in both;"
                     " no distances there"
                 )
+        if self.training_remark:
+            remarks.append(self.training_remark)
         if self.other_values:
             remarks.append(f"values taken as background: {', '.join(map(str, self.other_values))}")
         if self.without_reference:

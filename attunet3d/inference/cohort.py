@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from attunet3d.core import DataError, UserError, case_names, whole_file
-from attunet3d.datasets import Manifest
+from attunet3d.datasets import Manifest, Split, held_out
 from attunet3d.imaging import Volume, find_scans, parts_of
 from attunet3d.inference import results
 from attunet3d.inference.export import write_prediction
@@ -55,26 +55,41 @@ class _Read:
     seconds: float
 
 
-def find_cases(path: Path, root: Path | None = None, fold: int | None = None) -> list[Scan]:
+def find_cases(
+    path: Path,
+    root: Path | None = None,
+    fold: int | None = None,
+    *,
+    everything: bool = False,
+    split: Split | None = None,
+) -> list[Scan]:
     """List the scans that INPUT names: a file, a folder of them, a DICOM series or a manifest.
 
     Args:
-        path: INPUT; of a manifest the cases of `Manifest.unseen` are taken.
+        path: INPUT.
         root: Where the manifest's paths begin; None: where it says.
         fold: Of a manifest, its validation cases.
+        everything: Of a manifest, all cases.
+        split: What the model has seen; None: nothing is known. See `datasets.held_out`.
 
     Raises:
         UserError: There is no scan.
     """
     if path.suffix.lower() == ".json":
-        return [(case.id, case.image) for case in Manifest.load(path, root).unseen(fold)]
-    if fold is not None or root is not None:
-        raise DataError(f"{path}: is no manifest; --fold and --root go with one")
+        manifest = Manifest.load(path, root)
+        cases = held_out(manifest, split or Split(), fold=fold, everything=everything)
+        return [(case.id, case.image) for case in cases]
+    if fold is not None or root is not None or everything:
+        raise DataError("is not a manifest; --fold, --all and --root go with one", path=path)
     return find_scans(path)
 
 
 def segment_cohort(
-    predictor: Predictor, scans: Sequence[Scan], out_dir: Path, wishes: Wishes | None = None
+    predictor: Predictor,
+    scans: Sequence[Scan],
+    out_dir: Path,
+    wishes: Wishes | None = None,
+    split: Split | None = None,
 ) -> Outcome:
     """Segment `scans` into `out_dir`; see `results` for what lies there afterwards.
 
@@ -83,6 +98,7 @@ def segment_cohort(
         scans: Case ids and paths; an id that comes twice fails.
         out_dir: Made when missing.
         wishes: What else to write.
+        split: What the model has seen, for the sidecars and a line on stderr.
 
     Returns:
         What was done now, what was done already, and what failed and why.
@@ -92,8 +108,12 @@ def segment_cohort(
     """
     out_dir = whole_file.make_folder(out_dir)
     results.sweep(out_dir)
+    split = split or Split()
+    case_ids = [case_id for case_id, _ in scans]
+    if split.seen(case_ids):
+        _say(f"warning: {split.remark(case_ids)}")
     with tqdm(total=len(scans), unit="scan", file=sys.stderr, disable=None) as bar:
-        outcome = _Cohort(predictor, scans, out_dir, wishes or Wishes(), bar).run()
+        outcome = _Cohort(predictor, scans, out_dir, wishes or Wishes(), split, bar).run()
     try:
         results.write_failures(out_dir, outcome.failures)
     except (UserError, OSError) as error:  # a full disk: what failed was said above
@@ -110,12 +130,14 @@ class _Cohort:
         scans: Sequence[Scan],
         out_dir: Path,
         wishes: Wishes,
+        split: Split,
         bar: "tqdm[Any]",
     ) -> None:
         self.predictor = predictor
         self.scans = scans
         self.out_dir = out_dir
         self.wishes = wishes
+        self.split = split
         self.bar = bar
         self.outcome = Outcome()
         # With few cores the network needs them; beside a GPU they are there for reading.
@@ -222,7 +244,8 @@ class _Cohort:
             _say(f"{job.files.case_id}: warning: {text}")
         seconds = {"reading": round(read.seconds, 4), **record["seconds"]}
         origin = {**job.origin, "scan_fingerprint": read.fingerprint}
-        return prediction, read.volume, {**record, **origin, "seconds": seconds}
+        role = {"role_in_training": self.split.role(job.files.case_id)}
+        return prediction, read.volume, {**record, **origin, **role, "seconds": seconds}
 
     def _settle(self, case_id: str, task: "Future[None]") -> None:
         try:

@@ -161,8 +161,9 @@ def test_predictions_without_a_reference_are_told(folders):
     assert "predictions without a reference: 1" in summary.table()
 
 
-def sidecar(folder, case, labels):
+def sidecar(folder, case, labels, role=None):
     content = {"case": case, "labels": labels, "files": {}, "settings": {}}
+    content |= {"role_in_training": role}
     (folder / f"{case}.json").write_text(json.dumps(content))
 
 
@@ -202,16 +203,31 @@ def manifest_of(tmp_path, **lists):
 def test_a_manifest_gives_cases_and_names(folders, tmp_path):
     predictions, _, out = folders
     path = manifest_of(tmp_path, training=[("a", 0, True), ("b", 1, True)])
-    summary = evaluate(predictions, path, out)
+    summary = evaluate(predictions, path, out, everything=True)
     assert list(summary.scores) == ["a", "b"]
     assert summary.labels == {1: "pancreas", 2: "tumour"}
     assert summary.without_reference == ("c",)
+    assert "2 of 2 cases may have been seen in training" in summary.table()
     assert list(evaluate(predictions, path, out, fold=1).scores) == ["b"]
     labelled = manifest_of(tmp_path, training=[("a", 0, True)], test=[("c", None, True)])
     assert list(evaluate(predictions, labelled, out).scores) == ["c"]  # as `infer` does
     bare = manifest_of(tmp_path, training=[("a", 0, True)], test=[("c", None, False)])
-    with pytest.raises(DataError, match="none of the cases to score has a label; --fold K"):
+    with pytest.raises(DataError, match="no labelled case is known to be held out"):
         evaluate(predictions, bare, out)
+
+
+def test_cases_seen_in_training_are_told_by_the_sidecars(folders, tmp_path):
+    predictions, reference, out = folders
+    for case, role in (("a", "training"), ("b", "validation"), ("c", "none")):
+        sidecar(predictions, case, {"1": "pancreas", "2": "tumour"}, role)
+    summary = evaluate(predictions, reference, out)
+    assert summary.seen_in_training == ("a",)
+    remark = "1 of 3 cases were seen in training, which flatters the scores: a"
+    assert remark in summary.table()
+    content = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert (content["seen_in_training"], content["training_remark"]) == (["a"], remark)
+    path = manifest_of(tmp_path, training=[(case, 0, True) for case in "abc"])
+    assert list(evaluate(predictions, path, out).scores) == ["b"]
 
 
 def test_a_manifests_paths_begin_at_the_root_that_is_given(folders, tmp_path):
@@ -220,16 +236,16 @@ def test_a_manifests_paths_begin_at_the_root_that_is_given(folders, tmp_path):
     moved = tmp_path / "elsewhere" / "manifest.json"
     moved.parent.mkdir()
     path.rename(moved)
-    assert list(evaluate(predictions, moved, out, root=tmp_path).scores) == ["a"]
-    assert list(evaluate(predictions, moved, out).failures) == ["a"]
+    assert list(evaluate(predictions, moved, out, root=tmp_path, everything=True).scores) == ["a"]
+    assert list(evaluate(predictions, moved, out, everything=True).failures) == ["a"]
 
 
 def test_a_manifest_and_sidecars_must_agree(folders, tmp_path):
     predictions, _, out = folders
     path = manifest_of(tmp_path, training=[("a", 0, True)])
-    sidecar(predictions, "a", {"1": "Pancreas"})
+    sidecar(predictions, "a", {"1": "Pancreas"}, "validation")
     assert evaluate(predictions, path, out).labels[1] == "pancreas"
-    sidecar(predictions, "a", {"1": "liver"})
+    sidecar(predictions, "a", {"1": "liver"}, "validation")
     with pytest.raises(DataError, match="'pancreas' and 'liver'"):
         evaluate(predictions, path, out)
 
@@ -238,8 +254,8 @@ def test_wrong_calls_are_refused(folders, tmp_path):
     predictions, reference, out = folders
     with pytest.raises(DataError, match="choose another folder"):
         evaluate(predictions, reference, predictions)
-    for more in ({"fold": 0}, {"root": tmp_path}):
-        with pytest.raises(DataError, match="is no manifest; --fold and --root go with one"):
+    for more in ({"fold": 0}, {"root": tmp_path}, {"everything": True}):
+        with pytest.raises(DataError, match="is not a manifest; --fold, --all and --root go"):
             evaluate(predictions, reference, out, **more)
     with pytest.raises(DataError, match="must be 0 or more"):
         evaluate(predictions, reference, out, tolerance_mm=-1.0)
@@ -248,9 +264,19 @@ def test_wrong_calls_are_refused(folders, tmp_path):
     with pytest.raises(UserError):
         evaluate(predictions, tmp_path / "nowhere", out)
     path = manifest_of(tmp_path, training=[("a", 0, False)])
-    with pytest.raises(DataError, match="none of the cases to score"):
+    with pytest.raises(DataError, match="has no labelled case"):
         evaluate(predictions, path, out)
     assert not out.exists()
+
+
+def test_swapped_folders_are_noticed_by_the_sidecars(folders):
+    predictions, reference, out = folders
+    sidecar(predictions, "a", {"1": "pancreas"})
+    with pytest.raises(DataError, match="give PREDICTIONS first, then REFERENCE") as caught:
+        evaluate(reference, predictions, out)
+    assert caught.value.path == predictions
+    sidecar(reference, "b", {"1": "pancreas"})  # two models' answers against each other
+    assert evaluate(reference, predictions, out).failures == {}
 
 
 def test_when_every_case_failed_there_is_a_summary_and_no_figure(folders):

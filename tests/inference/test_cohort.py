@@ -16,6 +16,8 @@ import torch
 
 from attunet3d.core import command_line
 from attunet3d.core.config import Config
+from attunet3d.core.errors import DataError
+from attunet3d.datasets import Split
 from attunet3d.inference import results
 from attunet3d.inference.cohort import Wishes, find_cases, segment_cohort
 from attunet3d.inference.predictor import Predictor
@@ -258,14 +260,29 @@ def test_map_that_cannot_be_written_fails_its_case(scans, tmp_path):
     assert "a.nii.gz" in outcome.failures["a"]
 
 
-def test_manifest_gives_its_test_cases_or_all(scans, tmp_path):
+def test_a_manifest_gives_its_test_cases_or_what_the_model_did_not_see(scans, tmp_path):
     training = [{"id": "first", "image": "scans/a.nii.gz", "label": "scans/a.nii.gz"}]
     content = {"name": "balls", "labels": {"0": "background", "5": "ball"}, "training": training}
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(content))
-    assert [case_id for case_id, _ in find_cases(path)] == ["first"]
+    with pytest.raises(DataError, match=r"--fold K takes .* --all takes every case"):
+        find_cases(path)
+    split = Split(roles={"first": "validation"})
+    for found in (find_cases(path, everything=True), find_cases(path, split=split)):
+        assert [case_id for case_id, _ in found] == ["first"]
     path.write_text(json.dumps({**content, "test": [{"id": "x", "image": "scans/b.nii.gz"}]}))
     assert find_cases(path) == [("x", (scans / "b.nii.gz").resolve())]
+
+
+def test_sidecars_say_whether_the_model_was_trained_on_a_case(scans, tmp_path, capsys):
+    split = Split(roles={"a": "training", "b": "validation"}, rest="none")
+    segment_cohort(predictor(), find_cases(scans), tmp_path / "out", split=split)
+    said = capsys.readouterr().err
+    assert "1 of 3 cases were seen in training, which flatters the scores: a" in said
+    roles = {"a": "training", "b": "validation", "-c": "none"}
+    for case_id, role in roles.items():
+        sidecar = results.read_sidecar(tmp_path / "out" / f"{case_id}.json")
+        assert sidecar["role_in_training"] == role
 
 
 # --- the command -----------------------------------------------------------------------------

@@ -123,6 +123,26 @@ def test_cases_of_a_fold_are_segmented_and_scored_alike(road, tmp_path):
     assert call("infer", road / "run", found, tmp_path / "x", "--fold", 1) == 2
 
 
+def test_nobody_is_scored_on_what_the_model_learned_from_unasked(road, tmp_path, capsys):
+    """By default infer and evaluate take the run's validation case of a manifest without tests."""
+    split = json.loads((road / "run" / "plan.json").read_text(encoding="utf-8"))["split"]
+    out, scores = tmp_path / "out", tmp_path / "scores"
+    infer = ("infer", road / "run", road / "m.json", out, "--device", "cpu")
+    assert call(*infer) == 0
+    assert [path.name for path in out.glob("*.nii.gz")] == [f"{split['validation'][0]}.nii.gz"]
+    assert call("evaluate", out, road / "m.json", scores) == 0
+    summary = json.loads((scores / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["scored"], summary["seen_in_training"]) == (1, [])
+    assert "seen in training" not in capsys.readouterr().err
+    assert call(*infer, "--all") == 0
+    assert "2 of 3 cases were seen in training" in capsys.readouterr().err
+    assert call("evaluate", out, road / "m.json", scores) == 0  # still the validation case alone
+    assert call("evaluate", out, road / "m.json", scores, "--all") == 0
+    assert "2 of 3 cases were seen in training" in capsys.readouterr().err
+    summary = json.loads((scores / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["scored"], summary["seen_in_training"]) == (3, sorted(split["training"]))
+
+
 def test_validation_cases_without_foreground_end_well(tmp_path):
     write_phantoms(tmp_path / "data", 2, 1, matrix=32)
     label = sorted((tmp_path / "data" / "labelsTr").iterdir())[0]
