@@ -1,6 +1,7 @@
 from . import case_names as case_names
 from . import command_line as command_line
 from . import machine as machine
+from . import memory as memory
 from . import presets as presets
 from . import strict_json as strict_json
 from . import whole_file as whole_file
@@ -28,7 +29,11 @@ from .errors import WriteError as WriteError
 from .lock import locked_folder as locked_folder
 from .machine import computes_in_bfloat16 as computes_in_bfloat16
 from .machine import versions as versions
+from .memory import GIGABYTE as GIGABYTE
 from .memory import available_bytes as available_bytes
+from .memory import machine_total_bytes as machine_total_bytes
+from .memory import memory_class as memory_class
+from .memory import total_bytes as total_bytes
 from .model_settings import InferenceConfig as InferenceConfig
 from .model_settings import NetworkConfig as NetworkConfig
 from .model_settings import PreprocessingConfig as PreprocessingConfig

@@ -1,16 +1,73 @@
-"""How much memory is free for a run: of the GPU, or of this machine and its control group."""
+"""How much memory a run may take: of the GPU, or of this machine and its control group.
+
+On Linux a control group (a container, a SLURM job) may leave a process less than the machine has.
+Groups lie one inside the other, and each of them may set a limit:
+
+```
+version 2    /proc/self/cgroup: 0::/slurm/job          /sys/fs/cgroup/slurm/job/memory.max
+version 1    /proc/self/cgroup: 4:memory:/slurm/job    /sys/fs/cgroup/memory/…/memory.limit_in_bytes
+```
+"""
 
 import contextlib
 import ctypes
-import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import psutil
 
 if TYPE_CHECKING:
     import torch
 
-GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux, cgroup v2
+GIGABYTE = 10**9
+CLASSES_GB = (8, 11, 16, 24, 40, 80)  # of GPUs, and of machines
+RESERVED = 0.03  # share of its nominal memory that a GPU or a firmware keeps for itself
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+class _Files(NamedTuple):
+    """Where a version of control groups keeps its numbers."""
+
+    limit: str
+    used: str
+    idle_cache: str  # a line of memory.stat
+
+
+_V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Files("memory.max", "memory.current", "inactive_file")
+
+
+def memory_class(total: int) -> int:
+    """The largest of the common sizes of memory that `total` bytes reach, in GB.
+
+    A class stands for all machines of its size, so that a plan made for one of them is the plan
+    made for any other. Below the smallest class whole gigabytes count.
+
+    Example:
+        >>> memory_class(25_438_126_080)  # a GPU that is sold as one of 24 GB
+        24
+        >>> memory_class(6 * GIGABYTE)
+        6
+    """
+    reached = [size for size in CLASSES_GB if total >= (1 - RESERVED) * size * GIGABYTE]
+    return max(reached, default=total // GIGABYTE)
+
+
+def total_bytes(device: "torch.device") -> int:
+    """The memory that `device` has, whoever uses it now."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return machine_total_bytes()
+
+
+def machine_total_bytes() -> int:
+    """The memory of this machine, or of the control group this process is in if that is less."""
+    limits = (limit for limit, _ in _group_limits())
+    return min([psutil.virtual_memory().total, *limits])
 
 
 def available_bytes(device: "torch.device") -> int:
@@ -24,46 +81,44 @@ def available_bytes(device: "torch.device") -> int:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
-    return min(_free_ram_bytes(), _free_in_control_group_bytes()) + _kept_by_malloc_bytes()
+    left = (left for _, left in _group_limits())
+    return min([psutil.virtual_memory().available, *left]) + _kept_by_malloc_bytes()
 
 
-def _free_ram_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """What Linux can give without swapping, its file cache included; elsewhere the free pages."""
-    with contextlib.suppress(OSError):
-        for line in meminfo.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _group_limits(root: Path = GROUPS, own: Path = OWN_GROUPS) -> Iterator[tuple[int, int]]:
+    """Limit and what it leaves, for this process's control groups and for those around them.
 
-
-def _free_in_control_group_bytes(root: Path = GROUPS, own: Path = OWN_GROUP) -> int:
-    """What the limits of this process's group and of those above it leave.
-
-    Without a limit more than any machine has. File cache that nobody has touched of late counts as
-    free: the kernel drops it before it kills.
+    File cache that nobody has touched of late counts as free: the kernel drops it before it kills.
     """
-    group = root
+    for folder, files in _own_groups(root, own):
+        for group in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # no such file; "max"
+                limit = int((group / files.limit).read_text(encoding="ascii"))
+                used = int((group / files.used).read_text(encoding="ascii"))
+                yield limit, max(0, limit - used + _idle_cache_bytes(group, files))
+            if group in (root, root / "memory"):
+                break
+
+
+def _own_groups(root: Path, own: Path) -> Iterator[tuple[Path, _Files]]:
+    """The process's control groups of either version; their roots where nothing is known."""
+    yield root, _V2
+    yield root / "memory", _V1
     with contextlib.suppress(OSError):
-        for line in own.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("0::/"):
-                group = root / line.removeprefix("0::/")
-    folders = [group, *group.parents]
-    return min(_free_in_group(folder) for folder in folders[: folders.index(root) + 1])
+        for line in own.read_text(encoding="utf-8", errors="replace").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                yield root / path.strip("/"), _V2
+            elif "memory" in controllers.split(","):
+                yield root / "memory" / path.strip("/"), _V1
 
 
-def _free_in_group(folder: Path) -> int:
-    with contextlib.suppress(OSError, ValueError):  # no such file; "max"
-        limit = int((folder / "memory.max").read_text(encoding="ascii"))
-        used = int((folder / "memory.current").read_text(encoding="ascii"))
-        return max(0, limit - used + _idle_file_cache(folder))
-    return sys.maxsize
-
-
-def _idle_file_cache(group: Path) -> int:
+def _idle_cache_bytes(group: Path, files: _Files) -> int:
     with contextlib.suppress(OSError):
         for line in (group / "memory.stat").read_text(encoding="ascii").splitlines():
-            if line.startswith("inactive_file "):
-                return int(line.split()[1])
+            name, _, value = line.partition(" ")
+            if name == files.idle_cache:
+                return int(value)
     return 0
 
 
@@ -81,6 +136,7 @@ def _mallinfo2() -> _Mallinfo2:
 
 def _kept_by_malloc_bytes() -> int:
     """Freed blocks that glibc (2.33 and later) holds on to; 0 with another C library."""
-    with contextlib.suppress(OSError, AttributeError):
-        return int(_mallinfo2().fordblks)
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            return int(_mallinfo2().fordblks)
     return 0
