@@ -1,0 +1,54 @@
+"""Train recipes on equal terms, score them on unseen cases, and write what differs how surely.
+
+Usage: python -m benchmarks.accuracy RECIPE… --out DIR [--material hard|easy|anatomy|patients]
+       [--data DIR] [--seeds 3] [--steps N | --minutes M]
+
+The first recipe is what the others are compared with, case by case. Pieces that are in DIR already
+are not trained again. With --steps all recipes take the same number of steps; with --minutes the
+same processor time, their steps counted from the cost of a step on this machine.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.accuracy import report
+from benchmarks.accuracy.material import MATERIALS, prepare
+from benchmarks.accuracy.piece import Budget, run_piece
+from benchmarks.accuracy.recipes import find_recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipes", nargs="+", metavar="RECIPE")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--material", choices=MATERIALS, default="hard")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="of anatomy and patients")
+    parser.add_argument("--seeds", type=int, default=3)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, default=0)
+    length.add_argument("--minutes", type=float, default=0.0)
+    arguments = parser.parse_args()
+
+    recipes = [find_recipe(name) for name in arguments.recipes]
+    folder = arguments.out / "material" / arguments.material
+    material = prepare(arguments.material, folder, arguments.data)
+    budget = Budget(arguments.steps or (0 if arguments.minutes else 300), arguments.minutes)
+    pieces = []
+    for seed in range(arguments.seeds):  # recipe after recipe, so that a stop leaves them level
+        for recipe in recipes:
+            for split in range(len(material.manifests)):
+                file = run_piece(recipe, material, split, seed, budget, arguments.out)
+                pieces.append(json.loads(file.read_text()))
+                print(report.line(pieces[-1]), flush=True)
+    text = report.tables(pieces, recipes[0].name)
+    print(text)
+    title = f"{material.name}-{budget}"
+    (arguments.out / f"{title}.md").write_text(text)
+    report.curves(pieces, arguments.out / f"{title}.png")
+
+
+if __name__ == "__main__":
+    main()

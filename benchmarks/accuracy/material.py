@@ -1,0 +1,81 @@
+"""Scans with answers to judge on: hard phantoms, true anatomy, patients; split once for everybody.
+
+A material is a folder of scans and labels with one manifest for each split: its `training` and
+`validation` cases train and choose, its `test` cases are scored and used for nothing else.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attunet3d.core import SettingsError
+from attunet3d.phantoms import LABELS, write_phantoms
+
+MATERIALS = ("hard", "easy", "anatomy", "patients")
+HARD_SIZES = (24, 4, 16)  # training, validation, test
+TEST_SEED = 5000  # patients of the test set; those before it train
+
+
+@dataclass(frozen=True)
+class Material:
+    """A prepared material."""
+
+    name: str
+    folder: Path
+    labels: dict[int, str]
+
+    @property
+    def manifests(self) -> list[Path]:
+        """One a split."""
+        return sorted(self.folder.glob("split_*.json"))
+
+
+def prepare(name: str, folder: Path, data: Path | None = None) -> Material:
+    """Write a material into `folder`, once; later calls use what is there.
+
+    Raises:
+        SettingsError: There is no such material, or `data` is missing for it.
+    """
+    if name not in MATERIALS:
+        raise SettingsError(f"there is no material {name!r}", cure=f"choose of {MATERIALS}")
+    if not (folder / "labels.json").exists():
+        if name in ("anatomy", "patients") and data is None:
+            raise SettingsError(f"material {name!r} is made of files", cure="add --data DIR")
+        shutil.rmtree(folder, ignore_errors=True)
+        labels = _write(name, folder, data)
+        (folder / "labels.json").write_text(json.dumps(labels))
+    labels = json.loads((folder / "labels.json").read_text())
+    return Material(name, folder, {int(value): label for value, label in labels.items()})
+
+
+def _write(name: str, folder: Path, data: Path | None) -> dict[int, str]:
+    if name in ("hard", "easy"):
+        return _write_phantoms(folder, name)
+    raise SettingsError(f"material {name!r} cannot be made yet")
+
+
+def _write_phantoms(folder: Path, name: str) -> dict[int, str]:
+    training, validation, test = HARD_SIZES
+    elsewhere = "hard_elsewhere" if name == "hard" else "easy"
+    write_phantoms(folder, training + validation, 0, cohort=name)
+    write_phantoms(folder, test, TEST_SEED, cohort=elsewhere)
+    names = [f"phantom_{seed:04}" for seed in range(training + validation)]
+    tested = [f"phantom_{seed:04}" for seed in range(TEST_SEED, TEST_SEED + test)]
+    write_split(folder, 0, LABELS, (names[:training], names[training:], tested))
+    return LABELS
+
+
+def write_split(
+    folder: Path, number: int, labels: dict[int, str], parts: Sequence[Sequence[str]]
+) -> None:
+    """Write the manifest of one split: ids to train on, to choose on, to test on."""
+    values: dict[str, Any] = {"name": folder.name, "modality": "CT"}
+    values["labels"] = {str(value): name for value, name in labels.items()}
+    for part, ids in zip(("training", "validation", "test"), parts, strict=True):
+        values[part] = [
+            {"id": i, "image": f"imagesTr/{i}.nii.gz", "label": f"labelsTr/{i}.nii.gz"} for i in ids
+        ]
+    (folder / f"split_{number}.json").write_text(json.dumps(values, indent=1))

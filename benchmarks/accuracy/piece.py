@@ -1,0 +1,162 @@
+"""One piece of the evidence: one recipe trained with one seed on one split, and scored.
+
+A piece is a JSON file. It is written once, when it is whole, so a killed benchmark goes on with
+the pieces that are missing.
+"""
+
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from attunet3d.core import machine
+from benchmarks.accuracy.material import Material
+from benchmarks.accuracy.recipes import Recipe
+from benchmarks.accuracy.scores import score_cases
+
+ROOT = Path(__file__).parents[2]
+CALIBRATION_STEPS = (8, 24)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: the same number of steps, or the same processor time."""
+
+    steps: int = 0
+    minutes: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.steps}steps" if self.steps else f"{self.minutes:g}min"
+
+
+def run_piece(
+    recipe: Recipe, material: Material, split: int, seed: int, budget: Budget, out: Path
+) -> Path:
+    """Train, segment the test cases, score them and write the piece, unless it is there."""
+    name = f"{material.name}_{split}-{recipe.name}-{budget}-{seed}"
+    file = out / "pieces" / f"{name}.json"
+    if file.exists():
+        return file
+    work = out / "work" / name
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    manifest = material.manifests[split]
+    steps = budget.steps or _steps_within(budget.minutes, recipe, manifest, work)
+    predictions = work / "predictions"
+    seconds = {
+        "train": _spent(_training(recipe, manifest, work / "run", steps, seed)),
+        "infer": _spent(_inference(recipe, manifest, work / "run", predictions)),
+    }
+    piece = {
+        "recipe": asdict(recipe) | {"settings": dict(recipe.settings)},
+        "material": material.name,
+        "split": split,
+        "seed": seed,
+        "budget": str(budget),
+        "steps": steps,
+        "seconds": seconds,
+        "curve": _curve(work / "run"),
+        "cases": score_cases(manifest, predictions, material.labels),
+        "commit": _commit(),
+        "processor": _processor(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "versions": machine.versions(),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(piece, indent=1))
+    partial.rename(file)
+    shutil.rmtree(work / "run", ignore_errors=True)
+    return file
+
+
+def _training(recipe: Recipe, manifest: Path, run: Path, steps: int, seed: int) -> list[str]:
+    if recipe.system == "monai":
+        return _monai("train", recipe, manifest, run, {"steps": steps, "seed": seed})
+    values = recipe.settings | {"training.steps": steps, "training.seed": seed}
+    sets = [part for name, value in values.items() for part in ("--set", f"{name}={_yaml(value)}")]
+    cache = ["--cache", str(manifest.parent / "cache")]
+    return _attunet3d("train", str(manifest), recipe.preset, str(run), *cache, *sets)
+
+
+def _inference(recipe: Recipe, manifest: Path, run: Path, predictions: Path) -> list[str]:
+    if recipe.system == "monai":
+        return _monai("infer", recipe, manifest, run, {"predictions": str(predictions)})
+    return _attunet3d("infer", str(run), str(manifest), str(predictions))
+
+
+def _attunet3d(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "attunet3d", *arguments, "--device", "cpu"]
+
+
+def _monai(what: str, recipe: Recipe, manifest: Path, run: Path, more: dict[str, Any]) -> list[str]:
+    job = {"network": recipe.network, "manifest": str(manifest), "run": str(run)}
+    job |= {**recipe.settings, **more}
+    return [sys.executable, "-m", "benchmarks.accuracy.monai_peer", what, json.dumps(job)]
+
+
+def _yaml(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _spent(command: Sequence[str]) -> dict[str, float]:
+    """Run a command; its seconds by the clock and of processor time."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"clock": round(time.monotonic() - began, 1), "processor": round(processor, 1)}
+
+
+def _steps_within(minutes: float, recipe: Recipe, manifest: Path, work: Path) -> int:
+    """Steps that a recipe takes in so much processor time, from the cost of its steps here."""
+    few, more = CALIBRATION_STEPS
+    spent = []
+    for steps in (few, few, more):  # the first call also fills the cache
+        spent.append(
+            _spent(_training(recipe, manifest, work / "calibration", steps, 0))["processor"]
+        )
+        shutil.rmtree(work / "calibration")
+    a_step = max((spent[2] - spent[1]) / (more - few), 1e-3)
+    return max(int(60 * minutes / a_step), 1)
+
+
+def _curve(run: Path) -> list[dict[str, float]]:
+    """Step and Dice of the validation cases, as training went on."""
+    file = run / "metrics.csv"
+    if not file.exists():
+        return []
+    head, *rows = [line.split(",") for line in file.read_text().splitlines()]
+    table = [dict(zip(head, row, strict=True)) for row in rows]
+    return [
+        {"step": int(row["step"]), "dice": float(row["dice_network_grid"])}
+        for row in table
+        if row.get("dice_network_grid")
+    ]
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "attunet3d", "pipelines")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()

@@ -1,0 +1,42 @@
+"""Scores of the test cases on the scanner's grid, organ by organ."""
+
+from pathlib import Path
+
+from attunet3d.datasets import Manifest
+from attunet3d.evaluation import metrics
+from attunet3d.imaging import read_label
+
+TOLERANCES_MM = (1.0, 2.0)
+
+
+def score_cases(
+    manifest: Path, predictions: Path, labels: dict[int, str]
+) -> dict[str, dict[str, dict[str, float | bool]]]:
+    """Case → organ → scores.
+
+    Raises:
+        FileNotFoundError: A case was not segmented.
+    """
+    scores: dict[str, dict[str, dict[str, float | bool]]] = {}
+    for case in Manifest.load(manifest).test:
+        assert case.label is not None
+        reference = read_label(case.label)
+        prediction = read_label(predictions / f"{case.id}.nii.gz")
+        values = [value for value in labels if value]
+        near, far = (
+            metrics.score_labels(prediction.array, reference.array, reference.grid, values, mm)
+            for mm in TOLERANCES_MM
+        )
+        scores[case.id] = {
+            labels[value]: {
+                "dice": score.dice,
+                "nsd_1mm": score.surface_dice,
+                "nsd_2mm": far[value].surface_dice,
+                "hd95_mm": score.hd95_mm,
+                "recall": score.recall,
+                "false_positive_ml": score.volume_ml_prediction * (1 - score.precision),
+                "present": not score.empty_reference,
+            }
+            for value, score in near.items()
+        }
+    return scores
