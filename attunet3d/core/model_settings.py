@@ -9,16 +9,36 @@ from attunet3d.core.types import Size, Triple
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """The arguments of `AttentionUNet3D` that the data do not give."""
+    """Which network it is, and the arguments of `AttentionUNet3D` that the data do not give."""
 
+    form: Literal[
+        "attention_unet",
+        "2d_nearest",
+        "2d_transposed",
+        "3d_same_resolution",
+        "3d_transposed",
+        "2d_unnormalised",
+    ] = "attention_unet"
+    """This package's network, or one that was published as Attention U-Net, which the settings
+    below but `slices` leave as it was published."""
+    slices: Literal[1, 3, 5] = 3
+    """Neighbouring slices along z that a 2D form sees as channels."""
     channels: tuple[int, ...] = (16, 32, 64, 128, 256)
     """Feature channels of each level, finest first; their number is the number of levels."""
     strides: tuple[Size, ...] | None = None
-    """Max-pool factor between neighbouring levels; None: chosen by the plan (2, 2, 2 for most)."""
+    """Factor between neighbouring levels; None: chosen by the plan (2, 2, 2 for most)."""
+    block: Literal["plain", "residual"] = "plain"
+    """Blocks of the encoder: two convolutions as the authors have them, or residual ones."""
+    blocks: tuple[int, ...] | None = None
+    """Blocks of each level of the encoder, finest first; None: one."""
+    activation: Literal["relu", "leaky_relu"] = "relu"
+    """Activation after each normalisation."""
+    downsampling: Literal["max_pool", "strided"] = "max_pool"
+    """What shrinks features between levels: max-pooling, or strides of a level's first block."""
     gate: Literal["double", "single", "none"] = "double"
-    """Attention gates a skip: the authors' pair, one, or a plain U-Net."""
+    """Attention gates per skip: the authors' pair, one, or a plain U-Net."""
     deep_supervision: Literal["fused", "per-scale", "none"] = "fused"
-    """Heads fused into one output as the authors do, one loss a scale, or one plain head."""
+    """Heads fused into one output as the authors do, one loss per scale, or one plain head."""
     norm: Literal["batch", "instance", "group"] = "batch"
     """Normalisation after each convolution."""
     dropout: float = 0.0
@@ -32,6 +52,9 @@ class NetworkConfig:
         require(len(self.channels) >= 2, "network.channels", self.channels, "at least two levels")
         require(min(self.channels) > 0, "network.channels", self.channels, "positive")
         require(0 <= self.dropout < 1, "network.dropout", self.dropout, "in [0, 1)")
+        if self.blocks is not None:
+            fits = len(self.blocks) == len(self.channels) and min(self.blocks) > 0
+            require(fits, "network.blocks", self.blocks, "one positive number per level")
         if self.strides is not None:
             rule = f"{len(self.channels) - 1} triples of positive factors, one between two levels"
             whole = all(min(stride) > 0 for stride in self.strides)
