@@ -143,12 +143,7 @@ def _transforms(model: Checkpoint) -> dict[str, Any]:
         "label_values": sorted(model.labels),
         "scan_settings": _target("attunet3d.core.PreprocessingConfig", **preprocessing),
         "preprocessing": _chain(
-            _monai(
-                "transforms.LoadImaged",
-                keys="image",
-                reader="NibabelReader",
-                ensure_channel_first=True,
-            ),
+            _monai("transforms.LoadImaged", **load),
             _target(ways + "ToNetworkGridd", **there),
         ),
         "postprocessing": _chain(
