@@ -25,8 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--threshold", action="append", default=[], metavar="[NAME=]VALUE", help=threshold
     )
+    largest = "keep the largest component of this label only, a name or value; may be repeated"
     parser.add_argument(
-        "--keep-largest", action="store_true", help="largest component of each label only"
+        "--keep-largest", action="append", default=[], metavar="LABEL", help=largest
     )
     plain = "--" in (argv or ())  # names that begin with a dash; the other parser drops the sign
     arguments = (parser.parse_args if plain else parser.parse_intermixed_args)(argv)

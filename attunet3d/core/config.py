@@ -1,37 +1,46 @@
-"""What a run is: one frozen tree of settings, checked at birth, saved as plain JSON.
+"""What a run is: one frozen tree of settings, checked when it is made, saved as plain JSON.
 
-A value of `None` means "let the plan decide"; the `config.json` a run writes holds no `None`
-where the plan has decided. Axes are those of the network's grid: x to the patient's right-to-left
-(R), y back to front (A), z feet to head (S), so `patch_size=(160, 160, 96)` is x, y, z.
+A value of `None` (`null` in files) means "let the plan decide"; the `config.json` that a run
+writes holds no `None` where the plan has decided. Axes are those of the network's grid: x to the
+patient's right-to-left (R), y back to front (A), z feet to head (S).
 """
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from attunet3d.core import whole_file
 from attunet3d.core.errors import SettingsError
-from attunet3d.core.model_settings import InferenceConfig, NetworkConfig, PreprocessingConfig
-from attunet3d.core.strict_text import read_text
-from attunet3d.core.strict_yaml import parse_yaml
-from attunet3d.core.training_settings import AugmentationConfig, TrainingConfig
-from attunet3d.core.typed_values import build, unknown
+from attunet3d.core.model_config import InferenceConfig, NetworkConfig, PreprocessingConfig
+from attunet3d.core.settings import Settings, mapping, refusal, refuse_unknown, schema
+from attunet3d.core.text import parse_yaml, read_text, reason
+from attunet3d.core.training_config import AugmentationConfig, TrainingConfig
 from attunet3d.core.types import Size
 
-MOST_BYTES = 100_000  # of a file of settings; a whole configuration takes 3,000
+SECTIONS: dict[str, type[Settings]] = {
+    "network": NetworkConfig,
+    "preprocessing": PreprocessingConfig,
+    "augmentation": AugmentationConfig,
+    "training": TrainingConfig,
+    "inference": InferenceConfig,
+}
+FILE_BYTES = 100_000  # largest file of settings; a whole configuration takes 3,000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything a run depends on but its data.
+    """Everything that a run depends on except its data.
+
+    Raises:
+        SettingsError: A value is of the wrong type, out of range, or contradicts another.
 
     Example:
-        >>> config = Config().with_overrides(["training.steps=10", "network.gate=single"])
-        >>> config.training.steps, config.network.gate
-        (10, 'single')
+        >>> config = Config().with_overrides(["training.steps=10", "inference.window=96,96,64"])
+        >>> config.training.steps, config.inference.window
+        (10, (96, 96, 64))
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -40,70 +49,119 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 
+    def __post_init__(self) -> None:
+        patch, strides = self.training.patch_size, self.network.strides
+        if patch is None or strides is None:
+            return
+        divisor = [prod(stride[axis] for stride in strides) for axis in range(3)]
+        down = [max(1, size // step) * step for size, step in zip(patch, divisor, strict=True)]
+        up = [-(-size // step) * step for size, step in zip(patch, divisor, strict=True)]
+        if up != list(patch):
+            rule = f"a multiple of {divisor}, the product of network.strides"
+            raise refusal("training.patch_size", patch, rule, f"the nearest are {down} and {up}")
+
     @property
     def window(self) -> Size | None:
         """x, y, z voxels of inference's windows: those set, else the training patch."""
         return self.inference.window or self.training.patch_size
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
-        """Build a configuration from plain values; what is missing keeps its default.
+    def from_dict(cls, values: object) -> "Config":
+        """The configuration of plain values by section; what is missing keeps its default.
 
         Raises:
             SettingsError: A name is unknown, or a value is of the wrong type or out of range.
         """
-        config: Config = build(cls, values)
-        return config
+        sections = mapping("a configuration", values)
+        refuse_unknown(sections, SECTIONS)
+        groups: dict[str, Any] = {
+            name: SECTIONS[name].from_dict(values) for name, values in sections.items()
+        }
+        return cls(**groups)
 
     @classmethod
     def load(cls, path: Path) -> "Config":
-        """Read a YAML or JSON file (no tags, no aliases, no expressions, no code).
+        """Read a YAML or JSON file.
 
         Raises:
-            SettingsError: The file is missing, no mapping of settings, or holds a wrong one.
+            SettingsError: The file cannot be read, or holds a wrong setting.
         """
         try:
-            values = parse_yaml(read_text(path, MOST_BYTES))
-        except (OSError, ValueError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)[:300]
-            raise SettingsError(f"{path}: no configuration can be read here ({reason})") from None
-        if not isinstance(values, Mapping):
-            raise SettingsError(f"{path}: must hold settings by name, got {type(values).__name__}")
-        try:
-            return cls.from_dict(values)
+            return cls.from_dict(parse_yaml(read_text(path, FILE_BYTES)))
         except SettingsError as error:
-            raise SettingsError(f"{path}: {error}") from None
+            raise error.within(path) from None
+        except (OSError, ValueError) as error:
+            rule = f"cannot be read as a configuration ({reason(error)})"
+            raise SettingsError(rule, path=path) from None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `from_dict` reads them."""
-        return dataclasses.asdict(self)
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by section and name, as `from_dict` reads them."""
+        return asdict(self)
+
+    def by_name(self) -> dict[str, Any]:
+        """All values by dotted name, such as "training.steps"."""
+        sections = self.to_dict().items()
+        return {f"{s}.{name}": value for s, values in sections for name, value in values.items()}
 
     def save(self, path: Path) -> None:
         """Write JSON that `load` reads."""
         whole_file.write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
-    def with_overrides(self, settings: Iterable[str]) -> "Config":
-        """Return this configuration with `section.name=value` applied, all together.
+    def replaced(self, values: Mapping[str, Any]) -> "Config":
+        """This configuration with other values by dotted name, applied all together.
 
         Raises:
-            SettingsError: A setting is not `section.name=value`, unknown, or wrong.
+            SettingsError: A name is unknown, or a value is of the wrong type or out of range.
+
+        Example:
+            >>> Config().replaced({"training.steps": 10}).training.steps
+            10
         """
-        values = self.to_dict()
-        for setting in settings:
-            path, equals, text = setting.partition("=")
-            section, dot, name = path.strip().partition(".")
-            if not (equals and dot):
-                raise SettingsError(
-                    f"--set {setting}: write section.name=value, as training.steps=1000"
-                )
-            if section not in values:
-                raise SettingsError(unknown(section, values))
-            if name not in values[section]:
-                raise SettingsError(unknown(name, values[section], f"{section}."))
-            try:
-                values[section][name] = parse_yaml(text) if text.strip() else None
-            except ValueError:
-                raise SettingsError(
-                    f"--set {setting}: write a number, a name or a list such as [1, 2, 3]"
-                ) from None
-        return Config.from_dict(values)
+        sections = self.to_dict()
+        for name, value in values.items():
+            section, _, field_name = name.partition(".")
+            refuse_unknown([section], sections)
+            refuse_unknown([field_name], sections[section], f"{section}.")
+            sections[section][field_name] = value
+        return Config.from_dict(sections)
+
+    def with_overrides(self, settings: Iterable[str]) -> "Config":
+        """This configuration with texts `section.name=value` applied, all together.
+
+        A value is written as in YAML; a list may lack its brackets, and nothing means null.
+
+        Raises:
+            SettingsError: A text is not `section.name=value`, or the setting is unknown or wrong.
+        """
+        return self.replaced(dict(map(_parse_override, settings)))
+
+
+def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configurations differ, as (old, new) values by dotted name.
+
+    Example:
+        >>> changed_settings(Config(), Config().replaced({"training.seed": 1}))
+        {'training.seed': (0, 1)}
+    """
+    before, after = old.by_name(), new.by_name()
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file, for editors."""
+    return schema(Config)
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or "." not in name:
+        raise SettingsError(
+            f"--set {text:.200}: is not section.name=value", cure="write it as training.steps=1000"
+        )
+    if "," in value and value[0] not in "[{\"'":
+        value = f"[{value}]"
+    try:
+        return name, parse_yaml(value)
+    except ValueError:
+        cure = "write a number, a name or a list such as [1, 2, 3]"
+        raise SettingsError(f"--set {text:.200}: the value cannot be read", cure=cure) from None

@@ -58,7 +58,9 @@ class UserError(ValueError):
         super().__init__(line)
 
     def within(self, place: object) -> Self:
-        """The same error with `place` at the start of its line, such as the case that it befell.
+        """The same error with `place` at the start of its line, such as a case or a file.
+
+        A `Path` also becomes the error's `path` if it has none.
 
         Example:
             >>> str(DataError("has no voxel", cure="check it").within("case pancreas_001"))
@@ -66,6 +68,8 @@ class UserError(ValueError):
         """
         error = type(self)(f"{place}: {self}")
         error.path, error.value, error.cure = self.path, self.value, self.cure
+        if error.path is None and isinstance(place, Path):
+            error.path = place
         return error
 
 

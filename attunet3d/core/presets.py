@@ -11,8 +11,8 @@ from pathlib import Path
 
 from attunet3d.core.config import Config
 from attunet3d.core.errors import SettingsError
-from attunet3d.core.model_settings import InferenceConfig, NetworkConfig, PreprocessingConfig
-from attunet3d.core.training_settings import AugmentationConfig, TrainingConfig
+from attunet3d.core.model_config import InferenceConfig, NetworkConfig, PreprocessingConfig
+from attunet3d.core.training_config import AugmentationConfig, TrainingConfig
 
 # The authors count epochs: 1000 of the 61 training cases of CT-82 in batches of two, the learning
 # rate halved every 250. Here a step is an update of the weights.
@@ -87,7 +87,6 @@ def pancreas_ct() -> Config:
             validate_every=1000,
             ema_decay=0.999,
         ),
-        inference=InferenceConfig(keep_largest=True),
     )
 
 
@@ -112,7 +111,7 @@ def demo_cpu() -> Config:
             weight_decay=1e-2,
             schedule="one_cycle",
         ),
-        inference=InferenceConfig(mode="whole", keep_largest=True),
+        inference=InferenceConfig(mode="whole"),
     )
 
 

@@ -1,5 +1,7 @@
 """Connected parts of masks and of label maps."""
 
+from collections.abc import Collection
+
 import cc3d
 import numpy as np
 import numpy.typing as npt
@@ -34,19 +36,28 @@ def large_components(mask: Mask, share: float = 1.0) -> Mask:
     return kept
 
 
-def keep_largest_(labels: npt.NDArray[np.uint8]) -> None:
+def keep_largest_(labels: npt.NDArray[np.uint8], values: Collection[int]) -> None:
     """Set what is not in the largest part of its label to 0, in place.
 
     Args:
         labels: (I, J, K) label values, Fortran order.
+        values: The labels to do this for; the others stay as they are.
+
+    Example:
+        >>> labels = np.array([2, 0, 1, 1, 0, 1, 0, 2], np.uint8).reshape(8, 1, 1)
+        >>> keep_largest_(labels, [1])
+        >>> labels.ravel().tolist()
+        [2, 0, 1, 1, 0, 0, 0, 2]
     """
+    if not values:
+        return
     memory = labels.T  # (K, J, I): the order in which memory is walked
     rows = memory.max(2)  # (K, J); a quick look that spares the slower one most of the scan
     if not rows.any():
         return
     memory = memory[extent(rows.any(1)), extent(rows.any(0))]
     for value, box in enumerate(ndimage.find_objects(memory), start=1):
-        if box is not None:
+        if box is not None and value in values:
             region = memory[box]
             mask = region == value
             region[mask & ~large_components(mask)] = 0

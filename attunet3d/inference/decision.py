@@ -90,7 +90,7 @@ def decide(
     network: Grid,
     source: Grid,
     values: Sequence[int],
-    keep_largest: bool = False,
+    keep_largest: Sequence[int] = (),
 ) -> LabelMap:
     """Labels on the scan's grid: the class of the largest resampled logit.
 
@@ -102,7 +102,7 @@ def decide(
         network: The network's grid.
         source: The scan's grid.
         values: The label value of each class, background first.
-        keep_largest: Keep only the largest connected component of each label.
+        keep_largest: Label values of which only the largest connected component is kept.
 
     Returns:
         Label values in the scan's shape, Fortran order.
@@ -119,8 +119,7 @@ def decide(
     labels: LabelMap = zeros(source.shape[::-1], np.uint8).T
     for stretch in _stretches(slabs, network, source, margins=True):
         _choose(stretch, values, torch.from_numpy(labels))
-    if keep_largest:
-        keep_largest_(labels)
+    keep_largest_(labels, keep_largest)
     return labels
 
 

@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core import DataError, Float32s, WriteError, whole_file
+from attunet3d.core import DataError, Float32s, WriteError, label_values, whole_file
 from attunet3d.imaging import Segmentation, Volume, keep_largest_, read_label, write_map
 from attunet3d.inference import results
 from attunet3d.inference.predictor import Prediction
@@ -28,8 +28,8 @@ class Rule:
 
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Least probability of a label, by its name; "*" for every label not named."""
-    keep_largest: bool = False
-    """Keep the largest connected component of each label only."""
+    keep_largest: tuple[int | str, ...] = ()
+    """Labels, by value or name, of which only the largest connected component is kept."""
 
     def __post_init__(self) -> None:
         for name, value in self.thresholds.items():
@@ -37,7 +37,7 @@ class Rule:
                 raise DataError(f"--threshold {name}={value}: must be above 0 and at most 1")
 
     @classmethod
-    def parse(cls, thresholds: Sequence[str], keep_largest: bool = False) -> "Rule":
+    def parse(cls, thresholds: Sequence[str], keep_largest: Sequence[str] = ()) -> "Rule":
         """Read thresholds as the command line has them: `NAME=VALUE`, or `VALUE` for all.
 
         Example:
@@ -51,7 +51,8 @@ class Rule:
                 parsed[name or "*"] = float(number)
             except ValueError:
                 raise DataError(f"--threshold {text}: write NAME=0.3, or 0.3 for all") from None
-        return cls(thresholds=parsed, keep_largest=keep_largest)
+        largest = (int(label) if label.isdecimal() else label for label in keep_largest)
+        return cls(thresholds=parsed, keep_largest=tuple(largest))
 
     def for_labels(self, labels: Mapping[int, str]) -> list[float | None]:
         """The threshold of each foreground label in order.
@@ -186,8 +187,7 @@ def _export_case(sources: Sequence[CaseFiles], target: CaseFiles, rule: Rule) ->
             for index in range(len(values))
         ]
         array[..., plane] = choose(means, values, thresholds)
-    if rule.keep_largest:
-        keep_largest_(array)
+    keep_largest_(array, label_values(rule.keep_largest, labels, "--keep-largest"))
     segmentation = Segmentation(array, scan.grid, labels, scan.geometry)
     results.spare_others_work(target, segmentation)
     segmentation.save(target.mask)

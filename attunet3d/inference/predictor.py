@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attunet3d.core import Box, Float32s, LabelMap, ModelError, machine
+from attunet3d.core import Box, Float32s, LabelMap, ModelError, label_values, machine
 from attunet3d.imaging import (
     Grid,
     NetworkImage,
@@ -75,6 +75,7 @@ class Predictor:
     ) -> None:
         self.config = ensemble.common_config(members, settings)
         self.labels = members[0].labels
+        self.keep_largest = label_values(self.config.inference.keep_largest, self.labels)
         self.fingerprint = ensemble.fingerprint(members)
         self.device = machine.pick_device(None if device is None else str(device))
         networks = [member.network for member in members]
@@ -189,8 +190,8 @@ class Predictor:
                 maps = self._maps(work, kept, image.grid)
             slabs = _first(kept, len(self.labels))
         with work.watch.stage("decision"):
-            values, largest = sorted(self.labels), self.config.inference.keep_largest
-            return decide(slabs, image.grid, work.volume.grid, values, largest), maps
+            source, values = work.volume.grid, sorted(self.labels)
+            return decide(slabs, image.grid, source, values, self.keep_largest), maps
 
     def _maps(self, work: "_Work", slabs: list[Slab], network: Grid) -> list[Float32s | None]:
         """Foreground probabilities and attention on the source grid, those that are wanted."""

@@ -1,2 +1,1 @@
-from .formats import ENDINGS as ENDINGS
-from .formats import package as package
+from . import package as package

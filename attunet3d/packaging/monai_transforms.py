@@ -94,7 +94,7 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
         keys: Entries of logits (K, X, Y, Z); K = 1 is the margin of two classes.
         like: The entry that `ToNetworkGridd` made, on whose grid the logits lie.
         values: The label value of each class, background first.
-        keep_largest: Keep only the largest connected component of each label.
+        keep_largest: Label values of which only the largest connected component is kept.
         allow_missing_keys: Skip entries that are not there.
     """
 
@@ -104,7 +104,7 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
         like: Hashable,
         *,
         values: Sequence[int] = (0, 1),
-        keep_largest: bool = False,
+        keep_largest: Sequence[int] = (),
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)

@@ -24,7 +24,7 @@ from attunet3d.core import (
     TrainingError,
     available_bytes,
     machine,
-    strict_json,
+    read_json,
     whole_file,
 )
 from attunet3d.datasets import Case, measure_fingerprint
@@ -85,7 +85,7 @@ def _same_settings(run_dir: Path, wanted: dict[str, Any], saved: dict[str, Any])
 
 def _same_cases(run_dir: Path, cases: Cases) -> None:
     """Refuse to go on with other cases: those validated on would have been trained on."""
-    plan_file = strict_json.read_json(run_dir / "plan.json")
+    plan_file = read_json(run_dir / "plan.json")
     if not isinstance(plan_file, dict) or plan_file.get("split") != _split(cases):
         raise TrainingError(
             f"{run_dir}: was begun with other training or validation cases; resume with the same"

@@ -3,14 +3,20 @@
 import dataclasses
 import json
 
+import jsonschema
 import pytest
-import yaml
 
 from attunet3d.core import SettingsError
-from attunet3d.core.config import Config
+from attunet3d.core.config import Config, changed_settings, json_schema
 from attunet3d.core.errors import UserError
-from attunet3d.core.model_settings import InferenceConfig, NetworkConfig, PreprocessingConfig
-from attunet3d.core.training_settings import AugmentationConfig, TrainingConfig
+from attunet3d.core.model_config import (
+    InferenceConfig,
+    NetworkConfig,
+    PreprocessingConfig,
+    label_values,
+)
+from attunet3d.core.presets import PRESETS, find_config
+from attunet3d.core.training_config import AugmentationConfig, TrainingConfig
 
 SECTIONS = {
     "network": NetworkConfig,
@@ -31,11 +37,22 @@ MAY_BE_NONE = {
     "training.ignore_index",
     "inference.window",
 }
+SCHEMA = json_schema()["$defs"]
 FIELDS = [
     f"{section}.{field.name}"
     for section, cls in SECTIONS.items()
     for field in dataclasses.fields(cls)
 ]
+
+
+def field_schema(name):
+    """The schema of a field; of a field that may be null, that of its other type."""
+    section, field = name.split(".")
+    found = SCHEMA[SECTIONS[section].__name__]["properties"][field]
+    return found | next((part for part in found.get("anyOf", []) if part["type"] != "null"), {})
+
+
+NUMBERS = [name for name in FIELDS if field_schema(name).get("type") in ("integer", "number")]
 
 
 def build(name, value):
@@ -57,57 +74,66 @@ def refusal(*arguments, call=build):
     return message
 
 
-# What is out of range: the name, the rule and the value are in the message.
+def refuses(name, value):
+    try:
+        build(name, value)
+    except SettingsError as error:
+        return str(error).startswith(name) and "got " in str(error)
+    return False
+
+
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
-        ("network.channels", [16], "at least two levels, got (16,)"),
-        ("network.channels", [], "at least two levels, got ()"),
-        ("network.channels", [16, 0], "positive, got (16, 0)"),
-        ("network.dropout", 1, "in [0, 1), got 1.0"),
-        ("network.dropout", -0.1, "in [0, 1), got -0.1"),
-        ("network.strides", [[2, 2, 2]], "4 triples of positive factors, one between two levels"),
-        ("network.strides", [[2, 2, 0]] * 4, "4 triples of positive factors"),
+        ("network.channels", [16], "a list [a, b, …] of length >= 2, got [16]"),
+        ("network.channels[1]", [16, 0], "a whole number >= 1, got [16, 0]"),
+        ("network.dropout", 1, "a number < 1.0, got 1"),
+        ("network.strides", [[2, 2, 2]], "4 triples, one between each two levels, got [(2, 2, 2)]"),
+        ("network.strides[3][2]", [[2, 2, 2]] * 3 + [[2, 2, 0]], "a whole number >= 1, got [[2, "),
         ("network.gate", "triple", "one of double, single, none, got 'triple'"),
         ("network.norm", "layer", "one of batch, instance, group, got 'layer'"),
         ("network.deep_supervision", "all", "one of fused, per-scale, none"),
-        ("preprocessing.spacing_mm", [1, 1, 0], "positive millimetres, got (1.0, 1.0, 0.0)"),
-        ("preprocessing.hu_window", [240, -160], "lowest, then highest HU, got (240.0, -160.0)"),
-        ("preprocessing.hu_window", [5, 5], "lowest, then highest HU"),
-        ("preprocessing.std_hu", 0, "positive, got 0.0"),
-        ("augmentation.flip_axes", [0, 3], "of 0, 1, 2, got (0, 3)"),
-        ("augmentation.scale", [1.4, 0.7], "positive, in order, got (1.4, 0.7)"),
-        ("augmentation.scale", [0, 1], "positive, in order"),
-        ("augmentation.noise_probability", 1.5, "in [0, 1], got 1.5"),
-        ("augmentation.elastic_probability", -0.1, "in [0, 1]"),
-        ("training.steps", 0, "positive, got 0"),
-        ("training.accumulation", 0, "positive"),
-        ("training.validate_every", 0, "positive"),
-        ("training.save_every", -1, "positive"),
-        ("training.step_size", 0, "positive"),
-        ("training.learning_rate", 0, "positive, got 0.0"),
-        ("training.warmup_steps", -1, "0 or more, got -1"),
-        ("training.early_stop", -1, "0 or more"),
-        ("training.workers", -1, "0 to 64"),
-        ("training.clip_gradient_norm", -1, "0 or more"),
-        ("training.weight_decay", -1e-5, "0 or more"),
-        ("training.patch_size", [96, 96, 0], "positive, got (96, 96, 0)"),
-        ("training.batch_size", 0, "positive, got 0"),
-        ("training.foreground_fraction", 1.1, "in [0, 1], got 1.1"),
-        ("training.ema_decay", 1, "in [0, 1), got 1.0"),
-        ("inference.overlap", 1, "in [0, 1), got 1.0"),
-        ("inference.window_batch", 0, "positive, got 0"),
-        ("inference.window", [0, 96, 96], "positive, got (0, 96, 96)"),
+        ("preprocessing.spacing_mm[2]", [1, 1, 0], "a number >= 0.01, got [1, 1, 0]"),
+        ("preprocessing.hu_window", [240, -160], "the lowest, then the highest HU, got [240.0, -"),
+        ("preprocessing.hu_window", [5, 5], "the lowest, then the highest HU"),
+        ("preprocessing.std_hu", 0, "a number > 0.0, got 0"),
+        ("augmentation.flip_axes[1]", [0, 3], "a whole number <= 2, got [0, 3]"),
+        ("augmentation.flip_axes", [1, 1], "different axes, got [1, 1]"),
+        ("augmentation.scale", [1.4, 0.7], "the smallest, then the largest zoom, got [1.4, 0.7]"),
+        ("augmentation.elastic_mm", -3, "a number >= 0.0, got -3"),
+        ("training.steps", 0, "a whole number >= 1, got 0"),
+        ("training.momentum", -5, "a number >= 0.0, got -5"),
+        ("training.step_gamma", -1, "a number > 0.0, got -1"),
+        ("training.tversky[0]", [-1, -2], "a number >= 0.0, got [-1, -2]"),
+        ("training.tversky", [0, 0], "two weights, at least one of them above 0, got [0.0, 0.0]"),
+        ("training.focal_gamma", -1, "a number >= 0.0, got -1"),
+        ("training.patch_size[2]", [96, 96, 0], "a whole number >= 1, got [96, 96, 0]"),
+        ("inference.max_voxels", -3, "a whole number >= 1, got -3"),
         ("inference.mode", "slide", "one of window, whole, got 'slide'"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name_rule_and_value(name, value, rule):
-    message = refusal(name, value)
-    assert message.startswith(f"{name} must be ")
-    assert rule in message
+    message = refusal(name.partition("[")[0], value)
+    assert message.startswith(f"{name} must be {rule}")
 
 
-# What is of another type.
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_a_smallest_and_a_largest_value(name):
+    found = field_schema(name)
+    low, high = (
+        found.get(f"{kind}imum", found.get(f"exclusive{kind.capitalize()}imum"))
+        for kind in ("min", "max")
+    )
+    beyond = [low - 1, high + 1, float("nan"), float("inf"), -float("inf"), 10**400, None, "text"]
+    beyond += [found[key] for key in ("exclusiveMinimum", "exclusiveMaximum") if key in found]
+    if name in MAY_BE_NONE:
+        beyond.remove(None)
+    assert [value for value in beyond if not refuses(name, value)] == []
+    for key in ("minimum", "maximum"):
+        if key in found and name != "training.ignore_index":  # which needs another loss
+            assert not refuses(name, found[key])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
@@ -117,28 +143,25 @@ def test_a_value_out_of_range_is_refused_by_name_rule_and_value(name, value, rul
         ("training.steps", [10], "a whole number, got [10]"),
         ("training.steps", float("inf"), "a whole number, got inf"),
         ("training.steps", float("nan"), "a whole number, got nan"),
-        ("training.learning_rate", 10**400, "a number, got 1000"),
+        ("training.learning_rate", 10**400, "a number in range, got 1000"),
         ("training.learning_rate", "fast", "a number, got 'fast'"),
         ("training.learning_rate", True, "a number, got True"),
-        ("training.learning_rate", float("nan"), "a number, got nan"),
-        ("training.learning_rate", float("inf"), "a number, got inf"),
-        ("training.learning_rate", "nan", "a number, got nan"),
+        ("training.learning_rate", "nan", "a number, got 'nan'"),
         ("training.learning_rate", {}, "a number, got {}"),
-        ("network.align_corners", 1, "a bool, got 1"),
-        ("network.align_corners", "yes", "a bool, got 'yes'"),
-        ("network.channels", 16, "a list such as [1, 2, 3], got 16"),
-        ("network.channels", "16, 32", "a list such as [1, 2, 3]"),
-        ("network.channels", [16, "x"], "a whole number, got 'x'"),
-        ("network.strides", [[2, 2]] * 4, "a list of 3, got [2, 2]"),
-        ("training.patch_size", [96, 96], "a list of 3, got [96, 96]"),
-        ("preprocessing.hu_window", [1, 2, 3], "a list of 2"),
+        ("network.align_corners", 1, "true or false, got 1"),
+        ("network.align_corners", "yes", "true or false, got 'yes'"),
+        ("network.channels", 16, "a list [a, b, …], got 16"),
+        ("network.channels", "16, 32", "a list [a, b, …], got '16"),
+        ("network.channels[1]", [16, "x"], "a whole number, got [16, 'x']"),
+        ("network.strides[0]", [[2, 2]] * 4, "a list [a, b, …] of length 3, got [[2, 2], "),
+        ("training.patch_size", [96, 96], "a list [a, b, …] of length 3, got [96, 96]"),
+        ("preprocessing.hu_window", [1, 2, 3], "a list [a, b, …] of length 2, got "),
         ("training.loss", None, "one of dice, dice_ce"),
     ],
 )
 def test_a_value_of_another_type_is_refused(name, value, rule):
-    message = refusal(name, value)
-    assert message.startswith(f"{name} must be ")
-    assert rule in message
+    message = refusal(name.partition("[")[0], value)
+    assert message.startswith(f"{name} must be {rule}")
 
 
 @pytest.mark.parametrize("value", [[], {}, [["dice"]]])
@@ -170,7 +193,7 @@ def test_configurations_are_frozen_and_take_names_only(cls):
 
 
 def test_a_configuration_built_in_python_is_checked_as_well():
-    with pytest.raises(SettingsError, match=r"training\.steps must be positive, got 0"):
+    with pytest.raises(SettingsError, match=r"training\.steps must be a whole number >= 1, got 0"):
         TrainingConfig(steps=0)
 
 
@@ -191,10 +214,10 @@ def test_ignore_index_needs_a_loss_that_knows_it():
             {"training": {"learning_rat": 1}},
             "unknown setting training.learning_rat; did you mean training.learning_rate?",
         ),
-        ({"inference": {"xyz": 1}}, "unknown setting inference.xyz; there are mode, window"),
-        ({"network": {1: 2}}, "unknown setting network.1; there are channels"),
-        ({"network": [1]}, "network must hold settings by name, got [1]"),
-        ({"network": None}, "network must hold settings by name, got None"),
+        ({"inference": {"xyz": 1}}, "unknown setting inference.xyz; choose from mode, window"),
+        ({"network": {1: 2}}, "unknown setting network.1; choose from channels"),
+        ({"network": [1]}, "network must be a mapping of settings by name, got [1]"),
+        ({"network": None}, "network must be a mapping of settings by name, got None"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_known_one(values, message):
@@ -213,7 +236,7 @@ def test_what_is_saved_is_loaded_again_whatever_it_holds(tmp_path):
             },
             "preprocessing": {"spacing_mm": [1, 1.5, 2], "hu_window": [-160, 240], "mean_hu": 0.1},
             "augmentation": {"flip_axes": [], "scale": [1, 1]},
-            "training": {"seed": -3, "patch_size": [48, 48, 32], "learning_rate": 1e-4},
+            "training": {"seed": 3, "patch_size": [48, 48, 32], "learning_rate": 1e-4},
             "inference": {"window": None, "mirror": True},
         }
     )
@@ -243,14 +266,14 @@ def test_a_yaml_file_may_write_powers_of_ten_as_people_do(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("training: {steps: 0}", "training.steps must be positive, got 0"),
+        ("training: {steps: 0}", "training.steps must be a whole number >= 1, got 0"),
         ("training: {stepz: 1}", "unknown setting training.stepz; did you mean training.steps?"),
-        ("[1, 2]", "must hold settings by name, got list"),
-        ("", "must hold settings by name, got NoneType"),
-        ("oktay2018", "must hold settings by name, got str"),
-        ("a: [", "no configuration can be read here"),
-        ("a: b: c", "no configuration can be read here"),
-        ("\x00", "no configuration can be read here"),
+        ("[1, 2]", "a configuration must be a mapping of settings by name, got [1, 2]"),
+        ("", "a configuration must be a mapping of settings by name, got None"),
+        ("oktay2018", "a configuration must be a mapping of settings by name, got 'oktay"),
+        ("a: [", "cannot be read as a configuration"),
+        ("a: b: c", "cannot be read as a configuration"),
+        ("\x00", "cannot be read as a configuration"),
     ],
 )
 def test_a_wrong_file_is_refused_by_its_name(tmp_path, text, message):
@@ -261,9 +284,9 @@ def test_a_wrong_file_is_refused_by_its_name(tmp_path, text, message):
 
 def test_a_missing_file_a_folder_and_bytes_that_are_no_text_are_refused(tmp_path):
     assert "No such file" in refusal(tmp_path / "none.yaml", call=Config.load)
-    assert "no configuration can be read here" in refusal(tmp_path, call=Config.load)
+    assert "cannot be read as a configuration" in refusal(tmp_path, call=Config.load)
     (tmp_path / "scan.nii.gz").write_bytes(b"\x1f\x8b\xff\xfe")
-    assert "no configuration can be read here" in refusal(
+    assert "cannot be read as a configuration" in refusal(
         tmp_path / "scan.nii.gz", call=Config.load
     )
 
@@ -277,7 +300,7 @@ def test_a_file_far_larger_than_settings_are_is_not_even_read(tmp_path):
 def test_a_deeply_nested_file_is_refused_and_not_a_crash(tmp_path):
     path = tmp_path / "deep.yaml"
     path.write_text("[" * 20_000)
-    assert "no configuration can be read here" in refusal(path, call=Config.load)
+    assert "cannot be read as a configuration" in refusal(path, call=Config.load)
 
 
 @pytest.mark.parametrize(
@@ -292,9 +315,9 @@ def test_a_deeply_nested_file_is_refused_and_not_a_crash(tmp_path):
 def test_a_tag_runs_no_code(tmp_path, tag):
     path, trace = tmp_path / "evil.yaml", tmp_path / "trace"
     path.write_text("training: " + tag.format(trace))
-    assert "no configuration can be read here" in refusal(path, call=Config.load)
+    assert "cannot be read as a configuration" in refusal(path, call=Config.load)
     setting = "training.steps=" + tag.format(trace)
-    with pytest.raises((SettingsError, yaml.YAMLError)):
+    with pytest.raises(SettingsError):
         Config().with_overrides([setting])
     assert not trace.exists()
 
@@ -310,6 +333,11 @@ def test_a_tag_runs_no_code(tmp_path, tag):
         ("network.gate=none", "none"),
         ("network.channels=[8, 16, 32]", (8, 16, 32)),
         ("training.patch_size=[96,96,64]", (96, 96, 64)),
+        ("training.patch_size=96,96,64", (96, 96, 64)),
+        ("training.steps=1e3", 1000),
+        ("training.seed=010", 10),
+        ("inference.keep_largest=[pancreas, 2]", ("pancreas", 2)),
+        ("inference.keep_largest=pancreas,", ("pancreas",)),
         ("training.patch_size=null", None),
         ("training.patch_size=", None),
         ("augmentation.flip_axes=[]", ()),
@@ -340,14 +368,22 @@ def test_overrides_are_applied_together_and_the_last_of_a_name_wins():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("training.steps", "--set training.steps: write section.name=value, as training.steps=1"),
-        ("steps=10", "--set steps=10: write section.name=value"),
-        ("", "--set : write section.name=value"),
+        (
+            "training.steps",
+            "--set training.steps: is not section.name=value; write it as",
+        ),
+        ("steps=10", "--set steps=10: is not section.name=value"),
+        ("", "--set : is not section.name=value"),
         ("trainin.steps=10", "unknown setting trainin; did you mean training?"),
         ("training.step=10", "unknown setting training.step; did you mean training.steps?"),
+        ("training.steps=1:00", "training.steps must be a whole number, got '1:00'"),
+        ("inference.mirror=yes", "inference.mirror must be true or false, got 'yes'"),
         ("training.steps=ten", "training.steps must be a whole number, got 'ten'"),
         ("training.steps=", "training.steps must be a whole number, got None"),
-        ("training.steps=[1", "--set training.steps=[1: write a number, a name or a list such as"),
+        (
+            "training.steps=[1",
+            "--set training.steps=[1: the value cannot be read; write a",
+        ),
         ("training.steps=" + "[" * 9999, "write a number, a name or a list such as [1, 2, 3]"),
     ],
 )
@@ -355,14 +391,76 @@ def test_a_wrong_override_is_refused(setting, message):
     assert message in refusal([setting], call=Config().with_overrides)
 
 
-@pytest.mark.parametrize("cls", SECTIONS.values())
-def test_every_setting_has_its_one_sentence(cls):
-    """The text under each field is its documentation; a field without one cannot be understood."""
-    import inspect
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_has_its_one_sentence_which_the_schema_shows(name):
+    sentence = field_schema(name)["description"]
+    assert sentence.endswith(".")
+    assert sentence[0].isupper()
 
-    lines = [line.strip() for line in inspect.getsource(cls).splitlines()]
-    for field in dataclasses.fields(cls):
-        [row] = [n for n, line in enumerate(lines) if line.startswith(f"{field.name}:")]
-        sentence = lines[row + 1]
-        assert sentence.startswith('"""'), field.name
-        assert sentence.endswith('."""'), field.name
+
+def test_the_schema_accepts_every_preset_and_refuses_what_the_configuration_refuses():
+    validator = jsonschema.Draft202012Validator(json_schema())
+    for name in PRESETS:
+        values = json.loads(json.dumps(find_config(name).to_dict()))
+        assert not list(validator.iter_errors(values))
+    wrong = {"training": {"steps": 0, "stepz": 1}, "network": {"gate": "triple"}, "x": {}}
+    assert len(list(validator.iter_errors(wrong))) == 4
+
+
+# Values by name, and what changed.
+def test_values_are_replaced_by_name_without_becoming_text():
+    config = Config().replaced({"training.seed": 7, "training.patch_size": (96, 96, 64)})
+    assert (config.training.seed, config.training.patch_size) == (7, (96, 96, 64))
+    assert config.by_name()["training.seed"] == 7
+    assert config.replaced(Config().by_name()) == Config()
+    with pytest.raises(SettingsError, match=r"did you mean training\.seed"):
+        Config().replaced({"training.sed": 1})
+
+
+def test_changed_settings_are_those_that_differ_also_where_one_is_none():
+    old = Config().replaced({"network.gate_bias": 3.0})
+    assert changed_settings(old, old) == {}
+    new = old.replaced({"network.gate_bias": None, "training.steps": 5})
+    assert changed_settings(old, new) == {
+        "network.gate_bias": (3.0, None),
+        "training.steps": (50_000, 5),
+    }
+
+
+def test_configurations_of_equal_settings_are_equal_and_hash_alike():
+    assert len({Config(), Config.from_dict({}), Config().replaced({"training.seed": 1})}) == 2
+
+
+# A patch and the network's strides.
+@pytest.mark.parametrize(
+    ("patch", "cure"),
+    [
+        ("50,50,50", "got [50, 50, 50]; the nearest are [48, 48, 48] and [64, 64, 52]"),
+        ("48,48,3", "got [48, 48, 3]; the nearest are [48, 48, 4] and [48, 48, 4]"),
+    ],
+)
+def test_a_patch_that_the_strides_do_not_divide_is_refused_with_the_nearest_sizes(patch, cure):
+    strides = "network.strides=[[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2]]"
+    Config().with_overrides([strides, "training.patch_size=48,48,4"])
+    message = refusal([strides, f"training.patch_size={patch}"], call=Config().with_overrides)
+    assert message.startswith("training.patch_size must be a multiple of [16, 16, 4], the product")
+    assert message.endswith(cure)
+
+
+def test_an_error_carries_its_value_its_cure_and_its_file(tmp_path):
+    (tmp_path / "a.yaml").write_text("training: {stepz: 1}")
+    with pytest.raises(SettingsError) as caught:
+        Config.load(tmp_path / "a.yaml")
+    assert caught.value.path == tmp_path / "a.yaml"
+    assert caught.value.value == "stepz"
+    assert caught.value.cure == "did you mean training.steps?"
+
+
+def test_labels_of_keep_largest_are_found_by_value_and_by_name():
+    labels = {0: "background", 1: "pancreas", 3: "tumour"}
+    assert label_values(("tumour", 1), labels) == (3, 1)
+    for wrong in (2, 0, "background"):
+        with pytest.raises(SettingsError, match=r"choose from 1, 3, pancreas, tumour"):
+            label_values((wrong,), labels)
+    with pytest.raises(SettingsError, match="did you mean pancreas"):
+        label_values(("pancrea",), labels)

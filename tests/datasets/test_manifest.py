@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attunet3d.core import DataError, strict_json
+from attunet3d.core import DataError
 from attunet3d.core.errors import UserError
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
@@ -171,13 +171,13 @@ def test_broken_rules_are_named_with_file_and_case(change, message, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no JSON"),
+        ("", "cannot be read as JSON"),
         ("[]", "must be an object"),
-        ("{", "no JSON"),
+        ("{", "cannot be read as JSON"),
         ('{"labels": {"1": "a", "1": "b"}}', "key '1' comes twice"),
-        ('{"fold": NaN}', "NaN is no JSON number"),
-        ("[" * 100_000, "no JSON"),
-        ("9" * 5000, "no JSON"),
+        ('{"fold": NaN}', "NaN is not a JSON number"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ("9" * 5000, "cannot be read as JSON"),
     ],
 )
 def test_what_is_no_json_is_refused(text, message, tmp_path):
@@ -191,11 +191,8 @@ def test_missing_and_huge_files_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="directory"):
         Manifest.load(tmp_path)
     (tmp_path / "m.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match="cannot be read as JSON"):
         Manifest.load(tmp_path / "m.json")
-    monkeypatch.setattr(strict_json, "MOST_BYTES", 10)
-    with pytest.raises(UserError, match="larger than 10 bytes"):
-        load(tmp_path)
 
 
 def test_links_out_of_the_root_are_refused(tmp_path):

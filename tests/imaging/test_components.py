@@ -53,13 +53,17 @@ def test_each_label_keeps_its_own_largest_part():
     labels[parts().nonzero()] = 7  # 8, 4 and 1 voxels
     labels[9:12, 0:2, 4] = 200
     labels[0, 5, 4] = 200
-    keep_largest_(labels)
+    other = labels.copy(order="K")
+    keep_largest_(labels, [7, 200])
     wanted = np.zeros_like(labels)
     wanted[0:2, 0:2, 0:2] = 7
     wanted[9:12, 0:2, 4] = 200
     assert np.array_equal(labels, wanted)
+    keep_largest_(other, [200])
+    assert np.count_nonzero(other == 7) == 13  # not asked for
+    assert np.count_nonzero(other == 200) == 6
     empty = np.zeros((3, 2, 2), np.uint8, order="F")
-    keep_largest_(empty)
+    keep_largest_(empty, [1])
     assert not empty.any()
 
 

@@ -22,14 +22,14 @@ import torch
 from attunet3d.core import DataError, FileError, ModelError, SettingsError
 from attunet3d.core.config import Config
 from attunet3d.core.errors import UserError
-from attunet3d.core.strict_json import read_json
+from attunet3d.core.text import read_json
 from attunet3d.datasets import nnunet_splits
 from attunet3d.datasets.listing import build_manifest
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging.volume import read_label, read_volume
 from attunet3d.inference import results
 from attunet3d.models import conversion
-from attunet3d.models.build import build_network
+from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.checkpoint import ABOUT, load_model, load_state, save_model
 from attunet3d.training.cached_case import load_case
 
@@ -308,7 +308,7 @@ CONFIG = Config().with_overrides(["network.channels=[4, 8]", "network.gate=singl
 
 
 def weights():
-    return build_network(CONFIG.network, 1, 2).state_dict()
+    return AttentionUNet3D.from_config(CONFIG.network, 1, 2).state_dict()
 
 
 def parts(path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attunet3d.core import DataError
-from attunet3d.core.model_settings import PreprocessingConfig
+from attunet3d.core.model_config import PreprocessingConfig
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.preprocessing import body_box, label_to_network_grid, to_network_grid
 from attunet3d.imaging.volume import Volume

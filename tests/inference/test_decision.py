@@ -194,11 +194,11 @@ def test_largest_component_of_each_label():
     classes[8:12, 5:9, 5:9] = 2
     classes[18, 9, 9] = 2
     logits = torch.nn.functional.one_hot(classes, 3).movedim(-1, 0).float()
-    kept = decide([Slab(0, logits)], grid, grid, [0, 7, 3], keep_largest=True)
+    kept = decide([Slab(0, logits)], grid, grid, [0, 7, 3], keep_largest=[3, 7])
     assert np.bincount(kept.ravel()).tolist() == [1872, 0, 0, 64, 0, 0, 0, 64]
     plain = decide([Slab(0, logits)], grid, grid, [0, 7, 3])
     assert np.count_nonzero(plain) - np.count_nonzero(kept) == 9
-    empty = decide([Slab(0, -torch.ones(1, 20, 10, 10))], grid, grid, [0, 1], keep_largest=True)
+    empty = decide([Slab(0, -torch.ones(1, 20, 10, 10))], grid, grid, [0, 1], keep_largest=[1])
     assert not empty.any()
 
 

@@ -123,7 +123,7 @@ def test_threshold_takes_what_reaches_it(tmp_path):
     sigmoid = 1 / (1 + np.exp(1 - graded() / 100.0))
     assert np.array_equal(mask(tmp_path / "out") == 5, sigmoid >= 0.3)
     content = json.loads((tmp_path / "out" / "case.json").read_text(encoding="utf-8"))
-    assert content["settings"] == {"thresholds": {"ball": 0.3}, "keep_largest": False}
+    assert content["settings"] == {"thresholds": {"ball": 0.3}, "keep_largest": []}
     assert content["volumes"]["ball"]["voxels"] == np.count_nonzero(sigmoid >= 0.3)
 
 
@@ -140,7 +140,7 @@ def test_largest_component(tmp_path):
     array = ball(radius_mm=8)
     array[0, 0, 0] = 300
     predicted(tmp_path / "in", array=array)
-    export_labels([tmp_path / "in"], tmp_path / "out", Rule(keep_largest=True))
+    export_labels([tmp_path / "in"], tmp_path / "out", Rule.parse([], ["ball"]))
     assert np.count_nonzero(mask(tmp_path / "out")) == np.count_nonzero(array) - 1
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from attunet3d.core import ModelError, machine
-from attunet3d.core.model_settings import NetworkConfig
+from attunet3d.core.model_config import NetworkConfig
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Volume
 from attunet3d.inference import passes
@@ -131,7 +131,7 @@ def test_largest_component_only():
     array[0, 0, 0] = 300
     volume = Volume(array, Grid(SHAPE, np.diag([2.0, 2, 2, 1])), name="two.nii.gz")
     assert predictor().predict(volume).array[0, 0, 0] == 5
-    cleaned = predictor("inference.keep_largest=true").predict(volume).array
+    cleaned = predictor("inference.keep_largest=[ball]").predict(volume).array
     assert cleaned[0, 0, 0] == 0
     assert np.count_nonzero(cleaned) == np.count_nonzero(array) - 1
 

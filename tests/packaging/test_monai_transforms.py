@@ -8,7 +8,7 @@ from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_da
 from monai.transforms import Compose, LoadImaged
 
 from attunet3d.core import DataError
-from attunet3d.core.model_settings import PreprocessingConfig
+from attunet3d.core.model_config import PreprocessingConfig
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.preprocessing import label_to_network_grid, to_network_grid
 from attunet3d.imaging.volume import Volume
@@ -42,7 +42,7 @@ def files(tmp_path):
 
 
 def loader():
-    return LoadImaged(["image", "label"], reader="NibabelReader", ensure_channel_first=True)
+    return LoadImaged(["image", "label"], ensure_channel_first=True)
 
 
 def forward():
@@ -86,7 +86,7 @@ def test_there_and_back_through_loader_and_collation(files):
     batch = next(iter(batches))
     batch["logits"] = batch["label"].as_tensor().float() - 0.5  # (1, 1, X, Y, Z), a margin
     item = decollate_batch(batch)[0]
-    back = ToSourceGridd(["logits"], like="image", values=[0, 4], keep_largest=True)(item)
+    back = ToSourceGridd(["logits"], like="image", values=[0, 4], keep_largest=[4])(item)
     truth = original(files, "label")
     found = back["logits"]
     assert found.dtype == torch.uint8

@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.transforms import Compose, RandomizableTransform
 
-from attunet3d.core.training_settings import AugmentationConfig
+from attunet3d.core.training_config import AugmentationConfig
 from attunet3d.training.augmentation import Augmentation, RandCoarsened
 
 SIZE, SPACING = (25, 20, 15), (1.0, 1.5, 3.0)

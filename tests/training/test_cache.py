@@ -13,8 +13,8 @@ import pytest
 
 from attunet3d.core import FileError
 from attunet3d.core.config import Config
-from attunet3d.core.model_settings import PreprocessingConfig
-from attunet3d.core.training_settings import TrainingConfig
+from attunet3d.core.model_config import PreprocessingConfig
+from attunet3d.core.training_config import TrainingConfig
 from attunet3d.datasets.case import Case
 from attunet3d.training import cache
 from attunet3d.training.cache import Recipe, build_cache, foreground_voxels, prepare

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attunet3d.core import SettingsError
-from attunet3d.core.training_settings import TrainingConfig
+from attunet3d.core.training_config import TrainingConfig
 from attunet3d.training.loss import at_size, build_loss
 
 LABEL = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1], dtype=torch.uint8).reshape(1, 1, 2, 2, 2)
@@ -173,5 +173,5 @@ def test_there_must_be_two_classes():
 
 
 def test_an_unknown_loss_is_named():
-    with pytest.raises(SettingsError, match="one of dice, ce, dice_ce, bce, focal, tversky"):
+    with pytest.raises(SettingsError, match="one of dice, dice_ce, ce, bce, focal, tversky"):
         build_loss(TrainingConfig(loss="hinge"), 2)

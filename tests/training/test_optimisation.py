@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from attunet3d.core.training_settings import TrainingConfig
+from attunet3d.core.training_config import TrainingConfig
 from attunet3d.training.optimisation import (
     build_optimiser,
     build_schedule,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attunet3d.core.training_settings import AugmentationConfig
+from attunet3d.core.training_config import AugmentationConfig
 from attunet3d.training.placement import Placement, draw, place, rotated
 
 SPACING = (1.0, 2.0, 3.0)

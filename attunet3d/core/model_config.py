@@ -1,0 +1,124 @@
+"""What a trained model is made of and how it is used: network, preprocessing, inference."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from attunet3d.core.settings import (
+    HU,
+    ProperShare,
+    Settings,
+    VoxelSize,
+    refusal,
+    suggestion,
+)
+
+Features = Annotated[int, Meta(ge=1, le=4096)]
+Stride = Annotated[int, Meta(ge=1, le=16)]
+Millimetres = Annotated[float, Meta(ge=0.01, le=100)]
+LabelValue = Annotated[int, Meta(ge=1, le=255)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(Settings):
+    """The arguments of `AttentionUNet3D` that the data do not determine."""
+
+    channels: Annotated[tuple[Features, ...], Meta(min_length=2)] = (16, 32, 64, 128, 256)
+    """Feature channels of each level, finest first; their number is the number of levels."""
+    strides: tuple[tuple[Stride, Stride, Stride], ...] | None = None
+    """Max-pooling factors between neighbouring levels along x, y, z; null: chosen by the plan."""
+    gate: Literal["double", "single", "none"] = "double"
+    """Attention gates per skip connection: the authors' pair, one, or a plain U-Net."""
+    deep_supervision: Literal["fused", "per-scale", "none"] = "fused"
+    """Heads fused into one output as the authors do, one loss per scale, or one plain head."""
+    norm: Literal["batch", "instance", "group"] = "batch"
+    """Normalisation after each convolution."""
+    dropout: ProperShare = 0.0
+    """Probability that a feature channel is dropped after each block, in training."""
+    align_corners: bool = False
+    """Convention of trilinear upsampling; true only for weights trained with torch 0.3."""
+    gate_bias: Annotated[float, Meta(ge=-20, le=20)] | None = None
+    """Initial bias of psi; 3.0 opens the gates at the start as the paper's text says."""
+
+    def check(self) -> None:
+        """Refuse strides that do not fit between the levels."""
+        levels = len(self.channels)
+        if self.strides is not None and len(self.strides) != levels - 1:
+            raise self.refuse("strides", f"{levels - 1} triples, one between each two levels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessingConfig(Settings):
+    """The way from a scan in Hounsfield units to the network's input; no randomness."""
+
+    spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = None
+    """Voxel size of the network's grid along R, A, S in mm; null: chosen by the plan."""
+    hu_window: tuple[HU, HU] | None = None
+    """Lowest and highest Hounsfield unit kept; values beyond are clipped."""
+    normalisation: Literal["dataset", "volume"] = "dataset"
+    """Shift and scale by the training set's foreground, or by each scan's own statistics."""
+    mean_hu: HU | None = None
+    """Mean of the training set's foreground within the window, in HU (normalisation "dataset")."""
+    std_hu: Annotated[float, Meta(gt=0, le=100_000)] | None = None
+    """Standard deviation of the training set's foreground within the window, in HU."""
+    crop_to_body: bool = True
+    """Whether the air and the table around the body are left out."""
+
+    def check(self) -> None:
+        """Refuse an empty window."""
+        if self.hu_window is not None and self.hu_window[0] >= self.hu_window[1]:
+            raise self.refuse("hu_window", "the lowest, then the highest HU")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig(Settings):
+    """How a scan is segmented; every choice is recorded in the case's sidecar."""
+
+    mode: Literal["window", "whole"] = "window"
+    """Overlapping windows, or the whole body box in one pass where memory allows."""
+    window: VoxelSize | None = None
+    """Size of a window along x, y, z in voxels; null: the training patch."""
+    overlap: ProperShare = 0.5
+    """Smallest fraction of a window that its neighbour covers as well."""
+    window_batch: Annotated[int, Meta(ge=1, le=1024)] = 1
+    """Windows per forward pass."""
+    mirror: bool = False
+    """Whether to average over the eight mirrorings (test-time augmentation)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the forward pass; auto: bfloat16 on GPUs that pass a self-test, else float32."""
+    engine: Literal["torch", "openvino"] = "torch"
+    """What runs the network; openvino: faster on CPUs, from the extra `attunet3d[openvino]`."""
+    keep_largest: tuple[LabelValue | str, ...] = ()
+    """Labels, by value or name, of which only the largest connected component is kept."""
+    max_voxels: Annotated[int, Meta(ge=1, le=2**40)] = 1024 * 1024 * 900
+    """Largest scan accepted, in voxels."""
+
+
+def label_values(
+    wanted: Iterable[int | str],
+    labels: Mapping[int, str],
+    setting: str = "inference.keep_largest",
+) -> tuple[int, ...]:
+    """The values of labels that are given by value or name, as in `keep_largest`.
+
+    Args:
+        wanted: Values or names.
+        labels: The model's label names by value.
+        setting: Where they were given, for the error.
+
+    Raises:
+        SettingsError: There is no such label.
+
+    Example:
+        >>> label_values(("pancreas", 3), {0: "background", 1: "pancreas", 3: "tumour"})
+        (1, 3)
+    """
+    values: dict[int | str, int] = {value: value for value in labels if value}
+    values |= {name: value for value, name in labels.items() if value}
+    for label in wanted:
+        if label not in values:
+            cure = suggestion(str(label), map(str, values))
+            raise refusal(setting, label, "a label of the model", cure)
+    return tuple(values[label] for label in wanted)

@@ -1,0 +1,127 @@
+"""How a model is trained: augmentation, patches, loss, optimiser, schedule."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from attunet3d.core.model_config import LabelValue
+from attunet3d.core.settings import (
+    Count,
+    PositiveCount,
+    ProperShare,
+    Settings,
+    Share,
+    VoxelSize,
+)
+
+Axis = Annotated[int, Meta(ge=0, le=2)]
+Degrees = Annotated[float, Meta(ge=0, le=180)]
+Zoom = Annotated[float, Meta(ge=0.1, le=10)]
+Weight = Annotated[float, Meta(ge=0, le=10)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig(Settings):
+    """Random changes of a training patch; each `*_probability` is that of a patch."""
+
+    flip_axes: tuple[Axis, ...] = (0, 1, 2)
+    """Axes mirrored at random: 0 (left-right), 1 (back-front), 2 (feet-head)."""
+    affine_probability: Share = 0.3
+    """Probability that a patch is rotated and scaled."""
+    rotation_degrees: tuple[Degrees, Degrees, Degrees] = (15.0, 15.0, 30.0)
+    """Largest rotation about x, y and z in degrees."""
+    scale: tuple[Zoom, Zoom] = (0.7, 1.4)
+    """Smallest and largest zoom."""
+    elastic_probability: Share = 0.0
+    """Probability that a smooth random deformation is added to the affine one."""
+    elastic_mm: Annotated[float, Meta(ge=0, le=100)] = 8.0
+    """Largest displacement of the deformation's control points in mm."""
+    noise_probability: Share = 0.1
+    """Probability of Gaussian noise, up to 0.3 standard deviations."""
+    blur_probability: Share = 0.15
+    """Probability of Gaussian blur, 0.5 to 1.25 voxels."""
+    brightness_probability: Share = 0.15
+    """Probability that values are multiplied by 0.75 to 1.25."""
+    contrast_probability: Share = 0.15
+    """Probability that contrast about the patch's mean is multiplied by 0.75 to 1.25."""
+    gamma_probability: Share = 0.3
+    """Probability of a gamma of 0.7 to 1.5 on the patch's range."""
+    low_resolution_probability: Share = 0.25
+    """Probability of resampling to as little as half the resolution and back."""
+
+    def check(self) -> None:
+        """Refuse an axis that comes twice, and a zoom range in the wrong order."""
+        if len(set(self.flip_axes)) < len(self.flip_axes):
+            raise self.refuse("flip_axes", "different axes")
+        if self.scale[0] > self.scale[1]:
+            raise self.refuse("scale", "the smallest, then the largest zoom")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Settings):
+    """Patches, loss, optimiser and schedule; one step is one update of the weights."""
+
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
+    """Seeds the weights, the order of the data and every augmentation."""
+    patch_size: VoxelSize | None = None
+    """Size of a training patch along x, y, z in voxels; null: chosen by the plan."""
+    batch_size: Annotated[int, Meta(ge=1, le=4096)] | None = None
+    """Patches per batch; null: chosen by the plan."""
+    accumulation: PositiveCount = 1
+    """Batches whose gradients are averaged for one update of the weights."""
+    foreground_fraction: Share = 0.5
+    """Fraction of patches centred on a foreground voxel; classes are sampled equally often."""
+    steps: PositiveCount = 50_000
+    """Updates of the weights in the whole run."""
+    validate_every: PositiveCount = 500
+    """Steps between validations; the best validation's weights are kept."""
+    save_every: PositiveCount = 250
+    """Steps between saves of the state from which `--resume` goes on."""
+    loss: Literal["dice", "dice_ce", "ce", "bce", "focal", "tversky"] = "dice_ce"
+    """Loss that is minimised."""
+    ignore_index: LabelValue | None = None
+    """Label value whose voxels are left out of the loss (loss "ce" and "dice_ce")."""
+    tversky: tuple[Weight, Weight] = (0.3, 0.7)
+    """Weights of false positives and false negatives in the Tversky loss."""
+    focal_gamma: Weight = 2.0
+    """Focusing exponent of the focal loss."""
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The optimiser; SGD has Nesterov momentum."""
+    learning_rate: Annotated[float, Meta(gt=0, le=10)] = 1e-2
+    """Learning rate after the warm-up."""
+    momentum: ProperShare = 0.99
+    """Momentum of SGD."""
+    weight_decay: Share = 3e-5
+    """L2 penalty, decoupled in AdamW."""
+    schedule: Literal["polynomial", "cosine", "one_cycle", "step", "constant"] = "polynomial"
+    """How the learning rate falls; one_cycle also warms up and cycles the momentum."""
+    warmup_steps: Count = 0
+    """Steps over which the learning rate rises linearly from near zero."""
+    step_size: PositiveCount = 10_000
+    """Steps between two falls of the learning rate in schedule "step" (StepLR)."""
+    step_gamma: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    """Factor of each fall of the learning rate in schedule "step"."""
+    clip_gradient_norm: Annotated[float, Meta(ge=0, le=10**6)] = 12.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    ema_decay: ProperShare = 0.0
+    """Decay of the weights' moving average, which is then validated and kept; 0: off."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the forward pass; auto: float32 on CPUs, bfloat16 or else float16 on GPUs."""
+    early_stop: Count = 0
+    """Validations without improvement after which training stops; 0: it never does."""
+    on_nonfinite_loss: Literal["stop", "skip"] = "stop"
+    """What a NaN or infinite loss does: stop the run, or skip the step and count it."""
+    workers: Annotated[int, Meta(ge=0, le=64)] = 0
+    """Threads that prepare batches; 0: one on a CPU, four for a GPU."""
+
+    def check(self) -> None:
+        """Refuse settings that contradict each other."""
+        if self.schedule == "one_cycle" and self.warmup_steps:
+            raise self.refuse(
+                "warmup_steps", '0 with schedule "one_cycle", which warms up by itself'
+            )
+        if self.ignore_index is not None and self.loss not in ("ce", "dice_ce"):
+            raise self.refuse("loss", '"ce" or "dice_ce" with ignore_index')
+        if not any(self.tversky):
+            raise self.refuse("tversky", "two weights, at least one of them above 0")
