@@ -4,3 +4,6 @@ from .cohort import Cohort as Cohort
 from .dataset import LABELS as LABELS
 from .dataset import make_phantom as make_phantom
 from .dataset import write_phantoms as write_phantoms
+from .filling import fill_outlines as fill_outlines
+from .outlines import Outlines as Outlines
+from .outlines import read_outlines as read_outlines

@@ -13,7 +13,7 @@ import numpy as np
 from attunet3d.core import Floats
 from attunet3d.phantoms import organs, pathology, skeleton
 from attunet3d.phantoms.cohort import EASY, Cohort, happens
-from attunet3d.phantoms.phases import in_phase
+from attunet3d.phantoms.phases import draw_dose, in_phase
 from attunet3d.phantoms.shapes import Torso, Tube, Warp
 from attunet3d.phantoms.tissue import Anatomy, Draw, Tissue
 
@@ -29,13 +29,26 @@ def random_anatomy(seed: int, cohort: Cohort = EASY) -> Anatomy:
         >>> random_anatomy(3).pancreas_ml == random_anatomy(3).pancreas_ml
         True
     """
+    healthy = healthy_anatomy(seed)
+    return healthy if cohort == EASY else _patient(healthy, cohort, seed)
+
+
+def healthy_anatomy(seed: int, pancreas: Tube | None = None, torso: Torso | None = None) -> Anatomy:
+    """A patient without disease in the venous phase.
+
+    Args:
+        seed: Same seed, same patient.
+        pancreas: Build the patient around this one instead of a random one.
+        torso: Of this outline instead of a random one.
+    """
     draw = Draw(seed)
-    torso = Torso(168 * draw.build[0], 122 * draw.build[1], draw.between(0.5, 0.7))
+    own = Torso(168 * draw.build[0], 122 * draw.build[1], draw.between(0.5, 0.7))
+    torso = torso or own
     fat = draw.between(9, 26)
     muscle = draw.between(9, 13)
     wall = ((0.0, 10.0), (2.0, -105.0), (fat, 55.0), (fat + muscle, draw.between(-105, -80)))
     hu = draw.between(85, 115)  # of the pancreas, which its neighbours are told apart from
-    pancreas = _pancreas(draw)
+    pancreas = pancreas or _pancreas(draw)
     around = (
         *skeleton.chest(draw, torso, fat + muscle),
         *skeleton.spine(draw, torso),
@@ -48,7 +61,7 @@ def random_anatomy(seed: int, cohort: Cohort = EASY) -> Anatomy:
         *organs.vessels(draw, pancreas, hu),
     )
     warp = Warp(_waves(draw))
-    healthy = Anatomy(
+    return Anatomy(
         torso=torso,
         wall=wall,
         tissues=(*around, Tissue("pancreas", pancreas, hu)),
@@ -56,7 +69,6 @@ def random_anatomy(seed: int, cohort: Cohort = EASY) -> Anatomy:
         warp=warp,
         pancreas=pancreas,
     )
-    return healthy if cohort == EASY else _patient(healthy, cohort, seed)
 
 
 def _patient(healthy: Anatomy, cohort: Cohort, seed: int) -> Anatomy:
@@ -75,7 +87,7 @@ def _patient(healthy: Anatomy, cohort: Cohort, seed: int) -> Anatomy:
     return replace(
         healthy,
         wall=wall,
-        tissues=in_phase(tissues, phase, rng),
+        tissues=in_phase(tissues, phase, draw_dose(phase, rng)),
         pancreas=disease.pancreas,
         tumour=disease.tumour if cohort.tumour_label else None,
     )

@@ -7,10 +7,14 @@ HU = plain + uptake · (venous − plain). The numbers are round ones from gener
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
+from attunet3d.core import Float32s
 from attunet3d.phantoms.tissue import Tissue
+
+Hounsfield = TypeVar("Hounsfield", float, Float32s)  # one number, or one for each voxel
 
 PLAIN_HU = {
     "pancreas": 40.0,
@@ -48,19 +52,29 @@ UPTAKE = {  # share of the venous gain, by phase; "": of a tissue that is not na
 }
 
 
-def in_phase(tissues: Iterable[Tissue], phase: str, rng: np.random.Generator) -> tuple[Tissue, ...]:
-    """The same tissues in another phase; the dose and the timing vary from patient to patient.
+def draw_dose(phase: str, rng: np.random.Generator) -> float:
+    """How strong the contrast is: dose and timing vary from patient to patient."""
+    return float(rng.uniform(0.85, 1.1) if phase == "venous" else rng.uniform(0.75, 1.15))
+
+
+def hu_in_phase(name: str, hu: Hounsfield, phase: str, dose: float = 1.0) -> Hounsfield:
+    """HU of a tissue in a phase, from those in the venous phase; one number or an array.
 
     What contrast does not reach keeps its HU: fat, gas, fluid and bone.
+
+    Example:
+        >>> hu_in_phase("aorta", 160.0, "none"), hu_in_phase("bone", 400.0, "none")
+        (42.0, 400.0)
     """
-    dose = rng.uniform(0.75, 1.15) if phase != "venous" else rng.uniform(0.85, 1.1)
-    uptake = UPTAKE[phase]
+    plain = PLAIN_HU.get(name)
+    if plain is None:
+        return hu
+    uptake = dose * UPTAKE[phase].get(name, UPTAKE[phase][""])
+    gain = np.maximum(hu - plain, 0)
+    changed: Hounsfield = hu + gain * (uptake - 1)
+    return changed
 
-    def changed(tissue: Tissue) -> Tissue:
-        plain = PLAIN_HU.get(tissue.name)
-        if plain is None or tissue.hu <= plain:
-            return tissue
-        share = dose * uptake.get(tissue.name, uptake[""])
-        return replace(tissue, hu=plain + share * (tissue.hu - plain))
 
-    return tuple(changed(tissue) for tissue in tissues)
+def in_phase(tissues: Iterable[Tissue], phase: str, dose: float) -> tuple[Tissue, ...]:
+    """The same tissues in another phase."""
+    return tuple(replace(t, hu=float(hu_in_phase(t.name, t.hu, phase, dose))) for t in tissues)

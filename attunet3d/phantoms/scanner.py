@@ -30,7 +30,7 @@ def label_anatomy(anatomy: Anatomy, grid: Grid) -> npt.NDArray[np.uint8]:
     for start, slab in _slabs(grid):
         box = _box(slab, anatomy.pancreas.bounds_mm, anatomy.warp.reach_mm)
         if box is not None:
-            points = anatomy.warp(*_points(slab.cropped(box)))
+            points = anatomy.warp(*points_of(slab.cropped(box)))
             planes = slice(start + box[2].start, start + box[2].stop)
             inside = anatomy.pancreas.distance(*points) < 0
             label[planes, box[1], box[0]] = inside
@@ -72,7 +72,7 @@ def acquire(
         (K, J, I).
     """
     sigma = scanner.blur_mm / np.array(grid.spacing_mm)[::-1]
-    points = _points(grid)
+    points = points_of(grid)
     add_texture_(values, points, scanner)
     values = gaussian_filter(values, sigma, mode="nearest")
     if scanner.sharpness > 0:
@@ -94,7 +94,7 @@ def _slabs(grid: Grid) -> Iterator[tuple[int, Grid]]:
         yield start, grid.cropped((slice(0, rows), slice(0, columns), slice(start, stop)))
 
 
-def _points(grid: Grid) -> Points:
+def points_of(grid: Grid) -> Points:
     """World x, y, z of the voxel centres, each (K, J, I)."""
     a, b, c = (np.arange(length) for length in grid.shape)
     x, y, z = (
@@ -134,17 +134,18 @@ def _partial_volumes(anatomy: Anatomy, grid: Grid, motion_mm: Floats) -> Float32
         share = (part + 0.5) / parts - 0.5
         affine = grid.affine.copy()
         affine[:3, 3] += affine[:3, axis] * share + 2 * motion_mm * share
-        total += _draw(anatomy, Grid(grid.shape, affine), np.float32(pixel))
+        total += draw_tissues(anatomy, Grid(grid.shape, affine), pixel)
     total /= np.float32(parts)
     return total
 
 
-def _draw(anatomy: Anatomy, grid: Grid, edge_mm: np.float32) -> Float32s:
-    """HU of tissues laid over one another, each edge a ramp `edge_mm` wide; (K, J, I)."""
+def draw_tissues(anatomy: Anatomy, grid: Grid, edge: float) -> Float32s:
+    """HU of tissues laid over one another, each edge a ramp `edge` mm wide; (K, J, I)."""
+    edge_mm = np.float32(edge)
     values = np.full(grid.shape[::-1], AIR_HU, np.float32)
     couch = _box(grid, anatomy.table.shape.bounds_mm, float(edge_mm))
     if couch is not None:
-        _lay(values[couch[::-1]], anatomy.table, _points(grid.cropped(couch)), edge_mm, None)
+        _lay(values[couch[::-1]], anatomy.table, points_of(grid.cropped(couch)), edge_mm, None)
     margin = anatomy.warp.reach_mm + float(edge_mm)
     body = _box(grid, anatomy.torso.bounds_mm, margin)
     if body is not None:
@@ -153,7 +154,7 @@ def _draw(anatomy: Anatomy, grid: Grid, edge_mm: np.float32) -> Float32s:
 
 
 def _draw_body(values: Float32s, anatomy: Anatomy, grid: Grid, edge_mm: np.float32) -> None:
-    points = anatomy.warp(*_points(grid))
+    points = anatomy.warp(*points_of(grid))
     outline = anatomy.torso.outline(*points[:2])
     for depth, hu in anatomy.wall:
         cavity = _cover(outline + np.float32(depth), edge_mm)  # the innermost layer's, at the end
