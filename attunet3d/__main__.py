@@ -14,7 +14,7 @@ COMMANDS = {
     "infer": "segment scans; label maps lie on each scan's own grid",
     "evaluate": "score label maps against references",
     "export": "turn saved probabilities into label maps",
-    "package": "pack a model for other programs: MONAI bundle, ONNX, TorchScript",
+    "package": "write a model for other programs: MONAI bundle, ONNX, torch.export",
     "convert-weights": "turn weights of the authors' network into a model of this one",
 }
 OPTIONS = """Any command takes

@@ -1,13 +1,13 @@
-"""Pack a trained model for other programs.
+"""Write a trained model for other programs.
 
 RUN_DIR is a run folder or a .safetensors file. OUT becomes, by format:
 
-bundle       a MONAI bundle, a folder; `python -m monai.bundle run` segments scans with it
-onnx         OUT.onnx, the network for windows of the model's size; needs onnx and onnxscript
-torchscript  OUT.ts, the network for torch.jit.load, of any size
+bundle     a MONAI bundle, a folder; `python -m monai.bundle run` segments scans with it
+onnx       OUT.onnx, the network for any input size; needs onnx and onnxscript
+exported   OUT.pt2, the network for torch.export.load, for sizes that its strides divide
 
 Labels, preprocessing and window are inside each. What was written is loaded again and its logits
-are held to the model's before it gets its name; an OUT that is there already is refused.
+are compared with the model's before it gets its name; an OUT that exists already is refused.
 """
 
 import argparse
@@ -25,13 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("out", type=Path, metavar="OUT")
-    formats = ["bundle", "onnx", "torchscript"]
+    formats = ["bundle", "onnx", "exported"]
     parser.add_argument("--format", choices=formats, default="bundle", help="default: bundle")
     arguments = parser.parse_args(argv)
 
     from attunet3d.packaging import package  # torch comes with it; --help does without
 
-    written, warnings = package.package(arguments.run_dir, arguments.out, arguments.format)
+    written, warnings = package(arguments.run_dir, arguments.out, arguments.format)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{written}: {arguments.format}", file=sys.stderr)

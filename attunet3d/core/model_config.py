@@ -16,6 +16,7 @@ from attunet3d.core.settings import (
 )
 
 Features = Annotated[int, Meta(ge=1, le=4096)]
+Blocks = Annotated[int, Meta(ge=1, le=32)]
 Stride = Annotated[int, Meta(ge=1, le=16)]
 Millimetres = Annotated[float, Meta(ge=0.01, le=100)]
 LabelValue = Annotated[int, Meta(ge=1, le=255)]
@@ -23,12 +24,32 @@ LabelValue = Annotated[int, Meta(ge=1, le=255)]
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(Settings):
-    """The arguments of `AttentionUNet3D` that the data do not determine."""
+    """Which network it is, and the arguments of `AttentionUNet3D` that the data leave open."""
 
+    form: Literal[
+        "attention_unet",
+        "2d_nearest",
+        "2d_transposed",
+        "3d_same_resolution",
+        "3d_transposed",
+        "2d_unnormalised",
+    ] = "attention_unet"
+    """This package's network, or one that was published as Attention U-Net, which the settings
+    below but `slices` leave as it was published."""
+    slices: Literal[1, 3, 5] = 3
+    """Neighbouring slices along z that a 2D form sees as channels."""
     channels: Annotated[tuple[Features, ...], Meta(min_length=2)] = (16, 32, 64, 128, 256)
     """Feature channels of each level, finest first; their number is the number of levels."""
     strides: tuple[tuple[Stride, Stride, Stride], ...] | None = None
-    """Max-pooling factors between neighbouring levels along x, y, z; null: chosen by the plan."""
+    """Factors between neighbouring levels along x, y, z; null: chosen by the plan."""
+    block: Literal["plain", "residual"] = "plain"
+    """Blocks of the encoder: two convolutions as the authors have them, or residual ones."""
+    blocks: tuple[Blocks, ...] | None = None
+    """Blocks of each level of the encoder, finest first; null: one."""
+    activation: Literal["relu", "leaky_relu"] = "relu"
+    """Activation after each normalisation."""
+    downsampling: Literal["max_pool", "strided"] = "max_pool"
+    """What shrinks features between levels: max-pooling, or strides of a level's first block."""
     gate: Literal["double", "single", "none"] = "double"
     """Attention gates per skip connection: the authors' pair, one, or a plain U-Net."""
     deep_supervision: Literal["fused", "per-scale", "none"] = "fused"
@@ -43,10 +64,12 @@ class NetworkConfig(Settings):
     """Initial bias of psi; 3.0 opens the gates at the start as the paper's text says."""
 
     def check(self) -> None:
-        """Refuse strides that do not fit between the levels."""
+        """Refuse strides and blocks that do not fit the levels."""
         levels = len(self.channels)
         if self.strides is not None and len(self.strides) != levels - 1:
             raise self.refuse("strides", f"{levels - 1} triples, one between each two levels")
+        if self.blocks is not None and len(self.blocks) != levels:
+            raise self.refuse("blocks", f"{levels} numbers, one per level")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,16 +11,13 @@ does a case whose prediction is missing.
 
 import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from tqdm import tqdm
-
-from attunet3d.core import DataError, WriteError, machine, whole_file
+from attunet3d.core import DataError, Progress, WriteError, machine, progress, whole_file
 from attunet3d.datasets import Case, Manifest, Role, Split, held_out, read_case_label, read_image
 from attunet3d.evaluation import figures, metrics
 from attunet3d.evaluation.metrics import LabelScore
@@ -91,7 +88,8 @@ def evaluate(
         _Pair(name, found.get(name, ()), paths, cases.get(name))
         for name, paths in references.items()
     ]
-    scores, failures = _score_all(pairs, tolerance_mm)
+    with progress(len(pairs), "evaluate") as bar:
+        scores, failures = _score_all(pairs, tolerance_mm, bar)
     seen = {value for case in scores.values() for value in case}
     labels = names or named or {value: f"label {value}" for value in sorted(seen)}
     summary = Summary(
@@ -102,6 +100,7 @@ def evaluate(
         without_reference=tuple(sorted(set(found) - set(references))),
         other_values=tuple(sorted(seen - set(labels))),
         seen_in_training=split.seen(references),
+        patients={name: case.patient for name, case in cases.items()},
         training_remark=split.remark(references) if cases or split.seen(references) else None,
     )
     _write(summary, out_dir)
@@ -160,16 +159,20 @@ def _check_names(names: Mapping[int, str], others: Mapping[int, str]) -> None:
 
 
 def _score_all(
-    pairs: Sequence[_Pair], tolerance_mm: float
+    pairs: Sequence[_Pair], tolerance_mm: float, bar: Progress
 ) -> tuple[dict[str, dict[int, LabelScore]], dict[str, str]]:
     """Scores by case and label of all values that occur, and the reasons of the failures."""
     scores, failures = {}, {}
+
+    def score(pair: _Pair) -> dict[int, LabelScore]:
+        with bar.item() as done:
+            return _score_pair(pair, tolerance_mm, done)
+
     workers = max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(pairs)))
     with ThreadPoolExecutor(workers) as pool:
-        tasks = [pool.submit(_score_pair, pair, tolerance_mm) for pair in pairs]
+        tasks = [pool.submit(score, pair) for pair in pairs]
         try:
-            bar = tqdm(tasks, unit="case", file=sys.stderr, disable=None)
-            for pair, task in zip(pairs, bar, strict=True):
+            for pair, task in zip(pairs, tasks, strict=True):
                 try:
                     scores[pair.case_id] = task.result()
                 except Exception as error:  # the others are done all the same
@@ -180,7 +183,9 @@ def _score_all(
     return scores, failures
 
 
-def _score_pair(pair: _Pair, tolerance_mm: float) -> dict[int, LabelScore]:
+def _score_pair(
+    pair: _Pair, tolerance_mm: float, done: Callable[[float], object]
+) -> dict[int, LabelScore]:
     if not pair.predictions:
         raise DataError("its prediction is missing; segment it or check the file names")
     for paths in (pair.predictions, pair.references):
@@ -199,7 +204,9 @@ def _score_pair(pair: _Pair, tolerance_mm: float) -> dict[int, LabelScore]:
             f"{pair.predictions[0]}: lies up to {here.distance_mm(there):.4g} mm from its reference"
             f" (at most {GRID_TOLERANCE_MM} mm); check which of the two headers is wrong"
         )
-    return metrics.score_labels(prediction.array, reference.array, there, tolerance_mm=tolerance_mm)
+    return metrics.score_labels(
+        prediction.array, reference.array, there, tolerance_mm=tolerance_mm, done=done
+    )
 
 
 def _read_reference(pair: _Pair) -> Volume:

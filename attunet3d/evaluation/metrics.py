@@ -7,13 +7,15 @@ Distances. A surface is the set of a mask's voxels of which a face neighbour lie
 (or outside the scan); distances are those between voxel centres in the patient, so any spacing,
 obliqueness or shear is right. The two directions, prediction → reference and back, are joined as
 in MONAI: HD95 is the larger of the two 95th percentiles, the average distance is the mean over
-both surfaces together, surface Dice the share of both surfaces within the tolerance.
+both surfaces together, surface Dice the share of both surfaces within the tolerance. `nsd_1mm` and
+`nsd_2mm` weigh surfaces by area, as most papers do: see `surfels`.
 
 Empty masks. Both empty: a right answer, every ratio is 1. One of them empty: every ratio is 0.
 Distances do not exist in either case: NaN. `empty_prediction` and `empty_reference` say so.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +24,19 @@ from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import KDTree
 
 from attunet3d.core import Array, Box, DataError, Floats, Mask
+from attunet3d.evaluation.surfels import ROUNDING_MM, normalised_surface_dice
 from attunet3d.imaging import Grid
 
+NSD_MM = (1.0, 2.0)  # tolerances of `nsd_1mm` and `nsd_2mm`
+POINTS = 200_000  # whose neighbours are looked for between two words about progress
 TOLERANCE_MM = 2.0  # about two readers' disagreement on a clear border, and the paper's voxel
+
+
+Done = Callable[[float], object]
+
+
+def _nobody(share: float) -> None:
+    """Takes word of the share of the work that is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +52,10 @@ class LabelScore:
     asd_mm: float
     """Average symmetric surface distance."""
     surface_dice: float
-    """Share of both surfaces that lies within the tolerance of the other."""
+    """Share of both surfaces' voxels that lies within the tolerance of the other."""
+    nsd_1mm: float
+    """Share of both surfaces' area within 1 mm of the other; see `surfels`."""
+    nsd_2mm: float
     volume_ml_prediction: float
     volume_ml_reference: float
     volume_difference_ml: float
@@ -81,6 +96,7 @@ def score_labels(
     grid: Grid,
     values: Sequence[int] | None = None,
     tolerance_mm: float = TOLERANCE_MM,
+    done: Done = _nobody,
 ) -> dict[int, LabelScore]:
     """Score the labels of one case; both maps are looked through once, then each label in its box.
 
@@ -90,6 +106,7 @@ def score_labels(
         grid: Where both lie.
         values: Labels to score; None: all that occur in either map, background left out.
         tolerance_mm: As in `score`.
+        done: Is told the share of the work that is done, in [0, 1].
 
     Raises:
         DataError: As in `score`.
@@ -103,12 +120,16 @@ def score_labels(
         raise DataError(f"tolerance {tolerance_mm} mm: must be 0 or more")
     boxes = label_boxes(prediction), label_boxes(reference)
     found = sorted({*boxes[0], *boxes[1]}) if values is None else values
-    scores = {}
-    for value in found:
-        own = [part[value] for part in boxes if value in part]
-        box = _union(own) if own else (slice(0, 1),) * 3
+    unions = {value: _union([part[value] for part in boxes if value in part]) for value in found}
+    sizes = {
+        value: math.prod(axis.stop - axis.start for axis in box) for value, box in unions.items()
+    }
+    scores, before, whole = {}, 0, sum(sizes.values())
+    for value, box in unions.items():
         masks = prediction[box] == value, reference[box] == value
-        scores[value] = _score(*masks, grid.cropped(box), tolerance_mm)
+        part = _part(done, before / whole, sizes[value] / whole)
+        scores[value] = _score(*masks, grid.cropped(box), tolerance_mm, part)
+        before += sizes[value]
     return scores
 
 
@@ -143,10 +164,15 @@ def absent() -> LabelScore:
     return _score(nothing, nothing, Grid((1, 1, 1), np.eye(4)), TOLERANCE_MM)
 
 
-def _score(prediction: Mask, reference: Mask, grid: Grid, tolerance_mm: float) -> LabelScore:
+def _score(
+    prediction: Mask, reference: Mask, grid: Grid, tolerance_mm: float, done: Done = _nobody
+) -> LabelScore:
     p, r = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     both = int(np.count_nonzero(prediction & reference))
-    hd95, asd, surface = _surface_scores(prediction, reference, grid, tolerance_mm)
+    hd95, asd, surface = _surface_scores(
+        prediction, reference, grid, tolerance_mm, _part(done, 0, 0.6)
+    )
+    nsd = normalised_surface_dice(prediction, reference, grid, NSD_MM, _part(done, 0.6, 0.4))
     voxel = grid.voxel_volume_ml
     overlap = both > 0 or p == r == 0  # else every ratio is 0, the undefined ones included
     return LabelScore(
@@ -157,6 +183,8 @@ def _score(prediction: Mask, reference: Mask, grid: Grid, tolerance_mm: float) -
         hd95_mm=hd95,
         asd_mm=asd,
         surface_dice=surface,
+        nsd_1mm=nsd[0],
+        nsd_2mm=nsd[1],
         volume_ml_prediction=p * voxel,
         volume_ml_reference=r * voxel,
         volume_difference_ml=(p - r) * voxel,
@@ -166,17 +194,17 @@ def _score(prediction: Mask, reference: Mask, grid: Grid, tolerance_mm: float) -
 
 
 def _surface_scores(
-    prediction: Mask, reference: Mask, grid: Grid, tolerance_mm: float
+    prediction: Mask, reference: Mask, grid: Grid, tolerance_mm: float, done: Done
 ) -> tuple[float, float, float]:
     """HD95 in mm, average surface distance in mm, surface Dice."""
     p, r = surface_points(prediction, grid), surface_points(reference, grid)  # (n, 3), (m, 3)
     if not len(p) or not len(r):
         return float("nan"), float("nan"), float(len(p) == len(r))
-    there, back = _nearest(p, r), _nearest(r, p)  # (n,), (m,)
+    there, back = _nearest(p, r, _part(done, 0, 0.5)), _nearest(r, p, _part(done, 0.5, 0.5))
     every = np.concatenate([there, back])
     hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
     # What lies exactly at the tolerance may miss it by the rounding of world positions.
-    near = np.count_nonzero(every <= tolerance_mm + 1e-6)
+    near = np.count_nonzero(every <= tolerance_mm + ROUNDING_MM)
     return float(hd95), float(every.mean()), near / len(every)
 
 
@@ -194,16 +222,26 @@ def surface_points(mask: Mask, grid: Grid) -> Floats:
     return grid.to_world(np.argwhere(surface)[:, ::-1])
 
 
-def _nearest(points: Floats, others: Floats) -> npt.NDArray[np.float64]:
+def _nearest(points: Floats, others: Floats, done: Done) -> npt.NDArray[np.float64]:
     """Distance (n,) in mm from each of `points` (n, 3) to the nearest of `others` (m, 3)."""
     # Voxel centres fill their box evenly: splitting at the middle is as good as at the median.
-    distances: npt.NDArray[np.float64] = KDTree(others, leafsize=32, balanced_tree=False).query(
-        points
-    )[0]
+    tree = KDTree(others, leafsize=32, balanced_tree=False)
+    distances = np.empty(len(points))
+    for first in range(0, len(points), POINTS):
+        part = slice(first, first + POINTS)
+        distances[part] = tree.query(points[part])[0]
+        done((first + POINTS) / len(points))
     return distances
 
 
+def _part(done: Done, first: float, share: float) -> Done:
+    """`done` for a part of the work: `share` of the whole, which begins at `first`."""
+    return lambda here: done(first + share * min(1.0, here))
+
+
 def _union(boxes: Sequence[Box]) -> Box:
+    """The box around all boxes; one voxel where there are none."""
+    boxes = boxes or [(slice(0, 1), slice(0, 1), slice(0, 1))]
     a, b, c = (
         slice(min(part.start for part in axis), max(part.stop for part in axis))
         for axis in zip(*boxes, strict=True)

@@ -11,12 +11,14 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from attunet3d.evaluation import metrics
 from attunet3d.evaluation.metrics import LabelScore
+from attunet3d.evaluation.statistics import bootstrap_interval
 
 METRICS = tuple(f.name for f in fields(LabelScore) if not f.name.startswith("empty"))
 COLUMNS = ("case", "label", "name", *(f.name for f in fields(LabelScore)))
@@ -27,6 +29,7 @@ TABLE = {  # columns of the table: metric, heading, format
     "hd95_mm": ("HD95 mm", "{:.2f}"),
     "asd_mm": ("ASD mm", "{:.2f}"),
     "surface_dice": ("surface", "{:.3f}"),
+    "nsd_2mm": ("NSD 2 mm", "{:.3f}"),
     "volume_difference_ml": ("Δ volume ml", "{:+.2f}"),
 }
 
@@ -43,6 +46,7 @@ class Summary:
         without_reference: Predictions that nothing was there to compare with.
         other_values: Values in the files that are none of `labels`; they count as background.
         seen_in_training: Cases that the model was trained on, as far as it is known.
+        patients: Case → patient; a case that is missing is a patient of its own.
         training_remark: What a reader of the scores must know about them.
     """
 
@@ -53,11 +57,29 @@ class Summary:
     without_reference: tuple[str, ...] = ()
     other_values: tuple[int, ...] = ()
     seen_in_training: tuple[str, ...] = ()
+    patients: Mapping[str, str] = field(default_factory=dict)
     training_remark: str | None = None
 
     def values(self, value: int, metric: str) -> list[float]:
         """One metric of one label in every scored case; NaN where it does not exist."""
         return [float(getattr(case[value], metric)) for case in self.scores.values()]
+
+    @cached_property
+    def intervals(self) -> dict[int, dict[str, tuple[float, float] | None]]:
+        """95 % bootstrap intervals, over patients, of the mean of each label's metrics.
+
+        None where no case has a finite value.
+        """
+        columns = [(value, metric) for value in self.labels for metric in METRICS]
+        found: dict[int, dict[str, Any]] = {value: dict.fromkeys(METRICS) for value in self.labels}
+        if not (self.scores and columns):
+            return found
+        table = np.array([self.values(*column) for column in columns]).T  # (cases, columns)
+        patients = [self.patients.get(case, case) for case in self.scores]
+        ends = np.array(bootstrap_interval(table, patients)).T
+        for (value, metric), (low, high) in zip(columns, ends.tolist(), strict=True):
+            found[value][metric] = None if math.isnan(low) else (low, high)
+        return found
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of `scores.csv`, unrounded."""
@@ -92,9 +114,12 @@ class Summary:
 
     def table(self) -> str:
         """Mean ± standard deviation of each label, and what to know about them."""
-        body = [["label", "cases", *(heading for heading, _ in TABLE.values())]]
+        (first, _), *headings = TABLE.values()
+        body = [["label", "cases", first, "95 % CI", *(heading for heading, _ in headings)]]
         for value, name in self.labels.items():
             cells = [_mean(self.values(value, metric), form) for metric, (_, form) in TABLE.items()]
+            dice = self.intervals[value]["dice"]
+            cells.insert(1, "–" if dice is None else "{:.3f}–{:.3f}".format(*dice))
             body.append([name, str(len(self.scores)), *cells])
         widths = [max(map(len, column)) for column in zip(*body, strict=True)]
         lines = [
@@ -110,7 +135,13 @@ class Summary:
         of_label = [case[value] for case in self.scores.values()]
         return {
             "name": self.labels[value],
-            **{metric: statistics(self.values(value, metric)) for metric in METRICS},
+            **{
+                metric: {
+                    **statistics(self.values(value, metric)),
+                    "mean_ci95": self.intervals[value][metric],
+                }
+                for metric in METRICS
+            },
             "empty_prediction": sum(score.empty_prediction for score in of_label),
             "empty_reference": sum(score.empty_reference for score in of_label),
             "empty_both": sum(s.empty_prediction and s.empty_reference for s in of_label),
@@ -118,7 +149,10 @@ class Summary:
         }
 
     def _remarks(self) -> list[str]:
-        remarks = [f"mean ± standard deviation; surface: surface Dice at {self.tolerance_mm:g} mm"]
+        remarks = [
+            "mean ± standard deviation; 95 % CI: bootstrap over patients, of the mean Dice;"
+            f" surface: surface Dice at {self.tolerance_mm:g} mm"
+        ]
         for value, name in self.labels.items():
             counts = self._label(value)
             p, r, both = (counts[f"empty_{part}"] for part in ("prediction", "reference", "both"))

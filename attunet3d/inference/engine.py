@@ -46,7 +46,7 @@ def prepare(
         return _as_it_is(network.to(device), dtype, attention)
     stored = dtype if engine == "torch" else torch.float32
     split = splits(engine, device, dtype)
-    graph = fast_network.accelerated(network, device, stored, split=split)
+    graph = fast_network.rewrite_for_inference(network, device, stored, split=split)
     call = _WithAttention(graph) if attention else graph
     if engine == "openvino":
         return openvino.compiled(call, device, dtype)

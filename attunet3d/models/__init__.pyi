@@ -3,6 +3,8 @@ from . import conversion as conversion
 from . import fast_network as fast_network
 from . import memory_layout as memory_layout
 from .attention_unet import AttentionUNet3D as AttentionUNet3D
+from .build import Network as Network
+from .build import build_network as build_network
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import load_model as load_model
 from .checkpoint import load_state as load_state

@@ -31,7 +31,7 @@ from attunet3d.core import (
     parse_json,
     whole_file,
 )
-from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.build import Network, build_network
 
 FORMAT = "attunet3d 1"
 ABOUT = "attunet3d"  # the header's entry
@@ -53,7 +53,7 @@ class Checkpoint:
         path: The file.
     """
 
-    network: AttentionUNet3D
+    network: Network
     config: Config
     labels: dict[int, str]
     fingerprint: str
@@ -161,16 +161,16 @@ def _labels(values: Any) -> dict[int, str]:
     return dict(sorted(labels.items()))
 
 
-def _network(config: Config, classes: int) -> AttentionUNet3D:
+def _network(config: Config, classes: int) -> Network:
     channels = config.network.channels
     if len(channels) > MOST_LEVELS or max(channels) > MOST_CHANNELS:
         raise ModelError(f"network.channels {channels!s:.80}: too many")
     with torch.device("meta"):  # takes no memory, whatever the configuration claims
-        network = AttentionUNet3D.from_config(config.network, 1, classes)
+        network = build_network(config.network, 1, classes)
     return network.eval()
 
 
-def _compare(network: AttentionUNet3D, header: Mapping[str, Any]) -> int:
+def _compare(network: Network, header: Mapping[str, Any]) -> int:
     """Bytes of the weights, which must be those of the network by name, shape and type."""
     size = 0
     for name, wanted in network.state_dict().items():
@@ -186,7 +186,7 @@ def _compare(network: AttentionUNet3D, header: Mapping[str, Any]) -> int:
     return size
 
 
-def _fill(network: AttentionUNet3D, data: bytes) -> None:
+def _fill(network: Network, data: bytes) -> None:
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError:

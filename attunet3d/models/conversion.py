@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attunet3d.core import ModelError, NetworkConfig, UserError, presets
 from attunet3d.models import authors_weights, checkpoint
-from attunet3d.models.attention_unet import from_authors_state_dict
+from attunet3d.models.attention_unet import AttentionUNet3D
 
 _LARGEST_FILE = 1 << 30  # theirs have 26 MB
 
@@ -39,7 +39,7 @@ def convert_weights(
     state = load_state(source)
     try:
         found = authors_weights.read(state)
-        network = from_authors_state_dict(state, align_corners=align_corners)
+        network = AttentionUNet3D.from_authors_state_dict(state, align_corners=align_corners)
     except UserError as error:
         raise ModelError(f"{source}: {error}") from None
     if found.in_channels != 1:

@@ -8,51 +8,18 @@ resizing:
     gated = W(alpha* x)
 
 theta is a strided convolution, so attention is computed on the coarser grid; psi gives one value
-a voxel, shared by all channels. Source: arXiv:1804.03999; the details that the text leaves open
-(inner channels, W, no normalisation before psi) as in the authors' `GridAttentionBlock3D`.
+per voxel, shared by all channels. Source: arXiv:1804.03999. The details that the text leaves open
+(inner channels, W, no normalisation before psi) follow the authors' `GridAttentionBlock3D`.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attunet3d.core import ModelError
-
-
-def normaliser(norm: str, channels: int) -> nn.Module:
-    """The normalisation called `norm`: "batch", "instance" or "group".
-
-    Groups hold 8 channels; where 8 does not divide them, the next larger share that does.
-
-    Example:
-        >>> [normaliser("group", channels).num_groups for channels in (4, 16, 20, 33, 320)]
-        [1, 2, 2, 3, 40]
-
-    Raises:
-        ModelError: There is no such normalisation.
-    """
-    if norm == "batch":
-        return nn.BatchNorm3d(channels)
-    if norm == "instance":
-        return nn.InstanceNorm3d(channels, affine=True)
-    if norm == "group":
-        groups = max(n for n in range(1, max(1, channels // 8) + 1) if channels % n == 0)
-        return nn.GroupNorm(groups, channels)
-    raise ModelError(f"norm must be batch, instance or group, got {norm!r}")
-
-
-def initialise(module: nn.Module) -> None:
-    """He initialisation of kernels, normalisation weights from N(1, 0.02): the authors' start.
-
-    For `Module.apply`; convolutions' biases keep torch's own start.
-    """
-    if getattr(getattr(module, "weight", None), "is_meta", False):
-        return  # to be loaded; drawing from N on "meta" makes torch import its compiler, for 1 s
-    if isinstance(module, nn.Conv3d):
-        nn.init.kaiming_normal_(module.weight)
-    elif isinstance(module, nn.BatchNorm3d | nn.InstanceNorm3d | nn.GroupNorm):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-        nn.init.zeros_(module.bias)
+from attunet3d.models.layers import PointBlock, initialise, normaliser, resize
 
 
 class GridAttentionGate(nn.Module):
@@ -61,8 +28,8 @@ class GridAttentionGate(nn.Module):
     Args:
         skip_channels: C_x.
         gating_channels: C_g.
-        inner_channels: Channels in which the two are added; None: C_x, as the authors have it.
-        stride: How much coarser than the skip attention is along x, y, z (1 where slices are
+        inner_channels: C_i, channels in which the two are added; None: C_x, as the authors do.
+        stride: How much coarser than the skip the attention is along x, y, z (1 where slices are
             thick).
         norm: Normalisation after W.
         align_corners: Trilinear convention; True for weights of torch 0.3.
@@ -90,10 +57,8 @@ class GridAttentionGate(nn.Module):
         super().__init__()
         inner = inner_channels or skip_channels
         if min(skip_channels, gating_channels, inner) < 1 or min(stride) < 1:
-            raise ModelError(
-                f"channels and stride must be positive, got {skip_channels}, {gating_channels},"
-                f" {inner} and {stride}"
-            )
+            given = f"{skip_channels}, {gating_channels}, {inner} and {stride}"
+            raise ModelError(f"channels and stride must be positive, got {given}")
         self.align_corners = align_corners
         self.theta = nn.Conv3d(skip_channels, inner, stride, stride, bias=False)
         self.phi = nn.Conv3d(gating_channels, inner, 1)
@@ -122,9 +87,30 @@ class GridAttentionGate(nn.Module):
         return self.w(coefficients * skip), coefficients
 
 
-def resize(x: Tensor, like: Tensor, align_corners: bool) -> Tensor:
-    """`x` (B, C, …) resized trilinearly to the size of `like`."""
-    size = [like.shape[2], like.shape[3], like.shape[4]]
-    if [x.shape[2], x.shape[3], x.shape[4]] == size:
-        return x
-    return F.interpolate(x, size, mode="trilinear", align_corners=align_corners)
+class GatedSkip(nn.Module):
+    """One or two gates on a skip, joined by a 1×1×1 block (the authors' `MultiAttentionBlock`).
+
+    Args:
+        gates: The gates, all of this skip.
+        activation: Activation after the 1×1×1 convolution.
+        norm: Normalisation after it.
+    """
+
+    def __init__(self, gates: Sequence[GridAttentionGate], norm: str, activation: str) -> None:
+        super().__init__()
+        self.gates = nn.ModuleList(gates)
+        channels = gates[0].theta.in_channels
+        self.combine = PointBlock(len(gates) * channels, channels, norm, activation)
+
+    def forward(self, skip: Tensor, gating: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, X, Y, Z) gated, and the coefficients (B, gates, X, Y, Z)."""
+        gated, coefficients = zip(*(gate(skip, gating) for gate in self.gates), strict=True)
+        return self.combine(torch.cat(gated, 1)), torch.cat(coefficients, 1)
+
+
+class PlainSkip(nn.Module):
+    """A skip without gates; it has no coefficients."""
+
+    def forward(self, skip: Tensor, gating: Tensor) -> tuple[Tensor, Tensor]:
+        """The skip as it is, and coefficients (B, 0, X, Y, Z)."""
+        return skip, skip[:, :0]

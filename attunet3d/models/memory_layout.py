@@ -1,8 +1,11 @@
 """How a network's features lie in memory: channels last, where its kernels are fastest.
 
-oneDNN and cuDNN convolve, and torch pools, normalises and interpolates, fastest when a voxel's
-channels lie side by side. One tensor laid out otherwise is enough to undo it: the next kernel
-copies, or takes a path twenty times as slow.
+oneDNN and cuDNN convolve, and torch pools, normalises and interpolates, fastest when the channels
+of a voxel are neighbours in memory. One tensor in another layout is enough to undo it: the next
+kernel copies, or takes a path twenty times as slow.
+
+    contiguous      C X Y Z    one channel after the other
+    channels last   X Y Z C    one voxel after the other
 """
 
 from typing import Any
@@ -13,17 +16,17 @@ from torch import Tensor, nn
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last_3d, torch.contiguous_format
 
 
-def fastest(network: nn.Module) -> torch.memory_format:
-    """Channels last; not with InstanceNorm, which has no such kernel and copies back and forth."""
+def fastest_layout(network: nn.Module) -> torch.memory_format:
+    """Return channels last, unless there is an InstanceNorm, which would copy back and forth."""
     instance = any(isinstance(part, nn.InstanceNorm3d) for part in network.modules())
     return CONTIGUOUS if instance else CHANNELS_LAST
 
 
-def laid_out(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """A copy of `x` (B, C, X, Y, Z) in `layout`, also where C = 1.
+def copy_in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """Copy `x` (B, C, X, Y, Z) in `layout`, also where C = 1.
 
     The strides of one channel pass for either layout until they are written anew, so torch's own
-    `contiguous` leaves them, and the first convolution would answer in the other layout.
+    `contiguous` keeps them, and the first convolution would answer in the other layout.
     """
     return x.clone(memory_format=layout)
 
@@ -33,17 +36,17 @@ def keep_gradients_dense(network: nn.Module, layout: torch.memory_format) -> Non
 
     The gradient of `torch.cat` is a slice of the channels for each part. The CPU's backward passes
     of BatchNorm and of trilinear interpolation take 10 to 20 times as long on a slice; the values
-    are the same. Adds a hook to each convolution, for these are what concatenations go to.
+    are the same. Adds a hook to each convolution, because concatenations are inputs of those.
     """
 
-    def dense(gradients: tuple[Any, ...], _: tuple[Any, ...]) -> tuple[Any, ...]:
+    def make_dense(gradients: tuple[Any, ...], _: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(None if g is None else g.contiguous(memory_format=layout) for g in gradients)
 
-    def watch(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         made_by = arguments[0].grad_fn
         if made_by is not None and made_by.name() == "CatBackward0":
-            made_by.register_hook(dense)
+            made_by.register_hook(make_dense)
 
     for part in network.modules():
         if isinstance(part, nn.Conv3d):
-            part.register_forward_pre_hook(watch)
+            part.register_forward_pre_hook(hook)

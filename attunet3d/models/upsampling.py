@@ -1,4 +1,7 @@
-"""Trilinear upsampling as products with small matrices, one an axis."""
+"""Trilinear upsampling as products with small matrices, one per axis.
+
+up(m)  =  (P ⊗ Q ⊗ R) m        P (X, x), Q (Y, y), R (Z, z): two entries per row
+"""
 
 from collections.abc import Sequence
 
@@ -7,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def upsampled_sum(maps: Sequence[Tensor], align_corners: bool) -> Tensor:
-    """The first map plus all others, each upsampled trilinearly to the size of the first.
+def sum_upsampled(maps: Sequence[Tensor], align_corners: bool) -> Tensor:
+    """Sum maps, each upsampled trilinearly to the size of the first.
 
-    Trilinear interpolation acts on each axis by itself, and there is a matrix, with two entries a
-    row. The matrices of the last axis stand side by side, so that one product adds the maps up:
+    The matrices of the first axis are concatenated, so that one product adds the maps up:
 
         Σ_l (P_l ⊗ Q_l ⊗ R_l) m_l  =  [P₁ P₂ …] [(Q₁ ⊗ R₁) m₁; (Q₂ ⊗ R₂) m₂; …]
 
@@ -27,17 +29,17 @@ def upsampled_sum(maps: Sequence[Tensor], align_corners: bool) -> Tensor:
     rest: list[Tensor] = []
     for part in coarser:
         p, q, r = (
-            interpolation(n, to, align_corners, part)
+            interpolation_matrix(n, to, align_corners, part)
             for n, to in zip(part.shape[2:], size, strict=True)
         )
         first.append(p)  # (X, x)
         rest.append(q @ (part @ r.T))  # (B, K, x, Y, Z)
     stacked = torch.cat(rest, 2).flatten(3)  # (B, K, x₁ + x₂ + …, Y · Z)
-    del rest  # of many classes as much again as the result
+    del rest  # with many classes it is as large as the result
     return (torch.cat(first, 1) @ stacked).reshape(finest.shape).add_(finest)
 
 
-def interpolation(length: int, to: int, align_corners: bool, like: Tensor) -> Tensor:
-    """The matrix (to, length) of linear interpolation: what it makes of the unit vectors."""
+def interpolation_matrix(length: int, to: int, align_corners: bool, like: Tensor) -> Tensor:
+    """The matrix (to, length) of linear interpolation, made by interpolating unit vectors."""
     unit = torch.eye(length, dtype=like.dtype, device=like.device)[None]
     return F.interpolate(unit, to, mode="linear", align_corners=align_corners)[0].T

@@ -1,1 +1,2 @@
-from . import package as package
+from .formats import ENDINGS as ENDINGS
+from .formats import package as package

@@ -112,6 +112,7 @@ def _network(model: Checkpoint, window: Size) -> dict[str, Any]:
     """The network, its weights, and windows as inference lays them."""
     settings = model.config.inference
     shape = {"in_channels": 1, "out_channels": len(model.labels), **asdict(model.config.network)}
+    del shape["form"], shape["slices"]
     inferer = {"roi_size": window, "sw_batch_size": settings.window_batch}
     inferer |= {"overlap": settings.overlap, "mode": "gaussian", "sigma_scale": windows.SIGMA}
     inferer |= _padding(model.config.preprocessing)
@@ -134,6 +135,7 @@ def _transforms(model: Checkpoint) -> dict[str, Any]:
         "values": "@label_values",
     }
     back: dict[str, Any] = {"keys": ["pred"], "like": "image", "values": "@label_values"}
+    load = {"keys": "image", "reader": "NibabelReader", "ensure_channel_first": True}
     largest = label_values(model.config.inference.keep_largest, model.labels)
     back |= {"keep_largest": largest}
     save: dict[str, Any] = {"keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg"}
@@ -142,7 +144,7 @@ def _transforms(model: Checkpoint) -> dict[str, Any]:
         "label_values": sorted(model.labels),
         "scan_settings": _target("attunet3d.core.PreprocessingConfig", **preprocessing),
         "preprocessing": _chain(
-            _monai("transforms.LoadImaged", keys="image", ensure_channel_first=True),
+            _monai("transforms.LoadImaged", **load),
             _target(ways + "ToNetworkGridd", **there),
         ),
         "postprocessing": _chain(

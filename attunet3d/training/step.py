@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attunet3d.core import Config, TrainingError, machine
-from attunet3d.models import AttentionUNet3D, memory_layout
+from attunet3d.models import AttentionUNet3D, build_network, memory_layout
 from attunet3d.training import loss, optimisation
 from attunet3d.training.batch_norm import reestimate_statistics
 from attunet3d.training.batches import Batch
@@ -76,7 +76,7 @@ class TrainingStep:
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # patches are of one size
         machine.seed_everything(config.training.seed)
-        self.network = self._laid_out(AttentionUNet3D.from_config(config.network, 1, classes))
+        self.network = self._laid_out(build_network(config.network, 1, classes))
         self.average = optimisation.moving_average(self.network, config.training.ema_decay)
         self.optimiser = optimisation.build_optimiser(self.network.parameters(), config.training)
         self.schedule = optimisation.build_schedule(self.optimiser, config.training)
@@ -105,7 +105,7 @@ class TrainingStep:
         losses: list[Tensor] = []
         for batch in batches:
             with self._autocast():
-                image = memory_layout.laid_out(batch.image, self.layout)
+                image = memory_layout.copy_in_layout(batch.image, self.layout)
                 logits = self.network(image)  # list of (B, C, X, Y, Z), finest first
             value: Tensor = self.criterion(logits, batch.label) / len(batches)
             self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
@@ -137,7 +137,7 @@ class TrainingStep:
         """The network on the device, its features in a CPU's fastest layout."""
         self.layout = torch.contiguous_format
         if self.device.type == "cpu":
-            self.layout = memory_layout.fastest(network)
+            self.layout = memory_layout.fastest_layout(network)
             memory_layout.keep_gradients_dense(network, self.layout)
         network.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         return network

@@ -15,7 +15,7 @@ import torch
 from attunet3d.core import find_config
 from attunet3d.imaging import read_volume, to_network_grid
 from attunet3d.inference import Account, Predictor, Slab, decide, parting
-from attunet3d.models import AttentionUNet3D, checkpoint
+from attunet3d.models import build_network, checkpoint
 from benchmarks.gpu.timing import Result, Section, Setting, rounded
 
 PATCH, SMALL_PATCH = (160, 160, 96), (16, 16, 16)
@@ -36,7 +36,7 @@ def model_path(setting: Setting) -> Path:
         )
         config = find_config("oktay2018").with_overrides([*sizes, f"inference.window={window}"])
         torch.manual_seed(0)
-        network = AttentionUNet3D.from_config(config.network, 1, 2)
+        network = build_network(config.network, 1, 2)
         checkpoint.save_model(path, network.state_dict(), config, {0: "background", 1: "organ"})
     return path
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from attunet3d.core import Config, find_config
-from attunet3d.models import AttentionUNet3D
+from attunet3d.models import build_network
 from attunet3d.training import build_optimiser
 from benchmarks.gpu.convolutions import Convolutions
 from benchmarks.gpu.timing import (
@@ -54,7 +54,7 @@ def build(network: str, config: Config) -> nn.Module:
     channels = config.network.channels
     steps = [2] * (len(channels) - 1)
     if network == "ours":
-        return AttentionUNet3D.from_config(config.network, 1, 2).train()
+        return build_network(config.network, 1, 2).train()
     from monai.networks.nets import AttentionUnet, DynUNet
 
     if network == "AttentionUnet":

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from attunet3d.core import Config, FileError
-from attunet3d.models import AttentionUNet3D, checkpoint, conversion
+from attunet3d.models import build_network, checkpoint, conversion
 from attunet3d.training import ARRAYS, load_case
 from benchmarks.reliability.disagreement import DisagreementError, Files
 from benchmarks.reliability.mutations import json_text, mutated, rezipped
@@ -26,7 +26,7 @@ SETTINGS = Config().with_overrides(["network.channels=[2, 4]", "network.gate=sin
 def weights() -> dict[str, torch.Tensor]:
     """Of a tiny network, always the same."""
     torch.manual_seed(0)
-    return dict(AttentionUNet3D.from_config(SETTINGS.network, 1, 2).state_dict())
+    return dict(build_network(SETTINGS.network, 1, 2).state_dict())
 
 
 @cache

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from attunet3d.core import Config
-from attunet3d.models import AttentionUNet3D, save_model
+from attunet3d.models import build_network, save_model
 
 THRESHOLD_HU = 170.0  # halfway between the body and the ball
 SCALE_HU = 100.0
@@ -33,7 +33,7 @@ SETTINGS = [
 def make_model(folder: Path) -> Path:
     """Write `model.safetensors` into `folder`, which is made; returns the folder."""
     config = Config().with_overrides(SETTINGS)
-    network = AttentionUNet3D.from_config(config.network, 1, 2).eval()
+    network = build_network(config.network, 1, 2).eval()
     for name, value in network.state_dict().items():
         if name.endswith("running_var"):
             value.fill_(1 - 1e-5)  # BatchNorm adds 1e-5 before the root

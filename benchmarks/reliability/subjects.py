@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from attunet3d.core import Config, machine
-from attunet3d.models import AttentionUNet3D, save_model
+from attunet3d.models import build_network, save_model
 from attunet3d.phantoms import dataset
 from benchmarks.reliability.preloaded import Preloaded
 
@@ -69,7 +69,7 @@ def write_model(path: str) -> None:
     """Write a model of random weights, the same at every call."""
     torch.manual_seed(0)
     config = Config().with_overrides(MODEL)
-    network = AttentionUNet3D.from_config(config.network, 1, len(LABELS))
+    network = build_network(config.network, 1, len(LABELS))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_model(Path(path), network.state_dict(), config, LABELS)
 

@@ -199,7 +199,7 @@ def write_model(path: Path) -> None:
     import torch
 
     from attunet3d.core import Config
-    from attunet3d.models import AttentionUNet3D, save_model
+    from attunet3d.models import build_network, save_model
 
     settings = (
         "network.channels=[4, 8, 16]",
@@ -212,7 +212,7 @@ def write_model(path: Path) -> None:
     )
     torch.manual_seed(0)
     config = Config().with_overrides(settings)
-    network = AttentionUNet3D.from_config(config.network, 1, 2)
+    network = build_network(config.network, 1, 2)
     save_model(path, network.state_dict(), config, {0: "background", 1: "pancreas"}, {})
 
 

@@ -13,6 +13,7 @@ from attunet3d.core.errors import UserError
 from attunet3d.evaluation import folder, metrics, scores
 from attunet3d.evaluation.folder import evaluate
 from attunet3d.evaluation.scores import Summary, completed, statistics
+from attunet3d.evaluation.statistics import bootstrap_interval
 from attunet3d.imaging.geometry import Grid
 from attunet3d.pipelines import evaluate as pipeline
 
@@ -82,6 +83,7 @@ def test_summary_counts_what_is_empty(folders):
         "median": 1,
         "min": 0,
         "max": 1,
+        "mean_ci95": [0, 1],  # 1 of 27 resamples has only zeros, 8 only ones
     }
     counts = [second[f"empty_{part}"] for part in ("prediction", "reference", "both")]
     assert counts == [2, 1, 1]
@@ -107,6 +109,7 @@ def test_undefined_values_are_null_in_json(tmp_path):
         "median": None,
         "min": None,
         "max": None,
+        "mean_ci95": None,
     }
     assert label["dice"]["std"] is None  # of one case
 
@@ -277,6 +280,32 @@ def test_swapped_folders_are_noticed_by_the_sidecars(folders):
     assert caught.value.path == predictions
     sidecar(reference, "b", {"1": "pancreas"})  # two models' answers against each other
     assert evaluate(reference, predictions, out).failures == {}
+
+
+def test_intervals_rest_on_patients_not_on_cases(folders, tmp_path):
+    """Three scans of one patient with the same result are as sure as one."""
+    predictions, _, out = folders
+    path = manifest_of(tmp_path, training=[(case, None, True) for case in "abc"])
+    content = json.loads(path.read_text())
+    for case, patient in zip(content["training"], "xyy", strict=True):
+        case["group"] = patient
+    path.write_text(json.dumps(content))
+    summary = evaluate(predictions, path, out, everything=True)
+    low, high = bootstrap_interval([0.5, 1, 1], ["x", "y", "y"])
+    assert summary.intervals[1]["dice"] == pytest.approx((float(low), float(high)))
+    assert f"{low:.3f}–{high:.3f}" in summary.table()
+
+
+def test_progress_moves_within_a_case(folders, monkeypatch):
+    """A single case tells of itself more than once, and ends at one."""
+    told = []
+    monkeypatch.setattr(metrics, "POINTS", 1)
+    maps = [np.zeros((9, 9, 9), np.uint8) for _ in range(2)]
+    maps[0][2:5, 2:5, 2:5], maps[1][3:6, 2:5, 2:5], maps[0][8, 8, 8] = 1, 1, 2
+    metrics.score_labels(*maps, Grid((9, 9, 9), np.eye(4)), done=told.append)
+    assert told == sorted(told)
+    assert len(told) > 50
+    assert told[-1] == pytest.approx(1)
 
 
 def test_when_every_case_failed_there_is_a_summary_and_no_figure(folders):

@@ -29,7 +29,7 @@ from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging.volume import read_label, read_volume
 from attunet3d.inference import results
 from attunet3d.models import conversion
-from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.build import build_network
 from attunet3d.models.checkpoint import ABOUT, load_model, load_state, save_model
 from attunet3d.training.cached_case import load_case
 
@@ -308,7 +308,7 @@ CONFIG = Config().with_overrides(["network.channels=[4, 8]", "network.gate=singl
 
 
 def weights():
-    return AttentionUNet3D.from_config(CONFIG.network, 1, 2).state_dict()
+    return build_network(CONFIG.network, 1, 2).state_dict()
 
 
 def parts(path):

@@ -22,7 +22,7 @@ from attunet3d.inference import results
 from attunet3d.inference.cohort import Wishes, find_cases, segment_cohort
 from attunet3d.inference.predictor import Predictor
 from attunet3d.models import checkpoint as checkpoints
-from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.build import build_network
 from attunet3d.pipelines import infer
 from tests.known_network import SETTINGS, ThresholdNetwork, ball, checkpoint, write_scan
 
@@ -44,7 +44,7 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     settings = ["network.channels=[2, 4]", *SETTINGS]
     config = Config().with_overrides(settings)
-    network = AttentionUNet3D.from_config(config.network, 1, 2)
+    network = build_network(config.network, 1, 2)
     checkpoints.save_model(path, network.state_dict(), config, {0: "background", 5: "ball"}, {})
     return path
 

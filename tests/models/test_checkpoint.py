@@ -10,9 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from attunet3d import AttentionUNet3D
 from attunet3d.core import ModelError, WriteError, whole_file
 from attunet3d.core.config import Config
+from attunet3d.models.build import build_network
 from attunet3d.models.checkpoint import (
     ABOUT,
     FORMAT,
@@ -29,7 +29,7 @@ LABELS = {0: "background", 3: "pancreas"}
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return AttentionUNet3D.from_config(CONFIG.network, 1, 2).eval()
+    return build_network(CONFIG.network, 1, 2).eval()
 
 
 def full_disk(_):

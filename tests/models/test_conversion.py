@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attunet3d.core import ModelError, presets
-from attunet3d.models.attention_unet import from_authors_state_dict
+from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.checkpoint import load_model
 from attunet3d.models.conversion import convert_weights, load_state
 from attunet3d.pipelines.convert_weights import main
@@ -41,7 +41,7 @@ def test_a_file_becomes_a_model_with_the_same_logits(authors_file, tmp_path):
     assert model.config.network.align_corners is False
     image = torch.randn(1, 1, 16, 32, 16)
     with torch.no_grad():
-        wanted = from_authors_state_dict(authors_state("multi"))(image)
+        wanted = AttentionUNet3D.from_authors_state_dict(authors_state("multi"))(image)
         assert torch.equal(model.network(image), wanted)
 
 
@@ -53,7 +53,9 @@ def test_the_convention_of_corners_is_kept_in_the_model(authors_file, tmp_path):
     assert model.labels[2] == "class 2"
     image = torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad():
-        wanted = from_authors_state_dict(authors_state("multi"), align_corners=True)(image)
+        wanted = AttentionUNet3D.from_authors_state_dict(
+            authors_state("multi"), align_corners=True
+        )(image)
         assert torch.equal(model.network(image), wanted)
 
 

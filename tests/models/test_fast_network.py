@@ -13,7 +13,7 @@ from attunet3d.inference.engine import prepare
 from attunet3d.inference.openvino import compiled
 from attunet3d.inference.predictor import Predictor
 from attunet3d.models.attention_unet import AttentionUNet3D
-from attunet3d.models.fast_network import accelerated
+from attunet3d.models.fast_network import rewrite_for_inference
 from tests.known_network import ball_volume, checkpoint
 
 CPU = torch.device("cpu")
@@ -76,6 +76,13 @@ VARIANTS = [
     {"strides": [(1, 1, 1), (3, 3, 3)], "align_corners": True},
     {"classes": 5, "channels": (4, 8, 8, 12)},
     {"classes": 1, "gate_bias": 3.0},
+    {"activation": "leaky_relu"},
+    {"activation": "leaky_relu", "norm": "group", "downsampling": "strided"},
+    {"block": "residual", "blocks": [1, 2, 3]},
+    {"block": "residual", "downsampling": "strided", "strides": [(2, 2, 1), (1, 3, 2)]},
+    {"block": "residual", "norm": "instance", "activation": "leaky_relu", "dropout": 0.2},
+    {"block": "residual", "channels": (4, 4, 4), "downsampling": "strided"},
+    {"blocks": [2, 1, 2]},
 ]
 
 
@@ -87,7 +94,7 @@ def test_every_variant_keeps_logits_and_attention(settings, size, split):
     x = torch.randn(2, 1, *size)
     with torch.inference_mode():
         wanted, maps = slow.forward_with_attention(x)
-        fast = accelerated(slow, CPU, torch.float32, split=split)
+        fast = rewrite_for_inference(slow, CPU, torch.float32, split=split)
         got, fast_maps = fast.forward_with_attention(x)
     assert got.shape == wanted.shape
     assert error(got, wanted) < EXACT
@@ -123,11 +130,12 @@ def test_what_is_made_does_not_follow_the_network():
 
 
 def test_batch_normalisation_disappears_and_weights_are_of_the_type_asked_for():
-    fast = accelerated(network(), CPU, torch.bfloat16)
+    fast = rewrite_for_inference(network(), CPU, torch.bfloat16)
     assert not any(isinstance(part, nn.BatchNorm3d) for part in fast.modules())
     assert {value.dtype for value in fast.state_dict().values()} == {torch.bfloat16}
     kinds = {
-        type(part) for part in accelerated(network(norm="group"), CPU, torch.float32).modules()
+        type(part)
+        for part in rewrite_for_inference(network(norm="group"), CPU, torch.float32).modules()
     }
     assert nn.GroupNorm in kinds
 

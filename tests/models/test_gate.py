@@ -1,4 +1,4 @@
-"""The gate is the paper's: attention on a coarser grid, one coefficient a voxel."""
+"""The gate is the paper's: attention on a coarser grid, one coefficient per voxel."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from attunet3d import GridAttentionGate
 from attunet3d.core import ModelError
-from attunet3d.models.gate import normaliser
+from attunet3d.models.layers import normaliser
 
 
 def gate_and_inputs(**options):

@@ -16,7 +16,7 @@ def gradients(layout=None, dense=False):
     x = torch.randn(2, 1, 8, 8, 8, dtype=torch.double)
     if layout is not None:
         network.to(memory_format=layout)
-        x = memory_layout.laid_out(x, layout)
+        x = memory_layout.copy_in_layout(x, layout)
     if dense:
         memory_layout.keep_gradients_dense(network, layout)
     network(x)[0].square().sum().backward()
@@ -47,14 +47,14 @@ def test_one_channel_is_laid_out_so_that_the_next_layer_follows():
     convolution = nn.Conv3d(1, 4, 3, padding=1).to(memory_format=CHANNELS_LAST)
     x = torch.randn(2, 1, 8, 8, 8)
     with torch.no_grad():
-        y = convolution(memory_layout.laid_out(x, CHANNELS_LAST))
+        y = convolution(memory_layout.copy_in_layout(x, CHANNELS_LAST))
     assert y.is_contiguous(memory_format=CHANNELS_LAST)
-    assert torch.equal(memory_layout.laid_out(x, CHANNELS_LAST), x)
+    assert torch.equal(memory_layout.copy_in_layout(x, CHANNELS_LAST), x)
 
 
 def test_instance_normalisation_keeps_torchs_own_layout():
     layouts = {
-        norm: memory_layout.fastest(AttentionUNet3D(channels=(4, 8), norm=norm))
+        norm: memory_layout.fastest_layout(AttentionUNet3D(channels=(4, 8), norm=norm))
         for norm in ("batch", "group", "instance")
     }
     assert layouts == {"batch": CHANNELS_LAST, "group": CHANNELS_LAST, "instance": CONTIGUOUS}

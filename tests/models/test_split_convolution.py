@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attunet3d.models.folding import Convolution, affine
+from attunet3d.models.folding import FoldedConvolution, weight_and_bias
 from attunet3d.models.split_convolution import SplitConvolution, add_product, as_rows
 
 
@@ -14,7 +14,7 @@ def channels_last(*shape):
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("slope", [None, 0.0, 0.01])
 @pytest.mark.parametrize(
     ("coarse", "fine"),
     [
@@ -25,21 +25,22 @@ def channels_last(*shape):
         ((1, 1, 1), (2, 1, 2)),
     ],
 )
-def test_it_is_the_convolution_of_the_concatenation(coarse, fine, rectified, align_corners):
+def test_it_is_the_convolution_of_the_concatenation(coarse, fine, slope, align_corners):
     torch.manual_seed(0)
     layer = nn.Conv3d(3 + 5, 4, 3, padding=1)
     skip, below = channels_last(2, 3, *fine), channels_last(2, 5, *coarse)
-    whole = Convolution(affine(layer), rectified=rectified)
+    whole = FoldedConvolution(weight_and_bias(layer), negative_slope=slope)
     split = SplitConvolution(whole, 3, align_corners)
     with torch.no_grad():
         up = F.interpolate(below, fine, mode="trilinear", align_corners=align_corners)
         wanted = layer(torch.cat([skip, up], 1))
         got = split(skip, below)
-    torch.testing.assert_close(got, wanted.relu() if rectified else wanted, rtol=0, atol=1e-5)
+    wanted = wanted if slope is None else F.leaky_relu(wanted, slope)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
 
 
 def test_it_multiplies_half_as_often_where_the_stride_is_two():
-    whole = Convolution(affine(nn.Conv3d(16 + 32, 16, 3, padding=1)))
+    whole = FoldedConvolution(weight_and_bias(nn.Conv3d(16 + 32, 16, 3, padding=1)))
     split = SplitConvolution(whole, 16, False)
     counted = []
 

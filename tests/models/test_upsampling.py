@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from attunet3d.models.upsampling import interpolation, upsampled_sum
+from attunet3d.models.upsampling import interpolation_matrix, sum_upsampled
 
 
 def test_interpolation_is_a_matrix_of_rows_that_sum_to_one():
     like = torch.zeros(1)
-    matrix = interpolation(2, 4, False, like)
+    matrix = interpolation_matrix(2, 4, False, like)
     assert matrix.tolist() == [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
-    assert torch.allclose(interpolation(5, 13, True, like).sum(1), torch.ones(13))
+    assert torch.allclose(interpolation_matrix(5, 13, True, like).sum(1), torch.ones(13))
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -24,5 +24,5 @@ def test_a_sum_of_upsampled_maps_is_that_of_interpolation(align_corners):
         )
         for part in maps[1:]
     )
-    torch.testing.assert_close(upsampled_sum(maps, align_corners), wanted)
-    assert upsampled_sum(maps[:1], align_corners) is maps[0]
+    torch.testing.assert_close(sum_upsampled(maps, align_corners), wanted)
+    assert sum_upsampled(maps[:1], align_corners) is maps[0]

@@ -15,10 +15,10 @@ from monai.bundle import verify_net_in_out
 from attunet3d import AttentionUNet3D, Predictor
 from attunet3d.core import ModelError, command_line
 from attunet3d.core.config import Config
+from attunet3d.models.build import build_network
 from attunet3d.models.checkpoint import load_model, save_model
-from attunet3d.packaging import bundle, onnx_model
-from attunet3d.packaging import torchscript_model as torchscript
-from attunet3d.packaging.package import ENDINGS, package
+from attunet3d.packaging import bundle, exported_program, onnx_model
+from attunet3d.packaging.formats import ENDINGS, package
 from attunet3d.pipelines.package import main
 from tests.known_network import AFFINE, SETTINGS, ball, write_scan
 
@@ -36,7 +36,7 @@ def save(path, *settings, labels=LABELS, change=None):
     """A tiny model with random weights, or those that `change` gives the network."""
     torch.manual_seed(0)
     config = Config().with_overrides([*SETTINGS, *TINY, *settings])
-    network = AttentionUNet3D.from_config(config.network, 1, len(labels))
+    network = build_network(config.network, 1, len(labels))
     if change is not None:
         with torch.no_grad():
             change(network)
@@ -81,49 +81,47 @@ def about(texts):
 
 
 @pytest.fixture(scope="module")
-def scripted(run):
-    return package(run, run.parent / "packed", "torchscript")
+def program(run):
+    return package(run, run.parent / "packed", "exported")
 
 
-def test_torchscript_gives_the_logits_and_the_attention_of_the_model(run, scripted):
-    path, warnings = scripted
-    assert (path.name, warnings) == ("packed.ts", [])
-    texts = dict.fromkeys(("labels.json", "preprocessing.json", "window.json"), "")
-    with pytest.warns(DeprecationWarning, match=r"torch.jit"):  # of torch, for all TorchScript
-        network = torch.jit.load(path, _extra_files=texts)
+def test_an_exported_program_gives_the_logits_of_the_model_for_every_fitting_size(run, program):
+    path, warnings = program
+    assert (path.name, warnings) == ("packed.pt2", [])
+    texts = dict.fromkeys(("labels.json", "preprocessing.json", "window.json", "divisor.json"), "")
+    network = torch.export.load(path, extra_files=texts).module()
+    assert json.loads(texts.pop("divisor.json")) == [4, 4, 2]
     about(texts)
-    for shape in ((2, 1, 16, 16, 16), (1, 1, 13, 9, 18)):
+    for shape in ((2, 1, 16, 16, 16), (1, 1, 8, 12, 6)):
         image = torch.randn(shape)
         torch.testing.assert_close(network(image), logits(run, image))
-        _, maps = load_model(run).network.forward_with_attention(image)
-        torch.testing.assert_close(network.forward_with_attention(image)[1], maps)
 
 
 @pytest.fixture(scope="module")
-def exported(run):
+def onnx_file(run):
     return package(run, run.parent / "packed.onnx", "onnx")
 
 
-def test_onnx_gives_the_logits_of_the_model_for_any_batch(run, exported):
+def test_onnx_gives_the_logits_of_the_model_for_any_size(run, onnx_file):
     import onnx
 
-    path, warnings = exported
+    path, warnings = onnx_file
     assert (path.name, warnings) == ("packed.onnx", [])
     model = onnx.load(path)
     about({entry.key: entry.value for entry in model.metadata_props})
     (given,) = model.graph.input
     sizes = [size.dim_value or size.dim_param for size in given.type.tensor_type.shape.dim]
-    assert (given.name, sizes) == ("image", ["batch", 1, 16, 16, 16])
-    for batch in (1, 3):
-        image = torch.randn(batch, 1, 16, 16, 16)
+    assert (given.name, sizes) == ("image", ["batch", 1, "x", "y", "z"])
+    for shape in ((1, 1, 16, 16, 16), (3, 1, 17, 4, 10), (1, 1, 3, 8, 9)):
+        image = torch.randn(shape)
         found = torch.from_numpy(onnx_model.onnx_logits(path.read_bytes(), image.numpy()))
         torch.testing.assert_close(found, logits(run, image), rtol=1e-4, atol=1e-4)
 
 
-def test_openvino_is_asked_where_there_is_no_onnxruntime(run, exported, monkeypatch):
+def test_openvino_is_asked_where_there_is_no_onnxruntime(run, onnx_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     image = torch.randn(2, 1, 16, 16, 16)
-    found = onnx_model.onnx_logits(exported[0].read_bytes(), image.numpy())
+    found = onnx_model.onnx_logits(onnx_file[0].read_bytes(), image.numpy())
     torch.testing.assert_close(torch.from_numpy(found), logits(run, image), rtol=1e-4, atol=1e-4)
 
 
@@ -141,13 +139,13 @@ def test_without_onnx_the_cure_is_named_and_without_a_runtime_nothing_is_asked(
     assert not any(tmp_path.iterdir())
 
 
-def test_files_tell_nothing_of_the_machine_that_wrote_them(scripted, exported):
-    for path, _ in (scripted, exported):
+def test_files_tell_nothing_of_the_machine_that_wrote_them(program, onnx_file):
+    for path, _ in (program, onnx_file):
         content = path.read_bytes()
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as entries:
                 content = b"".join(entries.read(name) for name in entries.namelist())
-        assert b"network.py" not in content
+        assert b"attention_unet.py" not in content
         assert str(ROOT).encode() not in content
 
 
@@ -257,16 +255,16 @@ def test_what_is_there_is_not_replaced(form, run, tmp_path, capsys):
     taken = tmp_path / f"out{ENDINGS[form]}"
     taken.symlink_to(tmp_path / "nowhere")
     assert command_line.run(main, [str(run), str(tmp_path / "out"), "--format", form]) == 2
-    assert f"{taken}: is there already" in capsys.readouterr().err
+    assert f"{taken}: exists already" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [taken]
 
 
 def test_wrong_logits_are_not_handed_out(run, tmp_path, monkeypatch):
     other = AttentionUNet3D(1, 2, (2, 4, 4)).eval()
-    content = torchscript.torchscript_bytes(other, {})
-    monkeypatch.setattr(torchscript, "torchscript_bytes", lambda *_: content)
+    content = exported_program.exported_bytes(other, {})
+    monkeypatch.setattr(exported_program, "exported_bytes", lambda *_: content)
     with pytest.raises(ModelError, match="logits would differ"):
-        package(run, tmp_path / "out", "torchscript")
+        package(run, tmp_path / "out", "exported")
     monkeypatch.setattr(bundle, "bundle_network", lambda _: other)
     with pytest.raises(ModelError, match="logits would differ"):
         package(run, tmp_path / "out", "bundle")

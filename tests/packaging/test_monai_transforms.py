@@ -42,7 +42,7 @@ def files(tmp_path):
 
 
 def loader():
-    return LoadImaged(["image", "label"], ensure_channel_first=True)
+    return LoadImaged(["image", "label"], reader="NibabelReader", ensure_channel_first=True)
 
 
 def forward():

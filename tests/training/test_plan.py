@@ -16,7 +16,7 @@ from attunet3d.core.config import Config
 from attunet3d.core.model_config import NetworkConfig
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.fingerprint import CaseFacts, Fingerprint, measure_fingerprint
-from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.build import build_network
 from attunet3d.models.memory import bytes_a_voxel, weight_bytes
 from attunet3d.training import plan
 from attunet3d.training.plan import make_plan
@@ -159,7 +159,7 @@ def test_memory_model_against_autograd(gate, deep_supervision, strides):
     config = NetworkConfig(
         channels=channels, gate=gate, deep_supervision=deep_supervision, strides=strides
     )
-    kept = kept_bytes(AttentionUNet3D.from_config(config, 1, 2), (32, 32, 32)) / 32**3
+    kept = kept_bytes(build_network(config, 1, 2), (32, 32, 32)) / 32**3
     in_flight = 2 * 4 * (channels[0] + channels[1])
     assert kept + in_flight == pytest.approx(bytes_a_voxel(config, strides, 2), rel=0.15)
 
@@ -167,7 +167,7 @@ def test_memory_model_against_autograd(gate, deep_supervision, strides):
 @pytest.mark.parametrize("channels", [(16, 32, 64, 128, 256), (32, 64, 128, 256, 320)])
 def test_weights_against_the_network(channels):
     config = NetworkConfig(channels=channels, strides=((2, 2, 2),) * 4)
-    network = AttentionUNet3D.from_config(config, 1, 2)
+    network = build_network(config, 1, 2)
     count = sum(parameter.numel() for parameter in network.parameters())
     assert weight_bytes(config) == pytest.approx(count * 4 * 5, rel=0.1)
 

@@ -1,7 +1,7 @@
-"""A trained model handed to other programs: as a MONAI bundle, as ONNX, as TorchScript.
+"""A trained model for other programs: as a MONAI bundle, as ONNX, as a program of torch.export.
 
 Whatever is written is loaded again by the library that will run it, and its logits on a random
-window are held to the network's, before it gets its name: nothing wrong is handed out.
+window are compared with the network's, before it gets its name.
 """
 
 import contextlib
@@ -18,87 +18,88 @@ from torch import Tensor
 
 from attunet3d.core import ModelError, Size, WriteError, whole_file
 from attunet3d.models import Checkpoint, load_model
-from attunet3d.packaging import bundle, onnx_model, torchscript_model
+from attunet3d.packaging import bundle, exported_program, onnx_model
 
-ENDINGS = {"bundle": "", "onnx": ".onnx", "torchscript": ".ts"}
+ENDINGS = {"bundle": "", "onnx": ".onnx", "exported": ".pt2"}
 RELATIVE_ERROR = 1e-4  # of the largest logit; float32 in another order makes 1e-6
 
 
 def package(source: Path, out: Path, form: str) -> tuple[Path, list[str]]:
-    """Pack a model.
+    """Write a model in another format.
 
     Args:
         source: A run folder or a `.safetensors` file.
         out: What to write; the format's ending is added where it is missing.
-        form: "bundle", "onnx" or "torchscript".
+        form: "bundle", "onnx" or "exported".
 
     Returns:
         What was written, and warnings.
 
     Raises:
-        ModelError: `out` is there already or no name, the model has no window, or what was
-            written gives other logits than the model.
-        ModelError: The model cannot be read.
+        ModelError: The model cannot be read, has no window, cannot be a bundle, or what was
+            written gives other logits.
         DependencyError: A package that ONNX needs is not installed.
-        ModelError: A label's name cannot stand in a bundle.
-        WriteError: The disk is full or the folder read-only.
+        WriteError: `out` exists or is not a name, the disk is full or the folder read-only.
     """
     if out.name in ("", ".."):
-        raise ModelError(f"{out}: is a folder; name a new file or folder")
+        raise WriteError("is a folder", path=out, cure="name a new file or folder")
     if not out.name.endswith(ENDINGS[form]):
         out = out.parent / (out.name + ENDINGS[form])
     if os.path.lexists(out):
-        raise ModelError(f"{out}: is there already; delete it or name another")
+        raise WriteError("exists already", path=out, cure="delete it or name another")
     model = load_model(source)
     window = model.config.window
     if window is None:
-        raise ModelError(f"{model.path}: holds no window; train with training.patch_size=[x,y,z]")
+        cure = "train with training.patch_size=[x,y,z]"
+        raise ModelError("holds no window", path=model.path, cure=cure)
     whole_file.make_folder(out.parent)
-    write: Callable[[Path, Checkpoint, Size], list[str]] = {
-        "bundle": _bundle,
-        "onnx": _onnx,
-        "torchscript": _torchscript,
-    }[form]
-    return out, write(out, model, window)
+    write: dict[str, Callable[[Path, Checkpoint, Size], list[str]]] = {
+        "bundle": _write_bundle,
+        "onnx": _write_onnx,
+        "exported": _write_exported,
+    }
+    return out, write[form](out, model, window)
 
 
-def _bundle(out: Path, model: Checkpoint, window: Size) -> list[str]:
+def _write_bundle(out: Path, model: Checkpoint, window: Size) -> list[str]:
     with _new_folder(out) as folder:
         bundle.write_bundle(folder, model, window)
-        image, wanted = _question(model, window)
+        image, wanted = _example(model, window)
         with torch.inference_mode():
             _compare(out, bundle.bundle_network(folder)(image), wanted)
     inference = model.config.inference
     left_out = {"inference.mirror": inference.mirror, "inference.mode": inference.mode == "whole"}
     return [
-        f"{name}={getattr(inference, name.partition('.')[2])} is nothing that the bundle does"
+        f"{name}={getattr(inference, name.partition('.')[2])} is not supported in a bundle"
         for name, is_set in left_out.items()
         if is_set
     ]
 
 
-def _torchscript(out: Path, model: Checkpoint, window: Size) -> list[str]:
+def _write_exported(out: Path, model: Checkpoint, window: Size) -> list[str]:
     def check(written: Path) -> None:
-        image, wanted = _question(model, window)
-        _compare(out, torchscript_model.torchscript_logits(written, image), wanted)
+        divisor = model.network.divisor
+        x, y, z = (max(2, -(-n // step)) * step for n, step in zip(window, divisor, strict=True))
+        image, wanted = _example(model, (x, y, z))
+        _compare(out, exported_program.exported_logits(written, image), wanted)
 
-    content = torchscript_model.torchscript_bytes(model.network, _about(model, window))
+    content = exported_program.exported_bytes(model.network, _about(model, window))
     whole_file.write_bytes(out, content, check)
     return []
 
 
-def _onnx(out: Path, model: Checkpoint, window: Size) -> list[str]:
+def _write_onnx(out: Path, model: Checkpoint, window: Size) -> list[str]:
     warnings = []
 
     def check(written: Path) -> None:
-        image, wanted = _question(model, window)
+        image, wanted = _example(model, window)
         logits = onnx_model.onnx_logits(written.read_bytes(), image.numpy())
         if logits is None:
-            warnings.append(f"{out}: its logits were not looked at; pip install onnxruntime")
+            warnings.append(f"{out}: its logits were not verified; pip install onnxruntime")
         else:
             _compare(out, torch.from_numpy(logits), wanted)
 
-    content = onnx_model.onnx_bytes(model.network, window, _about(model, window))
+    content = onnx_model.onnx_bytes(model.network, _about(model, window))
     whole_file.write_bytes(out, content, check)
     return warnings
 
@@ -109,13 +110,14 @@ def _about(model: Checkpoint, window: Size) -> Mapping[str, str]:
         "labels": {str(value): name for value, name in model.labels.items()},
         "preprocessing": asdict(model.config.preprocessing),
         "window": window,
+        "divisor": model.network.divisor,
     }
     return {name: json.dumps(fact) for name, fact in facts.items()}
 
 
-def _question(model: Checkpoint, window: Size) -> tuple[Tensor, Tensor]:
-    """A random window (1, 1, x, y, z), and the logits that the network gives for it."""
-    image = torch.randn(1, 1, *window, generator=torch.Generator().manual_seed(0))
+def _example(model: Checkpoint, size: Size) -> tuple[Tensor, Tensor]:
+    """A random image (1, 1, x, y, z), and the network's logits for it."""
+    image = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         return image, model.network(image)
 
@@ -129,14 +131,17 @@ def _compare(out: Path, found: Tensor, wanted: Tensor) -> None:
     error = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
     if not error <= RELATIVE_ERROR:
         raise ModelError(
-            f"{out}: not written, as its logits would differ from the model's by {error:.2g} of the"
-            f" largest; at most {RELATIVE_ERROR} is rounding; try another format or torch version"
+            f"not written, as its logits would differ from the model's by {error:.2g} of the"
+            f" largest; at most {RELATIVE_ERROR} is rounding",
+            path=out,
+            value=error,
+            cure="try another format or torch version",
         )
 
 
 @contextlib.contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name `out` when all has gone well, and else vanishes."""
+    """Yield a folder to fill; it becomes `out` when all has gone well, and else vanishes."""
     try:
         beside = Path(tempfile.mkdtemp(prefix=whole_file.PREFIX, dir=out.parent))
         try:
@@ -147,4 +152,4 @@ def _new_folder(out: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
-        raise WriteError(f"{out}: cannot be written ({error.strerror})") from error
+        raise WriteError(f"cannot be written ({error.strerror})", path=out) from error

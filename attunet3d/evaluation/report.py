@@ -1,0 +1,134 @@
+"""One self-contained HTML page about a cohort: a table, plots, and a viewer of each case.
+
+The page needs no network and no program but a browser. Each case's pictures are text inside the
+page that is decoded when the case is opened, so that a hundred cases stay usable. Cases are written
+one by one: memory holds one at a time.
+"""
+
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from attunet3d.core import Floats, whole_file
+from attunet3d.evaluation.report_case import HU_OF_VALUES, ReportCase, payload
+from attunet3d.imaging import colour_of
+
+PAGE = files("attunet3d.evaluation") / "report_page"
+
+
+@dataclass(frozen=True)
+class ReportText:
+    """The words of a page.
+
+    Args:
+        title: Its heading.
+        subtitle: A sentence below.
+        order: How the cases are sorted, such as "Worst mean Dice first."
+        footer: What made it, and what it must not be used for.
+    """
+
+    title: str
+    subtitle: str
+    order: str
+    footer: str
+
+
+def write_report(
+    path: Path,
+    text: ReportText,
+    labels: Mapping[int, str],
+    columns: Mapping[str, str],
+    cases: Iterable[ReportCase],
+) -> None:
+    """Write the page.
+
+    Args:
+        path: `.html`.
+        text: Its words.
+        labels: Name of each label value; 0 is the background.
+        columns: Heading of each column of the table → format of its numbers, such as "{:.3f}".
+        cases: In the order of the table; each is dropped when it is written.
+
+    Raises:
+        WriteError: The disk is full or the folder read-only; nothing is left behind.
+    """
+    page = (PAGE / "page.html").read_text(encoding="utf-8")
+    before, after = page.split("{{cases}}")
+    words = {name: html.escape(words) for name, words in asdict(text).items()}
+    words["style"] = (PAGE / "style.css").read_text(encoding="utf-8")
+    words["script"] = (PAGE / "viewer.js").read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = []
+    with whole_file.replacing(path) as file:
+        file.write(_filled(before, words).encode())
+        for number, case in enumerate(cases):
+            element = f'<script id="case-{number}" type="application/json">{payload(case)}</script>'
+            file.write(f"{element}\n".encode())
+            rows.append(_row(case, columns))
+        words["report"] = _report(labels, columns, rows)
+        file.write(_filled(after, words).encode())
+
+
+def _filled(page: str, words: Mapping[str, str]) -> str:
+    """Put the words where `{{name}}` stands; in one go, so that no word is taken for a name."""
+    return re.sub(r"{{(\w+)}}", lambda match: words[match[1]], page)
+
+
+def _row(case: ReportCase, columns: Mapping[str, str]) -> dict[str, Any]:
+    values = [_number(case.values.get(name)) for name in columns]
+    shown = [
+        "–" if value is None else form.format(value)
+        for value, form in zip(values, columns.values(), strict=True)
+    ]
+    look = [number for number, name in enumerate(columns) if name in case.look]
+    return {
+        "id": case.name,
+        "values": values,
+        "shown": shown,
+        "look": look,
+        "facts": case.facts,
+        "warnings": case.warnings,
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _report(
+    labels: Mapping[int, str], columns: Mapping[str, str], rows: Sequence[dict[str, Any]]
+) -> str:
+    statistics = []
+    for number, (name, form) in enumerate(columns.items()):
+        values = [row["values"][number] for row in rows if row["values"][number] is not None]
+        if values:
+            statistics.append([name, *_statistics(np.array(values), form)])
+    content = {
+        "labels": {value: name for value, name in labels.items() if value},
+        "colours": {value: colour_of(value) for value in range(1, 256)},
+        "hu": [round(float(hu), 1) for hu in HU_OF_VALUES],
+        "columns": list(columns),
+        "statistics": statistics,
+        "cases": rows,
+    }
+    return json.dumps(content).replace("</", "<\\/")  # "</script>" in a name ends nothing
+
+
+def _statistics(values: Floats, form: str) -> list[str]:
+    """Number of cases, mean, 95 % interval of the mean, median, least and largest, as text."""
+    numbers = [values.mean(), np.median(values), values.min(), values.max()]
+    mean, median, least, most = (form.format(number) for number in numbers)
+    interval = "–"
+    if len(values) > 1:
+        found = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=0)
+        interval = " to ".join(form.format(bound) for bound in found.confidence_interval)
+    return [str(len(values)), mean, interval, median, f"{least} to {most}"]
