@@ -40,7 +40,11 @@ def main() -> None:
     for seed in range(arguments.seeds):  # recipe after recipe, so that a stop leaves them level
         for recipe in recipes:
             for split in range(len(material.manifests)):
-                file = run_piece(recipe, material, split, seed, budget, arguments.out)
+                try:
+                    file = run_piece(recipe, material, split, seed, budget, arguments.out)
+                except RuntimeError as error:  # the others go on; the next call tries it again
+                    print(f"{recipe.name} seed {seed} failed: {error}", flush=True)
+                    continue
                 pieces.append(json.loads(file.read_text()))
                 print(report.line(pieces[-1]), flush=True)
     text = report.tables(pieces, recipes[0].name)

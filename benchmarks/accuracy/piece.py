@@ -40,10 +40,15 @@ class Budget:
 def run_piece(
     recipe: Recipe, material: Material, split: int, seed: int, budget: Budget, out: Path
 ) -> Path:
-    """Train, segment the test cases, score them and write the piece, unless it is there."""
+    """Train, segment the test cases, score them and write the piece, unless it is there.
+
+    A piece of the same name but another recipe, because the file of recipes has changed since, is
+    made again.
+    """
     name = f"{material.name}_{split}-{recipe.name}-{budget}-{seed}"
     file = out / "pieces" / f"{name}.json"
-    if file.exists():
+    described = json.loads(json.dumps(asdict(recipe)))
+    if file.exists() and json.loads(file.read_text())["recipe"] == described:
         return file
     work = out / "work" / name
     shutil.rmtree(work, ignore_errors=True)
@@ -56,7 +61,7 @@ def run_piece(
         "infer": _spent(_inference(recipe, manifest, work / "run", predictions)),
     }
     piece = {
-        "recipe": asdict(recipe) | {"settings": dict(recipe.settings)},
+        "recipe": described,
         "material": material.name,
         "split": split,
         "seed": seed,
@@ -112,7 +117,7 @@ def _spent(command: Sequence[str]) -> dict[str, float]:
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-3000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"clock": round(time.monotonic() - began, 1), "processor": round(processor, 1)}

@@ -1,0 +1,212 @@
+"""MONAI's networks trained as its tutorials do (spleen_segmentation_3d, unetr_btcv, dynunet).
+
+Usage: python -m benchmarks.accuracy.monai_peer train|infer JOB     (JOB: JSON, see `Job`)
+
+Transforms, patch sampling, loss and inference are MONAI's own: resampling by Spacingd, crops by
+RandCropByPosNegLabeld, DiceCELoss, sliding_window_inference, Invertd. What the tutorials leave to
+the reader (rate and schedule for a short training) is AdamW with a one-cycle schedule, which is
+what attunet3d's small recipe has. The last weights are used.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai import transforms as T
+from monai.data import CacheDataset, DataLoader, Dataset, decollate_batch
+from monai.inferers import sliding_window_inference
+from monai.losses import DeepSupervisionLoss, DiceCELoss
+from monai.networks.nets import AttentionUnet, DynUNet, SegResNetDS
+from monai.utils import set_determinism
+from torch import nn
+
+PATCHES_A_CASE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is trained on what; spacing, window and channels as in attunet3d's small recipe."""
+
+    network: str
+    manifest: str
+    run: str
+    steps: int = 0
+    seed: int = 0
+    predictions: str = ""
+    spacing_mm: tuple[float, float, float] = (4.0, 4.0, 4.0)
+    hu_window: tuple[float, float] = (-160.0, 240.0)
+    patch: tuple[int, int, int] = (48, 48, 48)
+    channels: tuple[int, ...] = (8, 16, 32, 64, 128)
+    learning_rate: float = 5e-3
+
+    @property
+    def manifest_values(self) -> dict[str, Any]:
+        """The manifest as it stands in its file."""
+        values: dict[str, Any] = json.loads(Path(self.manifest).read_text(encoding="utf-8"))
+        return values
+
+    @property
+    def classes(self) -> int:
+        """Labels, background included."""
+        return len(self.manifest_values["labels"])
+
+    def files(self, part: str) -> list[dict[str, str]]:
+        """Scans and labels of one list of the manifest."""
+        root = Path(self.manifest).parent
+        return [
+            {"image": str(root / case["image"]), "label": str(root / case["label"])}
+            for case in self.manifest_values[part]
+        ]
+
+
+def build_network(job: Job) -> nn.Module:
+    levels = len(job.channels)
+    if job.network == "AttentionUnet":
+        return AttentionUnet(3, 1, job.classes, channels=job.channels, strides=(2,) * (levels - 1))
+    if job.network == "DynUNet":
+        strides = (1,) + (2,) * (levels - 1)
+        return DynUNet(
+            spatial_dims=3,
+            in_channels=1,
+            out_channels=job.classes,
+            kernel_size=(3,) * levels,
+            strides=strides,
+            upsample_kernel_size=strides[1:],
+            filters=job.channels,
+            deep_supervision=True,
+            deep_supr_num=2,
+        )
+    if job.network == "SegResNetDS":
+        return SegResNetDS(
+            init_filters=job.channels[0],
+            out_channels=job.classes,
+            blocks_down=(1, 2, 2, 4),
+            dsdepth=3,
+            norm="INSTANCE_NVFUSER" if torch.cuda.is_available() else "INSTANCE",
+        )
+    raise SystemExit(f"{job.network}: unknown network")
+
+
+def fixed_transforms(job: Job, keys: tuple[str, ...]) -> list[Any]:
+    modes = ("bilinear", "nearest")[: len(keys)]
+    return [
+        T.LoadImaged(keys),
+        T.EnsureChannelFirstd(keys),
+        T.Orientationd(keys, axcodes="RAS", labels=None),
+        T.Spacingd(keys, pixdim=job.spacing_mm, mode=modes),
+        T.ScaleIntensityRanged("image", *job.hu_window, b_min=0.0, b_max=1.0, clip=True),
+        T.CropForegroundd(keys, source_key="image", allow_smaller=True),
+    ]
+
+
+def random_transforms(job: Job) -> list[Any]:
+    both = ("image", "label")
+    return [
+        T.SpatialPadd(both, spatial_size=job.patch),
+        T.RandCropByPosNegLabeld(
+            both,
+            label_key="label",
+            spatial_size=job.patch,
+            pos=1,
+            neg=1,
+            num_samples=PATCHES_A_CASE,
+            image_key="image",
+            image_threshold=0,
+        ),
+        T.RandAffined(
+            both,
+            prob=0.5,
+            rotate_range=(np.pi / 12,) * 3,
+            scale_range=(0.1, 0.1, 0.1),
+            mode=("bilinear", "nearest"),
+            padding_mode="border",
+        ),
+        T.RandShiftIntensityd("image", offsets=0.1, prob=0.5),
+    ]
+
+
+def criterion(logits: Any, label: torch.Tensor) -> torch.Tensor:
+    """DiceCELoss; with deep supervision at every scale."""
+    loss = DiceCELoss(to_onehot_y=True, softmax=True)
+    if isinstance(logits, torch.Tensor) and logits.dim() == 6:  # DynUNet: (B, scales, C, X, Y, Z)
+        logits = list(logits.unbind(1))
+    if isinstance(logits, list | tuple):
+        loss = DeepSupervisionLoss(loss)
+    value: torch.Tensor = loss(logits, label)
+    return value
+
+
+def train(job: Job) -> None:
+    set_determinism(job.seed)
+    cached = CacheDataset(
+        job.files("training"),
+        T.Compose([*fixed_transforms(job, ("image", "label")), *random_transforms(job)]),
+        num_workers=1,
+        progress=False,
+    )
+    loader = DataLoader(cached, batch_size=1, shuffle=True)
+    network = build_network(job)
+    optimiser = torch.optim.AdamW(network.parameters(), job.learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, job.learning_rate, total_steps=job.steps
+    )
+    step = 0
+    while step < job.steps:
+        for batch in loader:
+            optimiser.zero_grad()
+            loss = criterion(network(batch["image"].as_tensor()), batch["label"].as_tensor())
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 12.0)
+            optimiser.step()
+            schedule.step()
+            step += 1
+            if step == job.steps:
+                break
+    Path(job.run).mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), Path(job.run) / "network.pt")
+
+
+@torch.inference_mode()
+def infer(job: Job) -> None:
+    network = build_network(job)
+    network.load_state_dict(torch.load(Path(job.run) / "network.pt", weights_only=True))
+    network.eval()
+    before = T.Compose(fixed_transforms(job, ("image",)))
+    after = T.Compose(
+        [
+            T.Activationsd("pred", softmax=True),
+            T.Invertd("pred", before, orig_keys="image", nearest_interp=False, to_tensor=True),
+            T.AsDiscreted("pred", argmax=True),
+        ]
+    )
+    folder = Path(job.predictions)
+    folder.mkdir(parents=True, exist_ok=True)
+    for files in job.files("test"):
+        for batch in DataLoader(Dataset([{"image": files["image"]}], before), batch_size=1):
+            batch["pred"] = sliding_window_inference(
+                batch["image"],
+                job.patch,
+                4,
+                lambda patch: _finest(network(patch)),
+                overlap=0.5,
+                mode="gaussian",
+            )
+            answer = after(decollate_batch(batch)[0])["pred"]
+        source = nib.load(files["image"])
+        image = nib.Nifti1Image(answer[0].numpy().astype(np.uint8), source.affine)
+        nib.save(image, folder / Path(files["image"]).name)
+
+
+def _finest(logits: Any) -> torch.Tensor:
+    found: torch.Tensor = logits[0] if isinstance(logits, list | tuple) else logits
+    return found
+
+
+if __name__ == "__main__":
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(sys.argv[2]).items()}
+    {"train": train, "infer": infer}[sys.argv[1]](Job(**values))
