@@ -6,11 +6,14 @@ scans as preset `oktay2018` does. Nothing in the file is run.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from attunet3d.core import command_line
+
+_log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         names=arguments.label,
     )
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        _log.warning("%s", warning)
+    print(f"{arguments.out}: a model for infer, package and train", file=sys.stderr)
     return 0
 
 

@@ -2,21 +2,22 @@
 
 PREDICTIONS is a folder of label maps. REFERENCE is a folder with the same file names, or a
 manifest (its labelled test cases; without any, those that the model was validated on, as the
-files CASE.json beside the predictions tell). OUT_DIR gets scores.csv, summary.json and
-boxplot.png; cases that cannot be scored, missing predictions among them, are listed in
-OUT_DIR/failures.json; exit status 1.
+files CASE.json beside the predictions tell). OUT_DIR gets scores.csv, summary.json, boxplot.png
+and, for cases that cannot be scored or have no prediction, failures.json; exit status 1 then.
 
 Both maps empty is a right answer (Dice 1), one of them empty a wrong one (Dice 0); distances
 do not exist then. The summary counts such cases.
 """
 
 import argparse
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from attunet3d.core import command_line
 from attunet3d.evaluation import metrics
+
+_log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(summary.table())
     if summary.training_remark:
-        print(f"warning: {summary.training_remark}", file=sys.stderr)
+        _log.warning("%s", summary.training_remark)
     return 1 if summary.failures else 0
 
 

@@ -6,11 +6,14 @@ it. Cases that fail are listed in OUT_DIR/failures.json; exit status 1.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from attunet3d.core import command_line
+
+_log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rule = export.Rule.parse(arguments.threshold, arguments.keep_largest)
     outcome = export.export_labels(arguments.predictions, arguments.out_dir, rule)
     for case_id, reason in outcome.failures.items():
-        print(f"{case_id}: error: {reason}", file=sys.stderr)
+        _log.error("%s", reason, extra={"case": case_id})
     print(f"{arguments.out_dir}: {outcome}", file=sys.stderr)
     return 1 if outcome.failures else 0
 

@@ -7,7 +7,6 @@ file of the data set is changed.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems = pair_check.check_pairs(found, arguments.tissue_hu)
     if arguments.mend_flips:
         found, problems = pair_check.mend(found, problems)
-    words = [*listing.unnamed(found), *map(str, problems)]
-    print(*words, sep="\n", end="\n" if words else "", file=sys.stderr)
+    listing.log_unnamed(found)
+    pair_check.log_problems(problems)
     failures = pair_check.write_failures(arguments.out, problems)
     good = pair_check.without_failures(found, problems)
     good = listing.deal(good, arguments.data_dir, arguments.folds, arguments.seed)

@@ -11,11 +11,14 @@ are compared with the model's before it gets its name; an OUT that exists alread
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from attunet3d.core import command_line
+
+_log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     written, warnings = package(arguments.run_dir, arguments.out, arguments.format)
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        _log.warning("%s", warning)
     print(f"{written}: {arguments.format}", file=sys.stderr)
     return 0
 

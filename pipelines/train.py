@@ -6,12 +6,14 @@ memory at hand, printed, and saved in RUN_DIR.
 """
 
 import argparse
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from attunet3d.core import command_line, presets
+from attunet3d.core import command_line, locked_folder, presets
 from attunet3d.datasets import Manifest
+
+_log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,26 +35,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     from attunet3d.core import machine
-    from attunet3d.training import (
-        Trainer,
-        run_folder,  # torch comes with it
-    )
+    from attunet3d.training import Trainer, run_folder  # torch comes with them
 
     device = machine.pick_device(arguments.device)
     manifest = Manifest.load(arguments.manifest, arguments.root)
     cases = manifest.fold(arguments.fold)
     config = presets.find_config(arguments.config).with_overrides(arguments.set)
     run_dir = arguments.run_dir
-    config, begun = run_folder.open_run(run_dir, config, cases, resume=arguments.resume)
-    if not begun:
-        config = run_folder.plan_run(cases, config, run_dir, device)
-    cache_dir = arguments.cache or run_dir / "cache"
-    data = run_folder.prepare_data(cases, manifest.labels, config, cache_dir)
-    trainer = Trainer(data, config, run_dir, device)
-    warnings = trainer.resume() if begun else []
-    print(*warnings, sep="\n", end="\n" if warnings else "", file=sys.stderr)
-    result = trainer.fit()
-    run_folder.finish(trainer, result)
+    with locked_folder(run_dir, "train"):
+        config, begun = run_folder.open_run(run_dir, config, cases, resume=arguments.resume)
+        if not begun:
+            config = run_folder.plan_run(cases, config, run_dir, device)
+        cache_dir = arguments.cache or run_dir / "cache"
+        data = run_folder.prepare_data(cases, manifest.labels, config, cache_dir)
+        trainer = Trainer(data, config, run_dir, device)
+        for warning in trainer.resume() if begun else []:
+            _log.warning("%s", warning)
+        run_folder.finish(trainer, trainer.fit())
     return 0
 
 

@@ -19,7 +19,7 @@ import filelock
 from attunet3d.core import whole_file
 from attunet3d.core.errors import WriteError
 
-LOCK, HOLDER = ".attunet3d.lock", ".attunet3d.holder.json"
+LOCK, HOLDER = ".attunet3d.lock", ".attunet3d.holder"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def locked_folder(path: Path, command: str) -> Iterator[None]:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as name, locked_folder(Path(name), "train"):
         ...     print(sorted(path.name for path in Path(name).iterdir()))
-        ['.attunet3d.holder.json', '.attunet3d.lock']
+        ['.attunet3d.holder', '.attunet3d.lock']
     """
     path = whole_file.make_folder(path)
     lock = filelock.FileLock(path / LOCK, blocking=False, thread_local=False)

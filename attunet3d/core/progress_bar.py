@@ -5,7 +5,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 NAME = __name__
@@ -44,7 +45,7 @@ class Progress:
         self._next_line = self._began + FIRST_LINE_S
         self._bar: Any = _bar(self) if has_bars() else None
 
-    def update(self, amount: float = 1, **facts: str) -> None:
+    def update(self, amount: float = 1, facts: Mapping[str, str] = MappingProxyType({})) -> None:
         """Count `amount` more items, or parts of one, as done, and show `facts` beside them."""
         with self._lock:
             self.done += amount
@@ -152,6 +153,7 @@ def _bar(work: Progress) -> Any:
         desc=work.name,
         unit=work.unit,
         disable=not work.total,
+        leave=None,  # not within another bar
         miniters=0,
         dynamic_ncols=True,
         file=sys.stderr,

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 GRACE_S, POLL_S = 1.5, 0.1  # time for `finally` blocks
 _STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -84,17 +85,18 @@ class StopRequests:
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """Within the block a signal raises SystemExit instead of waiting to be looked at."""
-        self.leave()
+        if self.number is not None:
+            self.leave()
         self._at_once = True
         try:
             yield
         finally:
             self._at_once = False
 
-    def leave(self) -> None:
-        """Raise SystemExit with the signal's exit status if one has come."""
-        if self.number is not None:
-            raise SystemExit(128 + self.number)
+    def leave(self) -> NoReturn:
+        """Raise SystemExit with the exit status of the signal that has come."""
+        assert self.number is not None
+        raise SystemExit(128 + self.number)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The signals' handler; a second one raises wherever the run is."""

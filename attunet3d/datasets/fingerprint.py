@@ -1,7 +1,6 @@
 """What a plan needs to know of a training set: spacings, sizes, foreground HU, class sizes."""
 
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -10,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
-from attunet3d.core import DataError, Triple
+from attunet3d.core import DataError, Triple, progress
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
 from attunet3d.imaging import Grid, body_box
@@ -98,7 +96,7 @@ def measure_fingerprint(
     workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(cases), desc="planning", unit="case", file=sys.stderr, disable=None) as bar,
+        progress(len(cases), "planning") as bar,
     ):
         measured = []
         for result in pool.map(partial(_measure, ignored=ignored), cases):

@@ -1,11 +1,14 @@
 """From a data set's folder to a manifest with folds, the files themselves unread."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from attunet3d.core import DataError
 from attunet3d.datasets import formats, manifest_template, nnunet_splits
 from attunet3d.datasets.manifest import Manifest
+
+_log = logging.getLogger(__name__)
 
 
 def build_manifest(data_dir: Path, folds: int | None = None, seed: int = 0) -> Manifest:
@@ -37,13 +40,12 @@ def list_cases(
     return formats.grouped(found, group)
 
 
-def unnamed(found: Manifest) -> list[str]:
-    """A word for each label that nothing names: two models would know it by no common name."""
-    return [
-        f"label {value} has no name; give it one by --label {value}=NAME"
-        for value, name in found.labels.items()
-        if name == f"label {value}"
-    ]
+def log_unnamed(found: Manifest) -> None:
+    """Warn of the labels that nothing names: two models would know them by no common name."""
+    values = [value for value, name in found.labels.items() if name == f"label {value}"]
+    if values:
+        listed = ", ".join(map(str, values))
+        _log.warning("no name for label %s; give one by --label %s=NAME", listed, values[0])
 
 
 def deal(cases: Manifest, data_dir: Path, folds: int | None = None, seed: int = 0) -> Manifest:

@@ -7,8 +7,8 @@ case but may be right (an empty label, values that do not look like HU) is a war
 
 import hashlib
 import json
+import logging
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from attunet3d.core import DataError, UserError, whole_file
+from attunet3d.core import DataError, UserError, progress, whole_file
 from attunet3d.datasets import label_fit
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
@@ -27,6 +26,7 @@ from attunet3d.datasets.label_fit import TISSUE_HU
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging import Volume, hounsfield_warnings, read_label
 
+_log = logging.getLogger(__name__)
 MOST_WORKERS = 4  # each holds a scan and a label
 _PARTS = ("training", "validation", "test")
 
@@ -72,12 +72,19 @@ def check_pairs(
     problems: list[Problem] = []
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(jobs), desc="checking", unit="case", file=sys.stderr, disable=None) as bar,
+        progress(len(jobs), "checking") as bar,
     ):
         for found in pool.map(check, jobs):
             problems += found
             bar.update()
     return problems
+
+
+def log_problems(problems: Iterable[Problem]) -> None:
+    """Log each problem as a warning or an error of its case."""
+    for problem in problems:
+        level = logging.WARNING if problem.warning else logging.ERROR
+        _log.log(level, "%s", problem.text, extra={"case": problem.case_id})
 
 
 def check_case(

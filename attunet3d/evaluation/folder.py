@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from attunet3d.core import DataError, Progress, WriteError, machine, progress, whole_file
+from attunet3d.core import (
+    DataError,
+    Progress,
+    WriteError,
+    locked_folder,
+    machine,
+    progress,
+    whole_file,
+)
 from attunet3d.datasets import Case, Manifest, Role, Split, held_out, read_case_label, read_image
 from attunet3d.evaluation import figures, metrics
 from attunet3d.evaluation.metrics import LabelScore
@@ -88,22 +96,23 @@ def evaluate(
         _Pair(name, found.get(name, ()), paths, cases.get(name))
         for name, paths in references.items()
     ]
-    with progress(len(pairs), "evaluate") as bar:
-        scores, failures = _score_all(pairs, tolerance_mm, bar)
-    seen = {value for case in scores.values() for value in case}
-    labels = names or named or {value: f"label {value}" for value in sorted(seen)}
-    summary = Summary(
-        labels=labels,
-        scores=completed(scores, labels),
-        failures=failures,
-        tolerance_mm=tolerance_mm,
-        without_reference=tuple(sorted(set(found) - set(references))),
-        other_values=tuple(sorted(seen - set(labels))),
-        seen_in_training=split.seen(references),
-        patients={name: case.patient for name, case in cases.items()},
-        training_remark=split.remark(references) if cases or split.seen(references) else None,
-    )
-    _write(summary, out_dir)
+    with locked_folder(out_dir, "evaluate"):
+        with progress(len(pairs), "evaluate") as bar:
+            scores, failures = _score_all(pairs, tolerance_mm, bar)
+        seen = {value for case in scores.values() for value in case}
+        labels = names or named or {value: f"label {value}" for value in sorted(seen)}
+        summary = Summary(
+            labels=labels,
+            scores=completed(scores, labels),
+            failures=failures,
+            tolerance_mm=tolerance_mm,
+            without_reference=tuple(sorted(set(found) - set(references))),
+            other_values=tuple(sorted(seen - set(labels))),
+            seen_in_training=split.seen(references),
+            patients={name: case.patient for name, case in cases.items()},
+            training_remark=split.remark(references) if cases or split.seen(references) else None,
+        )
+        _write(summary, out_dir)
     return summary
 
 
@@ -217,7 +226,6 @@ def _read_reference(pair: _Pair) -> Volume:
 
 
 def _write(summary: Summary, out_dir: Path) -> None:
-    out_dir = whole_file.make_folder(out_dir)
     whole_file.write_text(out_dir / "scores.csv", summary.to_csv())
     content = {**summary.as_dict(), "versions": machine.versions()}
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)

@@ -5,21 +5,25 @@ scan that cannot be segmented is named with its reason, and the others are done.
 """
 
 import hashlib
+import logging
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from attunet3d.core import DataError, UserError, case_names, whole_file
+from attunet3d.core import (
+    DataError,
+    Progress,
+    UserError,
+    case_names,
+    locked_folder,
+    progress,
+)
 from attunet3d.datasets import Manifest, Split, held_out
 from attunet3d.imaging import Volume, find_scans, parts_of
 from attunet3d.inference import results
@@ -27,6 +31,7 @@ from attunet3d.inference.export import write_prediction
 from attunet3d.inference.predictor import Prediction, Predictor
 from attunet3d.inference.results import CaseFiles, Outcome
 
+_log = logging.getLogger(__name__)
 MOST_AHEAD = 4  # scans read ahead where there are cores for it; each takes its size in memory
 
 Scan = tuple[str, Path]
@@ -106,18 +111,18 @@ def segment_cohort(
     Raises:
         UserError: `out_dir` cannot be made.
     """
-    out_dir = whole_file.make_folder(out_dir)
-    results.sweep(out_dir)
     split = split or Split()
     case_ids = [case_id for case_id, _ in scans]
     if split.seen(case_ids):
-        _say(f"warning: {split.remark(case_ids)}")
-    with tqdm(total=len(scans), unit="scan", file=sys.stderr, disable=None) as bar:
-        outcome = _Cohort(predictor, scans, out_dir, wishes or Wishes(), split, bar).run()
-    try:
-        results.write_failures(out_dir, outcome.failures)
-    except (UserError, OSError) as error:  # a full disk: what failed was said above
-        _say(f"failures.json: error: {results.reason(error)}")
+        _log.warning("%s", split.remark(case_ids))
+    with locked_folder(out_dir, "infer"):
+        results.sweep(out_dir)
+        with progress(len(scans), "infer", "scan") as bar:
+            outcome = _Cohort(predictor, scans, out_dir, wishes or Wishes(), split, bar).run()
+        try:
+            results.write_failures(out_dir, outcome.failures)
+        except (UserError, OSError) as error:  # a full disk: what failed was said above
+            _log.error("%s", results.reason(error), extra={"case": "failures.json"})
     return outcome
 
 
@@ -131,7 +136,7 @@ class _Cohort:
         out_dir: Path,
         wishes: Wishes,
         split: Split,
-        bar: "tqdm[Any]",
+        bar: Progress,
     ) -> None:
         self.predictor = predictor
         self.scans = scans
@@ -241,7 +246,7 @@ class _Cohort:
             return None
         record = prediction.record
         for text in [*record["warnings"], *record["fallbacks"]]:
-            _say(f"{job.files.case_id}: warning: {text}")
+            _log.warning("%s", text, extra={"case": job.files.case_id})
         seconds = {"reading": round(read.seconds, 4), **record["seconds"]}
         origin = {**job.origin, "scan_fingerprint": read.fingerprint}
         role = {"role_in_training": self.split.role(job.files.case_id)}
@@ -259,7 +264,7 @@ class _Cohort:
     def _fail(self, case_id: str, error: Exception) -> None:
         reason = results.reason(error)
         self.outcome.failures[case_id] = reason
-        _say(f"{case_id}: error: {reason}")
+        _log.error("%s", reason, extra={"case": case_id})
         self.bar.update()
 
 
@@ -291,9 +296,3 @@ def _fingerprint(scan: Path) -> str:
             f"{scan}: cannot be read ({named}: {error.strerror}); check the file and its rights"
         ) from None
     return digest.hexdigest()
-
-
-def _say(line: str) -> None:
-    """One line on stderr, above the bar where there is one."""
-    with suppress(OSError):  # stderr on the full disk, or its reader gone: the scans matter more
-        tqdm.write(line if line.isprintable() else repr(line), file=sys.stderr)

@@ -6,7 +6,7 @@ compete wins; where none does, the voxel is background. Without thresholds this 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core import DataError, Float32s, WriteError, label_values, whole_file
+from attunet3d.core import (
+    DataError,
+    Float32s,
+    WriteError,
+    label_values,
+    locked_folder,
+    progress,
+    whole_file,
+)
 from attunet3d.imaging import Segmentation, Volume, keep_largest_, read_label, write_map
 from attunet3d.inference import results
 from attunet3d.inference.predictor import Prediction
@@ -120,17 +128,19 @@ def export_labels(folders: Sequence[Path], out_dir: Path, rule: Rule) -> Outcome
     cases = _cases(folders)
     if any(out_dir.resolve() == folder.resolve() for folder in folders):
         raise DataError(f"{out_dir}: holds the predictions; choose another output folder")
-    out_dir = whole_file.make_folder(out_dir)
-    results.sweep(out_dir)
     outcome = Outcome()
-    for case_id in cases:
-        try:
-            target = results.case_files(out_dir, case_id)
-            _export_case([results.case_files(folder, case_id) for folder in folders], target, rule)
-            outcome.done.append(case_id)
-        except Exception as error:
-            outcome.failures[case_id] = results.reason(error)
-    results.write_failures(out_dir, outcome.failures)
+    with locked_folder(out_dir, "export"), progress(len(cases), "export") as bar:
+        results.sweep(out_dir)
+        for case_id in cases:
+            try:
+                target = results.case_files(out_dir, case_id)
+                sources = [results.case_files(folder, case_id) for folder in folders]
+                with bar.item() as done:
+                    _export_case(sources, target, rule, done)
+                outcome.done.append(case_id)
+            except Exception as error:
+                outcome.failures[case_id] = results.reason(error)
+        results.write_failures(out_dir, outcome.failures)
     return outcome
 
 
@@ -171,7 +181,9 @@ def _cases(folders: Sequence[Path]) -> list[str]:
     return sorted(found)
 
 
-def _export_case(sources: Sequence[CaseFiles], target: CaseFiles, rule: Rule) -> None:
+def _export_case(
+    sources: Sequence[CaseFiles], target: CaseFiles, rule: Rule, done: Callable[[float], None]
+) -> None:
     begin = time.perf_counter()
     contents = [results.read_sidecar(source.sidecar) for source in sources]
     for source, content in zip(sources, contents, strict=True):
@@ -187,6 +199,7 @@ def _export_case(sources: Sequence[CaseFiles], target: CaseFiles, rule: Rule) ->
             for index in range(len(values))
         ]
         array[..., plane] = choose(means, values, thresholds)
+        done((plane + 1) / array.shape[2])
     keep_largest_(array, label_values(rule.keep_largest, labels, "--keep-largest"))
     segmentation = Segmentation(array, scan.grid, labels, scan.geometry)
     results.spare_others_work(target, segmentation)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attunet3d.core import ModelError, Size, WriteError, whole_file
+from attunet3d.core import ModelError, Size, WriteError, progress, whole_file
 from attunet3d.models import Checkpoint, load_model
 from attunet3d.packaging import bundle, exported_program, onnx_model
 
@@ -47,18 +47,21 @@ def package(source: Path, out: Path, form: str) -> tuple[Path, list[str]]:
         out = out.parent / (out.name + ENDINGS[form])
     if os.path.lexists(out):
         raise WriteError("exists already", path=out, cure="delete it or name another")
-    model = load_model(source)
-    window = model.config.window
-    if window is None:
-        cure = "train with training.patch_size=[x,y,z]"
-        raise ModelError("holds no window", path=model.path, cure=cure)
-    whole_file.make_folder(out.parent)
     write: dict[str, Callable[[Path, Checkpoint, Size], list[str]]] = {
         "bundle": _write_bundle,
         "onnx": _write_onnx,
         "exported": _write_exported,
     }
-    return out, write[form](out, model, window)
+    with progress(2, "package", "step") as bar:
+        model = load_model(source)
+        window = model.config.window
+        if window is None:
+            cure = "train with training.patch_size=[x,y,z]"
+            raise ModelError("holds no window", path=model.path, cure=cure)
+        whole_file.make_folder(out.parent)
+        bar.update()
+        with bar.item():
+            return out, write[form](out, model, window)
 
 
 def _write_bundle(out: Path, model: Checkpoint, window: Size) -> list[str]:

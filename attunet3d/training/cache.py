@@ -24,9 +24,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
-from attunet3d.core import Config, FileError, PreprocessingConfig, UserError, whole_file
+from attunet3d.core import (
+    Config,
+    FileError,
+    PreprocessingConfig,
+    UserError,
+    progress,
+    whole_file,
+)
 from attunet3d.datasets import Case, read_case_label, read_image
 from attunet3d.imaging import preprocessing
 from attunet3d.training.cached_case import ARRAYS, CachedCase, load_case
@@ -99,9 +105,7 @@ def build_cache(
     results = [_find(case, recipe, folder) for case in cases]
     missing = [index for index, result in enumerate(results) if result is None]
     jobs = [cases[index] for index in missing]
-    with tqdm(
-        total=len(jobs), desc="preparing", unit="case", disable=None if jobs else True
-    ) as bar:
+    with progress(len(jobs), "preparing") as bar:
         for index, result in _attempts(jobs, recipe, folder):
             results[missing[index]] = result
             bar.update()

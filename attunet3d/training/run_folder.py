@@ -11,7 +11,7 @@ summary.json        how the run ended
 """
 
 import json
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from attunet3d.training.run_log import read_rows
 from attunet3d.training.trainer import Result, Trainer, TrainingData
 from attunet3d.training.validation import predict_classes
 
+_log = logging.getLogger(__name__)
 CPU_SHARE = 0.5  # of the free RAM that a training step may take; the rest is for the data
 MOST_OVERLAYS = 4
 OF_THE_MACHINE = ("workers", "save_every")  # training settings that change no result
@@ -133,7 +134,7 @@ def finish(trainer: Trainer, result: Result) -> None:
     _overlays(trainer)
     whole_file.write_text(run_dir / "summary.json", json.dumps(_summary(trainer, result), indent=2))
     if result.best_dice is None:
-        print(f"{run_dir}: no validation case; the last weights are kept", file=sys.stderr)
+        _log.warning("%s: no validation case; the last weights are kept", run_dir)
         print(f"{run_dir}: {result.step} steps in {result.seconds:.0f} s")
         return
     print(

@@ -5,20 +5,19 @@ Every step is a function of the state before it and of the step's number (batche
 resumed ends with the weights, to the last bit, of one that was not.
 """
 
+import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from attunet3d.core import Config, StopRequests, TrainingError, stop_requests, whole_file
+from attunet3d.core import Config, StopRequests, TrainingError, progress, stop_requests, whole_file
 from attunet3d.models import AttentionUNet3D, checkpoint
 from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
@@ -27,6 +26,8 @@ from attunet3d.training.step import TrainingStep
 from attunet3d.training.validation import dice_network_grid
 
 STATISTICS_BATCHES = 16  # from which an average of weights gets its running statistics
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,18 +84,18 @@ class Trainer:
         settings, began = self.config.training, time.monotonic()
         first = self.step * settings.accumulation
         stream = self.batches.iterate(first, self.device, settings.steps * settings.accumulation)
-        total = settings.steps
         with (
             RunLog(self.run_dir, self.step) as log,
             stop_requests() as requests,
-            tqdm(total=total, initial=self.step, desc="training", unit="step", disable=None) as bar,
+            progress(settings.steps, "training", "step", self.step) as bar,
         ):
             try:
+                if self._validates_now() and self.losses[1]:  # it was stopped while it validated
+                    self._validate(log, requests)
                 while self.step < settings.steps and not self._stopped_early():
                     value = self._train_step(list(islice(stream, settings.accumulation)))
-                    self._after_step(value, log)
-                    bar.update()
-                    bar.set_postfix(self._progress(value), refresh=False)
+                    self._after_step(value, log, requests)
+                    bar.update(1, self._progress(value))
                     if requests:
                         self._save_and_leave(requests)
             finally:
@@ -127,29 +128,41 @@ class Trainer:
             " training.on_nonfinite_loss=skip"
         )
 
-    def _after_step(self, value: float, log: RunLog) -> None:
+    def _after_step(self, value: float, log: RunLog, requests: StopRequests) -> None:
         settings = self.config.training
         if math.isfinite(value):
             self.losses = (self.losses[0] + value, self.losses[1] + 1)
-        at_end = self.step == settings.steps
-        if self.step % settings.validate_every == 0 or at_end:
-            self._validate(log)
+        if self._validates_now():
+            self._validate(log, requests)
             self.save()
         elif self.step % settings.save_every == 0:
             self.save()
 
-    def _validate(self, log: RunLog) -> None:
-        """Score the weights, keep them when they are the best, and start a new mean of losses."""
+    def _validates_now(self) -> bool:
+        settings = self.config.training
+        return self.step > 0 and (
+            self.step % settings.validate_every == 0 or self.step == settings.steps
+        )
+
+    def _validate(self, log: RunLog, requests: StopRequests) -> None:
+        """Score the weights, keep them when they are the best, and start a new mean of losses.
+
+        A stop request ends it at once; `fit` validates these weights after `resume`.
+        """
         began, window = time.monotonic(), self.config.window
         assert window is not None  # else there were no patches
-        network = self.update.evaluated(self._statistics_images())
-        scores = dice_network_grid(
-            self.data.validation,
-            lambda patch: self.update.forward(network, patch),
-            window,
-            self.device,
-            self.config.training.ignore_index,
-        )
+        try:
+            with requests.at_once():
+                network = self.update.evaluated(self._statistics_images())
+                scores = dice_network_grid(
+                    self.data.validation,
+                    lambda patch: self.update.forward(network, patch),
+                    window,
+                    self.device,
+                    self.config.training.ignore_index,
+                )
+        except SystemExit:
+            self._save_and_leave(requests)
         dice = sum(scores.values()) / len(scores) if scores else None
         names = list(self.labels.values())
         mean_loss = self.losses[0] / self.losses[1] if self.losses[1] else math.nan
@@ -233,10 +246,9 @@ class Trainer:
         path = self.run_dir / "model.safetensors"
         checkpoint.save_model(path, network.state_dict(), self.config, self.labels, notes)
 
-    def _save_and_leave(self, requests: StopRequests) -> None:
+    def _save_and_leave(self, requests: StopRequests) -> NoReturn:
         self.save()
-        tqdm.write(
-            f"stopped at step {self.step}; the same command with --resume goes on from here",
-            file=sys.stderr,
+        _log.warning(
+            "stopped at step %d; the same command with --resume goes on from here", self.step
         )
         requests.leave()

@@ -4,22 +4,27 @@ This is `dice_network_grid`. The Dice that a paper reports (`dice`, see `evaluat
 on the scanner's grid against the untouched reference; the two are never compared.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from attunet3d.core import Size
+from attunet3d.core import Size, progress
 from attunet3d.inference import Stitching, sliding_window_slabs
 from attunet3d.training.cached_case import CachedCase
 
+OVERLAP = 0.25  # of neighbouring windows; less than in inference, for speed
 Forward = Callable[[Tensor], Tensor]
 
 
 def predict_classes(
-    case: CachedCase, forward: Forward, window: Size, device: torch.device, overlap: float = 0.25
+    case: CachedCase,
+    forward: Forward,
+    window: Size,
+    device: torch.device,
+    done: Callable[[float], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Class indices (X, Y, Z) that a network gives a prepared case.
 
@@ -28,13 +33,17 @@ def predict_classes(
         forward: (B, 1, x, y, z) → (B, K, x, y, z) logits.
         window: Voxels of a window.
         device: Where `forward` works.
-        overlap: Of neighbouring windows; less than in inference, for speed.
+        done: Called now and then with the share of the case that is done.
     """
     image = torch.from_numpy(case.image().astype(np.float32))[None].to(device)  # (1, X, Y, Z)
     slabs = sliding_window_slabs(
-        image, forward, window=window, overlap=overlap, stitching=Stitching(all_channels=True)
+        image, forward, window=window, overlap=OVERLAP, stitching=Stitching(all_channels=True)
     )
-    parts = [slab.logits.max(0)[1].to(torch.uint8).cpu() for slab in slabs]  # (X, Y, n)
+    parts = []
+    for slab in slabs:
+        parts.append(slab.logits.max(0)[1].to(torch.uint8).cpu())  # (X, Y, n)
+        if done is not None:
+            done(sum(part.shape[-1] for part in parts) / image.shape[-1])
     classes: npt.NDArray[np.uint8] = torch.cat(parts, -1).numpy()
     return classes
 
@@ -59,15 +68,25 @@ def dice_network_grid(
         Dice by class index, background left out; a class that no case has is missing.
     """
     scores: dict[int, list[float]] = {}
-    for case in cases:
-        predicted, label = predict_classes(case, forward, window, device), case.label()
-        counted = label != ignored if ignored is not None else None
-        for index in range(1, len(case.starts) - 1):
-            ours, theirs = predicted == index, label == index
-            if counted is not None:
-                ours &= counted
-            total = int(np.count_nonzero(ours)) + int(np.count_nonzero(theirs))
-            if total:
-                both = int(np.count_nonzero(ours & theirs))
-                scores.setdefault(index, []).append(2 * both / total)
+    with progress(len(cases), "validating") as bar:
+        for case in cases:
+            with bar.item() as done:
+                predicted = predict_classes(case, forward, window, device, done)
+            for index, dice in _case_dice(predicted, case, ignored):
+                scores.setdefault(index, []).append(dice)
     return {index: float(np.mean(values)) for index, values in scores.items()}
+
+
+def _case_dice(
+    predicted: npt.NDArray[np.uint8], case: CachedCase, ignored: int | None
+) -> Iterator[tuple[int, float]]:
+    """Class indices and Dice of the classes that prediction or reference has."""
+    label = case.label()
+    counted = label != ignored if ignored is not None else None
+    for index in range(1, len(case.starts) - 1):
+        ours, theirs = predicted == index, label == index
+        if counted is not None:
+            ours &= counted
+        total = int(np.count_nonzero(ours)) + int(np.count_nonzero(theirs))
+        if total:
+            yield index, 2 * int(np.count_nonzero(ours & theirs)) / total

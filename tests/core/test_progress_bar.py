@@ -30,7 +30,7 @@ def test_without_a_terminal_lines_come_after_ten_seconds_and_then_every_thirty(
         work = Progress(100, "training", "step", done=10, clock=clock)
         for _ in range(90):  # a second each
             clock.now += 1
-            work.update(loss="0.5")
+            work.update(1, {"loss": "0.5"})
         work.close()
     lines = [record.message for record in caplog.records]
     assert lines[0] == "training: 20/100 steps, 0:10 so far, 1:20 left, loss 0.5"

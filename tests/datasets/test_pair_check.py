@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from attunet3d.core import DataError
+from attunet3d.core import DataError, log
 from attunet3d.core.errors import UserError
 from attunet3d.datasets import pair_check
 from attunet3d.datasets.case_files import read_case_label, read_image
@@ -58,7 +58,8 @@ def folder(tmp_path):
 def run(folder, tmp_path, *options):
     """Exit status, and the manifest where one was written."""
     out = tmp_path / "out" / "m.json"
-    status = command.main([str(folder), "--out", str(out), *options])
+    with log.messages():
+        status = command.main([str(folder), "--out", str(out), *options])
     return status, Manifest.load(out) if out.exists() else None
 
 

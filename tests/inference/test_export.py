@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from attunet3d.core import DataError
+from attunet3d.core import DataError, command_line
 from attunet3d.inference import results
 from attunet3d.inference.export import Rule, choose, export_labels, write_prediction
 from attunet3d.inference.predictor import Predictor
@@ -181,10 +181,10 @@ def test_wrong_folders_are_refused(tmp_path):
 def test_pipeline(tmp_path, capsys):
     predicted(tmp_path / "in", array=graded())
     arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--threshold", "0.9"]
-    assert pipeline.main(arguments) == 0
+    assert command_line.run(pipeline.main, arguments) == 0
     assert "1 done" in capsys.readouterr().err
     (tmp_path / "in" / "probabilities" / "case.nii.gz").unlink()
-    assert pipeline.main(arguments) == 1
+    assert command_line.run(pipeline.main, arguments) == 1
     assert "case: error: " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         pipeline.main([*arguments, "--format", "dicom-seg"])
