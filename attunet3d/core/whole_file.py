@@ -1,13 +1,13 @@
 """Whole files or none: written under a temporary name, flushed, then renamed.
 
-A writer holds a lock on its temporary file, which ends with its process. So what a killed writer
-left behind is told from what another writes at this moment, and `sweep` takes only the former.
+A writer locks its temporary file, and the lock ends with its process. So `sweep` can tell what a
+killed writer left behind from what another one is writing, and deletes only the former.
 """
 
 import contextlib
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +16,7 @@ from attunet3d.core.errors import WriteError
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked, and nothing swept
+except ImportError:  # Windows deletes no file that is open, which serves as well
     fcntl = None  # type: ignore[assignment]
 
 PREFIX, ENDING = ".writing-", ".tmp"
@@ -44,14 +44,14 @@ def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterat
     """
     path = Path(path)
     try:
-        with _temporary(path) as temporary:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())  # network file systems tell of a full disk only here
+        with _temporary(path) as (temporary, file):
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # network file systems tell of a full disk only here
             if check is not None:
                 check(temporary)
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600; keep the user's habit
+            if fcntl is None:  # Windows renames no open file
+                file.close()
             os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -100,7 +100,9 @@ def make_folder(path: Path) -> Path:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WriteError(f"{path}: no folder can be made here ({error.strerror})") from error
+        raise WriteError(
+            f"no folder can be made here ({error.strerror})", path=path, cure="name another folder"
+        ) from error
     return Path(path)
 
 
@@ -109,8 +111,6 @@ def sweep(folder: Path) -> None:
 
     Files being written by others, here or on another machine whose file system shares locks, stay.
     """
-    if fcntl is None:
-        return
     pattern = re.compile(rf"{re.escape(PREFIX)}[a-z0-9_]{{8}}\..*{re.escape(ENDING)}", re.DOTALL)
     with contextlib.suppress(OSError):
         for path in Path(folder).iterdir():
@@ -121,6 +121,9 @@ def sweep(folder: Path) -> None:
 def _delete_left(path: Path) -> None:
     """Delete a temporary file unless its writer lives."""
     with contextlib.suppress(OSError):  # locked, gone, read-only, or locks are unknown here
+        if fcntl is None:
+            path.unlink()  # Windows refuses while the file is open
+            return
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,37 +133,33 @@ def _delete_left(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A new temporary file beside `path`, locked; deleted afterwards unless it was renamed."""
-    descriptor, name = _locked(path)
-    if fcntl is None:
-        os.close(descriptor)
+def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file beside `path`, open and locked; deleted afterwards unless it was renamed."""
+    temporary, descriptor = _create(path)
     try:
-        yield Path(name)
+        with open(descriptor, "wb") as file:
+            yield temporary, file
     finally:
-        if fcntl is not None:
-            os.close(descriptor)
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            temporary.unlink()
 
 
-def _locked(path: Path) -> tuple[int, str]:
+def _create(path: Path) -> tuple[Path, int]:
     while True:
-        descriptor, name = tempfile.mkstemp(
-            prefix=PREFIX, suffix=f".{path.name[-40:]}{ENDING}", dir=path.parent
-        )
+        name = f"{PREFIX}{secrets.token_hex(4)}.{path.name[-40:]}{ENDING}"
+        temporary = path.with_name(name)
+        # The kernel applies the user's umask; another writer's file is never opened.
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        try:
+            descriptor = os.open(temporary, flags, 0o666)
+        except FileExistsError:
+            continue
         if fcntl is not None:
             with contextlib.suppress(OSError):  # a file system without locks: nobody can sweep
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor, name
+        if fcntl is None or os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
         os.close(descriptor)  # swept before it was locked
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
 
 
 def _sync_folder(folder: Path) -> None:

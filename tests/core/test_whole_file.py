@@ -183,23 +183,45 @@ def test_writers_of_one_name_leave_one_whole_file(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
-def test_files_are_as_readable_as_the_user_makes_all_files(tmp_path):
-    before = os.umask(0o027)
+@pytest.mark.parametrize("umask", [0o027, 0o077, 0o002])
+def test_files_are_as_readable_as_the_user_makes_all_files(tmp_path, umask):
+    before = os.umask(umask)
     try:
         whole_file.write_bytes(tmp_path / "a", b"")
-        assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
 
 
-def test_the_longest_file_name_can_be_written(tmp_path):
-    name = "n" * 255
-    whole_file.write_text(tmp_path / name, "whole")
-    assert (tmp_path / name).read_text(encoding="utf-8") == "whole"
+def test_the_umask_of_the_process_is_never_touched(tmp_path, monkeypatch):
+    """Setting it to read it, in two threads, can leave the process with the wrong one for good."""
+
+    def umask(mask):
+        raise AssertionError
+
+    monkeypatch.setattr(os, "umask", umask)
+    whole_file.write_bytes(tmp_path / "a", b"")
 
 
-def test_folders_are_made_with_their_parents_and_may_stand_already(tmp_path):
-    made = whole_file.make_folder(tmp_path / "a" / "b")
-    assert made.is_dir()
-    assert whole_file.make_folder(made) == made
+def test_names_as_long_as_the_file_system_allows_can_be_written(tmp_path):
+    path = tmp_path / ("n" * 255)
+    whole_file.write_bytes(path, b"whole")
+    assert names(tmp_path) == [path.name]
+
+
+def test_without_locks_nothing_open_is_renamed_and_leftovers_go(tmp_path, monkeypatch):
+    """As on Windows, where an open file can be neither renamed nor deleted."""
+    monkeypatch.setattr(whole_file, "fcntl", None)
+    replace, opened = os.replace, []
+
+    def windows_replace(source, target):
+        assert all(file.closed for file in opened)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", windows_replace)
+    with whole_file.replacing(tmp_path / "a") as file:
+        opened.append(file)
+        file.write(b"whole")
+    (tmp_path / ".writing-01234567.b.tmp").touch()
+    whole_file.sweep(tmp_path)
+    assert names(tmp_path) == ["a"]
