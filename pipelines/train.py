@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from attunet3d.core import command_line, locked_folder, presets
+from attunet3d.core import command_line, locked_folder
 from attunet3d.datasets import Manifest
 
 _log = logging.getLogger(__name__)
@@ -34,13 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, metavar="DIR", help=cached)
     arguments = parser.parse_args(argv)
 
-    from attunet3d.core import machine
+    from attunet3d.core import find_config, machine
     from attunet3d.training import Trainer, run_folder  # torch comes with them
 
     device = machine.pick_device(arguments.device)
     manifest = Manifest.load(arguments.manifest, arguments.root)
     cases = manifest.fold(arguments.fold)
-    config = presets.find_config(arguments.config).with_overrides(arguments.set)
+    config = find_config(arguments.config).with_overrides(arguments.set)
     run_dir = arguments.run_dir
     with locked_folder(run_dir, "train"):
         config, begun = run_folder.open_run(run_dir, config, cases, resume=arguments.resume)

@@ -16,9 +16,10 @@ from attunet3d.core import whole_file
 from attunet3d.core.errors import SettingsError
 from attunet3d.core.model_config import InferenceConfig, NetworkConfig, PreprocessingConfig
 from attunet3d.core.settings import Settings, mapping, refusal, refuse_unknown, schema
-from attunet3d.core.text import parse_yaml, read_text, reason
+from attunet3d.core.text import read_text, reason
 from attunet3d.core.training_config import AugmentationConfig, TrainingConfig
 from attunet3d.core.types import Size
+from attunet3d.core.yaml_text import parse_yaml
 
 SECTIONS: dict[str, type[Settings]] = {
     "network": NetworkConfig,

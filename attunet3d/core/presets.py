@@ -1,102 +1,114 @@
 """Settings with a name: the paper's, today's practice, and a demonstration's.
 
 A preset is a configuration like any other: `--set` changes it, and what it leaves open (`None`)
-the plan decides.
+the plan decides. Sources of the numbers, as the comments name them:
+
+paper     Oktay et al. 2018, arXiv:1804.03999
+code      ozan-oktay/Attention-Gated-Networks, the configuration of the CT network
+nnU-Net   Isensee et al., Nature Methods 2021, and its code
+ours      chosen here
 """
 
-import difflib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from attunet3d.core.config import Config
 from attunet3d.core.errors import SettingsError
 from attunet3d.core.model_config import InferenceConfig, NetworkConfig, PreprocessingConfig
+from attunet3d.core.settings import suggestion
 from attunet3d.core.training_config import AugmentationConfig, TrainingConfig
 
-# The authors count epochs: 1000 of the 61 training cases of CT-82 in batches of two, the learning
-# rate halved every 250. Here a step is an update of the weights.
-_STEPS_AN_EPOCH = 31
-_UNCHANGED_HU = (-1024.0, 3071.0)  # the range of 12-bit CT: nothing is clipped
+EPOCH = 31  # updates in an epoch of the code: 61 training cases of CT-82 in batches of two
+NO_INTENSITY_CHANGES: dict[str, Any] = {
+    f"{change}_probability": 0.0
+    for change in ("noise", "blur", "brightness", "contrast", "gamma", "low_resolution")
+}
 
 
 def oktay2018() -> Config:
     """The paper's network and training, as its text and the authors' code have them.
 
-    Text: 2 mm, Adam, 1e-4, patches of 160×160×96 voxels, z-scored scans, soft Dice. Code
-    (ozan-oktay/Attention-Gated-Networks, the CT configuration): batch 2, in-plane flips and affine
-    changes (±15°, 0.7 to 1.3), 1000 epochs, the rate halved every 250, weight decay 1e-6, heads
-    fused, crops anywhere, no window on the HU, no clipping of gradients. Where the two differ
-    (the code runs SGD) the text is followed. The zoom here is the same along z; the authors' is
-    in the plane only.
+    Where the two differ the text is followed: the code runs SGD although it names Adam.
     """
     return Config(
-        network=NetworkConfig(strides=((2, 2, 2),) * 4),
-        preprocessing=PreprocessingConfig(
-            spacing_mm=(2.0, 2.0, 2.0),
-            hu_window=_UNCHANGED_HU,
-            normalisation="volume",
-            crop_to_body=False,
+        network=NetworkConfig(
+            channels=(16, 32, 64, 128, 256),  # code: 64 … 1024 divided by feature_scale 4
+            strides=((2, 2, 2),) * 4,  # code
+            gate="double",  # code: unet_CT_multi_att_dsv_3D
+            deep_supervision="fused",  # code: dsv, heads mixed by a 1×1×1 convolution
         ),
-        augmentation=replace(
-            _no_augmentation(),
-            flip_axes=(0, 1),
-            affine_probability=1.0,
-            rotation_degrees=(0.0, 0.0, 15.0),
-            scale=(0.7, 1.3),
+        preprocessing=PreprocessingConfig(
+            spacing_mm=(2.0, 2.0, 2.0),  # paper
+            hu_window=(-1024.0, 3071.0),  # the range of 12-bit CT: the code does not clip
+            normalisation="volume",  # paper: scaled to zero mean and unit deviation
+            crop_to_body=False,  # code
+        ),
+        augmentation=AugmentationConfig(
+            flip_axes=(0, 1),  # code: both axes in the plane
+            affine_probability=1.0,  # code
+            rotation_degrees=(0.0, 0.0, 15.0),  # code: in the plane
+            scale=(0.7, 1.3),  # code, where it is in the plane only; here along z as well
+            **NO_INTENSITY_CHANGES,  # code
         ),
         training=TrainingConfig(
-            patch_size=(160, 160, 96),
-            batch_size=2,
-            foreground_fraction=0.0,
-            steps=1000 * _STEPS_AN_EPOCH,
-            loss="dice",
-            optimiser="adam",
-            learning_rate=1e-4,
-            weight_decay=1e-6,
-            schedule="step",
-            step_size=250 * _STEPS_AN_EPOCH,
-            step_gamma=0.5,
-            clip_gradient_norm=0.0,
+            patch_size=(160, 160, 96),  # code
+            batch_size=2,  # code; paper: 2 to 4
+            foreground_fraction=0.0,  # code: crops anywhere
+            steps=1000 * EPOCH,  # code
+            loss="dice",  # paper: soft Dice over all classes
+            optimiser="adam",  # paper
+            learning_rate=1e-4,  # code
+            weight_decay=1e-6,  # code
+            schedule="step",  # code
+            step_size=250 * EPOCH,  # code
+            step_gamma=0.5,  # code
+            clip_gradient_norm=0.0,  # code: no clipping
         ),
     )
 
 
 def pancreas_ct() -> Config:
-    """What works best today for a small organ in CT; the plan fits it to the data and the GPU.
+    """Today's practice for a small organ in CT; the plan fits it to the data and the GPU.
 
-    A wider network with a head at every scale, Dice + cross-entropy, SGD with Nesterov momentum
-    warmed up and brought down by a polynomial, an average of the weights, patches of which half
-    hold the organ, and strong augmentation (the recipe of Isensee et al. 2021, nnU-Net). Gates
-    start open, as the paper says they should.
+    A wider network with a head per scale, Dice + cross-entropy, SGD that is warmed up, averaged
+    weights, patches of which half hold the organ, and strong augmentation. Every component of a
+    label is kept.
     """
     return Config(
         network=NetworkConfig(
-            channels=(32, 64, 128, 256, 320), deep_supervision="per-scale", gate_bias=3.0
+            channels=(32, 64, 128, 256, 320),  # nnU-Net: doubled from 32, at most 320
+            deep_supervision="per-scale",  # nnU-Net
+            gate_bias=3.0,  # paper: gates start open; value of the code's 2D gate, alpha 0.95
         ),
-        augmentation=AugmentationConfig(elastic_probability=0.1),
+        augmentation=AugmentationConfig(elastic_probability=0.1),  # ours
         training=TrainingConfig(
-            steps=100_000,
-            loss="dice_ce",
-            optimiser="sgd",
-            learning_rate=1e-2,
-            momentum=0.99,
-            weight_decay=3e-5,
-            schedule="polynomial",
-            warmup_steps=1000,
-            validate_every=1000,
-            ema_decay=0.999,
+            foreground_fraction=0.5,  # ours; nnU-Net: 0.33
+            steps=100_000,  # ours; nnU-Net: 250,000
+            loss="dice_ce",  # nnU-Net
+            optimiser="sgd",  # nnU-Net
+            learning_rate=1e-2,  # nnU-Net
+            momentum=0.99,  # nnU-Net
+            weight_decay=3e-5,  # nnU-Net
+            schedule="polynomial",  # nnU-Net
+            clip_gradient_norm=12.0,  # nnU-Net
+            warmup_steps=1000,  # ours
+            validate_every=1000,  # ours
+            ema_decay=0.999,  # ours
         ),
     )
 
 
 def demo_cpu() -> Config:
-    """A small network on a coarse grid: a minute's training on two CPU cores."""
+    """A small network on a coarse grid: a minute's training on two CPU cores. All numbers: ours."""
     return Config(
         network=NetworkConfig(channels=(8, 16, 32, 64, 128), strides=((2, 2, 2),) * 4),
         preprocessing=PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0), hu_window=(-160.0, 240.0)),
-        augmentation=replace(
-            _no_augmentation(), affine_probability=0.5, rotation_degrees=(10.0, 10.0, 10.0)
+        augmentation=AugmentationConfig(
+            flip_axes=(),
+            affine_probability=0.5,
+            rotation_degrees=(10.0, 10.0, 10.0),
+            **NO_INTENSITY_CHANGES,
         ),
         training=TrainingConfig(
             patch_size=(48, 48, 48),
@@ -124,8 +136,7 @@ def find_config(name: str | Path) -> Config:
     """The preset of a name, or the configuration in a YAML or JSON file.
 
     Raises:
-        SettingsError: There is neither.
-        SettingsError: The file holds a wrong setting.
+        SettingsError: There is neither, or the file holds a wrong setting.
 
     Example:
         >>> find_config("oktay2018").training.patch_size
@@ -135,19 +146,5 @@ def find_config(name: str | Path) -> Config:
         return PRESETS[str(name)]()
     if Path(name).is_file():
         return Config.load(Path(name))
-    close = difflib.get_close_matches(str(name), PRESETS, n=1)
-    cure = f"did you mean {close[0]}?" if close else f"there are {', '.join(PRESETS)}"
-    raise SettingsError(f"{name}: is neither a file nor a preset; {cure}")
-
-
-def _no_augmentation() -> AugmentationConfig:
-    return AugmentationConfig(
-        flip_axes=(),
-        affine_probability=0.0,
-        noise_probability=0.0,
-        blur_probability=0.0,
-        brightness_probability=0.0,
-        contrast_probability=0.0,
-        gamma_probability=0.0,
-        low_resolution_probability=0.0,
-    )
+    cure = suggestion(str(name), PRESETS)
+    raise SettingsError(f"{name}: is neither a file nor a preset", value=name, cure=cure)

@@ -1,4 +1,4 @@
-"""Text, JSON and YAML from elsewhere, read within bounds.
+"""Text and JSON from elsewhere, read within bounds.
 
 Whatever a file holds, reading it takes bounded time and memory, runs no code, and gives plain
 values that every other reader understands in the same way.
@@ -6,14 +6,11 @@ values that every other reader understands in the same way.
 
 import json
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
-
-import yaml
 
 from attunet3d.core.errors import FileError
 
@@ -96,45 +93,22 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML 1.2 text (core schema, of which JSON is a part).
-
-    Tags are refused, so only plain values are made; aliases are refused, so a kilobyte cannot
-    stand for a gigabyte. Infinity and NaN are read as text, as no setting can be either.
-
-    Raises:
-        ValueError: It is not YAML, or has a tag, an alias, a duplicate key, or nesting deeper
-            than 64.
-
-    Example:
-        >>> parse_yaml("{steps: 010, at: 1:00, gate: no, patch_size: [96, 96, 64], rate: 1e-4}")
-        {'steps': 10, 'at': '1:00', 'gate': 'no', 'patch_size': [96, 96, 64], 'rate': 0.0001}
-    """
-    depth = 0
-    try:
-        for event in yaml.parse(text, _Loader):  # before anything is built
-            if getattr(event, "anchor", None) or getattr(event, "tag", None):
-                raise ValueError("tags, anchors and aliases are not allowed; write plain values")
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > MOST_DEPTH:
-                raise ValueError(f"nested deeper than {MOST_DEPTH}")
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
-
-
 def reason(error: OSError | ValueError) -> str:
     """The reason of a failed reading, short and without the path."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)[:300]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _refuse_twice(key for key, _ in pairs)
+    refuse_twice(key for key, _ in pairs)
     return dict(pairs)
 
 
-def _refuse_twice(keys: Iterable[Hashable]) -> None:
+def refuse_twice(keys: Iterable[Hashable]) -> None:
+    """Refuse keys of which one comes twice, as readers differ in which of its values counts.
+
+    Raises:
+        ValueError: One does.
+    """
     for key, count in Counter(keys).items():
         if count > 1:
             raise ValueError(f"key {key!r:.80} comes twice")
@@ -155,29 +129,3 @@ def _check(value: Any, depth: int = 1) -> None:
     if isinstance(value, dict):
         for part in value.values():
             _check(part, depth + 1)
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the core schema of YAML 1.2 in place of YAML 1.1's types."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own form)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        _refuse_twice(self.construct_object(key) for key, _ in node.value)
-        return mapping
-
-    def construct_int(self, node: yaml.ScalarNode) -> int:
-        digits = str(node.value)
-        return int(digits, 0) if digits[:2] in ("0o", "0x") else int(digits)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
-for _type, _pattern in (  # the first that matches counts
-    ("null", r"null|Null|NULL|~|"),
-    ("bool", r"true|True|TRUE|false|False|FALSE"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]{1,20}|0x[0-9a-fA-F]{1,16}"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"),
-):
-    _whole = re.compile(rf"(?:{_pattern})\Z")
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", _whole, None)

@@ -27,6 +27,7 @@ SECTIONS = {
 }
 MAY_BE_NONE = {
     "network.strides",
+    "network.blocks",
     "network.gate_bias",
     "preprocessing.spacing_mm",
     "preprocessing.hu_window",
@@ -215,7 +216,7 @@ def test_ignore_index_needs_a_loss_that_knows_it():
             "unknown setting training.learning_rat; did you mean training.learning_rate?",
         ),
         ({"inference": {"xyz": 1}}, "unknown setting inference.xyz; choose from mode, window"),
-        ({"network": {1: 2}}, "unknown setting network.1; choose from channels"),
+        ({"network": {1: 2}}, "unknown setting network.1; choose from form, slices"),
         ({"network": [1]}, "network must be a mapping of settings by name, got [1]"),
         ({"network": None}, "network must be a mapping of settings by name, got None"),
     ],

@@ -3,59 +3,107 @@
 import pytest
 
 from attunet3d.core import SettingsError
-from attunet3d.core.config import Config
+from attunet3d.core.config import Config, changed_settings
 from attunet3d.core.presets import PRESETS, demo_cpu, find_config, oktay2018, pancreas_ct
 
+# What each preset says; every other setting is the default, which is pinned below.
+STILL = {
+    f"augmentation.{name}_probability": 0
+    for name in ("noise", "blur", "brightness", "contrast", "gamma", "low_resolution")
+}
+SETTINGS = {
+    oktay2018: {
+        "network.strides": ((2, 2, 2),) * 4,
+        "preprocessing.spacing_mm": (2, 2, 2),
+        "preprocessing.hu_window": (-1024, 3071),
+        "preprocessing.normalisation": "volume",
+        "preprocessing.crop_to_body": False,
+        "augmentation.flip_axes": (0, 1),
+        "augmentation.affine_probability": 1,
+        "augmentation.rotation_degrees": (0, 0, 15),
+        "augmentation.scale": (0.7, 1.3),
+        **STILL,
+        "training.patch_size": (160, 160, 96),
+        "training.batch_size": 2,
+        "training.foreground_fraction": 0,
+        "training.steps": 31_000,  # 1000 epochs of 61 cases in batches of two
+        "training.loss": "dice",
+        "training.optimiser": "adam",
+        "training.learning_rate": 1e-4,
+        "training.weight_decay": 1e-6,
+        "training.schedule": "step",
+        "training.step_size": 7_750,  # 250 epochs
+        "training.clip_gradient_norm": 0,
+    },
+    pancreas_ct: {
+        "network.channels": (32, 64, 128, 256, 320),
+        "network.deep_supervision": "per-scale",
+        "network.gate_bias": 3,
+        "augmentation.elastic_probability": 0.1,
+        "training.steps": 100_000,
+        "training.warmup_steps": 1000,
+        "training.validate_every": 1000,
+        "training.ema_decay": 0.999,
+    },
+    demo_cpu: {
+        "network.channels": (8, 16, 32, 64, 128),
+        "network.strides": ((2, 2, 2),) * 4,
+        "preprocessing.spacing_mm": (4, 4, 4),
+        "preprocessing.hu_window": (-160, 240),
+        "augmentation.flip_axes": (),
+        "augmentation.affine_probability": 0.5,
+        "augmentation.rotation_degrees": (10, 10, 10),
+        **STILL,
+        "training.patch_size": (48, 48, 48),
+        "training.batch_size": 2,
+        "training.foreground_fraction": 0.7,
+        "training.steps": 160,
+        "training.validate_every": 80,
+        "training.save_every": 80,
+        "training.optimiser": "adamw",
+        "training.learning_rate": 5e-3,
+        "training.weight_decay": 1e-2,
+        "training.schedule": "one_cycle",
+        "inference.mode": "whole",
+    },
+}
+DEFAULTS_THAT_PRESETS_REST_ON = {
+    "network.channels": (16, 32, 64, 128, 256),
+    "network.gate": "double",
+    "network.deep_supervision": "fused",
+    "network.norm": "batch",
+    "network.gate_bias": None,
+    "training.seed": 0,
+    "training.accumulation": 1,
+    "training.foreground_fraction": 0.5,
+    "training.loss": "dice_ce",
+    "training.optimiser": "sgd",
+    "training.learning_rate": 1e-2,
+    "training.momentum": 0.99,
+    "training.weight_decay": 3e-5,
+    "training.schedule": "polynomial",
+    "training.step_gamma": 0.5,
+    "training.clip_gradient_norm": 12,
+    "training.ema_decay": 0,
+    "inference.keep_largest": (),
+}
 
-def test_numbers_of_the_paper_and_its_code():
-    config = oktay2018()
-    network, training = config.network, config.training
-    assert network.channels == (16, 32, 64, 128, 256)
-    assert (network.gate, network.deep_supervision, network.norm) == ("double", "fused", "batch")
-    assert network.strides == ((2, 2, 2),) * 4
-    assert config.preprocessing.spacing_mm == (2, 2, 2)
-    assert config.preprocessing.normalisation == "volume"
-    assert training.patch_size == (160, 160, 96)
-    assert (training.batch_size, training.loss, training.optimiser) == (2, "dice", "adam")
-    assert (training.learning_rate, training.weight_decay) == (1e-4, 1e-6)
-    assert (training.schedule, training.step_gamma) == ("step", 0.5)
-    assert training.steps == 4 * training.step_size  # 1000 epochs, halved every 250
-    assert training.step_size == 250 * 31  # 61 cases in batches of two
+
+@pytest.mark.parametrize("preset", SETTINGS, ids=lambda preset: preset.__name__)
+def test_a_preset_says_these_numbers_and_no_others(preset):
+    found = changed_settings(Config(), preset())
+    assert {name: new for name, (_, new) in found.items()} == SETTINGS[preset]
 
 
-def test_augmentation_of_the_papers_code():
-    augmentation = oktay2018().augmentation
-    assert augmentation.flip_axes == (0, 1)
-    assert augmentation.affine_probability == 1
-    assert augmentation.rotation_degrees == (0, 0, 15)
-    assert augmentation.scale == (0.7, 1.3)
-    rest = {
-        name: value
-        for name, value in vars(augmentation).items()
-        if name.endswith("_probability") and name != "affine_probability"
-    }
-    assert set(rest.values()) == {0}
+def test_the_defaults_that_presets_rest_on_are_these():
+    values = Config().by_name()
+    assert {name: values[name] for name in DEFAULTS_THAT_PRESETS_REST_ON} == (
+        DEFAULTS_THAT_PRESETS_REST_ON
+    )
 
 
-def test_todays_practice_leaves_the_data_to_the_plan():
-    config = pancreas_ct()
-    assert config.preprocessing.spacing_mm is None
-    assert config.preprocessing.hu_window is None
-    assert config.training.patch_size is None
-    assert config.training.batch_size is None
-    assert config.network.deep_supervision == "per-scale"
-    assert config.training.loss == "dice_ce"
-    assert config.training.ema_decay > 0
-    assert config.training.warmup_steps > 0
-    assert config.training.schedule in ("polynomial", "cosine")
-
-
-def test_demonstration_is_small():
-    config = demo_cpu()
-    assert config.network.channels == (8, 16, 32, 64, 128)
-    assert config.preprocessing.spacing_mm == (4, 4, 4)
-    assert config.training.patch_size == (48, 48, 48)
-    assert config.training.steps % config.training.validate_every == 0
+def test_every_preset_is_pinned():
+    assert list(SETTINGS) == list(PRESETS.values())
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -81,7 +129,7 @@ def test_files_of_a_user(tmp_path):
     [
         ("oktay2019", "did you mean oktay2018"),
         ("pancreas-ct", "did you mean pancreas_ct"),
-        ("x", "there are oktay2018, pancreas_ct, demo_cpu"),
+        ("x", "choose from oktay2018, pancreas_ct, demo_cpu"),
         ("none.yaml", "is neither a file nor a preset"),
     ],
 )
