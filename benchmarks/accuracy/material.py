@@ -13,6 +13,7 @@ from typing import Any
 
 from attunet3d.core import SettingsError
 from attunet3d.phantoms import LABELS, write_phantoms
+from benchmarks.accuracy.outlined_material import ORGANS, write_anatomy, write_patients
 
 MATERIALS = ("hard", "easy", "anatomy", "patients")
 HARD_SIZES = (24, 4, 16)  # training, validation, test
@@ -53,29 +54,40 @@ def prepare(name: str, folder: Path, data: Path | None = None) -> Material:
 
 def _write(name: str, folder: Path, data: Path | None) -> dict[int, str]:
     if name in ("hard", "easy"):
-        return _write_phantoms(folder, name)
-    raise SettingsError(f"material {name!r} cannot be made yet")
+        labels, splits = LABELS, [_write_phantoms(folder, name)]
+    else:
+        assert data is not None
+        makers = {"anatomy": write_anatomy, "patients": write_patients}
+        splits = makers[name](folder, data)
+        labels = {0: "background", **ORGANS}
+    for number, parts in enumerate(splits):
+        write_split(folder, number, labels, parts)
+    return labels
 
 
-def _write_phantoms(folder: Path, name: str) -> dict[int, str]:
+def _write_phantoms(folder: Path, name: str) -> tuple[list[str], list[str], list[str]]:
     training, validation, test = HARD_SIZES
     elsewhere = "hard_elsewhere" if name == "hard" else "easy"
     write_phantoms(folder, training + validation, 0, cohort=name)
     write_phantoms(folder, test, TEST_SEED, cohort=elsewhere)
     names = [f"phantom_{seed:04}" for seed in range(training + validation)]
     tested = [f"phantom_{seed:04}" for seed in range(TEST_SEED, TEST_SEED + test)]
-    write_split(folder, 0, LABELS, (names[:training], names[training:], tested))
-    return LABELS
+    return names[:training], names[training:], tested
 
 
 def write_split(
     folder: Path, number: int, labels: dict[int, str], parts: Sequence[Sequence[str]]
 ) -> None:
-    """Write the manifest of one split: ids to train on, to choose on, to test on."""
+    """Write the manifest of one split: ids to train on, to choose on, to test on.
+
+    Without cases to choose on, all training cases count as one patient, so that none is held out.
+    """
     values: dict[str, Any] = {"name": folder.name, "modality": "CT"}
     values["labels"] = {str(value): name for value, name in labels.items()}
     for part, ids in zip(("training", "validation", "test"), parts, strict=True):
         values[part] = [
             {"id": i, "image": f"imagesTr/{i}.nii.gz", "label": f"labelsTr/{i}.nii.gz"} for i in ids
         ]
+    if not values["validation"]:
+        values["training"] = [case | {"group": "all"} for case in values["training"]]
     (folder / f"split_{number}.json").write_text(json.dumps(values, indent=1))

@@ -1,0 +1,80 @@
+"""Materials made of files: outlines of real organs filled with tissue, and real patients' scans.
+
+Outlines: a folder of label maps `NAME.nii.gz` with the values of `ORGANS`, and of
+`NAME_labels.nii.gz` with those of a file `labels.txt` beside them (lines of value and name).
+Patients: a folder of scans `NAME.nii.gz`, each with `NAME_machine_labels.nii.gz`. Those labels were
+made by a network: what is scored is agreement with them, never truth.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from attunet3d.imaging import Segmentation, Volume, write_nifti
+from attunet3d.phantoms import Outlines, fill_outlines, read_outlines
+
+ORGANS = {
+    1: "spleen",
+    2: "pancreas",
+    3: "left kidney",
+    4: "gallbladder",
+    5: "oesophagus",
+    6: "liver",
+    7: "stomach",
+    8: "duodenum",
+}
+SYNONYMS = {"kidney_left": "left kidney", "esophagus": "oesophagus"}
+SPACING_MM = (3.0, 3.0, 3.0)
+FILLINGS = 2  # of each patient to train on: other tissue, the same outlines
+CONTRAST = ("cptac_C3N-00249", "cptac_C3L-00189", "tcga_09-2043", "tcga_AY-4070A", "tcga_BC-A10X")
+Parts = tuple[list[str], list[str], list[str]]  # ids to train on, to choose on, to test on
+
+
+def write_anatomy(folder: Path, data: Path) -> list[Parts]:
+    """Fill every patient's outlines; each third patient tests, seen by other scanners."""
+    parts: Parts = ([], [], [])
+    for number, path in enumerate(sorted(data.glob("*.nii.gz"))):
+        outlines = _read(path)
+        part = 2 if number % 3 == 1 else 1 if number % 9 == 0 else 0
+        for filling in range(FILLINGS if part == 0 else 1):
+            name = f"{path.name.removesuffix('.nii.gz')}_{filling}"
+            cohort = "hard_elsewhere" if part == 2 else "hard"
+            seed = 100 * number + filling
+            scan, label = fill_outlines(
+                outlines, seed, cohort=cohort, spacing_mm=SPACING_MM, name=name
+            )
+            _save(folder, name, scan, label)
+            parts[part].append(name)
+    return [parts]
+
+
+def _read(path: Path) -> Outlines:
+    """The outlines of one patient with the values of `ORGANS`."""
+    if not path.name.endswith("_labels.nii.gz"):
+        return read_outlines(path, ORGANS)
+    lines = (path.parent / "labels.txt").read_text(encoding="utf-8").splitlines()
+    theirs = {int(value): SYNONYMS.get(name, name) for value, name in map(str.split, lines)}
+    names = {value: name for value, name in theirs.items() if name in ORGANS.values()}
+    outlines = read_outlines(path, names)
+    lookup = np.zeros(256, np.uint8)
+    for value, name in ORGANS.items():
+        lookup[[theirs for theirs, other in names.items() if other == name]] = value
+    return Outlines(lookup[outlines.array], outlines.grid, ORGANS)
+
+
+def _save(folder: Path, name: str, scan: Volume, label: Volume) -> None:
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    write_nifti(folder / "imagesTr" / f"{name}.nii.gz", scan.array, None, scan.grid)
+    labels = {0: "background", **ORGANS}
+    Segmentation(label.array, label.grid, labels).save(folder / "labelsTr" / f"{name}.nii.gz")
+
+
+def write_patients(folder: Path, data: Path) -> list[Parts]:
+    """Copy the patients with contrast; each in turn tests, the four others train."""
+    for part, suffix in (("imagesTr", ""), ("labelsTr", "_machine_labels")):
+        (folder / part).mkdir(parents=True)
+        for name in CONTRAST:
+            shutil.copy(data / f"{name}{suffix}.nii.gz", folder / part / f"{name}.nii.gz")
+    return [([n for n in CONTRAST if n != test], [], [test]) for test in CONTRAST]
