@@ -80,6 +80,10 @@ class TrainingConfig(Settings):
     """Steps between saves of the state from which `--resume` goes on."""
     loss: Literal["dice", "dice_ce", "ce", "bce", "focal", "tversky"] = "dice_ce"
     """Loss that is minimised."""
+    dice_background: bool = True
+    """Count the background as a class in the Dice and Tversky losses."""
+    dice_batch: bool = False
+    """Take Dice and Tversky over all patches of a batch together instead of patch by patch."""
     ignore_index: LabelValue | None = None
     """Label value whose voxels are left out of the loss (loss "ce" and "dice_ce")."""
     tversky: tuple[Weight, Weight] = (0.3, 0.7)

@@ -46,10 +46,11 @@ def build_loss(config: TrainingConfig, out_channels: int) -> DeepSupervision:
     """The loss that a configuration names.
 
     Every loss but "bce" sees a softmax over the classes; "bce" sees each class by itself. Dice and
-    Tversky are means over scans and classes, background included, as the authors' soft Dice.
+    Tversky are means over patches and classes; the background is one of them, as in the authors'
+    soft Dice, unless `dice_background` is off.
 
     Args:
-        config: `loss`, `ignore_index`, `tversky` and `focal_gamma` count.
+        config: `loss` and what it says of the loss count.
         out_channels: Classes, background included.
 
     Returns:
@@ -70,6 +71,7 @@ def build_loss(config: TrainingConfig, out_channels: int) -> DeepSupervision:
         )
     ignored = config.ignore_index
     regions = {"to_onehot_y": True, "softmax": True, "smooth_nr": SMOOTH, "smooth_dr": SMOOTH}
+    regions |= {"include_background": config.dice_background, "batch": config.dice_batch}
     false_positives, false_negatives = config.tversky
     dice = DiceLoss(ignore_index=ignored, **regions)
 

@@ -140,6 +140,24 @@ def test_dice_with_ignored_voxels_by_hand():
     assert value == pytest.approx(wanted, abs=1e-5)
 
 
+def test_dice_without_background_is_that_of_the_organs_alone():
+    logits = logits_of(0.7)
+    p = logits.softmax(1)[:, 1:]
+    overlap = 2 * (p * LABEL).sum() / (p.sum() + LABEL.sum())
+    assert loss("dice", logits, LABEL, dice_background=False) == pytest.approx(
+        1 - float(overlap), abs=1e-5
+    )
+
+
+def test_batch_dice_joins_the_patches_before_the_fraction():
+    logits = torch.cat([logits_of(0.7), logits_of(0.2)])
+    label = torch.cat([LABEL, torch.zeros_like(LABEL)])
+    p = logits.softmax(1)[:, 1:]
+    joined = 1 - 2 * (p * label).sum() / (p.sum() + label.sum())
+    value = loss("dice", logits, label, dice_background=False, dice_batch=True)
+    assert value == pytest.approx(float(joined), abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ["dice", "dice_ce", "ce", "bce", "focal", "tversky"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_are_judged_in_float32(name, dtype):
