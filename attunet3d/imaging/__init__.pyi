@@ -25,14 +25,15 @@ from .resampling import GPU_BLOCK_VOXELS as GPU_BLOCK_VOXELS
 from .resampling import Sampler as Sampler
 from .resampling import resample as resample
 from .rtstruct import write_rtstruct as write_rtstruct
+from .scan_folder import find_scans as find_scans
 from .seg_nrrd import itk_snap_labels as itk_snap_labels
 from .seg_nrrd import slicer_colours as slicer_colours
 from .seg_nrrd import write_seg_nrrd as write_seg_nrrd
+from .straightening import straightened as straightened
 from .terminology import colour_of as colour_of
 from .terminology import term_of as term_of
 from .volume import Segmentation as Segmentation
 from .volume import Volume as Volume
-from .volume import find_scans as find_scans
 from .volume import read_label as read_label
 from .volume import read_volume as read_volume
 from .volume import write_map as write_map

@@ -1,168 +1,290 @@
-"""DICOM series, NRRD and MetaImage files, read by SimpleITK onto our grids (LPS → RAS).
+"""DICOM series of CT: found in folders of any depth, told apart, checked, read as HU on a grid.
 
-No DICOM tag ends up in a message, an output or a log: tags name patients and hospitals.
+A stack is what makes one volume: frames of one series, one frame of reference, one orientation and
+one size. Other objects in the folder (reports, contours, localisers, images of other modalities)
+are passed over and named. What would give wrong places or wrong values is refused.
 """
 
-from collections import Counter
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from attunet3d.core import DataError
-from attunet3d.imaging import dicom_file, text_header
-from attunet3d.imaging.geometry import Grid
+from attunet3d.core import Array, DataError, Floats
+from attunet3d.imaging.dicom_file import Frame, read_header
+from attunet3d.imaging.dicom_pixels import stored_values
+from attunet3d.imaging.geometry import LPS_TO_RAS, Grid
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 MOST_SLICES = 10_000
+MOST_FILES = 200_000
+LARGEST_GAP_MM = 100.0
+AGAIN = "export the whole series again"
 
 
-def read_series(folder: Path, max_voxels: int) -> tuple[npt.NDArray[Any], Grid, list[str]]:
-    """Read the one DICOM series in a folder.
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The frames of one volume, bottom to top along the normal of the slices."""
+
+    frames: tuple[Frame, ...]
+
+    place: int = 1
+    """Among the stacks of a folder, from 1."""
+
+    @property
+    def number(self) -> int | None:
+        """The series' number."""
+        return self.frames[0].file.number
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files in the order of the slices."""
+        return list(dict.fromkeys(frame.file.path for frame in self.frames))
+
+    @property
+    def normal(self) -> Floats:
+        """Unit vector from slice to slice in LPS, perpendicular to their rows and columns."""
+        orientation = np.array(self.frames[0].orientation)
+        normal: Floats = np.cross(orientation[:3], orientation[3:])
+        return normal
+
+    def matches(self, wanted: str) -> bool:
+        """Whether a user who asks for `wanted` means this stack; see `find_series`."""
+        file = self.frames[0].file
+        described = bool(wanted) and wanted.casefold() in file.description.casefold()
+        return wanted in (f"@{self.place}", str(file.number), file.series) or described
+
+    def __str__(self) -> str:
+        pixels = self.frames[0].file.pixels
+        number = "" if self.number is None else f"number {self.number}, "
+        return (
+            f"@{self.place} ({number}{len(self.frames)} slices of {pixels.columns}×{pixels.rows})"
+        )
+
+
+def read_series(
+    folder: Path, max_voxels: int, series: str | None = None
+) -> tuple[Array, Grid, list[str]]:
+    """Read one CT series.
 
     The third axis is laid through the slices' positions, so a tilted gantry gives a sheared grid
     and not a shifted scan.
 
+    Args:
+        folder: The folder of the series, or one above it.
+        max_voxels: Largest volume accepted.
+        series: Which of several; see `find_series`.
+
     Returns:
-        Voxels (I, J, K) in HU, Fortran order, int16 where exact; their grid; warnings.
+        Voxels (I, J, K) in HU, Fortran order, int16 where exact, else float32; their grid in RAS;
+        warnings.
 
     Raises:
-        DataError: No series, several, slices missing or doubled, or an image too large.
+        DataError: No CT series, several, slices missing or doubled, a tag missing or damaged, or
+            an image too large.
     """
-    import SimpleITK
-
-    files, odd = _slices(folder)
-    names = tuple(str(file.path) for file in files)
-    try:
-        positions, spacing, direction, size = _slice_positions(names)
-    except RuntimeError:  # its text quotes the file, tags and all
-        raise DataError(f"{folder}: a DICOM file cannot be read; copy the series again") from None
-    order = np.argsort(positions @ direction[:, 2], kind="stable")
-    names, positions = tuple(names[i] for i in order), positions[order]
-    count = len(positions)
-    if size[0] * size[1] > min(file.most_voxels for file in files):
-        raise DataError(f"{folder}: a slice claims more voxels than it can hold; copy it again")
-    if size[0] * size[1] * count > max_voxels:
-        raise DataError(f"{folder}: {size[0]}×{size[1]}×{count} voxels; at most {max_voxels}")
-    step, warnings = _step(positions, spacing, direction, folder)
-    try:
-        image = SimpleITK.ReadImage(names)
-    except RuntimeError:
-        raise DataError(f"{folder}: the DICOM series cannot be read; copy it again") from None
+    stack, warnings = find_series(folder, series)
+    pixels = stack.frames[0].file.pixels
+    size = pixels.columns, pixels.rows, len(stack.frames)
+    if size[0] * size[1] * size[2] > max_voxels:
+        rule = f"{size[0]}×{size[1]}×{size[2]} voxels; at most {max_voxels} are read"
+        raise DataError(rule, path=folder, value=size, cure="crop it")
+    step, odd = _step(stack, folder)
+    first = stack.frames[0]
+    orientation = np.array(first.orientation).reshape(2, 3)
     affine = np.eye(4)
-    affine[:3, :2] = LPS_TO_RAS @ direction[:, :2] * spacing[:2]
+    affine[:3, 0] = LPS_TO_RAS @ orientation[0] * first.spacing[1]
+    affine[:3, 1] = LPS_TO_RAS @ orientation[1] * first.spacing[0]
     affine[:3, 2] = LPS_TO_RAS @ step
-    affine[:3, 3] = LPS_TO_RAS @ positions[0]
-    array = _voxels(image, folder)
-    grid = Grid((array.shape[0], array.shape[1], array.shape[2]), affine)
-    return array, grid, [*odd, *warnings]
+    affine[:3, 3] = LPS_TO_RAS @ np.array(first.position)
+    if not all(frame.file.scaled for frame in stack.frames):
+        odd.append("no RescaleSlope is given; stored values are taken as HU")
+    return _hounsfield(stack, folder), Grid(size, affine), [*warnings, *odd]
 
 
-def _slices(folder: Path) -> tuple[list[dicom_file.DicomFile], list[str]]:
-    """The files of the one series in a folder, each sound, and a warning of files passed over."""
-    found, others = [], 0
-    try:
-        for path in sorted(folder.iterdir()):
-            if not path.is_file() or path.name.startswith(".") or path.name == "DICOMDIR":
-                continue
-            if dicom_file.is_dicom(path):
-                found.append(dicom_file.check(path))
-            else:
-                others += 1
-            if len(found) > MOST_SLICES:
-                raise DataError(f"{folder}: more than {MOST_SLICES} slices")
-    except DataError as error:
-        raise DataError(f"{folder}: {error}") from None
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
-    if not found:
-        raise DataError(f"{folder}: holds neither scan files nor a DICOM series")
-    counts = Counter(file.series for file in found)
-    if len(counts) > 1:
-        sizes = ", ".join(map(str, counts.values()))
-        raise DataError(f"{folder}: holds {len(counts)} DICOM series ({sizes} files); keep one")
-    return found, [f"{others} files that are no DICOM were passed over"] if others else []
+def find_series(folder: Path, series: str | None = None) -> tuple[Stack, list[str]]:
+    """Find the one CT series in a folder, or the one of several that is asked for.
 
+    The files of the folder itself count; only where no CT lies there, those of its sub-folders do.
 
-def _slice_positions(names: tuple[str, ...]) -> tuple[Any, Any, Any, tuple[int, int]]:
-    import SimpleITK
+    Args:
+        folder: The folder.
+        series: A series' number, UID or a part of its description, or its place as `@2`.
 
-    reader = SimpleITK.ImageFileReader()
-    positions, shapes = [], set()
-    for name in names:
-        reader.SetFileName(name)
-        reader.ReadImageInformation()
-        positions.append(reader.GetOrigin())
-        shapes.add((reader.GetSize()[:2], tuple(np.round(reader.GetDirection(), 4))))
-    if len(shapes) != 1:
-        raise RuntimeError("slices of different size or direction")
-    direction = np.array(reader.GetDirection()).reshape(3, 3)
-    width, height = reader.GetSize()[:2]
-    return np.array(positions), np.array(reader.GetSpacing()), direction, (width, height)
-
-
-def _step(positions: Any, spacing: Any, direction: Any, folder: Path) -> tuple[Any, list[str]]:
-    """The vector from slice to slice in LPS mm, and what is odd about the slices."""
-    if len(positions) == 1:
-        return direction[:, 2] * spacing[2], ["one DICOM slice; its thickness is the header's"]
-    steps = np.diff(positions, axis=0)
-    mean = (positions[-1] - positions[0]) / (len(positions) - 1)
-    gap = float(np.linalg.norm(mean))
-    apart = float(np.linalg.norm(steps - mean, axis=1).max())
-    if gap < 1e-3 or apart > max(0.1 * gap, 0.05):
-        raise DataError(
-            f"{folder}: DICOM slices are missing, doubled or uneven (up to {apart:.2f} mm off);"
-            " export the whole series again"
-        )
-    tilt = np.degrees(np.arccos(min(1.0, abs(float(mean @ direction[:, 2])) / gap)))
-    return mean, [
-        f"the gantry was tilted by {tilt:.1f}°; the grid is sheared"
-    ] if tilt > 0.1 else []
-
-
-def read_image(path: Path, max_voxels: int) -> tuple[npt.NDArray[Any], Grid]:
-    """Read a NRRD, MetaImage or other file that SimpleITK knows.
+    Returns:
+        The stack, and a warning that names what was passed over.
 
     Raises:
-        DataError: The file is missing, damaged, not 3D, or too large.
-        DataError: Its voxels lie elsewhere, or cannot be as many as it says.
+        DataError: As `read_series`.
     """
-    import SimpleITK
-
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path")
-    text_header.check(path)
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        size = reader.GetSize()
-        if len(size) != 3 or reader.GetNumberOfComponents() != 1:
-            raise DataError(f"{path}: must be one 3D volume of plain numbers, got size {size}")
-        if int(np.prod(size, dtype=object)) > max_voxels:
-            raise DataError(f"{path}: {size} voxels; at most {max_voxels} are read")
-        image = reader.Execute()
-    except RuntimeError:
-        raise DataError(f"{path}: cannot be read; copy or convert it again") from None
-    affine = np.eye(4)
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    affine[:3, :3] = LPS_TO_RAS @ direction * np.array(image.GetSpacing())
-    affine[:3, 3] = LPS_TO_RAS @ np.array(image.GetOrigin())
-    array = _voxels(image, path)
-    return array, Grid((array.shape[0], array.shape[1], array.shape[2]), affine)
+    stacks, others = _stacks(_files(folder, deep=False), folder)
+    if not stacks:
+        stacks, others = _stacks(_files(folder, deep=True), folder)
+    passed = ", ".join(f"{count} × {kind}" for kind, count in sorted(others.items()))
+    if not stacks:
+        only = f"holds no CT image, only {passed}" if others else "holds no scan and no DICOM file"
+        raise DataError(only, path=folder, cure="give the folder of a CT series, or scan files")
+    warnings = [f"passed over: {passed}"] if others else []
+    found = [stack for stack in stacks if series is None or stack.matches(series)]
+    listed = ", ".join(map(str, stacks))
+    if not found:
+        rule = f"holds no series {series!r}; there is {listed}"
+        raise DataError(rule, path=folder, value=series, cure="give --series the number of one")
+    if len(found) > 1:
+        listed = ", ".join(map(str, found))
+        rule = f"holds {len(found)} CT series: {listed}"
+        cure = "choose one by number or as --series @1, or keep one"
+        raise DataError(rule, path=folder, value=len(found), cure=cure)
+    return found[0], warnings
 
 
-def _voxels(image: Any, path: Path) -> npt.NDArray[Any]:
-    import SimpleITK
+def series_folders(folder: Path) -> list[Path]:
+    """The folders at or below `folder` that a CT series lies in, one for each series.
 
-    array = SimpleITK.GetArrayFromImage(
-        image
-    ).T  # (k, j, i) in C order = (i, j, k) in Fortran order
-    if array.ndim != 3:
-        raise DataError(f"{path}: must be one 3D volume of plain numbers")
-    if array.dtype == np.int16:
-        return array  # type: ignore[no-any-return]
-    if array.dtype.kind in "iu" and array.min() >= -(2**15) and array.max() < 2**15:
-        return array.astype(np.int16, order="K")  # type: ignore[no-any-return]
-    return array.astype(np.float32, order="K")  # type: ignore[no-any-return]
+    The first CT image of each folder is looked at. Folders that hold parts of one series, as on
+    discs with few files per folder, count as the folder above them.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+    found: dict[str, list[Path]] = defaultdict(list)
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            try:
+                frames, _ = read_header(Path(place, name)) if name[0] != "." else ([], "")
+            except (DataError, OSError):  # it is one all the same; reading it will tell more
+                found[place].append(Path(place))
+                break
+            if frames:
+                found[frames[0].file.series].append(Path(place))
+                break
+    return sorted({Path(os.path.commonpath(places)) for places in found.values()})
+
+
+def _files(folder: Path, *, deep: bool) -> Iterator[Path]:
+    """Regular files that are not hidden, of a folder or of all below it, sorted."""
+    for place, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = sorted(name for name in folders if deep and not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place, name)
+            if not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(
+        f"cannot be read ({error.strerror})", path=error.filename, cure="check its permissions"
+    )
+
+
+def _stacks(files: Iterable[Path], folder: Path) -> tuple[list[Stack], Counter[str]]:
+    """The CT stacks in some files, and the number of other objects by kind."""
+    groups: dict[object, list[Frame]] = defaultdict(list)
+    others: Counter[str] = Counter()
+    count = 0
+    for number, path in enumerate(files):
+        try:
+            frames, kind = read_header(path)
+        except OSError as error:
+            _refuse(error)
+        if kind:
+            others[kind] += 1
+        for frame in frames:
+            pixels, orientation = frame.file.pixels, np.round(frame.orientation, 3) + 0.0
+            key = frame.file.series, frame.file.frame_of_reference, pixels.rows, pixels.columns
+            groups[*key, *orientation].append(frame)
+        count += len(frames)
+        if count > MOST_SLICES or number > MOST_FILES:
+            rule = f"more than {MOST_SLICES} slices or {MOST_FILES} files"
+            raise DataError(rule, path=folder, cure="give the folder of one series")
+    stacks = [_sorted(frames) for frames in groups.values()]
+    stacks.sort(key=lambda stack: (stack.number or 0, -len(stack.frames)))
+    return [replace(stack, place=place) for place, stack in enumerate(stacks, 1)], others
+
+
+def _sorted(frames: list[Frame]) -> Stack:
+    normal = Stack(tuple(frames)).normal
+    heights = np.array([frame.position for frame in frames]) @ normal
+    return Stack(tuple(frames[index] for index in np.argsort(heights, kind="stable")))
+
+
+def _step(stack: Stack, folder: Path) -> tuple[Floats, list[str]]:
+    """The vector from slice to slice in LPS mm, and what is odd about the slices."""
+    frames = stack.frames
+    spacings = np.array([frame.spacing for frame in frames])
+    if np.abs(spacings - spacings[0]).max() > 1e-3 * spacings[0].min():
+        low, high = spacings.min(), spacings.max()
+        rule = f"its slices differ in PixelSpacing ({low:g} to {high:g} mm)"
+        raise DataError(rule, path=folder, value=(low, high), cure=AGAIN)
+    if len(frames) == 1:
+        height = frames[0].gap or frames[0].thickness
+        if not height:
+            rule = "one DICOM slice that does not give its SliceThickness"
+            raise DataError(rule, path=folder, cure="give a series of slices")
+        warning = f"one DICOM slice; its thickness is the header's ({abs(height):g} mm)"
+        return stack.normal * abs(height), [warning]
+    positions = np.array([frame.position for frame in frames])
+    steps = np.diff(positions, axis=0)
+    mean: Floats = (positions[-1] - positions[0]) / (len(positions) - 1)
+    gap = float(np.linalg.norm(mean))
+    doubled = int((steps @ stack.normal < 1e-3).sum())
+    if doubled:
+        rule = f"{doubled} of its {len(frames)} slices lie where others lie"
+        cure = "it is exported twice or holds several phases; keep one slice for each position"
+        raise DataError(rule, path=folder, value=doubled, cure=cure)
+    apart = float(np.linalg.norm(steps - mean, axis=1).max())
+    if apart > max(0.1 * gap, 0.05):
+        rule = f"DICOM slices are missing or uneven (up to {apart:.2f} mm off)"
+        raise DataError(rule, path=folder, value=apart, cure=AGAIN)
+    _check_gap(gap, frames, folder)
+    return mean, _ends(frames)
+
+
+def _check_gap(gap: float, frames: tuple[Frame, ...], folder: Path) -> None:
+    if gap > LARGEST_GAP_MM:
+        rule = f"slices lie {gap:g} mm apart: at most {LARGEST_GAP_MM:g} mm"
+        cure = "positions may be in micrometres; export the series again"
+        raise DataError(rule, path=folder, value=gap, cure=cure)
+    said = max(abs(frame.gap or 0.0) for frame in frames)
+    if said and gap > 1.5 * said:
+        rule = f"slices lie {gap:g} mm apart, and SpacingBetweenSlices is {said:g} mm: some miss"
+        raise DataError(rule, path=folder, value=gap, cure=AGAIN)
+
+
+def _ends(frames: tuple[Frame, ...]) -> list[str]:
+    """What the tags tell of slices missing at the ends."""
+    expected = max((frame.file.expected or 0 for frame in frames), default=0)
+    if expected > len(frames):
+        return [f"{len(frames)} slices of the {expected} that ImagesInAcquisition tells of"]
+    numbers = sorted({frame.file.instance for frame in frames if frame.file.instance is not None})
+    consecutive = len(numbers) == len(frames) and numbers[-1] - numbers[0] == len(frames) - 1
+    if consecutive and numbers[0] > 1:
+        return [f"instance numbers begin at {numbers[0]}: slices may be missing at an end"]
+    return []
+
+
+def _hounsfield(stack: Stack, folder: Path) -> Array:
+    """Stored values × slope + intercept of each frame, (I, J, K): int16 where exact."""
+    pixels, count = stack.frames[0].file.pixels, len(stack.frames)
+    scales = {value for frame in stack.frames for value in (frame.slope, frame.intercept)}
+    dtype = np.dtype(np.int16 if all(scale.is_integer() for scale in scales) else np.float32)
+    volume: Array = np.empty((pixels.columns, pixels.rows, count), dtype, order="F")
+    place = {(frame.file.path, frame.number): k for k, frame in enumerate(stack.frames)}
+    for file in {frame.file.path: frame.file for frame in stack.frames}.values():
+        try:
+            stored = stored_values(file)
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror})", path=file.path) from None
+        for number, values in enumerate(stored):
+            k = place.get((file.path, number))
+            if k is None:
+                continue
+            frame = stack.frames[k]
+            scaled = values * np.float64(frame.slope) + frame.intercept  # exact for 32-bit integers
+            if volume.dtype == np.int16 and not (scaled.min() >= -(2**15) and scaled.max() < 2**15):
+                volume = volume.astype(np.float32, order="F")
+            volume[..., k] = scaled.T
+    return volume

@@ -1,162 +1,321 @@
-"""Whether a DICOM file's elements lie within it, before a library takes memory for what they claim.
+"""One DICOM file's header: what kind of object it is, and where each of its frames lies.
 
-GDCM allocates what an element's length says: 764 bytes can take 10 GB. So each file is walked first
-(DICOM PS3.5, chapter 7: tag, type, length, value; PS3.10, chapter 7: preamble and file meta group).
-No value is read but the transfer syntax and the identifier of the series, which name no one.
+pydicom reads the header from a memory map, so that a length beyond the end of the file takes no
+memory. Values are parsed here from their bytes: pydicom's own conversion warns with the value,
+and values may name a person. No message contains a tag's text.
 """
 
 import mmap
 import os
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset, dcmread
+from pydicom.config import IGNORE
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    LegacyConvertedEnhancedCTImageStorage,
+)
 
 from attunet3d.core import DataError
 
-PREAMBLE = 132
-MOST_DEPTH, MOST_ELEMENTS = 32, 1_000_000
-LARGEST_RATIO = 1100  # voxels a byte of a compressed image
-UNDEFINED = 0xFFFFFFFF
-ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-ITEM_BYTES = {"little": b"\xfe\xff\x00\xe0", "big": b"\xff\xfe\xe0\x00"}
-TRANSFER_SYNTAX, SERIES, PIXELS = 0x00020010, 0x0020000E, 0x7FE00010
-IMPLICIT, BIG_ENDIAN = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.2"
-DEFLATED = b"1.2.840.10008.1.2.1.99"
-LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
-SHORT = {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN"}
-SHORT |= {b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
+CT_CLASSES = {CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
+COPY = "copy or export the series again"
+PREAMBLE = 128
+MOST_FRAMES = 10_000
+TAGS: list[str] = [
+    *("SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesNumber"),
+    *("SeriesDescription", "FrameOfReferenceUID", "InstanceNumber", "ImagesInAcquisition"),
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "BitsStored"),
+    *("PixelRepresentation", "ModalityLUTSequence", "ImagePositionPatient", "PixelSpacing"),
+    *("ImageOrientationPatient", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope"),
+    *("RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+]
+GROUPS = {  # functional group that holds a tag in an enhanced object
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "SliceThickness": "PixelMeasuresSequence",
+    "SpacingBetweenSlices": "PixelMeasuresSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+}
 
 
 @dataclass(frozen=True)
-class DicomFile:
-    """A file that a library may read.
+class Pixels:
+    """How a file's pixels are stored."""
+
+    rows: int
+    columns: int
+    frames: int
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+    syntax: UID
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One slice: where it lies in LPS millimetres, and its scale of values."""
+
+    file: "CtFile"
+    number: int
+    """Of the frame in its file, from 0."""
+    position: tuple[float, ...]
+    """Centre of the first pixel."""
+    orientation: tuple[float, ...]
+    """Unit vectors along a row and along a column."""
+    spacing: tuple[float, ...]
+    """Between rows, between columns."""
+    thickness: float | None
+    gap: float | None
+    """SpacingBetweenSlices."""
+    slope: float
+    intercept: float
+
+
+@dataclass(frozen=True, eq=False)
+class CtFile:
+    """A file with one or more frames of CT.
 
     Args:
         path: The file.
-        series: Identifier of its series; names no one.
-        most_voxels: More cannot be in it.
+        series: SeriesInstanceUID.
+        frame_of_reference: FrameOfReferenceUID; slices of another one lie in another space.
+        number: SeriesNumber, where there is one.
+        description: SeriesDescription; compared with what a user asks for, never shown.
+        instance: InstanceNumber, where there is one.
+        expected: ImagesInAcquisition, where there is one.
+        pixels: How the pixels are stored.
+        scaled: The file says how stored values become HU.
     """
 
     path: Path
-    series: bytes
-    most_voxels: int
+    series: str
+    frame_of_reference: str
+    number: int | None
+    description: str
+    instance: int | None
+    expected: int | None
+    pixels: Pixels
+    scaled: bool
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM."""
-    with path.open("rb") as file:
-        return file.read(PREAMBLE)[128:] == b"DICM"
+def read_header(path: Path) -> tuple[list[Frame], str]:
+    """Read a file's header.
 
-
-def check(path: Path) -> DicomFile:
-    """Walk all elements of a DICOM file.
+    Returns:
+        The frames of a CT image, and ""; or no frames, and the kind of the other object.
 
     Raises:
-        DataError: One does not lie within the file, or the file is packed as a whole.
+        DataError: The file is damaged, or breaks a rule of CT images.
         OSError: The file cannot be read.
     """
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size <= PREAMBLE:
-            raise DataError(f"{path.name} breaks off; copy it again")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            walk = _Walk(data, size)
-            try:
-                walk.file()
-            except _DamagedError:
-                raise DataError(
-                    f"{path.name} is damaged, or packed as a whole (deflated); export it again"
-                ) from None
-            return DicomFile(path, walk.series, size * LARGEST_RATIO)
+        start = file.read(PREAMBLE + 4)
+        if start[PREAMBLE:] != b"DICM" and not _without_preamble(start):
+            return [], "file that is not DICOM"
+        dataset = parse(file.fileno(), path, header_only=True)
+    kind, name = _kind(dataset)
+    if not name:
+        raise DataError("is damaged: it does not say what it is (SOP class)", path=path, cure=COPY)
+    if "LOCALIZER" in _text(dataset, "ImageType"):
+        return [], "localiser"
+    if kind not in CT_CLASSES:
+        return [], name
+    modality = _text(dataset, "Modality")
+    if modality != "CT":
+        plain = modality if re.fullmatch("[A-Z]{2}", modality) else "unknown"
+        return [], f"image of modality {plain}"
+    try:
+        return list(_frames(dataset, path)), ""
+    except DataError:
+        raise
+    except Exception as error:  # pydicom converts sequences on access; damage shows as anything
+        raise DataError(f"is damaged ({type(error).__name__})", path=path, cure=COPY) from None
 
 
-class _DamagedError(Exception):
-    """An element that is none, or reaches beyond what holds it."""
+def _kind(dataset: Any) -> tuple[str, str]:
+    """An object's SOP class, and its name; no name where the file breaks off before telling it."""
+    kind = _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")
+    known = UID(kind, IGNORE).name if re.fullmatch(r"[0-9.]+", kind) else kind
+    if known != kind:
+        return kind, known.removesuffix(" Storage")
+    return kind, "unknown object" if "SOPClassUID" in dataset else ""
 
 
-class _Walk:
-    """A place in a file, and how the elements there are written."""
+def parse(descriptor: int, path: Path, *, header_only: bool) -> Dataset:
+    """Parse a file from a memory map.
 
-    def __init__(self, data: mmap.mmap, size: int) -> None:
-        self.data = data
-        self.size = size
-        self.place = PREAMBLE
-        self.left = MOST_ELEMENTS
-        self.explicit = True
-        self.order: Literal["little", "big"] = "little"
-        self.syntax = self.series = b""
+    Args:
+        descriptor: Of the open file.
+        path: Its name, for messages.
+        header_only: Stop before the pixels, and keep the tags that this module uses.
 
-    def file(self) -> None:
-        """The file meta group, then the data set as its transfer syntax has it."""
-        while self.place < self.size and self._tag() >> 16 == 2:
-            self._element(self.size, 0)
-        if not self.syntax or self.syntax == DEFLATED:
-            raise _DamagedError
-        self.explicit = self.syntax != IMPLICIT
-        self.order = "big" if self.syntax == BIG_ENDIAN else "little"
-        self._elements(self.size, 0)
+    Raises:
+        DataError: It cannot be parsed.
+    """
+    if os.fstat(descriptor).st_size <= PREAMBLE:
+        raise DataError("breaks off", path=path, cure=COPY)
+    tags = TAGS if header_only else None
+    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
+        source: Any = data  # it reads and seeks as a file does
+        try:
+            return dcmread(source, stop_before_pixels=header_only, force=True, specific_tags=tags)
+        except Exception as error:  # whatever a parser meets in a damaged or hostile file
+            rule = f"is a DICOM file that cannot be parsed ({type(error).__name__})"
+            raise DataError(rule, path=path, cure=COPY) from None
 
-    def _elements(self, end: int, depth: int) -> None:
-        while self.place < end and self._element(end, depth) not in (ITEM_END, SEQUENCE_END):
-            pass
 
-    def _element(self, end: int, depth: int) -> int:
-        """Pass over one element, with all that it holds; its tag."""
-        self.left -= 1
-        tag = self._tag()
-        self.place += 4
-        kind, length = self._head(tag)
-        stop = end if length == UNDEFINED else self.place + length
-        if stop > end or depth > MOST_DEPTH or self.left < 0:
-            raise _DamagedError
-        if tag == PIXELS and length == UNDEFINED:
-            self._fragments(end)
-        elif length == UNDEFINED or self._holds_elements(tag, kind, length):
-            explicit = self.explicit
-            self.explicit = explicit and kind != b"UN"  # PS3.5, 6.2.2: what it holds is implicit
-            self._elements(stop, depth + 1)
-            self.explicit = explicit
-        elif tag == TRANSFER_SYNTAX:
-            self.syntax = self._value(length)
-        elif tag == SERIES and depth == 0:
-            self.series = self._value(length)
-        self.place = self.place if length == UNDEFINED else stop
-        return tag
+def _without_preamble(start: bytes) -> bool:
+    """Whether a file begins with the elements of a DICOM data set, little or big endian."""
+    group = start[:2]
+    return len(start) >= 8 and (
+        (group in (b"\x08\0", b"\x02\0") and start[3] == 0) or (group == b"\0\x08" and not start[2])
+    )
 
-    def _holds_elements(self, tag: int, kind: bytes, length: int) -> bool:
-        if tag == ITEM or kind == b"SQ":
-            return True
-        untold = kind in (b"", b"UN") and tag != PIXELS and length >= 8
-        return untold and self.data[self.place : self.place + 4] == ITEM_BYTES[self.order]
 
-    def _fragments(self, end: int) -> None:
-        """The pieces of a compressed image."""
-        while (tag := self._tag()) != SEQUENCE_END:
-            length = self._number(self.place + 4, 4)
-            self.place += 8 + length
-            if tag != ITEM or self.place > end:
-                raise _DamagedError
-        self.place += 8
+def _frames(dataset: Dataset, path: Path) -> Iterator[Frame]:
+    shared = _items(dataset, "SharedFunctionalGroupsSequence")
+    each = _items(dataset, "PerFrameFunctionalGroupsSequence")
+    file = _file(dataset, path, shared, each)
+    count = file.pixels.frames
+    if count > 1 and len(each) != count:
+        rule = f"holds {count} frames, and says where {len(each)} of them lie"
+        raise DataError(rule, path=path, value=count, cure=COPY)
+    for number in range(count):
+        places = [*each[number : number + 1], *shared]
+        orientation = _numbers(dataset, places, "ImageOrientationPatient", 6, path)
+        rows = np.array(orientation).reshape(2, 3)
+        if np.abs(rows @ rows.T - np.eye(2)).max() > 1e-3:
+            rule = "has an ImageOrientationPatient that is not two perpendicular unit vectors"
+            raise DataError(rule, path=path, value=orientation, cure=COPY)
+        spacing = _numbers(dataset, places, "PixelSpacing", 2, path)
+        if min(spacing) <= 0:
+            rule = f"has PixelSpacing {spacing}: must be positive"
+            raise DataError(rule, path=path, value=spacing, cure=COPY)
+        slope = _number(dataset, places, "RescaleSlope", path)
+        if slope == 0:
+            raise DataError("has RescaleSlope 0", path=path, value=slope, cure=COPY)
+        yield Frame(
+            file,
+            number,
+            _numbers(dataset, places, "ImagePositionPatient", 3, path),
+            orientation,
+            spacing,
+            _number(dataset, places, "SliceThickness", path),
+            _number(dataset, places, "SpacingBetweenSlices", path),
+            1.0 if slope is None else slope,
+            _number(dataset, places, "RescaleIntercept", path) or 0.0,
+        )
 
-    def _head(self, tag: int) -> tuple[bytes, int]:
-        """Type and length of the element whose tag was passed over."""
-        begin = self.place
-        kind = self.data[begin : begin + 2] if self.explicit and tag >> 16 != 0xFFFE else b""
-        if kind and kind not in SHORT | LONG:
-            raise _DamagedError
-        at, size = (2, 2) if kind in SHORT else (4, 4) if kind else (0, 4)
-        self.place += at + size
-        return kind, self._number(begin + at, size)
 
-    def _tag(self) -> int:
-        return self._number(self.place, 2) << 16 | self._number(self.place + 2, 2)
+def _file(dataset: Dataset, path: Path, shared: list[Dataset], each: list[Dataset]) -> CtFile:
+    if "ModalityLUTSequence" in dataset:
+        rule = "stores values by a table (ModalityLUTSequence), not by slope and intercept"
+        raise DataError(rule, path=path, cure="export it with a rescale slope")
+    samples = _integer(dataset, "SamplesPerPixel")
+    if samples not in (1, None):
+        rule = f"holds colour ({samples} samples per pixel): CT has one"
+        raise DataError(rule, path=path, value=samples, cure="export the CT itself")
+    return CtFile(
+        path,
+        _text(dataset, "SeriesInstanceUID"),
+        _text(dataset, "FrameOfReferenceUID"),
+        _integer(dataset, "SeriesNumber"),
+        _text(dataset, "SeriesDescription"),
+        _integer(dataset, "InstanceNumber"),
+        _integer(dataset, "ImagesInAcquisition"),
+        _pixels(dataset, path),
+        _number(dataset, [*each[:1], *shared], "RescaleSlope", path) is not None,
+    )
 
-    def _number(self, place: int, size: int) -> int:
-        if place + size > self.size:
-            raise _DamagedError
-        return int.from_bytes(self.data[place : place + size], self.order)
 
-    def _value(self, length: int) -> bytes:
-        if length > 64:  # the longest identifier
-            raise _DamagedError
-        return self.data[self.place : self.place + length].rstrip(b"\0 ")
+def _pixels(dataset: Dataset, path: Path) -> Pixels:
+    sizes = {}
+    for name in ("Rows", "Columns", "BitsAllocated", "BitsStored"):
+        sizes[name] = _integer(dataset, name) or 0
+        if sizes[name] < 1:
+            raise DataError(f"does not give {name}", path=path, cure=COPY)
+    frames = _integer(dataset, "NumberOfFrames") or 1
+    if not 1 <= frames <= MOST_FRAMES:
+        rule = f"claims {frames} frames: must be 1 to {MOST_FRAMES}"
+        raise DataError(rule, path=path, value=frames, cure=COPY)
+    allocated, stored = sizes["BitsAllocated"], sizes["BitsStored"]
+    if allocated not in (8, 16, 32) or stored > allocated:
+        rule = f"stores {stored} bits in {allocated}: must be at most as many, in 8, 16 or 32"
+        raise DataError(rule, path=path, value=allocated, cure=COPY)
+    signed = _integer(dataset, "PixelRepresentation") == 1
+    return Pixels(
+        sizes["Rows"], sizes["Columns"], frames, allocated, stored, signed, _syntax(dataset)
+    )
+
+
+def _syntax(dataset: Any) -> UID:
+    """The transfer syntax; where the file has no meta group, the plain one that was recognised."""
+    given = _text(dataset.file_meta, "TransferSyntaxUID")
+    if given:
+        return UID(given, IGNORE)
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    return list(dataset[keyword].value) if keyword in dataset else []
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    """A tag's text from its bytes; empty where there is none."""
+    value = dataset.get_item(keyword).value if keyword in dataset else None
+    if isinstance(value, bytes):
+        return value.decode("latin-1").strip("\0 ")
+    return "" if value is None else str(value)
+
+
+def _integer(dataset: Dataset, keyword: str) -> int | None:
+    if keyword in ("SeriesNumber", "InstanceNumber", "ImagesInAcquisition", "NumberOfFrames"):
+        text = _text(dataset, keyword)  # text in the file (IS); the others are binary (US)
+        return int(text) if re.fullmatch(r"[+-]?[0-9]{1,12}", text) else None
+    value = dataset[keyword].value if keyword in dataset else None
+    return value if isinstance(value, int) else None
+
+
+def _number(dataset: Dataset, places: Sequence[Dataset], keyword: str, path: Path) -> float | None:
+    found = _numbers(dataset, places, keyword, 1, path, optional=True)
+    return found[0] if found else None
+
+
+def _numbers(
+    dataset: Dataset,
+    places: Sequence[Dataset],
+    keyword: str,
+    count: int,
+    path: Path,
+    *,
+    optional: bool = False,
+) -> tuple[float, ...]:
+    """Numbers of a frame: from its functional groups, else those of all frames, else the file."""
+    groups = [item for place in places for item in _items(place, GROUPS[keyword])]
+    text = next((text for item in [*groups, dataset] if (text := _text(item, keyword))), "")
+    if optional and not text:
+        return ()
+    try:
+        values = tuple(float(part) for part in text.split("\\"))
+    except ValueError:
+        values = ()
+    if len(values) != count or not np.isfinite(values).all():
+        what = "has no" if not text else "has a damaged"
+        raise DataError(f"{what} {keyword}: must be {count} numbers", path=path, cure=COPY)
+    return values

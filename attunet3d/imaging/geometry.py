@@ -12,7 +12,9 @@ import nibabel.orientations as orientations
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core import Box, DataError, Floats
+from attunet3d.core import Box, DataError, Floats, Size, Triple
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])  # DICOM and ITK count towards left and posterior
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,7 @@ class Grid:
         ((1.0, 1.0, 5.0), 0.005, 'RAS')
     """
 
-    shape: tuple[int, int, int]
+    shape: Size
     affine: Floats
 
     def __post_init__(self) -> None:
@@ -53,7 +55,7 @@ class Grid:
             )
 
     @property
-    def spacing_mm(self) -> tuple[float, float, float]:
+    def spacing_mm(self) -> Triple:
         """Distance between neighbouring voxel centres along each voxel axis."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
@@ -67,6 +69,27 @@ class Grid:
     def axis_codes(self) -> str:
         """The direction in which each voxel axis grows, nearest of R/L, A/P, S/I."""
         return "".join(orientations.aff2axcodes(self.affine))
+
+    @property
+    def shear_deg(self) -> float:
+        """How far the most oblique pair of voxel axes is from a right angle, in degrees.
+
+        Example:
+            >>> tilted = np.array([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
+            >>> round(Grid((512, 512, 100), tilted).shear_deg, 1)  # slices slide 1 mm per 2 mm
+            26.6
+        """
+        axes = self.affine[:3, :3] / self.spacing_mm
+        cosines = np.abs(axes.T @ axes)[np.triu_indices(3, 1)]
+        return float(np.degrees(np.arcsin(min(1.0, cosines.max()))))
+
+    @property
+    def is_sheared(self) -> bool:
+        """Whether a rotation with spacings, as a qform holds it, misses a corner by 0.1 voxel."""
+        rotation, _, turn = np.linalg.svd(self.affine[:3, :3] / self.spacing_mm)
+        affine = self.affine.copy()
+        affine[:3, :3] = rotation @ turn * self.spacing_mm
+        return self.distance_mm(Grid(self.shape, affine)) > 0.1 * min(self.spacing_mm)
 
     def corners_mm(self) -> Floats:
         """World positions of the centres of the eight corner voxels, (8, 3)."""
@@ -96,7 +119,14 @@ class Grid:
         return self.shape == other.shape and self.distance_mm(other) <= tolerance_mm
 
     def cropped(self, box: Box) -> "Grid":
-        """The grid of `array[box]`; slices have a start, a stop and step 1."""
+        """The grid of `array[box]`; slices have a start, a stop and step 1.
+
+        Example:
+            >>> grid = Grid((10, 10, 10), np.diag([2.0, 2.0, 5.0, 1.0]))
+            >>> part = grid.cropped((slice(3, 7), slice(0, 10), slice(1, 10)))
+            >>> part.shape, part.affine[:3, 3].tolist()
+            ((4, 10, 9), [6.0, 0.0, 5.0])
+        """
         starts = [part.start for part in box]
         affine = self.affine.copy()
         affine[:3, 3] = self.to_world(starts)
@@ -104,25 +134,63 @@ class Grid:
         return Grid((a, b, c), affine)
 
     def oriented(self, codes: str = "RAS") -> "Grid":
-        """The same voxels, axes permuted and flipped to run as nearly as can be along `codes`."""
+        """The same voxels, axes permuted and flipped to run as nearly as possible along `codes`.
+
+        Example:
+            >>> grid = Grid((4, 5, 6), np.diag([-1.0, 1.0, 2.0, 1.0]))  # LAS
+            >>> grid.oriented("RAS").affine[0].tolist()  # the first voxel is now the last along x
+            [1.0, 0.0, 0.0, -3.0]
+        """
         wanted = orientations.axcodes2ornt(codes)
         change = orientations.ornt_transform(orientations.io_orientation(self.affine), wanted)
         a, b, c = (self.shape[int(axis)] for axis in np.argsort(change[:, 0]))
         return Grid((a, b, c), self.affine @ orientations.inv_ornt_aff(change, self.shape))
 
-    def resized(self, shape: tuple[int, int, int]) -> "Grid":
+    def straightened(self) -> "Grid":
+        """A grid without shear that covers this one.
+
+        The first axis keeps its direction and the second its plane; spacings along them are kept,
+        and planes of the third axis stay where they are (QR decomposition of the affine).
+
+        Example:
+            >>> tilted = np.array([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
+            >>> straight = Grid((8, 8, 5), tilted).straightened()  # slices slide 4 mm in all
+            >>> straight.shape, straight.spacing_mm
+            ((8, 12, 5), (1.0, 1.0, 2.0))
+        """
+        rotation, triangle = np.linalg.qr(self.affine[:3, :3])
+        affine = self.affine.copy()
+        affine[:3, :3] = rotation * np.diag(triangle)  # QR may turn axes round; this turns back
+        reached = Grid(self.shape, affine).to_index(self.corners_mm()).round(6)
+        low, high = np.floor(reached.min(0)), np.ceil(reached.max(0))
+        affine[:3, 3] = affine[:3, :3] @ low + affine[:3, 3]
+        a, b, c = (int(n) for n in high - low + 1)
+        return Grid((a, b, c), affine)
+
+    def resized(self, shape: Size) -> "Grid":
         """The same extent divided into `shape` voxels.
 
         Extents (outer faces), not first centres, are kept: the new first centre lies
         (ratio − 1)/2 old voxels from the old one, as in `F.interpolate(align_corners=False)`.
+
+        Example:
+            >>> grid = Grid((4, 4, 4), np.eye(4)).resized((2, 2, 2))
+            >>> grid.spacing_mm, grid.affine[:3, 3].tolist()
+            ((2.0, 2.0, 2.0), [0.5, 0.5, 0.5])
         """
         ratio = np.array(self.shape) / np.array(shape)
         step = np.diag([*ratio, 1.0])
         step[:3, 3] = (ratio - 1) / 2
         return Grid(shape, self.affine @ step)
 
-    def with_spacing(self, spacing_mm: tuple[float, float, float]) -> "Grid":
-        """The same extent at the whole number of voxels that comes nearest to `spacing_mm`."""
+    def with_spacing(self, spacing_mm: Triple) -> "Grid":
+        """The same extent in the whole number of voxels that comes nearest to `spacing_mm`.
+
+        Example:
+            >>> grid = Grid((100, 100, 33), np.diag([0.8, 0.8, 3.0, 1.0]))
+            >>> grid.with_spacing((1.5, 1.5, 1.5)).shape  # 80 / 1.5 = 53.3; 99 / 1.5 = 66
+            (53, 53, 66)
+        """
         extent = np.array(self.shape) * self.spacing_mm
         a, b, c = (max(1, round(float(n))) for n in extent / np.array(spacing_mm))
         return self.resized((a, b, c))
@@ -136,9 +204,9 @@ class AxisMap:
     `scale[t] * j + offset[t]` (scale is negative where the axes run against each other).
     """
 
-    order: tuple[int, int, int]
-    scale: tuple[float, float, float]
-    offset: tuple[float, float, float]
+    order: Size
+    scale: Triple
+    offset: Triple
 
     @property
     def flipped(self) -> tuple[int, ...]:

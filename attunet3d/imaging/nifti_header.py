@@ -30,7 +30,6 @@ from nibabel.spatialimages import HeaderDataError
 
 from attunet3d.core import Array, DataError, Floats, Size
 
-LARGEST_DISAGREEMENT = 0.1  # voxels between what sform and qform say of a corner
 LARGEST_OFFSET = 1 << 24  # bytes of extensions that are skipped at most
 DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2"} | {
     768: "u4",
@@ -256,14 +255,9 @@ def _disagreement(sform: Floats, qform: Floats, shape: Size) -> list[str]:
             "has a sform and a qform that contradict each other on the patient's left and right",
             cure="set the wrong one's code to 0",
         )
-    apart = largest_distance(sform, qform, shape)
-    if apart <= LARGEST_DISAGREEMENT * np.linalg.norm(sform[:3, :3], axis=0).min():
+    corners = np.stack(np.meshgrid(*[[0, n - 1] for n in shape]), -1).reshape(-1, 3)
+    offsets = corners @ (sform - qform)[:3, :3].T + (sform - qform)[:3, 3]
+    apart = np.linalg.norm(offsets, axis=1).max()
+    if apart <= 0.1 * np.linalg.norm(sform[:3, :3], axis=0).min():
         return []
     return [f"sform and qform lie {apart:.3g} apart (header's units); the sform counts"]
-
-
-def largest_distance(one: Floats, other: Floats, shape: Size) -> float:
-    """How far apart two affines put the same corner voxel of a grid, at most."""
-    corners = np.stack(np.meshgrid(*[[0, n - 1] for n in shape]), -1).reshape(-1, 3)
-    offsets = corners @ (one - other)[:3, :3].T + (one - other)[:3, 3]
-    return float(np.linalg.norm(offsets, axis=1).max())

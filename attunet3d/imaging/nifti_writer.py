@@ -16,12 +16,7 @@ from isal import igzip
 
 from attunet3d.core import Array, whole_file
 from attunet3d.imaging.geometry import Grid
-from attunet3d.imaging.nifti_header import (
-    GEOMETRY_FIELDS,
-    LARGEST_DISAGREEMENT,
-    NiftiGeometry,
-    largest_distance,
-)
+from attunet3d.imaging.nifti_header import GEOMETRY_FIELDS, NiftiGeometry
 
 
 def write_nifti(
@@ -99,8 +94,5 @@ def _made(grid: Grid) -> Any:
     header.set_data_shape(grid.shape)
     header.set_xyzt_units("mm")
     header.set_sform(grid.affine, 1)
-    header.set_qform(grid.affine, 1, strip_shears=True)
-    apart = largest_distance(grid.affine, np.asarray(header.get_qform(), float), grid.shape)
-    if apart > LARGEST_DISAGREEMENT * min(grid.spacing_mm):
-        header["qform_code"] = 0
+    header.set_qform(grid.affine, 0 if grid.is_sheared else 1, strip_shears=True)
     return header

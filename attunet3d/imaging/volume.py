@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from attunet3d.core import ENDINGS, NIFTI_ENDINGS, OTHER_ENDINGS, DataError, stem
+from attunet3d.core import NIFTI_ENDINGS, OTHER_ENDINGS, Array, Box, DataError, LabelMap
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.nifti import read_nifti
 from attunet3d.imaging.nifti_header import NiftiGeometry
@@ -15,7 +14,7 @@ from attunet3d.imaging.nifti_writer import write_nifti
 
 MAX_VOXELS = 1024 * 1024 * 900
 AIR_HU = -1024
-CHANNEL = "_0000"
+SMALLEST_SPACING_MM = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +29,24 @@ class Volume:
         name: The file's name, for messages.
     """
 
-    array: npt.NDArray[Any]
+    array: Array
     grid: Grid
     geometry: NiftiGeometry | None = None
     warnings: tuple[str, ...] = ()
     name: str = ""
+
+    def cropped(self, box: Box) -> "Volume":
+        """The voxels in a box, a view, with the grid that they lie on.
+
+        The header is left out: it belongs to all the voxels.
+
+        Example:
+            >>> volume = Volume(np.arange(8).reshape(2, 2, 2), Grid((2, 2, 2), np.eye(4)))
+            >>> part = volume.cropped((slice(1, 2), slice(0, 2), slice(0, 2)))
+            >>> part.array.tolist(), part.grid.affine[:3, 3].tolist()
+            ([[[4, 5], [6, 7]]], [1.0, 0.0, 0.0])
+        """
+        return replace(self, array=self.array[box], grid=self.grid.cropped(box), geometry=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +67,7 @@ class Segmentation:
         0.2
     """
 
-    array: npt.NDArray[np.uint8]
+    array: LabelMap
     grid: Grid
     labels: dict[int, str]
     geometry: NiftiGeometry | None = None
@@ -74,7 +86,11 @@ class Segmentation:
 
 
 def read_volume(
-    path: Path, *, max_voxels: int = MAX_VOXELS, nonfinite: Literal["air", "refuse"] = "air"
+    path: Path,
+    *,
+    max_voxels: int = MAX_VOXELS,
+    nonfinite: Literal["air", "refuse"] = "air",
+    series: str | None = None,
 ) -> Volume:
     """Read a scan in Hounsfield units: NIfTI, a DICOM series folder, NRRD or MetaImage.
 
@@ -82,6 +98,7 @@ def read_volume(
         path: The file or folder.
         max_voxels: Largest scan accepted.
         nonfinite: NaN and infinities count as air with a warning, or are refused (training data).
+        series: Which of several DICOM series: its number, UID, or a part of its description.
 
     Returns:
         int16 where that is exact, else float32; Fortran order.
@@ -89,15 +106,17 @@ def read_volume(
     Raises:
         UserError: The file is missing, damaged, hostile or no scan; the message names it.
     """
-    volume = _read(Path(path), max_voxels)
+    volume = _read(Path(path), max_voxels, series)
     if volume.array.dtype.kind != "f" or np.isfinite(volume.array).all():
         return volume
     missing = ~np.isfinite(volume.array)
     count = int(np.count_nonzero(missing))
     if count == missing.size:
-        raise DataError(f"{path}: no voxel is a number (all NaN or infinite); export it again")
+        rule = "no voxel is a number (all NaN or infinite)"
+        raise DataError(rule, path=path, cure="export it again")
     if nonfinite == "refuse":
-        raise DataError(f"{path}: {count} voxels are NaN or infinite; mend the scan")
+        rule = f"{count} voxels are NaN or infinite"
+        raise DataError(rule, path=path, value=count, cure="replace them")
     array = np.where(missing, np.float32(AIR_HU), volume.array)
     warning = f"{count} voxels are NaN or infinite; they count as air"
     return replace(volume, array=array, warnings=(*volume.warnings, warning))
@@ -117,36 +136,59 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
     array = volume.array
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
-            raise DataError(f"{path}: the label map holds NaN or infinities; export it again")
+            rule = "the label map holds NaN or infinities"
+            raise DataError(rule, path=path, cure="export it again")
         if (array != np.rint(array)).any():
-            odd = float(array[array != np.rint(array)][0])
-            raise DataError(f"{path}: label value {odd:g} is not whole; labels must be 0 to 255")
+            _refuse(path, float(array[array != np.rint(array)][0]), "not whole")
     low, high = float(array.min()), float(array.max())
     if low < 0:
-        raise DataError(f"{path}: label value {low:g} is negative; labels must be 0 to 255")
+        _refuse(path, low, "negative")
     if high > 255:
-        raise DataError(f"{path}: label value {high:g} is too high; labels must be 0 to 255")
+        _refuse(path, high, "too high")
     return replace(volume, array=array.astype(np.uint8, order="K"))
 
 
-def _read(path: Path, max_voxels: int) -> Volume:
+def _refuse(path: Path, value: float, what: str) -> None:
+    rule = f"label value {value:g} is {what}: labels must be whole numbers from 0 to 255"
+    raise DataError(rule, path=path, value=value, cure="export the labels again")
+
+
+def _read(path: Path, max_voxels: int, series: str | None = None) -> Volume:
+    name = path.name.lower()
     if path.is_dir():
-        if path.name.lower().endswith(NIFTI_ENDINGS):
-            raise DataError(f"{path}: is a folder called like a scan; move what it holds out of it")
+        if name.endswith(NIFTI_ENDINGS):
+            rule = "is a directory named like a scan"
+            raise DataError(rule, path=path, cure="move its contents elsewhere")
         from attunet3d.imaging.dicom import read_series
 
-        array, grid, warnings = read_series(path, max_voxels)
-        return Volume(array, grid, None, tuple(warnings), path.name)
-    if path.name.lower().endswith(OTHER_ENDINGS):
-        from attunet3d.imaging.dicom import read_image
+        array, grid, warnings = read_series(path, max_voxels, series)
+        volume = Volume(array, grid, None, tuple(warnings), path.name)
+    elif name.endswith(OTHER_ENDINGS):
+        from attunet3d.imaging.itk_image import read_image
 
-        array, grid = read_image(path, max_voxels)
-        return Volume(array, grid, None, (), path.name)
-    array, grid, geometry, odd = read_nifti(path, max_voxels=max_voxels)
-    return Volume(array, grid, geometry, tuple(odd), path.name)
+        volume = Volume(*read_image(path, max_voxels), name=path.name)
+    else:
+        array, grid, geometry, warnings = read_nifti(path, max_voxels=max_voxels)
+        volume = Volume(array, grid, geometry, tuple(warnings), path.name)
+    return _checked(volume, path)
 
 
-def write_map(path: Path, array: npt.NDArray[Any], like: Volume) -> None:
+def _checked(volume: Volume, path: Path) -> Volume:
+    smallest = min(volume.grid.spacing_mm)
+    if smallest < SMALLEST_SPACING_MM:
+        rule = f"voxels are {smallest:g} mm long: at least {SMALLEST_SPACING_MM} mm are read"
+        cure = "correct the header's spacing or units"
+        raise DataError(rule, path=path, value=smallest, cure=cure)
+    if not volume.grid.is_sheared:
+        return volume
+    warning = (
+        f"the grid is sheared by {volume.grid.shear_deg:.1f}° (tilted gantry): programs built on"
+        " ITK (3D Slicer, ITK-SNAP, SimpleITK) refuse its label map, unless written --orthogonal"
+    )
+    return replace(volume, warnings=(*volume.warnings, warning))
+
+
+def write_map(path: Path, array: Array, like: Volume) -> None:
     """Write values in [0, 1] on a scan's grid, as steps of 1/65535 (NIfTI's `scl_slope`).
 
     Args:
@@ -159,31 +201,3 @@ def write_map(path: Path, array: npt.NDArray[Any], like: Volume) -> None:
     """
     steps = np.rint(np.clip(array, 0, 1) * 65535).astype(np.uint16, order="K")
     write_nifti(path, steps, like.geometry, like.grid, slope=1 / 65535)
-
-
-def find_scans(path: Path) -> list[tuple[str, Path]]:
-    """The scans that a path names, as (case id, path), sorted by name.
-
-    A file is one scan, of a pair the `.hdr`. A folder with scan files holds those (hidden and
-    AppleDouble `._` files are passed over; a folder called like a scan is listed, so that reading
-    refuses it); a folder without them is one DICOM series. The id is the file's name without its
-    ending; where all files of a folder end in nnU-Net's channel `_0000`, without that too.
-
-    Raises:
-        DataError: Nothing is there, or the folder is empty.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; check the path")
-    if not path.is_dir():
-        return [(stem(path.name), path)]
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    scans = [entry for entry in entries if entry.name.lower().endswith(ENDINGS)]
-    if scans:
-        names = [stem(scan.name) for scan in scans]
-        if all(name.endswith(CHANNEL) and name != CHANNEL for name in names):
-            names = [name.removesuffix(CHANNEL) for name in names]
-        return list(zip(names, scans, strict=True))
-    if any(entry.is_file() for entry in entries):
-        return [(path.resolve().name, path)]
-    raise DataError(f"{path}: holds no scan; a folder of .nii.gz files or a DICOM series is read")

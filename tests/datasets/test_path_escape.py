@@ -16,7 +16,7 @@ from attunet3d.core.errors import UserError
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.listing import build_manifest
 from attunet3d.datasets.manifest import Manifest
-from attunet3d.imaging.volume import find_scans
+from attunet3d.imaging.scan_folder import find_scans
 from attunet3d.inference import cohort, results
 from attunet3d.inference.export import write_prediction
 from attunet3d.inference.predictor import Predictor

@@ -8,14 +8,15 @@ import SimpleITK
 from attunet3d.core import DataError
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.hounsfield import hounsfield_warnings
+from attunet3d.imaging.scan_folder import find_scans
 from attunet3d.imaging.volume import (
     Segmentation,
     Volume,
-    find_scans,
     read_label,
     read_volume,
     write_map,
 )
+from tests.imaging.test_dicom import write_series
 
 AFFINE = np.diag([-1.0, 2.0, 3.0, 1.0])
 GRID = Grid((6, 5, 4), AFFINE)
@@ -148,7 +149,7 @@ def test_a_pair_is_one_scan_and_a_folder_called_like_a_scan_is_named(tmp_path):
     (tmp_path / "c.nii").mkdir()
     (tmp_path / "plain").mkdir()
     assert names(tmp_path) == ["a", "b", "c"]
-    with pytest.raises(DataError, match=r"c\.nii: is a folder called like a scan"):
+    with pytest.raises(DataError, match=r"c\.nii: is a directory named like a scan"):
         read_volume(tmp_path / "c.nii")
 
 
@@ -159,9 +160,33 @@ def test_the_channel_is_left_out_where_all_have_it(tmp_path):
 
 
 def test_a_folder_without_scan_files_is_one_series(tmp_path):
-    (tmp_path / "series").mkdir()
-    (tmp_path / "series" / "IM0001").touch()
+    write_series(tmp_path / "series", (0, 0, 2.5))
     assert find_scans(tmp_path / "series") == [("series", tmp_path / "series")]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README").write_text("no scan")
+    with pytest.raises(DataError, match="holds no scan"):
+        find_scans(tmp_path / "notes")
+
+
+def test_series_in_folders_below_are_scans_named_by_their_folders(tmp_path):
+    for place in ("DOE/1/ct", "DOE/2 (late)/ct", "ROE"):
+        (tmp_path / place).mkdir(parents=True)
+        write_series(tmp_path / place, (0, 0, 2.5), series=str(len(place)))
+    for part, skip in (("disc/a", (0, 1, 2)), ("disc/b", (3, 4, 5))):  # one series in two folders
+        (tmp_path / part).mkdir(parents=True)
+        write_series(tmp_path / part, (0, 0, 2.5), series="99", skip=skip)
+    saved(tmp_path, np.zeros((6, 5, 4), np.int16), "case.nii.gz")
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "notes.txt").write_text("no scan")
+    found = dict(find_scans(tmp_path))
+    assert found == {
+        "case": tmp_path / "case.nii.gz",
+        "DOE_1_ct": tmp_path / "DOE/1/ct",
+        "DOE_2_late_ct": tmp_path / "DOE/2 (late)/ct",
+        "ROE": tmp_path / "ROE",
+        "disc": tmp_path / "disc",
+    }
+    assert all(read_volume(path).grid.shape[2] in (4, 6) for path in found.values())
 
 
 def test_nothing_there(tmp_path):
