@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "score label maps against references",
     "export": "turn saved probabilities into label maps",
     "package": "write a model for other programs: MONAI bundle, ONNX, torch.export",
+    "serve": "segment scans that are sent over HTTP, with a page to drop them on",
     "convert-weights": "turn weights of the authors' network into a model of this one",
 }
 OPTIONS = """Any command takes

@@ -5,3 +5,6 @@ from . import metrics as metrics
 from . import statistics as statistics
 from .figures import Example as Example
 from .metrics import dice as dice
+from .report import ReportText as ReportText
+from .report import write_report as write_report
+from .report_case import ReportCase as ReportCase

@@ -1,0 +1,168 @@
+"""The queue with workers made for the test: order, limits, cancelling, restarts."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from attunet3d.serving.jobs import JobQueue, QueueFullError, QueueLimits
+
+
+class Worker:
+    """Segments when it is told to; records what it was given."""
+
+    def __init__(self, go=True, answer=None):
+        self.go, self.answer = threading.Event(), answer
+        self.scans, self.killed = [], 0
+        if go:
+            self.go.set()
+
+    def segment(self, scan, out_dir, limit_s, unwanted):
+        self.scans.append(scan.read_text())
+        while not self.go.wait(0.005):
+            if unwanted():
+                return "cancelled"
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        out_dir.mkdir(exist_ok=True)
+        (out_dir / "scan.json").write_text("{}")
+        return self.answer
+
+    def kill(self):
+        self.killed += 1
+        self.answer = "killed"
+        self.go.set()
+
+
+def submit(queue, content):
+    job_id = queue.reserve()
+    scan = queue.folder / job_id / "scan.nii"
+    scan.write_text(content)
+    return queue.submit(job_id, scan).id
+
+
+def wait(queue, job_id, *states):
+    ends = time.monotonic() + 10
+    while queue.get(job_id).state not in states:
+        assert time.monotonic() < ends, queue.get(job_id)
+        time.sleep(0.002)
+    return queue.get(job_id)
+
+
+@pytest.fixture
+def started(tmp_path):
+    queues = []
+
+    def start(*workers, **limits):
+        queue = JobQueue(tmp_path / "jobs", workers, QueueLimits(**limits))
+        queue.start()
+        queues.append(queue)
+        return queue
+
+    yield start
+    for queue in queues:
+        queue.close(0)
+
+
+def test_jobs_run_in_their_order_and_end(started):
+    worker = Worker()
+    queue = started(worker)
+    ids = [submit(queue, str(n)) for n in range(5)]
+    for job_id in ids:
+        job = wait(queue, job_id, "done")
+        assert job.submitted <= job.started <= job.ended
+    assert worker.scans == list("01234")
+
+
+def test_a_failure_is_told_and_the_next_job_runs(started):
+    worker = Worker(answer="no CT")
+    queue = started(worker)
+    assert wait(queue, submit(queue, "a"), "failed").error == "no CT"
+    worker.answer = ValueError("secret text")
+    assert wait(queue, submit(queue, "b"), "failed").error == "internal error (ValueError)"
+    worker.answer = None
+    wait(queue, submit(queue, "c"), "done")
+
+
+def test_a_full_queue_refuses_and_has_room_again(started):
+    worker = Worker(go=False)
+    queue = started(worker, waiting=2)
+    running = submit(queue, "a")
+    wait(queue, running, "running")
+    waiting = [submit(queue, "b"), submit(queue, "c")]
+    assert [queue.place(job_id) for job_id in (running, *waiting)] == [0, 0, 1]
+    assert not queue.ready
+    with pytest.raises(QueueFullError):
+        queue.reserve()
+    worker.go.set()
+    wait(queue, waiting[1], "done")
+    queue.release(queue.reserve())
+    assert queue.room == 2
+
+
+def test_a_place_that_is_given_back_leaves_no_folder(started):
+    queue = started(Worker())
+    queue.release(queue.reserve())
+    assert list(queue.folder.iterdir()) == []
+
+
+def test_waiting_and_running_jobs_are_cancelled_and_results_forgotten(started):
+    worker = Worker(go=False)
+    queue = started(worker)
+    running, waiting = submit(queue, "a"), submit(queue, "b")
+    wait(queue, running, "running")
+    assert queue.cancel(waiting).state == "cancelled"
+    assert queue.cancel(running).state == "cancelled"
+    worker.go.set()
+    after = submit(queue, "c")
+    wait(queue, after, "done")
+    assert worker.scans == ["a", "c"]
+    queue.cancel(after)
+    assert queue.get(after) is None
+    assert not (queue.folder / after).exists()
+
+
+def test_a_restarted_queue_goes_on_with_what_was_left(started):
+    first = Worker(go=False)
+    queue = started(first)
+    running, waiting = submit(queue, "a"), submit(queue, "b")
+    wait(queue, running, "running")
+    queue.close(0)
+    assert first.killed == 1
+    states = [
+        json.loads((queue.folder / n / "job.json").read_text())["state"] for n in (running, waiting)
+    ]
+    assert states == ["running", "queued"]
+    second = Worker()
+    again = started(second)
+    wait(again, running, "done")
+    wait(again, waiting, "done")
+    assert sorted(second.scans) == ["a", "b"]
+
+
+def test_a_closing_queue_waits_for_what_runs(started):
+    worker = Worker(go=False)
+    queue = started(worker)
+    job_id = submit(queue, "a")
+    wait(queue, job_id, "running")
+    threading.Timer(0.1, worker.go.set).start()
+    queue.close(10)
+    assert queue.get(job_id).state == "done"
+    with pytest.raises(QueueFullError):
+        queue.reserve()
+
+
+def test_old_results_are_forgotten(started):
+    queue = started(Worker(), keep_s=0.05)
+    job_id = submit(queue, "a")
+    wait(queue, job_id, "done")
+    time.sleep(0.06)
+    queue.forget_old()
+    assert queue.get(job_id) is None
+
+
+def test_counts_are_by_state(started):
+    queue = started(Worker())
+    wait(queue, submit(queue, "a"), "done")
+    assert queue.counts() == {"queued": 0, "running": 0, "done": 1, "failed": 0, "cancelled": 0}

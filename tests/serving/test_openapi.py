@@ -1,0 +1,28 @@
+"""Requests made from the interface's own description: none may end in a server's error."""
+
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+
+from attunet3d.serving import AppOptions, JobQueue, QueueLimits, build_app
+from tests.serving.test_jobs import Worker
+
+
+def test_no_request_ends_in_a_servers_error(tmp_path):
+    queue = JobQueue(tmp_path / "jobs", [Worker()], QueueLimits(waiting=10_000))
+    app = build_app(queue, AppOptions(token="secret", grace_s=0))
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    headers = {"Authorization": "Bearer secret"}
+    seen = set()
+
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def request(case):
+            answer = case.call(headers=headers)
+            seen.add(answer.status_code)
+            assert answer.status_code < 500 or answer.status_code == 503
+
+        request()
+    assert {200, 404, 422} <= seen

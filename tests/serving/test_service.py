@@ -1,0 +1,240 @@
+"""The service over HTTP, with real worker processes and a model whose answer is known."""
+
+import gzip
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import nibabel
+import numpy as np
+import pytest
+
+from attunet3d.core import SettingsError
+from attunet3d.serving import ModelOptions, ServerOptions, serve
+from benchmarks.reliability.model import make_model
+from tests.known_network import write_scan
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "a token of this test"
+SHAPE = (36, 32, 24)
+CLIENTS = 50
+
+
+def scan_of(number, folder):
+    """A ball of 400 HU in 0 HU whose place and size belong to this number alone."""
+    rng = np.random.default_rng(number)
+    middle = rng.uniform(10, np.array(SHAPE) - 10)
+    index = np.stack(np.indices(SHAPE), -1)
+    inside = np.linalg.norm(index - middle, axis=-1) < rng.uniform(4, 8)
+    array = np.where(inside, 400, 0).astype(np.int16)
+    return write_scan(folder / f"scan{number}.nii.gz", array).read_bytes(), inside
+
+
+class Server:
+    """`attunet3d serve` in a process of its own."""
+
+    def __init__(self, model, folder, *options, token=TOKEN):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "attunet3d", "serve", str(model), "--device", "cpu"]
+        command += ["--port", str(port), "--folder", str(folder), *options]
+        env = os.environ | {"PYTHONPATH": str(ROOT), "ATTUNET3D_TOKEN": token}
+        self.log = folder.with_suffix(".log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, env=env, stderr=log, stdout=log)
+        headers = {"Authorization": f"Bearer {token}"}
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60)
+        ends = time.monotonic() + 120
+        while True:
+            try:
+                self.client.get("/health").raise_for_status()
+                return
+            except httpx.TransportError:
+                assert self.process.poll() is None, self.said()
+                assert time.monotonic() < ends, self.said()
+                time.sleep(0.1)
+
+    def said(self):
+        return self.log.read_text()
+
+    def submit(self, content):
+        return self.client.post("/jobs", content=content)
+
+    def wait(self, job_id):
+        while (job := self.client.get(f"/jobs/{job_id}").json())["state"] in ("queued", "running"):
+            time.sleep(0.05)
+        return job
+
+    def label_map(self, job_id):
+        answer = self.client.get(f"/jobs/{job_id}/label-map").raise_for_status()
+        image = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+        return np.asarray(image.dataobj) > 0
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(60)
+        self.client.close()
+        return status
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("model") / "run")
+
+
+@pytest.fixture(scope="module")
+def server(model, tmp_path_factory):
+    running = Server(model, tmp_path_factory.mktemp("serve") / "jobs", "--waiting", "60")
+    yield running
+    running.stop()
+
+
+def test_fifty_clients_at_once_each_get_their_own_answer(server, tmp_path):
+    scans = [scan_of(number, tmp_path) for number in range(CLIENTS)]
+    together = threading.Barrier(CLIENTS)
+
+    def one(scan):
+        content, inside = scan
+        together.wait()
+        answer = server.submit(content)
+        assert answer.status_code == 201, answer.text
+        job = server.wait(answer.json()["id"])
+        assert job["state"] == "done", job
+        return job["id"], bool((server.label_map(job["id"]) == inside).all())
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        answers = list(pool.map(one, scans))
+    assert len({job_id for job_id, _ in answers}) == CLIENTS
+    assert all(right for _, right in answers)
+
+
+def test_sidecar_report_and_states_are_there(server, tmp_path):
+    content, inside = scan_of(77, tmp_path)
+    job_id = server.submit(content).json()["id"]
+    assert server.wait(job_id)["state"] == "done"
+    sidecar = server.client.get(f"/jobs/{job_id}/sidecar").json()
+    assert sidecar["volumes"]["ball"]["voxels"] == np.count_nonzero(inside)
+    report = server.client.get(f"/jobs/{job_id}/report")
+    assert report.headers["content-type"].startswith("text/html")
+    assert 'id="case-0"' in report.text
+    assert server.client.delete(f"/jobs/{job_id}").json()["state"] == "done"
+    assert server.client.get(f"/jobs/{job_id}").status_code == 404
+
+
+def test_the_token_is_asked_for(server):
+    with httpx.Client(base_url=server.client.base_url) as stranger:
+        assert stranger.get("/health").status_code == 200
+        assert stranger.get("/ready").status_code == 200
+        for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
+            assert stranger.post("/jobs", content=b"x", headers=wrong).status_code == 401
+            assert stranger.get("/metrics", headers=wrong).status_code == 401
+
+
+@pytest.mark.parametrize("content", [b"", b"no scan", b"PK\x03\x04" + bytes(100)])
+def test_what_is_no_scan_is_refused_and_leaves_nothing(server, content):
+    before = server.client.get("/ready").json()["room"]
+    assert server.submit(content).status_code == 422
+    assert server.client.get("/ready").json()["room"] == before
+
+
+def test_a_scan_that_cannot_be_read_fails_without_our_paths(server):
+    job_id = server.submit(b"\x1f\x8b" + bytes(300)).json()["id"]
+    job = server.wait(job_id)
+    assert job["state"] == "failed"
+    assert job["error"].startswith("scan.nii.gz")
+    assert server.client.get(f"/jobs/{job_id}/label-map").status_code == 409
+
+
+def test_a_client_that_goes_away_leaves_its_place(server):
+    before = server.client.get("/ready").json()["room"]
+    address = server.client.base_url
+    with socket.create_connection((address.host, address.port)) as connection:
+        head = f"POST /jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        connection.sendall(f"{head}Content-Length: 1000000\r\n\r\n".encode() + bytes(1000))
+    ends = time.monotonic() + 20
+    while server.client.get("/ready").json()["room"] != before:
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def test_metrics_count_uploads_and_jobs(server):
+    text = server.client.get("/metrics").text
+    counts = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(counts['attunet3d_uploads_total{outcome="taken"}']) >= CLIENTS
+    assert float(counts['attunet3d_jobs{state="done"}']) >= CLIENTS
+
+
+def test_a_full_queue_answers_429_and_when_to_try_again(model, tmp_path):
+    server = Server(model, tmp_path / "jobs", "--waiting", "0")
+    answer = server.submit(b"x")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "10")
+    assert server.client.get("/ready").status_code == 503
+    server.stop()
+
+
+def test_a_stopped_server_hands_its_jobs_to_the_next(model, tmp_path):
+    first = Server(model, tmp_path / "jobs")
+    scans = [scan_of(number, tmp_path) for number in range(200, 206)]
+    ids = [first.submit(content).json()["id"] for content, _ in scans]
+    assert first.stop() in (0, 143, -signal.SIGTERM)
+    states = [
+        json.loads(path.read_text())["state"] for path in (tmp_path / "jobs").rglob("job.json")
+    ]
+    assert len(states) == len(ids)
+    assert set(states) <= {"done", "queued"}
+    second = Server(model, tmp_path / "jobs")
+    for job_id, (_, inside) in zip(ids, scans, strict=True):
+        assert second.wait(job_id)["state"] == "done"
+        assert (second.label_map(job_id) == inside).all()
+    second.stop()
+
+
+def test_a_killed_worker_costs_its_job_and_no_other(model, tmp_path):
+    server = Server(model, tmp_path / "jobs")
+    content, inside = scan_of(300, tmp_path)
+    first = server.submit(content).json()["id"]
+    assert server.wait(first)["state"] == "done"
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    for child in children.read_text().split():
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGKILL)
+    second = server.submit(content).json()["id"]
+    assert "ended" in (server.wait(second)["error"] or "ended")
+    third = server.submit(content).json()["id"]
+    assert server.wait(third)["state"] == "done"
+    assert (server.label_map(third) == inside).all()
+    server.stop()
+
+
+def test_other_machines_need_a_token():
+    with pytest.raises(SettingsError, match="without a token"):
+        serve(ModelOptions(["run"]), ServerOptions(host="0.0.0.0"))
+
+
+def test_a_series_is_taken_as_an_archive(server):
+    from tests.imaging.source_series import make_series
+
+    stream = io.BytesIO()
+    slices, grid = make_series("axial")
+    with zipfile.ZipFile(stream, "w") as archive:
+        for number, slice_ in enumerate(slices):
+            part = io.BytesIO()
+            slice_.save_as(part, enforce_file_format=True)
+            archive.writestr(f"PAT/{number}.dcm", part.getvalue())
+    job_id = server.submit(stream.getvalue()).json()["id"]
+    job = server.wait(job_id)
+    assert job["state"] == "done", job
+    assert server.label_map(job_id).shape == grid.shape
+    for tag in ("Doe", "Jane", "4711", "PAT"):  # of the series' patient, and of the archive
+        assert tag not in server.said()
