@@ -27,6 +27,7 @@ LUNG_HU, HEART_HU, GAS_HU, FLUID_HU, FAT_HU = -830.0, 120.0, -900.0, 25.0, -95.0
 DOME_REACH_MM = 30.0  # the diaphragm spans gaps of about twice this between organs
 DOME_HEIGHT_MM = 45.0  # of the diaphragm, from its edge to its top
 BELOW_MM, ABOVE_MM = 35.0, 25.0  # of the scan beyond the lowest and the highest organ
+KIDNEY_WEIGHT = 5.0  # it lies beside the spine, which must not reach into it
 PLACES = {  # middles of a phantom's organs, mm
     "liver": (80, 5, 55),
     "spleen": (-108, -44, 48),
@@ -130,8 +131,9 @@ def _phantom_grid(outlines: Outlines, grid: Grid) -> Grid:
     known = [name for name in PLACES if name in centres]
     ours, theirs = (np.array([table[n] for n in known], float) for table in (centres, PLACES))
     scale = np.clip(theirs.std(axis=0) / np.maximum(ours.std(axis=0), 1.0), 0.85, 1.15)
+    weights = [KIDNEY_WEIGHT if name == "left kidney" else 1.0 for name in known]
     to_phantom = np.diag([*scale, 1.0])
-    to_phantom[:3, 3] = theirs.mean(axis=0) - scale * ours.mean(axis=0)
+    to_phantom[:3, 3] = np.average(theirs - scale * ours, axis=0, weights=weights)
     return Grid(grid.shape, to_phantom @ grid.affine)
 
 
