@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     everything = "of a manifest, segment all cases, those seen in training among them"
     parser.add_argument("--all", action="store_true", help=everything)
     parser.add_argument("--root", type=Path, help="where the manifest's paths begin")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA where there is one by default")
+    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: CUDA, else cpu)")
     parser.add_argument("--save-probabilities", action="store_true", help="for `export`")
     parser.add_argument("--save-attention", action="store_true", help="the gates' coefficients")
     parser.add_argument("--overwrite", action="store_true", help="redo what is done")

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from attunet3d.core import find_config, machine
     from attunet3d.training import Trainer, run_folder  # torch comes with them
 
-    device = machine.pick_device(arguments.device)
+    device = machine.pick_device(arguments.device, training=True)
     manifest = Manifest.load(arguments.manifest, arguments.root)
     cases = manifest.fold(arguments.fold)
     config = find_config(arguments.config).with_overrides(arguments.set)

@@ -1,5 +1,6 @@
 """The machine a run finds itself on: device, seeds, versions."""
 
+import logging
 import platform
 import random
 from functools import cache
@@ -13,12 +14,22 @@ from attunet3d.core.errors import DeviceError
 if TYPE_CHECKING:
     import torch
 
+MOST_DEVIATION = 1e-3
+_log = logging.getLogger(__name__)
 
-def pick_device(name: str | None = None) -> "torch.device":
+
+def pick_device(name: str | None = None, *, training: bool = False) -> "torch.device":
     """The device called `name`; without a name CUDA where there is one, else the CPU.
 
+    An Apple GPU ("mps") is used when it is asked for, and for inference only. Where it lacks an
+    operator of the network, or computes other numbers than the CPU, the CPU is used with a warning.
+
+    Args:
+        name: "cpu", "cuda", "cuda:N" or "mps".
+        training: Whether the device must be able to train.
+
     Raises:
-        DeviceError: The name is no device, or that device is not on this machine.
+        DeviceError: The name is not a device's, or that device is not on this machine.
 
     Example:
         >>> pick_device("cpu").type
@@ -28,19 +39,64 @@ def pick_device(name: str | None = None) -> "torch.device":
 
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    names = ("cpu", "cuda") if training else ("cpu", "cuda", "mps")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise DeviceError(f"--device {name}: must be cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"--device {name}: must be cpu, cuda or cuda:N")
+        device = torch.device("meta")
+    if device.type not in names:
+        listed = ", ".join(names).replace("cuda", "cuda, cuda:N")
+        raise DeviceError(f"--device {name}: must be one of {listed}", value=name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise DeviceError(
-                f"--device {name}: this machine has {count} CUDA devices; use --device cpu"
+                f"--device {name}: this machine has {count} CUDA devices that torch can use",
+                value=name,
+                cure="use --device cpu",
             )
-    return device
+    return _checked_mps(device) if device.type == "mps" else device
+
+
+def _checked_mps(device: "torch.device") -> "torch.device":
+    import torch
+
+    if not torch.backends.mps.is_available():
+        raise DeviceError(
+            "--device mps: this machine has no Apple GPU that torch can use",
+            value="mps",
+            cure="use --device cpu",
+        )
+    trouble = _trouble_with(device)
+    if trouble is None:
+        return device
+    _log.warning("--device mps: %s; the CPU is used", trouble)
+    return torch.device("cpu")
+
+
+def _trouble_with(device: "torch.device") -> str | None:
+    """What keeps a device from computing as the CPU does, tried on the network's operators."""
+    import torch
+    from torch.nn import functional
+
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn((1, 2, 8, 8, 8), generator=generator)
+    weight = torch.randn((2, 2, 3, 3, 3), generator=generator)
+
+    def compute(where: torch.device) -> torch.Tensor:
+        maps = functional.conv3d(image.to(where), weight.to(where), padding=1)
+        maps = functional.max_pool3d(functional.batch_norm(maps, None, None, training=True), 2)
+        maps = functional.interpolate(maps, scale_factor=2, mode="trilinear")
+        up = functional.conv_transpose3d(maps, weight.to(where), stride=2)
+        return up.softmax(1).cpu()
+
+    try:
+        deviation = float((compute(device) - compute(torch.device("cpu"))).abs().max())
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        return f"it lacks an operator of the network ({' '.join(str(error).split())[:120]})"
+    if deviation <= MOST_DEVIATION:
+        return None
+    return f"its results differ from the CPU's by {deviation:.2g}"
 
 
 def computes_in_bfloat16(device: "torch.device") -> bool:
@@ -54,7 +110,7 @@ def computes_in_bfloat16(device: "torch.device") -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return onednn_takes(torch.bfloat16)
+    return device.type == "cpu" and onednn_takes(torch.bfloat16)
 
 
 @cache

@@ -11,7 +11,6 @@ version 1    /proc/self/cgroup: 4:memory:/slurm/job    /sys/fs/cgroup/memory/…
 
 import contextlib
 import ctypes
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -136,7 +135,6 @@ def _mallinfo2() -> _Mallinfo2:
 
 def _kept_by_malloc_bytes() -> int:
     """Freed blocks that glibc (2.33 and later) holds on to; 0 with another C library."""
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError, AttributeError):
-            return int(_mallinfo2().fordblks)
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows
+        return int(_mallinfo2().fordblks)
     return 0

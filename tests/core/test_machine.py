@@ -16,21 +16,58 @@ def test_without_a_name_the_device_is_cuda_where_there_is_one_else_the_cpu():
     assert machine.pick_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "mps", "meta", "cpu cuda"])
-def test_a_name_that_is_no_device_is_refused_with_the_ones_there_are(name):
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "meta", "cpu cuda"])
+def test_a_name_that_is_not_a_devices_is_refused_with_the_ones_there_are(name, training):
     with pytest.raises(DeviceError) as caught:
-        machine.pick_device(name)
-    assert str(caught.value) == " ".join(f"--device {name}: must be cpu, cuda or cuda:N".split())
+        machine.pick_device(name, training=training)
+    others = "" if training else ", mps"
+    assert "must be one of cpu, cuda, cuda:N" + others in str(caught.value)
+    assert caught.value.value == name
 
 
-def test_a_device_that_is_not_on_this_machine_is_refused_with_the_cure():
+def test_training_refuses_an_apple_gpu():
+    with pytest.raises(DeviceError, match=r"--device mps: must be one of cpu, cuda, cuda:N$"):
+        machine.pick_device("mps", training=True)
+
+
+def test_a_device_that_is_not_on_this_machine_is_refused_with_the_cure(monkeypatch):
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    name = f"cuda:{count}"
     with pytest.raises(DeviceError) as caught:
-        machine.pick_device(name)
-    message = str(caught.value)
-    assert message == f"--device {name}: this machine has {count} CUDA devices; use --device cpu"
+        machine.pick_device(f"cuda:{count}")
+    assert f"this machine has {count} CUDA devices" in str(caught.value)
+    assert caught.value.cure == "use --device cpu"
     assert isinstance(caught.value, UserError)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="no Apple GPU that torch can use; use --device cpu"):
+        machine.pick_device("mps")
+
+
+def test_an_apple_gpu_without_the_networks_operators_gives_way_to_the_cpu(monkeypatch, caplog):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    if torch.backends.mps.is_built():
+        monkeypatch.setattr(machine, "_trouble_with", lambda device: "it lacks an operator")
+    assert machine.pick_device("mps") == torch.device("cpu")
+    assert "it lacks an operator" in caplog.text
+    assert "the CPU is used" in caplog.text
+
+
+def test_a_device_that_computes_as_the_cpu_does_is_kept(monkeypatch):
+    assert machine._trouble_with(torch.device("cpu")) is None
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "_trouble_with", lambda device: None)
+    assert machine.pick_device("mps") == torch.device("mps")
+
+
+def test_a_device_that_computes_other_numbers_is_noticed(monkeypatch):
+    real, calls = torch.nn.functional.conv3d, []
+
+    def conv3d(*arguments, **options):  # the first call is the device's
+        calls.append(None)
+        return real(*arguments, **options) + (len(calls) == 1) * torch.rand(8, 8, 8)
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", conv3d)
+    assert "differ from the CPU's by" in machine._trouble_with(torch.device("cpu"))
 
 
 @pytest.mark.gpu
