@@ -43,7 +43,7 @@ def picture(out_dir: Path) -> Path:
         reference = read_label(out_dir / "unseen" / "labelsTr" / path.name)
         prediction = read_label(path)
         name = path.name.removesuffix(".nii.gz")
-        maps = nibabel.load(case_files(path.parent, name).attention)
+        maps = nibabel.load(case_files(path.parent, name).maps("attention"))
         attention = np.asarray(maps.dataobj[..., :GATES], np.float32).mean(-1)  # (I, J, K)
         examples.append(
             Example(

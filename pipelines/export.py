@@ -6,14 +6,11 @@ it. Cases that fail are listed in OUT_DIR/failures.json; exit status 1.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from attunet3d.core import command_line
-
-_log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,15 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--keep-largest", action="append", default=[], metavar="LABEL", help=largest
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace what another rule made")
     plain = "--" in (argv or ())  # names that begin with a dash; the other parser drops the sign
     arguments = (parser.parse_args if plain else parser.parse_intermixed_args)(argv)
 
     from attunet3d.inference import export  # torch comes with it; --help does without
 
     rule = export.Rule.parse(arguments.threshold, arguments.keep_largest)
-    outcome = export.export_labels(arguments.predictions, arguments.out_dir, rule)
-    for case_id, reason in outcome.failures.items():
-        _log.error("%s", reason, extra={"case": case_id})
+    outcome = export.export_labels(
+        arguments.predictions, arguments.out_dir, rule, overwrite=arguments.overwrite
+    )
     print(f"{arguments.out_dir}: {outcome}", file=sys.stderr)
     return 1 if outcome.failures else 0
 

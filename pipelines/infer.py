@@ -39,19 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = (parser.parse_args if plain else parser.parse_intermixed_args)(argv)
 
     from attunet3d.datasets import Split
-    from attunet3d.inference import Predictor, cohort  # torch comes with them; --help does without
+    from attunet3d.inference import CohortOptions, Predictor, find_cases, segment_cohort
 
     predictor = Predictor.load(arguments.model, arguments.device, arguments.set, arguments.locator)
     split = Split.of_models([*arguments.model, *filter(None, [arguments.locator])])
-    scans = cohort.find_cases(
+    scans = find_cases(
         arguments.input, arguments.root, arguments.fold, everything=arguments.all, split=split
     )
-    wishes = cohort.Wishes(
+    options = CohortOptions(
         probabilities=arguments.save_probabilities,
         attention=arguments.save_attention,
         overwrite=arguments.overwrite,
     )
-    outcome = cohort.segment_cohort(predictor, scans, arguments.out_dir, wishes, split)
+    outcome = segment_cohort(predictor, scans, arguments.out_dir, options, split)
     print(f"{arguments.out_dir}: {outcome}", file=sys.stderr)
     return 1 if outcome.failures else 0
 

@@ -1,5 +1,6 @@
 """A network whose answer is known: a voxel is foreground where the image is above a threshold."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 from attunet3d.core.config import Config
 from attunet3d.imaging.geometry import Grid
-from attunet3d.imaging.volume import Volume
+from attunet3d.imaging.volume import Segmentation, Volume
+from attunet3d.inference.case_writer import CaseMaps, write_case
+from attunet3d.inference.predictor import Predictor
+from attunet3d.inference.results import CaseFiles
 from attunet3d.models.checkpoint import Checkpoint
 
 SETTINGS = [
@@ -75,6 +79,16 @@ def write_scan(path: Path, array: np.ndarray | None = None, affine=AFFINE) -> Pa
     image.header.set_xyzt_units("mm")
     nibabel.save(image, path)
     return path
+
+
+def write_predicted(
+    files: CaseFiles, predictor: Predictor, volume: Volume, kinds: Sequence[str] = ()
+) -> Segmentation:
+    """Segment a scan and write all its files, as `infer` does."""
+    maps = CaseMaps(files, volume)
+    segmentation, record = predictor.segment_into(volume, kinds, maps.open)
+    write_case(files, segmentation, record, maps)
+    return segmentation
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

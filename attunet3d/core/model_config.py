@@ -99,8 +99,9 @@ class PreprocessingConfig(Settings):
 class InferenceConfig(Settings):
     """How a scan is segmented; every choice is recorded in the case's sidecar."""
 
-    mode: Literal["window", "whole"] = "window"
-    """Overlapping windows, or the whole body box in one pass where memory allows."""
+    mode: Literal["auto", "window", "whole"] = "auto"
+    """Overlapping windows, or the whole body box in one pass where the memory budget allows it;
+    auto: one pass, but windows for networks with instance or group normalisation."""
     window: VoxelSize | None = None
     """Size of a window along x, y, z in voxels; null: the training patch."""
     overlap: ProperShare = 0.5

@@ -1,7 +1,7 @@
-"""Networks as plain functions from patch to logits: made ready, averaged, mirrored.
+"""A network as an engine, a plain function from image to logits; engines averaged and mirrored.
 
-`prepare` is the seam: whatever makes a network faster without changing what it computes (folded
-normalisation, another engine) belongs behind it and nowhere else.
+`make_engine` is the seam: whatever makes a network faster without changing what it computes (folded
+normalisation, another runtime) belongs behind it and nowhere else.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,63 +15,62 @@ from torch import Tensor, nn
 from attunet3d.inference import openvino
 from attunet3d.models import AttentionUNet3D, fast_network
 
-Forward = Callable[[Tensor], Tensor]
-
-MIRRORINGS = [axes for count in range(4) for axes in combinations((2, 3, 4), count)]
+Engine = Callable[[Tensor], Tensor]
 
 
-def prepare(
+def make_engine(
     network: AttentionUNet3D,
     device: torch.device,
     dtype: torch.dtype,
     attention: bool = False,
-    engine: str = "torch",
-) -> Forward:
-    """`network` as a function on `device` that computes in `dtype` and returns float32.
+    runtime: str = "torch",
+) -> Engine:
+    """Turn `network` into a function on `device` that computes in `dtype` and returns float32.
 
     Args:
-        network: In eval mode; only read. One of another class is itself moved to `device`.
+        network: In eval mode; not modified, except that instances of other classes are moved to
+            `device`.
         device: Where it runs.
         dtype: float32 or bfloat16.
         attention: Append the gates' coefficients, upsampled to the input, to the logits.
-        engine: What runs it, as `InferenceConfig.engine`.
+        runtime: What runs it, as `InferenceConfig.engine`.
 
     Returns:
         (B, C, x, y, z) → (B, K, x, y, z), or (B, K + maps, x, y, z).
 
     Raises:
-        DeviceError: The engine is not installed, or does not run on this device.
+        DeviceError: The runtime is not installed, or does not run on this device.
     """
     if type(network) is not AttentionUNet3D:  # somebody's own: nothing is known of its insides
-        return _as_it_is(network.to(device), dtype, attention)
-    stored = dtype if engine == "torch" else torch.float32
-    split = splits(engine, device, dtype)
+        return _by_autocast(network.to(device), dtype, attention)
+    stored = dtype if runtime == "torch" else torch.float32
+    split = mixes_before_upsampling(runtime, device, dtype)
     graph = fast_network.rewrite_for_inference(network, device, stored, split=split)
     call = _WithAttention(graph) if attention else graph
-    if engine == "openvino":
+    if runtime == "openvino":
         return openvino.compiled(call, device, dtype)
 
-    def forward(x: Tensor) -> Tensor:
-        with torch.inference_mode(), _whole_float32():
+    def engine(x: Tensor) -> Tensor:
+        with torch.inference_mode(), _without_tf32():
             outputs: Tensor = call(x)
         return outputs.float()
 
-    return forward
+    return engine
 
 
-def splits(engine: str, device: torch.device, dtype: torch.dtype) -> bool:
+def mixes_before_upsampling(runtime: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the decoder mixes channels before it upsamples (`split_convolution`).
 
     Measured in float32 on CPUs: 1.2 times as fast, in half the memory. bfloat16 would round once
-    more; other engines plan by themselves.
+    more; other runtimes plan by themselves.
     """
-    return engine == "torch" and device.type == "cpu" and dtype == torch.float32
+    return runtime == "torch" and device.type == "cpu" and dtype == torch.float32
 
 
-def _whole_float32() -> AbstractContextManager[None]:
+def _without_tf32() -> AbstractContextManager[None]:
     """Convolve float32 as float32: cuDNN's default is TF32, with the mantissa of float16.
 
-    The flag is the process's: two threads that compute on CUDA at once may see each other's.
+    The flag belongs to the process: two threads that compute on CUDA at once may see each other's.
     """
     cudnn = torch.backends.cudnn
     return cudnn.flags(
@@ -82,50 +81,71 @@ def _whole_float32() -> AbstractContextManager[None]:
     )
 
 
-def _as_it_is(network: nn.Module, dtype: torch.dtype, attention: bool) -> Forward:
+def _by_autocast(network: nn.Module, dtype: torch.dtype, attention: bool) -> Engine:
     call = _WithAttention(network) if attention else network
 
-    def forward(x: Tensor) -> Tensor:
+    def engine(x: Tensor) -> Tensor:
         mixed = torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
-        with torch.inference_mode(), mixed, _whole_float32():
+        with torch.inference_mode(), mixed, _without_tf32():
             outputs: Tensor = call(x)
         return outputs.float()
 
-    return forward
+    return engine
 
 
-def average(parts: Sequence[Forward]) -> Forward:
-    """The mean of what several functions return; of one function, that function.
+def average(engines: Sequence[Engine]) -> Engine:
+    """The mean of what several engines return; of one engine, that engine.
 
     Example:
         >>> float(average([lambda x: x, lambda x: 3 * x])(torch.ones(1)))
         2.0
     """
-    if len(parts) == 1:
-        return parts[0]
+    if len(engines) == 1:
+        return engines[0]
 
-    def forward(x: Tensor) -> Tensor:
-        total = parts[0](x)
-        for part in parts[1:]:
+    def engine(x: Tensor) -> Tensor:
+        total = engines[0](x)
+        for part in engines[1:]:
             total = total + part(x)
-        return total / len(parts)
+        return total / len(engines)
 
-    return forward
+    return engine
 
 
-def mirrored(part: Forward) -> Forward:
-    """The mean over the eight mirrorings of the input, each mirrored back.
+def mirrored(engine: Engine, axes: Sequence[int]) -> Engine:
+    """The mean over all mirrorings of the input along `axes` (0 to 2), each mirrored back.
 
     Example:
         >>> x = torch.arange(8.0).reshape(1, 1, 2, 2, 2)
-        >>> torch.equal(mirrored(lambda x: x)(x), x)
+        >>> torch.equal(mirrored(lambda x: x, (0, 2))(x), x)
         True
     """
+    dims = sorted({axis + 2 for axis in axes})
+    subsets = [part for count in range(len(dims) + 1) for part in combinations(dims, count)]
 
-    def through(axes: tuple[int, ...]) -> Forward:
-        return lambda x: part(x.flip(axes)).flip(axes)
+    def through(part: tuple[int, ...]) -> Engine:
+        return lambda x: engine(x.flip(part)).flip(part)
 
-    return average([part, *(through(axes) for axes in MIRRORINGS[1:])])
+    return average([engine, *(through(part) for part in subsets[1:])])
+
+
+def independent(engine: Engine) -> Engine:
+    """`engine` for a network that was trained with a sigmoid per class, not one softmax.
+
+    There p_c = σ(l_c) by itself, and a class is present where l_c > 0. The background's logit
+    becomes 0, so that the margin l_c − l_0, which decides, is l_c.
+
+    Example:
+        >>> independent(lambda x: x)(torch.tensor([[3.0, 2.0]])).tolist()
+        [[0.0, 2.0]]
+    """
+
+    def zeroed(x: Tensor) -> Tensor:
+        outputs = engine(x).clone()
+        outputs[:, 0] = 0
+        return outputs
+
+    return zeroed
 
 
 class _WithAttention(nn.Module):

@@ -3,13 +3,18 @@
 Their logits are averaged, so a label, a voxel and a Hounsfield unit must mean the same to all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, Literal
 
-from attunet3d.core import Config, InferenceConfig, ModelError
+from attunet3d.core import Config, ModelError
+from attunet3d.datasets import labels_with_side
+from attunet3d.inference.inferer import Member
 from attunet3d.models import Checkpoint
+
+MOST_NAMED = 3  # differences in an error
 
 
 def common_config(members: Sequence[Checkpoint], settings: Sequence[str]) -> Config:
@@ -24,20 +29,42 @@ def common_config(members: Sequence[Checkpoint], settings: Sequence[str]) -> Con
     wrong = [text for text in settings if not text.strip().startswith("inference.")]
     if wrong:
         raise ModelError(
-            f"--set {wrong[0]}: only inference.* can be set here; the rest is part of the model"
+            f"--set {wrong[0]}: only inference.* can be set here",
+            value=wrong[0],
+            cure="leave it out; the rest is part of the model",
         )
     configs = [member.config.with_overrides(settings) for member in members]
     for member, config in zip(members[1:], configs[1:], strict=True):
-        agree(member.path, "labels", member.labels, members[0].labels)
-        agree(member.path, "preprocessing", config.preprocessing, configs[0].preprocessing)
-        agree(member.path, "inference", _otherwise(config), _otherwise(configs[0]))
-        agree(member.path, "window", config.window, configs[0].window)
+        require_equal(member.path, "labels", member.labels, members[0].labels)
+        for name in ("preprocessing", "inference"):
+            here, first = _section(config, name), _section(configs[0], name)
+            require_equal(member.path, name, here, first)
+        require_equal(member.path, "window", config.window, configs[0].window)
+        require_equal(member.path, "activation", activation(config), activation(configs[0]))
     window = configs[0].window
     if window is None:
         raise ModelError(
-            f"{members[0].path}: holds no window; give one by --set inference.window=[x,y,z]"
+            "holds no window",
+            path=members[0].path,
+            cure="give one by --set inference.window=[x,y,z]",
         )
     return replace(configs[0], inference=replace(configs[0].inference, window=window))
+
+
+def activation(config: Config) -> Literal["softmax", "sigmoid"]:
+    """What turns the logits of a model into probabilities: it follows from the training loss."""
+    return "sigmoid" if config.training.loss == "bce" else "softmax"
+
+
+def as_member(checkpoint: Checkpoint, *, mirror: bool) -> Member:
+    """A checkpoint's network, mirrored along the axes along which training mirrored its patches.
+
+    Left and right are not mirrored where a label's name says left or right.
+    """
+    axes = checkpoint.config.augmentation.flip_axes if mirror else ()
+    sided = bool(labels_with_side(checkpoint.labels))
+    kept = tuple(axis for axis in axes if not (axis == 0 and sided))
+    return Member(checkpoint.network, checkpoint.config.network, kept)
 
 
 def fingerprint(members: Sequence[Checkpoint]) -> str:
@@ -48,19 +75,32 @@ def fingerprint(members: Sequence[Checkpoint]) -> str:
     return sha256(joined.encode()).hexdigest()
 
 
-def agree(path: Path, name: str, here: object, first: object) -> None:
+def require_equal(path: Path, name: str, here: object, first: object) -> None:
     """Refuse a model at `path` whose `name` differs from that of the first model.
 
     Raises:
-        ModelError: It does.
+        ModelError: It does; the entries that differ are named.
     """
     if here != first:
         raise ModelError(
-            f"{path}: its {name} {here} differ from {first} of the first model;"
-            " models used together must agree"
+            f"its {name} {_differences(here, first)}",
+            path=path,
+            value=here,
+            cure="models used together must agree",
         )
 
 
-def _otherwise(config: Config) -> InferenceConfig:
-    """The settings of inference but the window."""
-    return replace(config.inference, window=None)
+def _differences(here: object, first: object) -> str:
+    if not (isinstance(here, Mapping) and isinstance(first, Mapping)):
+        return f"is {here}, that of the first model {first}"
+    names = [name for name in {**first, **here} if here.get(name) != first.get(name)]
+    parts = [f"{name} {here.get(name)} instead of {first.get(name)}" for name in names]
+    more = f" and {len(parts) - MOST_NAMED} more" if len(parts) > MOST_NAMED else ""
+    return f"differs from the first model's: {', '.join(parts[:MOST_NAMED])}{more}"
+
+
+def _section(config: Config, name: str) -> dict[str, Any]:
+    """The settings of a section by name; of inference without the window."""
+    section = getattr(config, name)
+    values = {field: getattr(section, field) for field in vars(type(section))["__annotations__"]}
+    return {field: value for field, value in values.items() if field != "window"}

@@ -1,33 +1,39 @@
-"""Predictions to files, and saved probabilities to label maps of another rule.
+"""Saved probabilities to label maps by another rule.
 
-A class competes for a voxel when its probability reaches the threshold set for it, or, where none
-is set, when it is above background's, p_0 = 1 - sum of the others. The most probable of those that
-compete wins; where none does, the voxel is background. Without thresholds this is the arg max.
+A class competes for a voxel when its probability reaches the threshold set for it or, where none is
+set, when it exceeds the background's. The most probable of those that compete wins; where none
+does, the voxel is background. The background's probability is p_0 = 1 - sum of the others after a
+softmax, and 1/2 where each class has a sigmoid of its own. Without thresholds the result is the
+label map of `infer`.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 
 from attunet3d.core import (
     DataError,
     Float32s,
-    WriteError,
+    SettingsError,
     label_values,
     locked_folder,
     progress,
-    whole_file,
 )
-from attunet3d.imaging import Segmentation, Volume, keep_largest_, read_label, write_map
+from attunet3d.imaging import MapReader, Segmentation, keep_largest_, read_label
 from attunet3d.inference import results
-from attunet3d.inference.predictor import Prediction
+from attunet3d.inference.decision import background
 from attunet3d.inference.results import CaseFiles, Outcome
+
+PROBABILITIES = "probabilities"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +47,14 @@ class Rule:
 
     def __post_init__(self) -> None:
         for name, value in self.thresholds.items():
-            if not 0 < value <= 1:
-                raise DataError(f"--threshold {name}={value}: must be above 0 and at most 1")
+            _check_threshold(value, f"threshold of {name}: {value}")
 
     @classmethod
     def parse(cls, thresholds: Sequence[str], keep_largest: Sequence[str] = ()) -> "Rule":
         """Read thresholds as the command line has them: `NAME=VALUE`, or `VALUE` for all.
+
+        Raises:
+            SettingsError: One is not a number above 0 and at most 1.
 
         Example:
             >>> Rule.parse(["0.3", "liver=0.6"]).thresholds
@@ -58,7 +66,12 @@ class Rule:
             try:
                 parsed[name or "*"] = float(number)
             except ValueError:
-                raise DataError(f"--threshold {text}: write NAME=0.3, or 0.3 for all") from None
+                raise SettingsError(
+                    f"--threshold {text}: is not a number",
+                    value=text,
+                    cure="write NAME=0.3, or 0.3 for all",
+                ) from None
+            _check_threshold(parsed[name or "*"], f"--threshold {text}")
         largest = (int(label) if label.isdecimal() else label for label in keep_largest)
         return cls(thresholds=parsed, keep_largest=tuple(largest))
 
@@ -66,106 +79,103 @@ class Rule:
         """The threshold of each foreground label in order.
 
         Raises:
-            DataError: A threshold names no label.
+            SettingsError: A threshold names no label.
         """
         names = [name for value, name in sorted(labels.items()) if value]
         unknown = sorted(set(self.thresholds) - {*names, "*"})
         if unknown:
-            raise DataError(f"--threshold {unknown[0]}: no such label; there are {names}")
+            raise SettingsError(
+                f"--threshold {unknown[0]}: there is no such label",
+                value=unknown[0],
+                cure=f"the labels are {', '.join(names)}",
+            )
         return [self.thresholds.get(name, self.thresholds.get("*")) for name in names]
 
+    def largest(self, labels: Mapping[int, str]) -> tuple[int, ...]:
+        """The values of the labels of which only the largest component is kept.
 
-def write_prediction(
-    files: CaseFiles, prediction: Prediction, volume: Volume, record: Mapping[str, Any]
-) -> None:
-    """Write a case: maps and label map first, then the sidecar that says that they stand.
-
-    Args:
-        files: Where; the folder exists.
-        prediction: What to write; maps that it does not hold are not written.
-        volume: The scan, for its grid.
-        record: For the sidecar; its `seconds` get the time of writing.
-
-    Raises:
-        UserError: A file cannot be written; the sidecar is then not written either.
-    """
-    begin = time.perf_counter()
-    _begin(files)
-    written = [files.mask]
-    maps = (files.probabilities, prediction.probabilities), (files.attention, prediction.attention)
-    for path, array in maps:
-        if array is not None:
-            whole_file.make_folder(path.parent)
-            write_map(path, array, volume)
-            written.append(path)
-    prediction.segmentation.save(files.mask)
-    seconds = {**record["seconds"], "writing": round(time.perf_counter() - begin, 4)}
-    results.write_sidecar(files, prediction.segmentation, written, {**record, "seconds": seconds})
-    files.begun.unlink(missing_ok=True)
+        Raises:
+            SettingsError: There is no such label.
+        """
+        return label_values(self.keep_largest, labels, "--keep-largest")
 
 
-def _begin(files: CaseFiles) -> None:
-    try:
-        files.begun.touch()
-    except OSError as error:
-        raise WriteError(
-            f"{files.mask}: cannot be written ({error.strerror}); free space or choose another"
-            " output folder"
-        ) from error
+def _check_threshold(value: float, text: str) -> None:
+    if not 0 < value <= 1:
+        raise SettingsError(f"{text}: must be above 0 and at most 1", value=value)
 
 
-def export_labels(folders: Sequence[Path], out_dir: Path, rule: Rule) -> Outcome:
+def export_labels(
+    folders: Sequence[Path], out_dir: Path, rule: Rule, *, overwrite: bool = False
+) -> Outcome:
     """Make label maps from the probabilities that `infer --save-probabilities` wrote.
 
     Args:
         folders: Output folders of `infer`; the probabilities of several are averaged.
-        out_dir: Where label maps and sidecars go; must be none of `folders`.
+        out_dir: Made when missing; must not be one of `folders`.
         rule: How probabilities become labels.
+        overwrite: Replace label maps that were made by another rule or from other probabilities.
+
+    Returns:
+        What was done now and before, and what failed and why.
 
     Raises:
-        DataError: A folder holds no results, or is `out_dir`.
+        UserError: A folder holds no results, the rule names a label that no case has, or
+            `out_dir` cannot be used.
     """
     cases = _cases(folders)
     if any(out_dir.resolve() == folder.resolve() for folder in folders):
-        raise DataError(f"{out_dir}: holds the predictions; choose another output folder")
+        raise DataError("holds the predictions", path=out_dir, cure="choose another output folder")
+    first = results.case_files(folders[0], cases[0])
+    if first.sidecar.is_file():
+        labels = _labels(results.read_sidecar(first.sidecar))
+        rule.for_labels(labels)
+        rule.largest(labels)
     outcome = Outcome()
     with locked_folder(out_dir, "export"), progress(len(cases), "export") as bar:
         results.sweep(out_dir)
         for case_id in cases:
-            try:
-                target = results.case_files(out_dir, case_id)
-                sources = [results.case_files(folder, case_id) for folder in folders]
-                with bar.item() as done:
-                    _export_case(sources, target, rule, done)
-                outcome.done.append(case_id)
-            except Exception as error:
-                outcome.failures[case_id] = results.reason(error)
+            with bar.item() as share_done:
+                try:
+                    files = [results.case_files(folder, case_id) for folder in (*folders, out_dir)]
+                    job = _Job(files[:-1], files[-1], rule)
+                    fresh = overwrite or not job.is_done()
+                    if fresh:
+                        job.export(share_done, spare=not overwrite)
+                    (outcome.done if fresh else outcome.skipped).append(case_id)
+                except Exception as error:
+                    outcome.failures[case_id] = results.reason(error)
+                    _log.error("%s", outcome.failures[case_id], extra={"case": case_id})
         results.write_failures(out_dir, outcome.failures)
     return outcome
 
 
-def choose(
-    probabilities: Sequence[Float32s], values: Sequence[int], thresholds: Sequence[float | None]
+def choose_labels(
+    probabilities: Float32s,
+    values: Sequence[int],
+    thresholds: Sequence[float | None],
+    activation: str = "softmax",
 ) -> npt.NDArray[np.uint8]:
     """Label values from the foreground labels' probabilities, by this module's rule.
 
     Args:
-        probabilities: One array of any shape for each foreground label.
+        probabilities: (labels, …).
         values: Their label values.
-        thresholds: Their least probabilities; None: background's.
+        thresholds: Their least probabilities; None: above the background's.
+        activation: "softmax", or "sigmoid" where each label has one of its own.
 
     Example:
-        >>> p = np.array([0.2, 0.4, 0.6], np.float32)
-        >>> choose([p], [7], [None]).tolist(), choose([p], [7], [0.3]).tolist()
+        >>> p = np.array([[0.2, 0.4, 0.6]], np.float32)
+        >>> choose_labels(p, [7], [None]).tolist(), choose_labels(p, [7], [0.3]).tolist()
         ([0, 0, 7], [0, 7, 7])
     """
-    background = 1 - sum(probabilities)
+    rest = 1 - probabilities.sum(0) if activation == "softmax" else 0.5
     best = np.zeros_like(probabilities[0])
     chosen = np.zeros(best.shape, np.uint8)
-    for values_here, value, threshold in zip(probabilities, values, thresholds, strict=True):
-        competes = values_here > background if threshold is None else values_here >= threshold
-        wins = competes & (values_here > best)
-        best[wins] = values_here[wins]
+    for here, value, threshold in zip(probabilities, values, thresholds, strict=True):
+        competes = here > rest if threshold is None else here >= threshold
+        wins = competes & (here > best)
+        best[wins] = here[wins]
         chosen[wins] = value
     return chosen
 
@@ -174,71 +184,95 @@ def _cases(folders: Sequence[Path]) -> list[str]:
     """Ids of the cases in any of the folders."""
     found = set()
     for folder in folders:
-        here = {path.stem for path in folder.glob("*.json")} - {"failures"}
+        here = {path.stem for path in folder.glob("[!.]*.json")} - {"failures"}
         if not here:
-            raise DataError(f"{folder}: holds no results of infer; name its output folder")
-        found |= {name for name in here if not name.startswith(".")}
+            raise DataError(
+                "holds no results of infer", path=folder, cure="name an output folder of infer"
+            )
+        found |= here
     return sorted(found)
 
 
-def _export_case(
-    sources: Sequence[CaseFiles], target: CaseFiles, rule: Rule, done: Callable[[float], None]
-) -> None:
-    begin = time.perf_counter()
-    contents = [results.read_sidecar(source.sidecar) for source in sources]
-    for source, content in zip(sources, contents, strict=True):
-        _check(source, content, contents[0]["labels"])
-    labels = {int(value): name for value, name in contents[0]["labels"].items()}
-    scan = read_label(sources[0].mask)
-    maps = [_Map(source.probabilities, scan, len(labels) - 1) for source in sources]
-    values, thresholds = sorted(labels)[1:], rule.for_labels(labels)
-    array = np.zeros(scan.grid.shape, np.uint8, order="F")
-    for plane in range(array.shape[2]):
-        means = [
-            np.mean([part.plane(plane, index) for part in maps], axis=0)
-            for index in range(len(values))
-        ]
-        array[..., plane] = choose(means, values, thresholds)
-        done((plane + 1) / array.shape[2])
-    keep_largest_(array, label_values(rule.keep_largest, labels, "--keep-largest"))
-    segmentation = Segmentation(array, scan.grid, labels, scan.geometry)
-    results.spare_others_work(target, segmentation)
-    segmentation.save(target.mask)
-    record = {
-        "model": [content["model"] for content in contents],
-        "settings": {"thresholds": dict(rule.thresholds), "keep_largest": rule.keep_largest},
-        "warnings": contents[0]["warnings"],
-        "seconds": {"export": round(time.perf_counter() - begin, 4)},
-    }
-    results.write_sidecar(target, segmentation, [target.mask], record)
+def _labels(content: Mapping[str, Any]) -> dict[int, str]:
+    return {int(value): name for value, name in content["labels"].items()}
 
 
-def _check(source: CaseFiles, content: Mapping[str, Any], labels: object) -> None:
-    if not source.probabilities.is_file():
-        raise DataError(
-            f"{source.probabilities}: no such file; run infer with --save-probabilities"
+class _Job:
+    """One case: where its probabilities lie, where its label map goes, and by which rule."""
+
+    def __init__(self, sources: Sequence[CaseFiles], target: CaseFiles, rule: Rule) -> None:
+        self.sources, self.target, self.rule = sources, target, rule
+        self.contents = [results.read_sidecar(source.sidecar) for source in sources]
+        for source, content in zip(sources, self.contents, strict=True):
+            _check(source, content, self.contents[0])
+        self.labels = _labels(self.contents[0])
+        self.origin = {
+            "model": [content["model"] for content in self.contents],
+            "settings": {
+                "thresholds": dict(rule.thresholds),
+                "keep_largest": list(rule.keep_largest),
+            },
+            "probabilities": [
+                content["files"][f"{PROBABILITIES}/{target.case_id}.nii.gz"]
+                for content in self.contents
+            ],
+        }
+
+    def is_done(self) -> bool:
+        """Whether the label map stands, made by this rule from these probabilities.
+
+        Raises:
+            WriteError: It was made otherwise.
+        """
+        return results.is_done(self.target, [self.target.mask], self.origin)
+
+    def export(self, share_done: Callable[[float], None], *, spare: bool) -> None:
+        """Write the label map and its sidecar."""
+        begin = time.perf_counter()
+        scan = read_label(self.sources[0].mask)
+        labels = background(scan.grid)
+        values, thresholds = sorted(self.labels)[1:], self.rule.for_labels(self.labels)
+        activation = self.contents[0].get("activation", "softmax")
+        with ExitStack() as stack:
+            readers = [
+                stack.enter_context(
+                    MapReader(files.maps(PROBABILITIES), scan.grid, len(values), self.target.folder)
+                )
+                for files in self.sources
+            ]
+            for k in range(labels.shape[2]):
+                labels[..., k] = choose_labels(_mean(readers, k), values, thresholds, activation)
+                share_done((k + 1) / labels.shape[2])
+        keep_largest_(labels, self.rule.largest(self.labels))
+        segmentation = Segmentation(labels, scan.grid, self.labels, scan.geometry)
+        if spare:
+            results.spare_others_work(self.target, segmentation)
+        segmentation.save(self.target.mask)
+        seconds = {"export": round(time.perf_counter() - begin, 4)}
+        facts = {"warnings": self.contents[0].get("warnings", []), "seconds": seconds}
+        results.write_sidecar(
+            self.target, segmentation, [self.target.mask], {**self.origin, **facts}
         )
-    if not results.intact(source, content, [source.mask, source.probabilities]):
+
+
+def _mean(readers: Sequence[MapReader], k: int) -> Float32s:
+    """The mean of a plane of all labels over the folders, (labels, I, J)."""
+    total = readers[0].plane(k)
+    for reader in readers[1:]:
+        total += reader.plane(k)
+    return total / np.float32(len(readers))
+
+
+def _check(source: CaseFiles, content: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    path = source.maps(PROBABILITIES)
+    if not path.is_file():
+        raise DataError("no such file", path=path, cure="run infer with --save-probabilities")
+    if not results.intact(source, content, [source.mask, path]):
         raise DataError(
-            f"{source.probabilities}: is not the file that {source.sidecar.name} was written for;"
-            " run infer again"
+            f"is not the file that {source.sidecar.name} was written for",
+            path=path,
+            cure="run infer again",
         )
-    if content["labels"] != labels:
-        raise DataError(f"{source.sidecar}: its labels differ from those of the first folder")
-
-
-class _Map:
-    """Saved probabilities (I, J, K, N) as stored, scaled plane by plane."""
-
-    def __init__(self, path: Path, scan: Volume, classes: int) -> None:
-        image = nibabel.load(path)
-        shape = (*scan.grid.shape, classes)
-        if image.shape != shape and image.shape != shape[: 3 if classes == 1 else 4]:
-            raise DataError(f"{path}: has shape {image.shape}, must be {shape}; run infer again")
-        self.stored = image.dataobj.get_unscaled().reshape(shape, order="F")
-        self.slope, self.intercept = image.dataobj.slope, image.dataobj.inter
-
-    def plane(self, plane: int, index: int) -> Float32s:
-        """Probabilities (I, J) of a class in one plane."""
-        values: Float32s = self.stored[:, :, plane, index].astype(np.float32)
-        return values * np.float32(self.slope) + np.float32(self.intercept)
+    for name in ("labels", "activation"):
+        if content.get(name) != first.get(name):
+            raise DataError(f"its {name} differ from the first folder's", path=source.sidecar)

@@ -5,8 +5,6 @@ organ cut off by the box would be an organ lost, so two things are watched: a co
 empty, and a fine one that reaches a face of the box behind which the scan goes on.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
@@ -48,13 +46,14 @@ def box_around(
     mask = labels != 0
     if not mask.any():
         return None
-    lie = axis_map(fine, coarse)
+    axes = axis_map(fine, coarse)
     parts = [slice(0)] * 3
     for axis in range(3):
-        along = lie.order[axis]
+        along = axes.order[axis]
         part = extent(mask.any(axis=tuple({0, 1, 2} - {axis})))
         faces = [
-            lie.scale[axis] * (index - 0.5) + lie.offset[axis] for index in (part.start, part.stop)
+            axes.scale[axis] * (index - 0.5) + axes.offset[axis]
+            for index in (part.start, part.stop)
         ]
         margin = margin_mm / fine.spacing_mm[along]
         start = round(min(faces) + 0.5 - margin)  # a face lies half a voxel before its voxel
@@ -79,22 +78,18 @@ class Faces:
     Args:
         box: Of the image; what is segmented.
         shape: Of the image.
-        classes: Logits that decide; channels after them are passed over.
     """
 
-    def __init__(self, box: Box, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, box: Box, shape: Size) -> None:
         pairs = list(zip(box, shape, strict=True))
         self.low = [part.start > 0 for part, _ in pairs]  # the image goes on before x, y, z
         self.high = [part.stop < size for part, size in pairs]  # … and behind
         self.planes = box[2].stop - box[2].start
-        self.classes = classes
         self.touched = False
 
-    def watch(self, slabs: Iterator[Slab]) -> Iterator[Slab]:
-        """Hand `slabs` on and note what lies on the faces."""
-        for slab in slabs:
-            self.touched = self.touched or self._reaches(slab)
-            yield slab
+    def note(self, slab: Slab) -> None:
+        """Note what lies on the faces within a slab."""
+        self.touched = self.touched or self._reaches(slab)
 
     def _reaches(self, slab: Slab) -> bool:
         logits = slab.logits  # (K, X, Y, n)
@@ -107,9 +102,10 @@ class Faces:
             faces.append(logits[..., :1])
         if self.high[2] and slab.start + logits.shape[3] == self.planes:
             faces.append(logits[..., -1:])
-        return any(self._foreground(face) for face in faces)
+        return any(_has_foreground(face) for face in faces)
 
-    def _foreground(self, logits: Tensor) -> bool:
-        if len(logits) == 1:  # the margin of two classes
-            return bool((logits > 0).any())
-        return bool((logits[1 : self.classes].amax(0) > logits[0]).any())
+
+def _has_foreground(logits: Tensor) -> bool:
+    if len(logits) == 1:  # the margin of two classes
+        return bool((logits > 0).any())
+    return bool((logits[1:].amax(0) > logits[0]).any())

@@ -7,48 +7,63 @@ sees only the box where the labels lie. What was done and how long it took is in
 """
 
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from attunet3d.core import Box, Float32s, LabelMap, ModelError, label_values, machine
+from attunet3d.core import Box, Float32s, LabelMap, ModelError, Size, label_values, machine
 from attunet3d.imaging import (
     Grid,
     NetworkImage,
     Segmentation,
     Volume,
     hounsfield_warnings,
+    keep_largest_,
     read_volume,
     to_network_grid,
 )
 from attunet3d.inference import ensemble
-from attunet3d.inference.decision import decide, to_source_grid
+from attunet3d.inference.chunks import Chunk, ChunkBuilder
+from attunet3d.inference.decision import background, choose, decide
+from attunet3d.inference.inferer import Inferer
 from attunet3d.inference.localisation import Faces, box_around
-from attunet3d.inference.passes import Account, Passes
+from attunet3d.inference.memory import default_budget
+from attunet3d.inference.record import Execution, Record, Stopwatch
 from attunet3d.inference.sliding_window import Slab
 from attunet3d.models import Checkpoint, load_model
+
+MEMORY_ONLY = ("window_batch", "max_voxels")  # settings on which no label map depends
+
+
+class Maps(Protocol):
+    """Takes maps on a scan's grid box by box, such as `imaging.MapWriter`."""
+
+    def write(self, box: Box, values: Float32s) -> None:
+        """Take the values (maps, i, j, k) in a box; boxes do not overlap, and the rest is 0."""
+
+
+OpenMaps = Callable[[str, int], Maps]
+"""(kind, number of maps) → where they go; a second call for a kind begins it again."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What came of one scan.
+    """The result for one scan.
 
     Args:
         segmentation: The label map on the scan's grid.
-        record: Model fingerprint, settings, what was done, seconds by stage and warnings; plain
-            values for JSON, none of them from the scan's header.
+        record: What was done.
         probabilities: (I, J, K, classes - 1) of the foreground labels in order, when asked for.
         attention: (I, J, K, maps) coefficients in [0, 1], finest level first, when asked for.
     """
 
     segmentation: Segmentation
-    record: dict[str, Any]
+    record: Record
     probabilities: Float32s | None = None
     attention: Float32s | None = None
 
@@ -61,6 +76,8 @@ class Predictor:
         device: Where the networks run; None: CUDA where there is one, else the CPU.
         settings: `inference.name=value`, over what the models were saved with.
         locator: A coarse model of the same labels; only the box that it finds is segmented.
+        memory: Budget in bytes that decides between one pass and windows; None: the class of
+            machines that the device belongs to by its total memory.
 
     Raises:
         ModelError: The members do not belong together, or a setting is not inference's.
@@ -72,18 +89,28 @@ class Predictor:
         device: str | torch.device | None = None,
         settings: Sequence[str] = (),
         locator: Checkpoint | None = None,
+        memory: int | None = None,
     ) -> None:
         self.config = ensemble.common_config(members, settings)
         self.labels = members[0].labels
         self.keep_largest = label_values(self.config.inference.keep_largest, self.labels)
         self.fingerprint = ensemble.fingerprint(members)
         self.device = machine.pick_device(None if device is None else str(device))
-        networks = [member.network for member in members]
-        self.passes = Passes(networks, self.config, len(self.labels), self.device)
+        self.budget = memory or default_budget(self.device)
+        self.activation = ensemble.activation(self.config)
+        mirror = self.config.inference.mirror
+        self.inferer = Inferer(
+            [ensemble.as_member(member, mirror=mirror) for member in members],
+            self.config.inference,
+            len(self.labels),
+            self.device,
+            self.budget,
+            self.activation,
+        )
         self.locator: Predictor | None = None
         if locator is not None:
-            ensemble.agree(locator.path, "labels", locator.labels, self.labels)
-            self.locator = Predictor([locator], self.device)
+            ensemble.require_equal(locator.path, "labels", locator.labels, self.labels)
+            self.locator = Predictor([locator], self.device, memory=memory)
 
     @classmethod
     def load(
@@ -92,6 +119,7 @@ class Predictor:
         device: str | torch.device | None = None,
         settings: Sequence[str] = (),
         locator: str | Path | None = None,
+        memory: int | None = None,
     ) -> "Predictor":
         """Load run folders or `.safetensors` files; several make an ensemble.
 
@@ -100,19 +128,28 @@ class Predictor:
         """
         paths = [models] if isinstance(models, str | Path) else list(models)
         if not paths:
-            raise ModelError("no model was given; name a run folder or a .safetensors file")
+            raise ModelError("no model was given", cure="name a run folder or a .safetensors file")
         members = [load_model(Path(path)) for path in paths]
         coarse = None if locator is None else load_model(Path(locator))
-        return cls(members, device, settings, coarse)
+        return cls(members, device, settings, coarse, memory)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything but the model on which a label map depends, as JSON holds it."""
         values = asdict(self.config.inference)
-        for name in ("window_batch", "max_voxels"):  # of memory, not of the outcome
+        for name in MEMORY_ONLY:
             del values[name]
         settings = {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
         return settings | {"locator": None if self.locator is None else self.locator.fingerprint}
+
+    def require_attention(self) -> None:
+        """Refuse to give attention maps where a network has no gates.
+
+        Raises:
+            ModelError: One has none.
+        """
+        if not self.inferer.has_gates:
+            raise ModelError("this model has no attention gates", cure="leave attention maps out")
 
     def read(self, path: str | Path) -> Volume:
         """Read a scan as `predict` does; made for a thread that reads ahead."""
@@ -126,11 +163,10 @@ class Predictor:
         """
         return self.segment(scan if isinstance(scan, Volume) else self.read(scan)).segmentation
 
-    @torch.inference_mode()
     def segment(
         self, volume: Volume, *, probabilities: bool = False, attention: bool = False
     ) -> Prediction:
-        """Segment one scan and tell how.
+        """Segment one scan, with maps in memory: 4 bytes per voxel and map.
 
         Args:
             volume: The scan, in Hounsfield units.
@@ -138,138 +174,172 @@ class Predictor:
             attention: Give the gates' coefficients as well.
 
         Raises:
+            UserError: As `segment_into`.
+        """
+        kinds = ["probabilities"] * probabilities + ["attention"] * attention
+        kept: dict[str, _Arrays] = {}
+
+        def open_maps(kind: str, count: int) -> Maps:
+            kept[kind] = _Arrays(volume.grid.shape, count)
+            return kept[kind]
+
+        segmentation, record = self.segment_into(volume, kinds, open_maps)
+        return Prediction(segmentation, record, **{kind: kept[kind].array for kind in kept})
+
+    @torch.inference_mode()
+    def segment_into(
+        self,
+        volume: Volume,
+        kinds: Sequence[str],
+        open_maps: OpenMaps,
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> tuple[Segmentation, Record]:
+        """Segment one scan and hand its maps on while they are computed, a few planes at a time.
+
+        Args:
+            volume: The scan, in Hounsfield units.
+            kinds: "probabilities" of the foreground labels, "attention" of the gates, or both.
+            open_maps: Called for each kind when the first planes of it are there.
+            progress: Called with the share of the scan that is done, in [0, 1].
+
+        Raises:
             ModelError: The network gave NaN or infinity for this scan, or has no gates.
+            DeviceError: Less memory is free than this takes.
             torch.OutOfMemoryError: Not even one window fits the GPU.
         """
-        work = _Work(volume, probabilities, attention)
-        with work.watch.stage("preprocessing"):
+        if "attention" in kinds:
+            self.require_attention()
+        job = _Job(volume, kinds, open_maps, progress)
+        with job.watch.stage("preprocessing"):
             image = to_network_grid(volume, self.config.preprocessing, self.device)
-        box = None if self.locator is None else self._locate(work, image.grid)
+        box = None if self.locator is None else self._locate(job, image.grid)
+        labels = None
         if box is not None:
-            faces = Faces(box, image.grid.shape, len(self.labels))
+            faces = Faces(box, image.grid.shape)
             part = NetworkImage(image.tensor[:, *box], image.grid.cropped(box))
-            array, maps = self._answer(work, part, faces)
+            labels = self._label_map(job, part, faces)
             if faces.touched:
-                work.account.fallbacks.append("the answer reached the located box: whole scan")
-                box = None
-        if box is None:
-            array, maps = self._answer(work, image)
-        segmentation = Segmentation(array, volume.grid, self.labels, volume.geometry)
-        return Prediction(segmentation, self._record(work), *maps)
+                job.execution.fallbacks.append("the answer reached the located box: whole scan")
+                labels = None
+        if labels is None:
+            labels = self._label_map(job, image)
+        segmentation = Segmentation(labels, volume.grid, self.labels, volume.geometry)
+        return segmentation, self._record(job)
 
-    def _locate(self, work: "_Work", grid: Grid) -> Box | None:
+    def _locate(self, job: "_Job", grid: Grid) -> Box | None:
         """The box of `grid` where the locator sees labels; None: the whole must be done."""
         assert self.locator is not None
-        with work.watch.stage("locating"):
-            image = to_network_grid(
-                work.volume, self.locator.config.preprocessing, self.locator.device
-            )
-            account = Account()
-            slabs = self.locator.passes.slabs(image.tensor, account)
+        with job.watch.stage("locating"):
+            volume, coarse = job.volume, self.locator
+            image = to_network_grid(volume, coarse.config.preprocessing, coarse.device)
+            execution = Execution()
+            slabs = coarse.inferer.slabs(image.tensor, execution)
             labels = decide(slabs, image.grid, image.grid, sorted(self.labels))
-            work.account.fallbacks += [f"locator: {text}" for text in account.fallbacks]
-            box = box_around(labels, image.grid, grid, self.passes.window)
+            job.execution.fallbacks += [f"locator: {text}" for text in execution.fallbacks]
+            box = box_around(labels, image.grid, grid, self.inferer.window)
         if box is None:
-            work.account.fallbacks.append("the locator found nothing: whole scan")
+            job.execution.fallbacks.append("the locator found nothing: whole scan")
         return box
 
-    def _answer(
-        self, work: "_Work", image: NetworkImage, faces: Faces | None = None
-    ) -> tuple[LabelMap, list[Float32s | None]]:
-        """The label map of `image` on the scan's grid, and the maps that are wanted."""
-        everything = work.probabilities or work.attention
-        slabs = self.passes.slabs(
-            image.tensor, work.account, all_channels=everything, attention=work.attention
+    def _label_map(self, job: "_Job", image: NetworkImage, faces: Faces | None = None) -> LabelMap:
+        """The label map of `image` on the scan's grid; maps are handed on along the way."""
+        grid, values = job.volume.grid, sorted(self.labels)
+        wants_logits = "probabilities" in job.kinds
+        labels, maps = background(grid), _MapsOfOneRun(job.open_maps)
+        builder = ChunkBuilder(image.grid, grid, logits=wants_logits)
+        slabs = self.inferer.slabs(
+            image.tensor,
+            job.execution,
+            all_logits=wants_logits,
+            attention="attention" in job.kinds,
         )
-        slabs = work.watch.watch(slabs, work.volume.name)
-        slabs = slabs if faces is None else faces.watch(slabs)
-        maps: list[Float32s | None] = [None, None]
-        if everything:
-            with work.watch.stage("maps"):
-                kept = list(slabs)  # of the network's grid: small beside the maps asked for
-                maps = self._maps(work, kept, image.grid)
-            slabs = _first(kept, len(self.labels))
-        with work.watch.stage("decision"):
-            source, values = work.volume.grid, sorted(self.labels)
-            return decide(slabs, image.grid, source, values, self.keep_largest), maps
+        planes = image.grid.shape[2]
+        for slab in job.watch.items("network", slabs):
+            with job.watch.stage("network"):  # a GPU has finished only when the sum is known
+                _require_finite(slab, job.volume.name)
+            if faces is not None:
+                faces.note(slab)
+            for chunk in job.watch.items("decision", builder.add(slab)):
+                with job.watch.stage("decision"):
+                    choose(chunk, values, labels)
+                with job.watch.stage("maps"):
+                    self._hand_on(chunk, maps)
+            job.progress((slab.start + slab.logits.shape[3]) / planes)
+        with job.watch.stage("decision"):
+            keep_largest_(labels, self.keep_largest)
+        return labels
 
-    def _maps(self, work: "_Work", slabs: list[Slab], network: Grid) -> list[Float32s | None]:
-        """Foreground probabilities and attention on the source grid, those that are wanted."""
-        classes, source = len(self.labels), work.volume.grid
-        probabilities = attention = None
-        if work.probabilities:
-            probabilities = np.zeros((*source.shape, classes - 1), np.float32, order="F")
-            for box, logits in to_source_grid(_first(slabs, classes), network, source):
-                probabilities[box] = logits.softmax(0)[1:].permute(1, 2, 3, 0).cpu().numpy()
-        if work.attention:
-            count = slabs[0].logits.shape[0] - classes
-            if count == 0:
-                raise ModelError("this model has no attention gates; leave attention maps out")
-            attention = np.zeros((*source.shape, count), np.float32, order="F")
-            rest = [Slab(slab.start, slab.logits[classes:]) for slab in slabs]
-            for box, values in to_source_grid(rest, network, source):
-                attention[box] = values.clamp(0, 1).permute(1, 2, 3, 0).cpu().numpy()
-        return [probabilities, attention]
+    def _hand_on(self, chunk: Chunk, maps: "_MapsOfOneRun") -> None:
+        """Resample the chunk's maps to the scan's grid."""
+        if chunk.logits is not None:
+            for box, logits in chunk.resampled(chunk.logits):
+                maps.write("probabilities", box, self._probabilities(logits))
+        if chunk.attention is not None:
+            for box, values in chunk.resampled(chunk.attention):
+                maps.write("attention", box, values.clamp(0, 1))
 
-    def _record(self, work: "_Work") -> dict[str, Any]:
-        volume, account = work.volume, work.account
-        return {
-            "model": self.fingerprint,
-            "members": len(self.passes.networks),
-            "settings": self.settings,
-            "mode": account.mode,
-            "precision": account.precision,
-            "device": self.device.type,
-            "fallbacks": account.fallbacks,
-            "warnings": [*volume.warnings, *hounsfield_warnings(volume)],
-            "seconds": {name: round(value, 4) for name, value in work.watch.seconds.items()},
-        }
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        """Of the foreground labels (K - 1, i, j, k), from all logits (K, i, j, k)."""
+        return logits[1:].sigmoid() if self.activation == "sigmoid" else logits.softmax(0)[1:]
 
-
-class _Stopwatch:
-    """Seconds by stage; the network's share is taken out of what asks for its slabs."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        begin, network = time.perf_counter(), self.seconds.get("network", 0.0)
-        yield
-        waited = self.seconds.get("network", 0.0) - network
-        spent = time.perf_counter() - begin - waited
-        self.seconds[name] = self.seconds.get(name, 0.0) + spent
-
-    def watch(self, slabs: Iterator[Slab], name: str) -> Iterator[Slab]:
-        """The slabs, each seen to be finite."""
-        while True:
-            begin = time.perf_counter()
-            slab = next(slabs, None)
-            # NaN and infinity survive a sum: one pass, and the GPU has finished when it is known.
-            if slab is not None and not math.isfinite(float(slab.logits.sum())):
-                raise ModelError(
-                    f"{name}: the network gave NaN or infinity for this scan; check the scan's"
-                    " values and the model, or try --set inference.precision=float32"
-                )
-            spent = time.perf_counter() - begin
-            self.seconds["network"] = self.seconds.get("network", 0.0) + spent
-            if slab is None:
-                return
-            yield slab
+    def _record(self, job: "_Job") -> Record:
+        execution = job.execution
+        return Record(
+            model=self.fingerprint,
+            members=len(self.inferer.members),
+            settings=self.settings,
+            activation=self.activation,
+            mode=execution.mode,
+            precision=execution.precision,
+            memory_budget_gb=round(self.budget / 1e9, 1),
+            device=self.device.type,
+            fallbacks=execution.fallbacks,
+            warnings=[*job.volume.warnings, *hounsfield_warnings(job.volume)],
+            seconds={name: round(value, 4) for name, value in job.watch.seconds.items()},
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
+class _Job:
     """One scan, what is wanted of it, and what was done so far."""
 
     volume: Volume
-    probabilities: bool
-    attention: bool
-    account: Account = field(default_factory=Account)
-    watch: _Stopwatch = field(default_factory=_Stopwatch)
+    kinds: Sequence[str]
+    open_maps: OpenMaps
+    progress: Callable[[float], None]
+    execution: Execution = field(default_factory=Execution)
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
 
-def _first(slabs: list[Slab], classes: int) -> Iterator[Slab]:
-    """The class logits alone."""
-    for slab in slabs:
-        yield Slab(slab.start, slab.logits[:classes])
+class _MapsOfOneRun:
+    """Opens each kind of maps when the first values of it come."""
+
+    def __init__(self, open_maps: OpenMaps) -> None:
+        self._open_maps = open_maps
+        self._open: dict[str, Maps] = {}
+
+    def write(self, kind: str, box: Box, values: Tensor) -> None:
+        """Take the values (maps, i, j, k) in a box."""
+        if kind not in self._open:
+            self._open[kind] = self._open_maps(kind, len(values))
+        self._open[kind].write(box, values.cpu().numpy())
+
+
+class _Arrays:
+    """Maps in memory, (I, J, K, maps) in Fortran order."""
+
+    def __init__(self, shape: Size, count: int) -> None:
+        self.array: Float32s = np.zeros((*shape, count), np.float32, order="F")
+
+    def write(self, box: Box, values: Float32s) -> None:
+        self.array[box] = np.moveaxis(values, 0, -1)
+
+
+def _require_finite(slab: Slab, name: str) -> None:
+    # NaN and infinity survive a sum: one pass over the values.
+    if not math.isfinite(float(slab.logits.sum())):
+        raise ModelError(
+            "the network gave NaN or infinity for this scan",
+            path=name,
+            cure="check the scan's values and the model, or try --set inference.precision=float32",
+        )

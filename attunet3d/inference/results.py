@@ -32,7 +32,13 @@ from attunet3d.core import (
 )
 from attunet3d.imaging import Segmentation, read_label
 
+KINDS = "probabilities", "attention"  # of maps; also the names of their folders
 BEGUN = ".begun-"
+OTHER = {
+    "settings": "other settings",
+    "scan_checksum": "another scan",
+    "probabilities": "other probabilities",
+}
 SIDECAR_BYTES = 2_000_000  # far above any that is written
 
 
@@ -70,15 +76,14 @@ class CaseFiles:
         """The record of the case."""
         return self.folder / f"{self.case_id}.json"
 
-    @property
-    def probabilities(self) -> Path:
-        """The foreground labels' probabilities."""
-        return self.folder / "probabilities" / f"{self.case_id}.nii.gz"
+    def maps(self, kind: str) -> Path:
+        """The foreground labels' probabilities, or the gates' coefficients."""
+        return self.folder / kind / f"{self.case_id}.nii.gz"
 
     @property
-    def attention(self) -> Path:
-        """The gates' coefficients."""
-        return self.folder / "attention" / f"{self.case_id}.nii.gz"
+    def all(self) -> tuple[Path, ...]:
+        """Every file that a case may have."""
+        return self.mask, self.sidecar, *(self.maps(kind) for kind in KINDS)
 
     @property
     def begun(self) -> Path:
@@ -109,7 +114,7 @@ def case_files(folder: Path, case_id: str) -> CaseFiles:
 def sweep(folder: Path) -> None:
     """Delete what killed calls left half-written; files that others are writing stay."""
     files = case_files(folder, "any")
-    for path in (files.mask, files.probabilities, files.attention):
+    for path in files.all:
         whole_file.sweep(path.parent)
     for path in Path(folder).glob(f"{BEGUN}*"):
         if (path.parent / f"{path.name.removeprefix(BEGUN)}.json").exists():
@@ -148,17 +153,17 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path, SIDECAR_BYTES)
     except FileError as error:
-        raise WriteError(f"{error}; this is no sidecar") from None
+        raise WriteError(f"{error}; this is not a sidecar") from None
     parts = ("labels", "files", "settings")
     if not isinstance(content, dict) or not all(
         isinstance(content.get(part), dict) for part in parts
     ):
-        raise WriteError(f"{path}: a sidecar must hold labels, files and settings by name")
+        raise WriteError("is not a sidecar: it must hold labels, files and settings", path=path)
     return content
 
 
 def spare_others_work(files: CaseFiles, segmentation: Segmentation) -> None:
-    """Refuse to overwrite a label map that nothing shows to be ours; somebody's work, perhaps.
+    """Refuse to overwrite a label map that we cannot prove we wrote: it may be manual work.
 
     Raises:
         WriteError: There is one, and it differs from `segmentation`.
@@ -169,8 +174,9 @@ def spare_others_work(files: CaseFiles, segmentation: Segmentation) -> None:
         if np.array_equal(read_label(files.mask).array, segmentation.array):
             return  # ours, its sidecar taken away; or nothing is lost
     raise WriteError(
-        f"{files.mask}: is there already, has no sidecar and differs from the result;"
-        " move it away, or choose another output folder"
+        "is there already, has no sidecar and differs from the result",
+        path=files.mask,
+        cure="move it away, or choose another output folder",
     )
 
 
@@ -203,8 +209,9 @@ def is_done(files: CaseFiles, wanted: Sequence[Path], origin: Mapping[str, Any])
     for name, value in origin.items():
         if content.get(name) != value:
             raise WriteError(
-                f"{files.mask}: was made with another {name.replace('_', ' ')}; use --overwrite or"
-                " another output folder"
+                f"was made with {OTHER.get(name, f'another {name}')}",
+                path=files.mask,
+                cure="use --overwrite or another output folder",
             )
     return True
 
@@ -218,14 +225,18 @@ def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
         path.unlink(missing_ok=True)
 
 
-def reason(error: Exception) -> str:
+def reason(error: Exception, *, maps: bool = False) -> str:
     """One line that says why a case failed.
+
+    Args:
+        error: What was raised.
+        maps: Whether probabilities or attention maps were asked for, which take memory.
 
     Example:
         >>> reason(FileNotFoundError(2, "No such file or directory", "ct.nii.gz"))
         'ct.nii.gz: No such file or directory'
         >>> reason(MemoryError())
-        'out of memory (MemoryError); use a smaller window or another device'
+        'out of memory (MemoryError); use a smaller --memory, a smaller window or another device'
     """
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
@@ -234,7 +245,9 @@ def reason(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     kind = type(error).__name__
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "allocate memory" in text:
-        return f"out of memory ({kind}); use a smaller window or another device"
+        cure = "use a smaller --memory, a smaller window or another device"
+        cure = f"leave the probabilities and attention maps out, or {cure}" if maps else cure
+        return f"out of memory ({kind}); {cure}"
     return f"internal error ({kind}: {text}); please report it"
 
 

@@ -23,16 +23,18 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Slab:
-    """Final logits of some neighbouring planes.
+    """What the network says of consecutive planes.
 
     Args:
         start: The first plane's index along z (axis 2) of the network's grid.
         logits: (K, X, Y, n) for the planes start … start + n - 1, up to a number that all classes
             of a voxel share; K = 1 is the margin l1 - l0 of two classes.
+        attention: (maps, X, Y, n), the gates' coefficients, if they were asked for.
     """
 
     start: int
     logits: Tensor
+    attention: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import torch
 
 from attunet3d.core import find_config
 from attunet3d.imaging import read_volume, to_network_grid
-from attunet3d.inference import Account, Predictor, Slab, decide, parting
+from attunet3d.inference import Execution, Predictor, Slab, decide, deviation
 from attunet3d.models import build_network, checkpoint
 from benchmarks.gpu.timing import Result, Section, Setting, rounded
 
@@ -68,16 +68,16 @@ def correctness(setting: Setting) -> Section:
     network = checkpoint.load_model(model_path(setting)).network
     with torch.inference_mode():
         exact = network(image)  # (1, K, x, y, z)
-    passes = predictor(setting).passes
+    inferer = predictor(setting).inferer
 
     def against(dtype: torch.dtype) -> Result:
-        fast = passes.forward(dtype)(image.to(setting.device)).cpu()
+        fast = inferer.engine(dtype)(image.to(setting.device)).cpu()
         margin, reference = (part[:, 1] - part[:, 0] for part in (fast, exact))
         return {
             "relative_error": rounded(float((fast - exact).abs().max() / exact.abs().max())),
             "same_class": rounded(float(((margin > 0) == (reference > 0)).float().mean())),
             "foreground_share": rounded(float((reference > 0).float().mean())),
-            "parting": parting(fast, exact),
+            "deviation": deviation(fast, exact),
         }
 
     def exactly() -> Result:
@@ -108,10 +108,10 @@ def tensor_float_32(*, allowed: bool) -> Iterator[None]:
 
 def self_test(setting: Setting, image: torch.Tensor) -> Result:
     """What `infer` finds at its start, and what it then computes in."""
-    account = Account()
-    for _ in predictor(setting).passes.slabs(image[0].to(setting.device), account):
+    execution = Execution()
+    for _ in predictor(setting).inferer.slabs(image[0].to(setting.device), execution):
         pass
-    return {"precision": account.precision, "mode": account.mode, "fallbacks": account.fallbacks}
+    return vars(execution)
 
 
 def resampling(setting: Setting) -> Result:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from attunet3d.inference import Account, segment_cohort
+from attunet3d.inference import Execution, segment_cohort
 from attunet3d.models import checkpoint
 from benchmarks.gpu.convolutions import Convolutions
 from benchmarks.gpu.correctness import PATCH, SMALL_PATCH, model_path, predictor, scan_path
@@ -35,17 +35,17 @@ WINDOW_BATCHES = (1, 2, 4, 8)
 
 def passes(setting: Setting) -> Section:
     """Windows a second, passes over whole volumes, and the bare convolutions of both."""
-    part = predictor(setting, WHOLE).passes
+    part = predictor(setting, WHOLE).inferer
     size = SMALL_PATCH if setting.small else PATCH
     batches = WINDOW_BATCHES[:1] if setting.small else WINDOW_BATCHES
     for number in batches:
         x = torch.randn(number, 1, *size, device=setting.device)
-        yield f"windows, {number} a pass", lambda x=x: windows(setting, part.forward, x)
+        yield f"windows, {number} a pass", lambda x=x: windows(setting, part.engine, x)
     for name, shape in (SMALL_ABDOMENS if setting.small else ABDOMENS).items():
         image = torch.randn(1, *shape, device=setting.device)
         yield f"whole {name}", lambda image=image: whole(setting, image)
         if name in ("2 mm", "small"):
-            forward, x = part.forward(torch.bfloat16), padded(image, part.divisor)
+            forward, x = part.engine(torch.bfloat16), padded(image, part.divisor)
             yield f"operations {name}", lambda f=forward, x=x: kernels(lambda: f(x), setting.device)
 
 
@@ -80,17 +80,17 @@ def padded(image: torch.Tensor, divisor: tuple[int, int, int]) -> torch.Tensor:
 
 def whole(setting: Setting, image: torch.Tensor) -> Result:
     """The network alone over all, and the same as `infer` calls it."""
-    part = predictor(setting, WHOLE, "inference.precision=bfloat16").passes
-    forward, x, account = part.forward(torch.bfloat16), padded(image, part.divisor), Account()
+    part = predictor(setting, WHOLE, "inference.precision=bfloat16").inferer
+    forward, x, execution = part.engine(torch.bfloat16), padded(image, part.divisor), Execution()
 
     def as_infer_does() -> None:
-        for _ in part.slabs(image, account):
+        for _ in part.slabs(image, execution):
             pass
 
     with peak_memory(setting.device) as record:
         record |= milliseconds(timed(lambda: forward(x), setting))
     record["as_infer_does_ms"] = milliseconds(timed(as_infer_does, setting))["ms"]
-    return record | {"mode": account.mode, "fallbacks": sorted(set(account.fallbacks))}
+    return record | {"mode": execution.mode, "fallbacks": sorted(set(execution.fallbacks))}
 
 
 def bare(setting: Setting, image: torch.Tensor) -> Result:
@@ -121,7 +121,7 @@ def one_scan(setting: Setting, mode: str) -> Result:
     def work() -> None:
         prediction = model.segment(model.read(path))
         prediction.segmentation.save(target)
-        stages.append(prediction.record["seconds"])
+        stages.append(prediction.record.seconds)
 
     record = milliseconds(timed(work, setting, warm=2))
     names = stages[-1]

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attunet3d.core import Config, InferenceConfig, PreprocessingConfig, machine
 from attunet3d.imaging import network_grid, read_volume
-from attunet3d.inference import Predictor, case_files, window_starts, write_prediction
+from attunet3d.inference import Predictor, case_files, window_starts, write_case
 from attunet3d.models import AttentionUNet3D, save_model
 from benchmarks import measure
 from benchmarks.speed.clinical_scan import CLINICAL, SMALL, write_clinical_scan
@@ -68,7 +68,7 @@ def ours(
     def work() -> str:
         volume = predictor.read(scan)
         prediction = predictor.segment(volume)
-        write_prediction(files, prediction, volume, prediction.record)
+        write_case(files, prediction.segmentation, prediction.record)
         return str(files.mask)
 
     return work

@@ -28,7 +28,7 @@ def test_every_section_of_a_small_run_on_the_cpu_gives_numbers(tmp_path, capsys)
     found = content["sections"]
     assert found["learning"]["fit"]["steps_a_second"] > 0
     assert found["correctness"]["weights"] == "model"  # the one just trained
-    assert found["correctness"]["float32 without TF32"]["parting"] is None
+    assert found["correctness"]["float32 without TF32"]["deviation"] is None
     assert found["correctness"]["decision"]["different"] == 0
     assert found["cohort"]["cohort, whole"]["scans"] == 2
 

@@ -18,11 +18,10 @@ from attunet3d.datasets.listing import build_manifest
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging.scan_folder import find_scans
 from attunet3d.inference import cohort, results
-from attunet3d.inference.export import write_prediction
 from attunet3d.inference.predictor import Predictor
 from attunet3d.inference.results import case_files
 from attunet3d.training.cache import Recipe
-from tests.known_network import SHAPE, ball_volume, checkpoint, write_scan
+from tests.known_network import SHAPE, ball_volume, checkpoint, write_predicted, write_scan
 
 LABELS = {"0": "background", "1": "ball"}
 UPWARDS = ["..", "../x", "a/../../x", "../../../../../../etc/passwd", "./../x", "a/..", "..\\x"]
@@ -210,7 +209,7 @@ def test_scans_whose_names_differ_in_case_only_would_overwrite_each_other(tmp_pa
         Predictor([checkpoint()], "cpu"), find_scans(scans), tmp_path / "out"
     )
     assert outcome.done == ["other"]
-    assert "Case.nii.gz, case.nii.gz: are all called 'Case'" in outcome.failures["Case"]
+    assert "Case.nii.gz, case.nii.gz have the same case id 'Case'" in outcome.failures["Case"]
 
 
 def test_a_link_among_the_scans_gives_its_own_name(tmp_path):
@@ -232,9 +231,7 @@ def test_a_link_planted_among_the_results_is_replaced_and_not_followed(tmp_path,
     (out / name).parent.mkdir(parents=True)
     (out / name).symlink_to(victim)
     predictor, volume = Predictor([checkpoint()], "cpu"), ball_volume()
-    prediction = predictor.segment(volume, probabilities=True)
-    record = {**prediction.record, "settings": {}, "model": ""}
-    write_prediction(case_files(out, "a"), prediction, volume, record)
+    write_predicted(case_files(out, "a"), predictor, volume, ["probabilities"])
     assert victim.read_text() == "untouched"
     assert not (out / name).is_symlink()
 

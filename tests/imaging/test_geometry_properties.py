@@ -16,10 +16,9 @@ from scipy.spatial.transform import Rotation
 from attunet3d.core import whole_file
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import read_label, read_volume
-from attunet3d.inference.export import write_prediction
 from attunet3d.inference.predictor import Predictor
 from attunet3d.inference.results import case_files
-from tests.known_network import checkpoint
+from tests.known_network import checkpoint, write_predicted
 
 PREDICTOR = Predictor([checkpoint()], "cpu")
 FIELDS = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
@@ -112,12 +111,11 @@ def scans(draw):
 def test_the_grid_comes_out_bit_by_bit_and_the_ball_stays_where_it_is(tmp_path, scan):
     path = scan.save(tmp_path / "a.nii.gz")
     volume = read_volume(path)
-    prediction = PREDICTOR.segment(volume, probabilities=True)
     files = case_files(whole_file.make_folder(tmp_path / "out"), "a")
-    write_prediction(files, prediction, volume, {**prediction.record, "model": "", "settings": {}})
+    write_predicted(files, PREDICTOR, volume, ["probabilities"])
 
     source = nib.load(path)
-    for name in (files.mask, files.probabilities):
+    for name in (files.mask, files.maps("probabilities")):
         found = nib.load(name)
         assert type(found) is type(source)
         assert found.shape[:3] == source.shape

@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from attunet3d.core import command_line
+from attunet3d.core import ModelError, WriteError, command_line, locked_folder
 from attunet3d.core.config import Config
 from attunet3d.core.errors import DataError
 from attunet3d.datasets import Split
 from attunet3d.inference import results
-from attunet3d.inference.cohort import Wishes, find_cases, segment_cohort
+from attunet3d.inference.cohort import CohortOptions, segment_cohort
 from attunet3d.inference.predictor import Predictor
+from attunet3d.inference.scans import find_cases
 from attunet3d.models import checkpoint as checkpoints
+from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.build import build_network
 from attunet3d.pipelines import infer
 from tests.known_network import SETTINGS, ThresholdNetwork, ball, checkpoint, write_scan
@@ -53,8 +55,8 @@ def predictor(*settings, **changes):
     return Predictor([checkpoint(ThresholdNetwork(), **changes)], "cpu", settings)
 
 
-def segment(scans, out_dir, here=None, **wishes):
-    return segment_cohort(here or predictor(), find_cases(scans), out_dir, Wishes(**wishes))
+def segment(scans, out_dir, here=None, **options):
+    return segment_cohort(here or predictor(), find_cases(scans), out_dir, CohortOptions(**options))
 
 
 def assert_is_the_ball(folder, case_id):
@@ -77,8 +79,8 @@ def test_every_scan_is_done_and_told_of(scans, tmp_path, capsys):
     for name in outcome.done:
         assert_is_the_ball(tmp_path / "out", name)
     content = results.read_sidecar(tmp_path / "out" / "a.json")
-    assert len(content["scan_fingerprint"]) == 64
-    stages = {"reading", "preprocessing", "network", "decision", "writing"}
+    assert len(content["scan_checksum"]) == 64
+    stages = {"reading", "preprocessing", "network", "decision", "maps", "writing"}
     assert set(content["seconds"]) == stages
     assert "\r" not in capsys.readouterr().err  # no bar where there is no terminal
 
@@ -116,12 +118,59 @@ def test_results_of_another_model_or_setting_or_scan_are_kept(scans, tmp_path):
     assert set(outcome.failures) == {"a", "b", "-c"}
     assert "another model" in outcome.failures["a"]
     outcome = segment(scans, tmp_path / "out", predictor("inference.overlap=0.25"))
-    assert "another settings" in outcome.failures["a"]
+    assert "made with other settings" in outcome.failures["a"]
     noise = np.random.default_rng(0).integers(0, 90, ball().shape).astype(np.int16)
     write_scan(scans / "a.nii.gz", noise)
     outcome = segment(scans, tmp_path / "out")
     assert list(outcome.failures) == ["a"]
-    assert "another scan fingerprint" in outcome.failures["a"]
+    assert "made with another scan" in outcome.failures["a"]
+
+
+def test_two_calls_into_one_folder_are_kept_apart(scans, tmp_path):
+    refused = pytest.raises(WriteError, match="is in use by process")
+    with locked_folder(tmp_path / "out", "infer"), refused:
+        segment(scans, tmp_path / "out")
+    assert len(segment(scans, tmp_path / "out").done) == 3
+
+
+def test_a_scan_that_changes_while_it_is_read_is_not_filed_under_another_checksum(scans, tmp_path):
+    here = predictor()
+    read = here.read
+
+    def read_and_change(path):
+        volume = read(path)
+        if path.name == "a.nii.gz":
+            write_scan(path, ball(value=250))
+        return volume
+
+    here.read = read_and_change
+    outcome = segment(scans, tmp_path / "out", here)
+    assert "changed while it was read; run the call again" in outcome.failures["a"]
+    assert sorted(outcome.done) == ["-c", "b"]
+
+
+def test_attention_maps_of_a_model_without_gates_are_refused_once_for_all_scans(scans, tmp_path):
+    torch.manual_seed(0)
+    network = AttentionUNet3D(channels=(2, 4), gate="none").eval()
+    member = checkpoint(network, "network.channels=[2, 4]", "network.gate=none")
+    with pytest.raises(ModelError, match="no attention gates"):
+        segment(scans, tmp_path / "out", Predictor([member], "cpu"), attention=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_maps_of_a_scan_that_fails_leave_nothing_behind(scans, tmp_path):
+    class Failing(ThresholdNetwork):
+        def forward(self, x):
+            if self.calls > 3:
+                raise ZeroDivisionError("a bug")
+            return super().forward(x)
+
+    here = Predictor([checkpoint(Failing())], "cpu")
+    outcome = segment(scans, tmp_path / "out", here, probabilities=True, attention=True)
+    assert len(outcome.failures) == 3
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == [
+        "failures.json"
+    ]
 
 
 # --- what fails ------------------------------------------------------------------------------
@@ -139,8 +188,8 @@ def test_bad_scans_are_named_and_the_others_done(scans, tmp_path, caplog):
         json.loads((tmp_path / "out" / "failures.json").read_text(encoding="utf-8"))
         == outcome.failures
     )
-    said = {record.case for record in caplog.records if record.levelname == "ERROR"}
-    assert said == {"torn", "text", "gone"}
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert {record.case for record in errors} == {"torn", "text", "gone"}
     assert all(str(scans) in outcome.failures[name] for name in ("torn", "text", "gone"))
 
 
@@ -277,7 +326,8 @@ def test_a_manifest_gives_its_test_cases_or_what_the_model_did_not_see(scans, tm
 def test_sidecars_say_whether_the_model_was_trained_on_a_case(scans, tmp_path, caplog):
     split = Split(roles={"a": "training", "b": "validation"}, rest="none")
     segment_cohort(predictor(), find_cases(scans), tmp_path / "out", split=split)
-    assert "1 of 3 cases were seen in training, which flatters the scores: a" in caplog.text
+    said = caplog.text
+    assert "1 of 3 cases were seen in training, which flatters the scores: a" in said
     roles = {"a": "training", "b": "validation", "-c": "none"}
     for case_id, role in roles.items():
         sidecar = results.read_sidecar(tmp_path / "out" / f"{case_id}.json")
@@ -329,18 +379,18 @@ def test_killed_calls_leave_whole_files_and_are_finished(model, tmp_path):
     for wanted in (2, 6):  # sidecars to wait for before the kill
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
-        while len(list(out_dir.glob("*.json"))) < wanted and process.poll() is None:
+        while len(list(out_dir.glob("case_*.json"))) < wanted and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         for path in out_dir.glob("**/*.nii.gz"):
             np.asarray(nibabel.load(path).dataobj)  # opens, whole
-        done = [path for path in out_dir.glob("*.json") if results.read_sidecar(path)]
+        done = [path for path in out_dir.glob("case_*.json") if results.read_sidecar(path)]
         assert len(done) >= finished
         finished = len(done)
-    kept = {path: path.stat().st_mtime_ns for path in out_dir.glob("*.json")}
+    kept = {path: path.stat().st_mtime_ns for path in out_dir.glob("case_*.json")}
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
-    assert len(list(out_dir.glob("*.json"))) == 12
+    assert len(list(out_dir.glob("case_*.json"))) == 12
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # none was repeated
     assert not Path(out_dir, "failures.json").exists()

@@ -1,36 +1,27 @@
-"""The way back: labels through the network's grid and home again, streamed in any portions."""
-
-from itertools import permutations, product
+"""The way back: labels through the network's grid and back again, streamed in any portions."""
 
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.preprocessing import label_to_network_grid
 from attunet3d.imaging.volume import Volume
-from attunet3d.inference import decision
-from attunet3d.inference.decision import decide, to_source_grid
+from attunet3d.inference import chunks
+from attunet3d.inference.chunks import ChunkBuilder
+from attunet3d.inference.decision import decide
 from attunet3d.inference.sliding_window import Slab
-
-OBLIQUE = np.linalg.qr(np.array([[1.0, 0.25, 0.1], [-0.25, 1.0, 0.2], [-0.1, -0.2, 1.0]]))[0]
-OBLIQUE = OBLIQUE * np.sign(np.diag(OBLIQUE))
-SHEARED = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.3], [0.0, 0.0, 1.0]])
-STRAIGHT = np.eye(3)
-TURNS = {"straight": STRAIGHT, "oblique": OBLIQUE, "sheared": SHEARED}
-ORDERS = [
-    np.eye(3)[:, order] * signs
-    for order in permutations(range(3))
-    for signs in product((1, -1), repeat=3)
-]
-
-
-def make_grid(shape, spacing, turn=STRAIGHT, order=STRAIGHT):
-    affine = np.eye(4)
-    affine[:3, :3] = turn @ order @ np.diag(spacing)
-    affine[:3, 3] = (40.0, -12.5, 700.0)
-    return Grid(shape, affine)
+from tests.inference.grids import (
+    OBLIQUE,
+    ORDERS,
+    TURNS,
+    assembled,
+    make_grid,
+    reference,
+    resampled,
+    slabs,
+    smooth,
+)
 
 
 def lobulated(grid):
@@ -42,39 +33,6 @@ def lobulated(grid):
     radius = np.sqrt(x**2 + y**2 + z**2) + 1e-9
     lumps = 3 * np.cos(4 * np.arctan2(y, x)) * np.sin(3 * np.arccos(z / radius))
     return np.asfortranarray(radius < 18 + lumps).astype(np.uint8, order="F")
-
-
-def smooth(shape, seed=0, sigma=1.5):
-    values = np.random.default_rng(seed).normal(size=shape)
-    return torch.from_numpy(ndimage.gaussian_filter(values, sigma) * 10).float()
-
-
-def slabs(logits, size):
-    return [
-        Slab(start, logits[..., start : start + size]) for start in range(0, logits.shape[-1], size)
-    ]
-
-
-def assembled(pieces, source, channels):
-    """All pieces in their places, and how often each voxel was covered."""
-    whole, seen = torch.full((channels, *source.shape), torch.nan), torch.zeros(source.shape)
-    for box, logits in pieces:
-        assert tuple(logits.shape[1:]) == tuple(part.stop - part.start for part in box)
-        whole[(slice(None), *box)] = logits
-        seen[box] += 1
-    return whole, seen
-
-
-def reference(logits, network, source):
-    """Linear in float64 by full affines and scipy: (K, I, J, K)."""
-    index = np.stack(np.meshgrid(*map(np.arange, source.shape), indexing="ij"), -1)
-    where = np.moveaxis(network.to_index(source.to_world(index)), -1, 0)
-    return np.stack(
-        [
-            ndimage.map_coordinates(part.double().numpy(), where, order=1, mode="nearest")
-            for part in logits
-        ]
-    )
 
 
 @pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS.keys())
@@ -100,7 +58,7 @@ def test_agrees_with_float64(order, network_shape):
     logits = torch.stack([smooth(network_shape, seed) for seed in range(3)])
     before = logits.clone()
     wanted = reference(logits, network, source)
-    found, seen = assembled(to_source_grid(slabs(logits, 4), network, source), source, 3)
+    found, seen = assembled(resampled(slabs(logits, 4), network, source), source, 3)
     assert (seen == 1).all()
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-4)
     labels = decide(slabs(logits, 4), network, source, [0, 1, 2])
@@ -116,13 +74,13 @@ def test_portions_do_not_matter_to_the_last_bit(order, channels, monkeypatch):
     values = [0, 1] if channels == 1 else [0, 4, 9]
     logits = torch.stack([smooth(network.shape, seed) for seed in range(channels)])
     one_shot = decide([Slab(0, logits)], network, source, values)
-    whole, _ = assembled(to_source_grid([Slab(0, logits)], network, source), source, channels)
+    whole, _ = assembled(resampled([Slab(0, logits)], network, source), source, channels)
     assert set(np.unique(one_shot)) == set(values)
     for size, limit in ((1, 10**6), (2, 500), (5, 1), (7, 3000)):
-        monkeypatch.setattr(decision, "TABLE_VALUES", limit)
-        monkeypatch.setattr(decision, "PIECE_VALUES", limit)
+        monkeypatch.setattr(chunks, "TABLE_VALUES", limit)
+        monkeypatch.setattr(chunks, "PIECE_VALUES", limit)
         assert np.array_equal(decide(slabs(logits, size), network, source, values), one_shot)
-        parts = to_source_grid(slabs(logits, size), network, source)
+        parts = resampled(slabs(logits, size), network, source)
         assert torch.equal(assembled(parts, source, channels)[0], whole)
 
 
@@ -131,7 +89,7 @@ def test_labels_are_the_argmax_of_the_resampled_logits():
     network = source.oriented("RAS").with_spacing((1.4, 1.4, 1.4))
     logits = torch.stack([smooth(network.shape, seed, 1.0) for seed in range(14)])
     values = [0, *range(3, 200, 15)][:14]
-    whole, _ = assembled(to_source_grid(slabs(logits, 6), network, source), source, 14)
+    whole, _ = assembled(resampled(slabs(logits, 6), network, source), source, 14)
     labels = decide(slabs(logits, 6), network, source, values)
     assert np.mean(labels == np.array(values)[whole.argmax(0).numpy()]) >= 0.9999
     assert len(np.unique(labels)) == 14
@@ -161,7 +119,7 @@ def test_ties_go_to_the_lowest_class():
 def test_same_grid_is_not_interpolated(dtype):
     grid = make_grid((9, 8, 7), (1.0, 1.0, 2.0))
     logits = smooth((3, 9, 8, 7), sigma=0).to(dtype)
-    whole, _ = assembled(to_source_grid(slabs(logits, 2), grid, grid), grid, 3)
+    whole, _ = assembled(resampled(slabs(logits, 2), grid, grid), grid, 3)
     assert torch.equal(whole, logits.float())
     labels = decide(slabs(logits, 2), grid, grid, [0, 1, 2])
     assert np.array_equal(labels, logits.float().argmax(0).numpy())
@@ -174,7 +132,7 @@ def test_outside_the_networks_grid_is_background():
     labels = decide(slabs(torch.ones(1, *network.shape), 2), network, source, [0, 6])
     assert (labels[box] == 6).all()
     assert (labels == 6).sum() == 10 * 9 * 11
-    for place, _ in to_source_grid(slabs(torch.ones(1, *network.shape), 2), network, source):
+    for place, _ in resampled(slabs(torch.ones(1, *network.shape), 2), network, source):
         assert all(a.start <= b.start < b.stop <= a.stop for a, b in zip(box, place, strict=True))
 
 
@@ -203,13 +161,41 @@ def test_largest_component_of_each_label():
 
 
 def test_pieces_of_many_classes_stay_small(monkeypatch):
-    monkeypatch.setattr(decision, "PIECE_VALUES", 100_000)
+    monkeypatch.setattr(chunks, "PIECE_VALUES", 100_000)
     source = make_grid((40, 40, 12), (1.0, 1.0, 1.0))
     network = source.resized((10, 10, 6))
-    pieces = to_source_grid(slabs(torch.zeros(118, 10, 10, 6), 6), network, source)
+    pieces = resampled(slabs(torch.zeros(118, 10, 10, 6), 6), network, source)
     sizes = [logits.numel() for _, logits in pieces]
     assert max(sizes) <= 100_000
     assert sum(sizes) == 118 * 40 * 40 * 12
+
+
+@pytest.mark.parametrize(
+    ("shift", "wanted"), [(0.0009, [1, 1, 1, 1, 1, 0]), (0.05, [0, 1, 1, 1, 1, 0])]
+)
+def test_voxels_whose_centres_lie_on_the_outer_face_belong_to_the_grid(shift, wanted):
+    # The network's voxels reach from -0.5 to 3.5: a centre on the face, up to rounding, is inside.
+    network = Grid((4, 1, 1), np.eye(4))
+    affine = np.eye(4)
+    affine[0, 3] = -0.5 - shift
+    source = Grid((6, 1, 1), affine)
+    labels = decide([Slab(0, torch.ones(1, 4, 1, 1))], network, source, [0, 1])
+    assert labels.ravel().tolist() == wanted
+
+
+def test_attention_is_resampled_beside_the_logits():
+    source = make_grid((14, 12, 10), (1.0, 1.0, 1.0), order=ORDERS[7])
+    network = source.oriented("RAS").resized((8, 7, 6))
+    logits, maps = smooth((2, 8, 7, 6)), smooth((3, 8, 7, 6), seed=1)
+    builder, pieces = ChunkBuilder(network, source), []
+    for start in (0, 2, 4):
+        slab = Slab(start, logits[..., start : start + 2], maps[..., start : start + 2])
+        for chunk in builder.add(slab):
+            assert chunk.logits is None
+            pieces += [(box, part.clone()) for box, part in chunk.resampled(chunk.attention)]
+    found, seen = assembled(pieces, source, 3)
+    assert (seen == 1).all()
+    np.testing.assert_allclose(found.numpy(), reference(maps, network, source), atol=1e-4)
 
 
 @pytest.mark.gpu

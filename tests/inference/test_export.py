@@ -9,13 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from attunet3d.core import DataError, command_line
+from attunet3d.core import DataError, SettingsError, command_line
+from attunet3d.imaging.maps import MapReader
 from attunet3d.inference import results
-from attunet3d.inference.export import Rule, choose, export_labels, write_prediction
+from attunet3d.inference.export import Rule, choose_labels, export_labels
 from attunet3d.inference.predictor import Predictor
 from attunet3d.inference.results import case_files
 from attunet3d.pipelines import export as pipeline
-from tests.known_network import AFFINE, ThresholdNetwork, ball, checkpoint, write_scan
+from tests.known_network import (
+    AFFINE,
+    ThresholdNetwork,
+    ball,
+    checkpoint,
+    write_predicted,
+    write_scan,
+)
 
 
 def predicted(folder, threshold=1.0, array=None, case_id="case"):
@@ -24,10 +32,9 @@ def predicted(folder, threshold=1.0, array=None, case_id="case"):
     scan = write_scan(folder.parent / f"{case_id}.nii.gz", array)
     predictor = Predictor([checkpoint(ThresholdNetwork(threshold))], "cpu")
     volume = predictor.read(scan)
-    prediction = predictor.segment(volume, probabilities=True, attention=True)
-    files = case_files(folder, case_id)
-    write_prediction(files, prediction, volume, prediction.record)
-    return prediction
+    kinds = ["probabilities", "attention"]
+    write_predicted(case_files(folder, case_id), predictor, volume, kinds)
+    return predictor.segment(volume, probabilities=True, attention=True)
 
 
 def mask(folder, case_id="case"):
@@ -47,15 +54,15 @@ def test_written_case_reads_back(tmp_path):
     files = case_files(tmp_path / "out", "case")
     assert np.array_equal(mask(tmp_path / "out"), prediction.segmentation.array)
     for path, array in (
-        (files.probabilities, prediction.probabilities),
-        (files.attention, prediction.attention),
+        (files.maps("probabilities"), prediction.probabilities),
+        (files.maps("attention"), prediction.attention),
     ):
         image = nibabel.load(path)
         assert np.array_equal(image.affine, AFFINE)
         stored = np.asarray(image.dataobj).reshape(array.shape, order="F")
         assert np.allclose(stored, array, atol=0.003)
     content = results.read_sidecar(files.sidecar)
-    wanted = [files.mask, files.probabilities, files.attention]
+    wanted = [files.mask, *(files.maps(kind) for kind in results.KINDS)]
     assert results.intact(files, content, wanted)
     assert content["seconds"]["writing"] > 0
     assert not list(tmp_path.glob("out/**/.*"))  # no temporary file is left
@@ -75,10 +82,11 @@ def test_sidecar_is_not_written_when_the_mask_cannot_be(tmp_path):
 def test_choice_by_hand():
     liver = np.array([0.5, 0.2, 0.45, 0.3, 0.0], np.float32)
     spleen = np.array([0.1, 0.3, 0.45, 0.3, 0.0], np.float32)
+    organs = np.stack([liver, spleen])
     #      background  0.4  0.5  0.1   0.4  1.0
-    assert choose([liver, spleen], [2, 9], [None, None]).tolist() == [2, 0, 2, 0, 0]
-    assert choose([liver, spleen], [2, 9], [None, 0.3]).tolist() == [2, 9, 2, 9, 0]
-    assert choose([liver, spleen], [2, 9], [0.3, 0.3]).tolist() == [2, 9, 2, 2, 0]
+    assert choose_labels(organs, [2, 9], [None, None]).tolist() == [2, 0, 2, 0, 0]
+    assert choose_labels(organs, [2, 9], [None, 0.3]).tolist() == [2, 9, 2, 9, 0]
+    assert choose_labels(organs, [2, 9], [0.3, 0.3]).tolist() == [2, 9, 2, 2, 0]
 
 
 @given(arrays.arrays(np.float32, (3, 20), elements=st.floats(-9, 9, width=32)))
@@ -87,7 +95,7 @@ def test_choice_without_thresholds_is_the_arg_max(logits):
     probabilities = shifted / shifted.sum(0)
     top = np.sort(probabilities, axis=0)
     clear = top[-1] - top[-2] > 1e-5
-    found = choose(list(probabilities[1:].astype(np.float32)), [1, 2], [None, None])
+    found = choose_labels(probabilities[1:].astype(np.float32), [1, 2], [None, None])
     assert np.array_equal(found[clear], probabilities.argmax(0)[clear])
 
 
@@ -96,12 +104,12 @@ def test_thresholds_are_read_and_checked():
     assert rule.for_labels({0: "background", 3: "liver", 1: "spleen"}) == [0.3, 0.6]
     assert Rule.parse([]).for_labels({0: "background", 1: "spleen"}) == [None]
     for text in ("x", "liver=", "liver=a"):
-        with pytest.raises(DataError, match=r"write NAME=0\.3"):
+        with pytest.raises(SettingsError, match=r"write NAME=0\.3"):
             Rule.parse([text])
     for text in ("0", "1.5", "-1", "nan", "liver=0"):
-        with pytest.raises(DataError, match="above 0 and at most 1"):
+        with pytest.raises(SettingsError, match=f"^--threshold {text}: must be above 0"):
             Rule.parse([text])
-    with pytest.raises(DataError, match="no such label"):
+    with pytest.raises(SettingsError, match="no such label; the labels are liver"):
         Rule.parse(["lever=0.5"]).for_labels({0: "background", 1: "liver"})
 
 
@@ -178,13 +186,76 @@ def test_wrong_folders_are_refused(tmp_path):
         export_labels([tmp_path / "empty"], tmp_path / "out", Rule())
 
 
-def test_pipeline(tmp_path, capsys):
+def test_what_another_rule_or_other_probabilities_made_is_kept_unless_asked(tmp_path):
     predicted(tmp_path / "in", array=graded())
-    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--threshold", "0.9"]
-    assert command_line.run(pipeline.main, arguments) == 0
+    folders, out = [tmp_path / "in"], tmp_path / "out"
+    export_labels(folders, out, Rule.parse(["0.2"]))
+    before = (out / "case.nii.gz").read_bytes()
+    assert export_labels(folders, out, Rule.parse(["0.2"])).skipped == ["case"]
+    for rule in (Rule(), Rule.parse(["0.2"], keep_largest=["ball"])):
+        assert (
+            "was made with other settings; use --over"
+            in (export_labels(folders, out, rule).failures["case"])
+        )
+    predicted(tmp_path / "in", threshold=1.5, array=graded())
+    outcome = export_labels(folders, out, Rule.parse(["0.2"]))
+    assert "was made with other probabilities; use --over" in outcome.failures["case"]
+    assert (out / "case.nii.gz").read_bytes() == before
+    assert export_labels(folders, out, Rule.parse(["0.2"]), overwrite=True).done == ["case"]
+    assert (out / "case.nii.gz").read_bytes() != before
+
+
+def test_a_sigmoid_per_label_counts_from_one_half():
+    p = np.array([[0.6, 0.4, 0.55], [0.7, 0.3, 0.2]], np.float32)
+    assert choose_labels(p, [1, 2], [None, None], "sigmoid").tolist() == [2, 0, 1]
+    assert choose_labels(p, [1, 2], [0.3, None], "sigmoid").tolist() == [2, 1, 1]
+
+
+def test_no_rule_gives_the_mask_of_a_model_with_a_sigmoid_per_label(tmp_path):
+    (tmp_path / "in").mkdir()
+    scan = write_scan(tmp_path / "case.nii.gz", graded())
+    predictor = Predictor([checkpoint(ThresholdNetwork(1.5), "training.loss=bce")], "cpu")
+    files = case_files(tmp_path / "in", "case")
+    write_predicted(files, predictor, predictor.read(scan), ["probabilities"])
+    export_labels([tmp_path / "in"], tmp_path / "out", Rule())
+    assert np.array_equal(mask(tmp_path / "out"), mask(tmp_path / "in"))
+    assert mask(tmp_path / "out").any()
+
+
+def test_memory_holds_a_plane_of_all_labels_and_not_the_maps(tmp_path, monkeypatch):
+    predicted(tmp_path / "in", array=graded())
+    shapes = []
+    plane = MapReader.plane
+    monkeypatch.setattr(
+        MapReader, "plane", lambda self, k: shapes.append(found := plane(self, k)) or found
+    )
+    export_labels([tmp_path / "in"], tmp_path / "out", Rule())
+    assert {array.shape for array in shapes} == {(1, *ball().shape[:2])}
+    assert len(shapes) == ball().shape[2]
+
+
+def run(*arguments):
+    return command_line.run(pipeline.main, [str(argument) for argument in arguments])
+
+
+def test_command(tmp_path, capsys):
+    predicted(tmp_path / "in", array=graded())
+    arguments = [tmp_path / "in", tmp_path / "out", "--threshold", "0.9"]
+    assert run(*arguments) == 0
     assert "1 done" in capsys.readouterr().err
     (tmp_path / "in" / "probabilities" / "case.nii.gz").unlink()
-    assert command_line.run(pipeline.main, arguments) == 1
+    assert run(*arguments) == 1
     assert "case: error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threshold", ["0", "lever=0.3", "ball=x"])
+def test_a_wrong_threshold_is_told_once_as_it_was_typed(tmp_path, capsys, threshold):
+    for case_id in ("a", "b"):
+        predicted(tmp_path / "in", case_id=case_id)
+    assert run(tmp_path / "in", tmp_path / "out", "--threshold", threshold) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--threshold {threshold.removesuffix('=0.3')}" in line
+    assert not (tmp_path / "out").exists()
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out")]
     with pytest.raises(SystemExit):
         pipeline.main([*arguments, "--format", "dicom-seg"])

@@ -95,17 +95,10 @@ def test_faces_are_touched_only_where_the_image_goes_on(voxel, classes):
         (inside, (11, 11, 11), True),
         (((slice(0, 5),) * 3), (5, 5, 5), False),  # the box is the image
     ]:
-        faces = Faces(box, shape, classes)
-        slabs = [Slab(0, margin[..., :2]), Slab(2, margin[..., 2:])]
-        assert [slab.start for slab in faces.watch(iter(slabs))] == [0, 2]
+        faces = Faces(box, shape)
+        for slab in (Slab(0, margin[..., :2]), Slab(2, margin[..., 2:])):
+            faces.note(slab)
         assert faces.touched is touched
-
-
-def test_channels_after_the_classes_do_not_touch():
-    logits = torch.cat([torch.zeros(1, 3, 3, 3), -torch.ones(1, 3, 3, 3), torch.ones(2, 3, 3, 3)])
-    faces = Faces((slice(1, 4),) * 3, (9, 9, 9), classes=2)
-    list(faces.watch(iter([Slab(0, logits)])))
-    assert not faces.touched
 
 
 # --- the predictor -----------------------------------------------------------------------------
@@ -118,9 +111,9 @@ def test_located_answer_is_that_of_the_whole_at_a_fraction_of_the_voxels():
     prediction = here.segment(volume, probabilities=True)
     assert np.array_equal(prediction.segmentation.array == 5, volume.array == 300)
     assert fine.voxels < 0.35 * volume.array.size
-    assert prediction.record["fallbacks"] == []
-    assert prediction.record["seconds"]["locating"] > 0
-    assert prediction.record["settings"]["locator"] == "f" * 64
+    assert prediction.record.fallbacks == []
+    assert prediction.record.seconds["locating"] > 0
+    assert prediction.record.settings["locator"] == "f" * 64
     assert prediction.probabilities is not None
     assert prediction.probabilities[0, 0, 0, 0] == 0  # outside the box
 
@@ -131,7 +124,7 @@ def test_empty_coarse_answer_falls_back_to_the_whole():
     prediction = predictor(fine, ThresholdNetwork(threshold=99.0)).segment(volume)
     assert np.array_equal(prediction.segmentation.array == 5, volume.array == 300)
     assert fine.voxels >= volume.array.size
-    assert prediction.record["fallbacks"] == ["the locator found nothing: whole scan"]
+    assert prediction.record.fallbacks == ["the locator found nothing: whole scan"]
 
 
 def test_answer_that_reaches_the_box_falls_back_to_the_whole():
@@ -139,7 +132,7 @@ def test_answer_that_reaches_the_box_falls_back_to_the_whole():
     volume = two_balls(apart_mm=32)
     prediction = predictor(ThresholdNetwork(), ThresholdNetwork(threshold=2.0)).segment(volume)
     assert np.array_equal(prediction.segmentation.array == 5, volume.array > 100)
-    assert prediction.record["fallbacks"] == ["the answer reached the located box: whole scan"]
+    assert prediction.record.fallbacks == ["the answer reached the located box: whole scan"]
 
 
 def test_what_lies_apart_from_the_box_is_left_out():

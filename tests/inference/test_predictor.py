@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from attunet3d.core import ModelError, machine
+from attunet3d.core import DeviceError, ModelError, machine
 from attunet3d.core.model_config import NetworkConfig
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Volume
-from attunet3d.inference import passes
-from attunet3d.inference.engine import average, mirrored, prepare
-from attunet3d.inference.passes import memory_bytes
+from attunet3d.inference import memory
+from attunet3d.inference.engine import average, make_engine, mirrored
+from attunet3d.inference.memory import pass_bytes
 from attunet3d.inference.predictor import Predictor
 from attunet3d.models.attention_unet import AttentionUNet3D
 from tests.known_network import SHAPE, ThresholdNetwork, ball, ball_volume, checkpoint, dice
 
 
-def predictor(*settings, network=None, **changes):
-    return Predictor([checkpoint(network, **changes)], "cpu", settings)
+def predictor(*settings, network=None, memory=None, **changes):
+    return Predictor([checkpoint(network, **changes)], "cpu", settings, memory=memory)
 
 
 class Broken(ThresholdNetwork):
@@ -93,13 +93,13 @@ def test_models_are_averaged_in_their_logits():
 
 def test_record_tells_what_was_done():
     record = predictor("inference.overlap=0.25").segment(ball_volume()).record
-    assert record["model"] == "f" * 64
-    assert record["settings"]["overlap"] == 0.25
-    assert record["settings"]["window"] == [16, 16, 16]  # the training patch
-    assert (record["mode"], record["precision"], record["device"]) == ("window", "float32", "cpu")
-    assert record["fallbacks"] == []
-    assert set(record["seconds"]) == {"preprocessing", "network", "decision"}
-    assert all(seconds >= 0 for seconds in record["seconds"].values())
+    assert record.model == "f" * 64
+    assert record.settings["overlap"] == 0.25
+    assert record.settings["window"] == [16, 16, 16]  # the training patch
+    assert (record.mode, record.precision, record.device) == ("window", "float32", "cpu")
+    assert record.fallbacks == []
+    assert set(record.seconds) == {"preprocessing", "network", "decision", "maps"}
+    assert all(seconds >= 0 for seconds in record.seconds.values())
 
 
 def test_settings_that_change_no_label_map_do_not_count():
@@ -110,7 +110,7 @@ def test_settings_that_change_no_label_map_do_not_count():
 def test_warnings_of_the_scan_are_passed_on():
     scan = ball_volume()
     volume = Volume(scan.array, scan.grid, warnings=("odd header",), name="odd.nii.gz")
-    assert "odd header" in predictor().segment(volume).record["warnings"]
+    assert "odd header" in predictor().segment(volume).record.warnings
 
 
 def test_several_threads_may_call():
@@ -160,41 +160,127 @@ def test_attention_maps_are_those_of_the_network():
     assert np.array_equal(prediction.segmentation.array == 5, volume.array == 300)
 
 
-def test_attention_of_a_network_without_gates_is_refused():
-    class Plain(ThresholdNetwork):
-        def forward_with_attention(self, x):
-            return self(x), []
+def test_attention_of_a_network_without_gates_is_refused_before_it_runs():
+    network = AttentionUNet3D(channels=(2, 4), gate="none").eval()
+    member = checkpoint(network, "network.channels=[2, 4]", "network.gate=none")
+    plain = Predictor([member], "cpu")
+    plain.inferer.slabs = None  # never called
+    with pytest.raises(ModelError, match="no attention gates; leave attention maps out"):
+        plain.segment(ball_volume(), attention=True)
+    predictor().require_attention()
 
-    with pytest.raises(ModelError, match="no attention gates"):
-        predictor(network=Plain()).segment(ball_volume(), attention=True)
+
+def test_maps_are_handed_on_while_they_are_computed_and_cover_the_scan_once():
+    volume, seen, shares = ball_volume(), np.zeros(SHAPE), []
+    wanted = predictor().segment(volume, probabilities=True).probabilities
+
+    class Kept:
+        def write(self, box, values):
+            seen[box] += 1
+            np.testing.assert_array_equal(values[0], wanted[box][..., 0])
+
+    predictor().segment_into(volume, ["probabilities"], lambda kind, count: Kept(), shares.append)
+    assert (seen == 1).all()
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_a_sigmoid_per_class_gives_sigmoid_probabilities_and_labels_above_one_half():
+    # Logits (5, x - 1): the background's own sigmoid decides nothing.
+    class Independent(ThresholdNetwork):
+        def forward(self, x):
+            logits = super().forward(x)
+            logits[:, 0] = 5.0
+            return logits
+
+    member = checkpoint(Independent(), "training.loss=bce")
+    here, volume = Predictor([member], "cpu"), ball_volume()
+    prediction = here.segment(volume, probabilities=True)
+    sigmoid = 1 / (1 + np.exp(1 - volume.array / 100.0))
+    assert np.allclose(prediction.probabilities[..., 0], sigmoid, atol=1e-5)
+    assert np.array_equal(prediction.segmentation.array == 5, sigmoid > 0.5)
+    assert np.array_equal(here.predict(volume).array == 5, sigmoid > 0.5)  # through the margin
+    assert prediction.record.activation == "sigmoid"
 
 
 # --- the way taken ---------------------------------------------------------------------------
 
 
-def test_whole_that_does_not_fit_is_done_in_windows(monkeypatch):
-    monkeypatch.setattr(passes, "available_bytes", lambda device: 1000)
+def attention_unet(*settings, norm="batch", memory=24 * 10**9):
+    torch.manual_seed(0)
+    network = AttentionUNet3D(channels=(2, 4), norm=norm).eval()
+    own = ["network.channels=[2, 4]", f"network.norm={norm}"]
+    return Predictor([checkpoint(network, *own)], "cpu", settings, memory=memory)
+
+
+def mode(here):
+    return here.segment(ball_volume()).record.mode
+
+
+def test_one_pass_is_the_default_where_the_budget_allows_it_and_windows_elsewhere(monkeypatch):
+    need = attention_unet().inferer.pass_bytes(ball().size)
+    assert mode(attention_unet()) == "whole"
+    assert mode(attention_unet(memory=round(need / 0.5 + 1))) == "whole"
+    assert mode(attention_unet(memory=round(need / 0.5 - 1))) == "window"
+    assert mode(attention_unet("inference.mode=window")) == "window"
+    monkeypatch.setattr(memory, "available_bytes", lambda device: need + 1)
+    assert mode(attention_unet()) == "whole"  # whatever is free
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_networks_that_normalise_over_their_input_see_windows_unless_told_otherwise(norm):
+    assert mode(attention_unet(norm=norm)) == "window"
+    assert mode(attention_unet("inference.mode=whole", norm=norm)) == "whole"
+
+
+def test_networks_of_which_nothing_is_known_see_windows_unless_told_otherwise():
+    assert mode(predictor()) == "window"
+    assert mode(predictor("inference.mode=whole")) == "whole"
+
+
+def test_the_default_budget_is_the_class_of_the_machine_and_the_record_tells_it(monkeypatch):
+    monkeypatch.setattr(memory, "total_bytes", lambda device: 25_438_126_080)
+    assert attention_unet(memory=None).segment(ball_volume()).record.memory_budget_gb == 24
+
+
+def test_whole_that_does_not_fit_the_budget_is_done_in_windows_and_told():
     volume = ball_volume()
-    prediction = predictor("inference.mode=whole").segment(volume)
-    assert prediction.record["mode"] == "window"
-    assert "needs about" in prediction.record["fallbacks"][0]
+    prediction = predictor("inference.mode=whole", memory=10**6).segment(volume)
+    assert prediction.record.mode == "window"
+    assert "too much for a budget of 0 GB" in prediction.record.fallbacks[0]
     assert np.array_equal(prediction.segmentation.array == 5, volume.array == 300)
 
 
-def test_memory_running_out_in_the_whole_is_done_in_windows():
-    volume = ball_volume()
-    prediction = predictor("inference.mode=whole", network=Hungry()).segment(volume)
-    assert prediction.record["mode"] == "window"
-    assert "windows" in prediction.record["fallbacks"][0]
-    assert np.array_equal(prediction.segmentation.array == 5, volume.array == 300)
+@pytest.mark.parametrize("setting", ["inference.mode=whole", "inference.mode=window"])
+def test_what_does_not_fit_the_free_memory_is_refused_before_it_starts(monkeypatch, setting):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    network = ThresholdNetwork()
+    with pytest.raises(DeviceError, match=r"needs about .* of which 0\.0 GB are free; "):
+        predictor(setting, network=network).segment(ball_volume())
+    assert network.calls == 0
+
+
+def test_memory_running_out_in_one_pass_is_an_error_and_never_another_label_map():
+    with pytest.raises(DeviceError, match=r"memory ran out in one pass .*; .*--memory"):
+        predictor("inference.mode=whole", network=Hungry()).segment(ball_volume())
+
+
+def test_an_ensemble_needs_what_its_largest_member_needs():
+    small, large = (NetworkConfig(channels=channels) for channels in ((2, 4), (16, 32)))
+    cpu = torch.device("cpu")
+    need = [
+        memory.ensemble_bytes(configs, 2, 1000, cpu, "torch", bfloat16=False)
+        for configs in ([small, large], [large, small], [large])
+    ]
+    assert need[0] == need[1] == need[2]
 
 
 @pytest.mark.parametrize("native", [True, False])
 def test_bfloat16_by_choice_where_the_processor_has_it(monkeypatch, native):
     monkeypatch.setattr(machine, "computes_in_bfloat16", lambda device: native)
     prediction = predictor("inference.precision=bfloat16").segment(ball_volume())
-    assert prediction.record["precision"] == ("bfloat16" if native else "float32")
-    assert bool(prediction.record["fallbacks"]) == (not native)
+    assert prediction.record.precision == ("bfloat16" if native else "float32")
+    assert bool(prediction.record.fallbacks) == (not native)
     assert np.array_equal(prediction.segmentation.array == 5, ball() == 300)
 
 
@@ -207,11 +293,32 @@ def test_mirroring_runs_eight_times_and_keeps_a_symmetric_answer():
     assert np.array_equal(plain.array, mirror.array)
 
 
+@pytest.mark.parametrize(
+    ("flip_axes", "label", "calls"),
+    [
+        ("[0, 1, 2]", "ball", 8),
+        ("[1]", "ball", 2),
+        ("[]", "ball", 1),
+        ("[0, 1]", "left ball", 2),  # left and right stay
+        ("[0]", "ball_r", 1),
+    ],
+)
+def test_mirroring_takes_the_axes_of_training_but_not_left_and_right(flip_axes, label, calls):
+    network = ThresholdNetwork()
+    setting = f"augmentation.flip_axes={flip_axes}"
+    member = checkpoint(network, setting, labels={0: "background", 5: label})
+    settings = ["inference.mirror=true", "inference.mode=whole"]
+    Predictor([member], "cpu", settings).predict(ball_volume())
+    assert network.calls == calls
+
+
 def test_mirrored_takes_the_mean_over_every_flip():
     x = torch.randn(1, 1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     ramp = torch.arange(60.0).reshape(1, 1, 3, 4, 5)
     # A network that adds a ramp adds its mean over the eight flips: the ramp's middle, 29.5.
-    torch.testing.assert_close(mirrored(lambda part: part + ramp)(x), x + 29.5)
+    torch.testing.assert_close(mirrored(lambda part: part + ramp, (0, 1, 2))(x), x + 29.5)
+    middle = (ramp + ramp.flip(4)) / 2
+    torch.testing.assert_close(mirrored(lambda part: part + ramp, (2,))(x), x + middle)
 
 
 def test_average_leaves_what_it_averages_alone():
@@ -224,9 +331,9 @@ def test_average_leaves_what_it_averages_alone():
 
 
 def test_networks_are_prepared_once():
-    passes = predictor().passes
-    assert passes.forward(torch.float32) is passes.forward(torch.float32)
-    assert passes.forward(torch.float32) is not passes.forward(torch.float32, attention=True)
+    inferer = predictor().inferer
+    assert inferer.engine(torch.float32) is inferer.engine(torch.float32)
+    assert inferer.engine(torch.float32) is not inferer.engine(torch.float32, attention=True)
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
@@ -237,11 +344,13 @@ def test_prepared_network_computes_what_the_network_does(norm):
     with torch.no_grad():
         wanted, maps = network.forward_with_attention(x)
     cpu = torch.device("cpu")
-    torch.testing.assert_close(prepare(network, cpu, torch.float32)(x), wanted, rtol=0, atol=1e-5)
-    fast = prepare(network, cpu, torch.bfloat16)(x)
+    torch.testing.assert_close(
+        make_engine(network, cpu, torch.float32)(x), wanted, rtol=0, atol=1e-5
+    )
+    fast = make_engine(network, cpu, torch.bfloat16)(x)
     assert fast.dtype == torch.float32
     assert float((fast - wanted).abs().max() / wanted.abs().max()) < 0.1
-    both = prepare(network, cpu, torch.float32, attention=True)(x)
+    both = make_engine(network, cpu, torch.float32, attention=True)(x)
     assert both.shape == (1, 2 + sum(part.shape[1] for part in maps), 20, 16, 12)
     torch.testing.assert_close(both[:, :2], wanted, rtol=0, atol=1e-5)
     assert 0 <= float(both[:, 2:].min()) <= float(both[:, 2:].max()) <= 1
@@ -250,23 +359,23 @@ def test_prepared_network_computes_what_the_network_does(norm):
 @pytest.mark.parametrize("split", [False, True])
 def test_estimate_is_above_the_tensors_of_the_last_block_and_linear_in_voxels(split):
     config = NetworkConfig(strides=((2, 2, 2),) * 4)
-    voxel = memory_bytes(config, 2, 1, torch.float32, split=split)
+    voxel = pass_bytes(config, 2, 1, torch.float32, split=split)
     if split:
         assert voxel >= 4 * (16 + 16 + 32 / 2 + 16 / 2 + 32 / 8)  # skip, sum, parts, from below
     else:
         assert voxel >= 4 * (48 + 48 + 16)  # skip + upsampled, their concatenation, one output
-    assert memory_bytes(config, 2, 10**6, torch.float32, split=split) == voxel * 10**6
-    assert memory_bytes(config, 2, 1, torch.bfloat16, split=split) * 2 == voxel
+    assert pass_bytes(config, 2, 10**6, torch.float32, split=split) == voxel * 10**6
+    assert pass_bytes(config, 2, 1, torch.bfloat16, split=split) * 2 == voxel
 
 
 def test_estimate_grows_with_logits_and_where_the_decoder_cannot_be_split():
     config = NetworkConfig(strides=((2, 2, 2),) * 4)
-    many = memory_bytes(config, 118, 1, torch.float32, split=True)
+    many = pass_bytes(config, 118, 1, torch.float32, split=True)
     assert many >= 1650  # bytes, as measured
-    assert memory_bytes(replace(config, deep_supervision="none"), 118, 1, torch.float32) < many
-    split = memory_bytes(config, 2, 1, torch.float32, split=True)
+    assert pass_bytes(replace(config, deep_supervision="none"), 118, 1, torch.float32) < many
+    split = pass_bytes(config, 2, 1, torch.float32, split=True)
     for other in ({"norm": "instance"}, {"strides": ((1, 2, 2),) * 4}, {"norm": "group"}):
-        assert memory_bytes(replace(config, **other), 2, 1, torch.float32, split=True) > split
+        assert pass_bytes(replace(config, **other), 2, 1, torch.float32, split=True) > split
 
 
 # --- what is refused -------------------------------------------------------------------------
@@ -283,11 +392,22 @@ def test_settings_that_are_the_models_own_are_refused():
         ("labels", checkpoint(labels={0: "background", 5: "liver"})),
         ("preprocessing", checkpoint(None, "preprocessing.std_hu=50")),
         ("window", checkpoint(None, "training.patch_size=[8,16,16]")),
+        ("activation", checkpoint(None, "training.loss=bce")),
     ],
 )
 def test_models_of_an_ensemble_must_agree(name, other):
     with pytest.raises(ModelError, match=f"its {name} .* must agree"):
         Predictor([checkpoint(), other], "cpu")
+
+
+def test_settings_that_differ_in_an_ensemble_are_named_one_by_one():
+    other = checkpoint(None, "preprocessing.std_hu=50", "preprocessing.crop_to_body=true")
+    with pytest.raises(ModelError) as caught:
+        Predictor([checkpoint(), other], "cpu")
+    assert str(caught.value) == (
+        "known.safetensors: its preprocessing differs from the first model's: std_hu 50.0 instead"
+        " of 100.0, crop_to_body True instead of False; models used together must agree"
+    )
 
 
 def test_a_window_given_by_hand_makes_other_patches_agree():
@@ -337,6 +457,6 @@ def test_bfloat16_on_cuda_is_held_to_float32(mode):
     for broken, precision in ((True, "float32"), (False, "bfloat16")):
         member = checkpoint(HalfBroken(broken))
         prediction = Predictor([member], "cuda", [f"inference.mode={mode}"]).segment(ball_volume())
-        assert prediction.record["precision"] == precision
-        assert bool(prediction.record["fallbacks"]) == broken
+        assert prediction.record.precision == precision
+        assert bool(prediction.record.fallbacks) == broken
         assert np.array_equal(prediction.segmentation.array == 5, ball() == 300)

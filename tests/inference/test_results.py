@@ -34,7 +34,7 @@ def done(tmp_path):
 @pytest.mark.parametrize("case_id", ["case_7", "-leading-dash", "UPPER CASE ünïcode 名前", "a.b"])
 def test_plain_names_stay_in_the_folder(tmp_path, case_id):
     files = case_files(tmp_path, case_id)
-    for path in (files.mask, files.sidecar, files.probabilities, files.attention):
+    for path in (files.mask, files.sidecar, files.maps("probabilities"), files.maps("attention")):
         assert path.resolve().is_relative_to(tmp_path.resolve())
     assert files.mask.name == f"{case_id}.nii.gz"
 
@@ -69,7 +69,7 @@ def test_done_case_is_not_repeated(done):
 
 
 def test_case_whose_files_are_not_what_the_sidecar_says_is_not_done(done):
-    assert not is_done(done, [done.mask, done.probabilities], ORIGIN)
+    assert not is_done(done, [done.mask, done.maps("probabilities")], ORIGIN)
     done.mask.write_bytes(b"a label maq")
     assert not is_done(done, [done.mask], ORIGIN)
     done.mask.unlink()
@@ -93,7 +93,7 @@ def test_oversized_sidecar_is_not_read(done):
 def test_case_of_another_model_is_neither_kept_nor_overwritten_silently(done):
     with pytest.raises(WriteError, match=r"made with another model; use --overwrite"):
         is_done(done, [done.mask], {**ORIGIN, "model": "0" * 64})
-    with pytest.raises(WriteError, match="another settings"):
+    with pytest.raises(WriteError, match="made with other settings"):
         is_done(done, [done.mask], {**ORIGIN, "settings": {"overlap": 0.25}})
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from attunet3d.core import DeviceError, SettingsError
 from attunet3d.core.config import Config
-from attunet3d.inference.engine import prepare
+from attunet3d.inference.engine import make_engine
 from attunet3d.inference.openvino import compiled
 from attunet3d.inference.predictor import Predictor
 from attunet3d.models.attention_unet import AttentionUNet3D
@@ -109,7 +109,7 @@ def test_the_network_itself_is_only_read(norm, dtype):
     slow = network(norm=norm).train()
     before = state(slow)
     strides = [part.stride() for part in slow.parameters()]
-    fast = prepare(slow, CPU, dtype)
+    fast = make_engine(slow, CPU, dtype)
     fast(torch.randn(1, 1, 16, 16, 16))
     assert slow.training
     assert all(part.requires_grad for part in slow.parameters())
@@ -121,7 +121,7 @@ def test_what_is_made_does_not_follow_the_network():
     slow, x = network(), torch.randn(1, 1, 8, 8, 8)
     for settings in ({}, {"norm": "group"}):
         slow = network(**settings)
-        fast = prepare(slow, CPU, torch.float32)
+        fast = make_engine(slow, CPU, torch.float32)
         before = fast(x)
         with torch.no_grad():
             for part in slow.parameters():
@@ -145,7 +145,7 @@ def test_bfloat16_rounds_and_no_more(settings):
     slow, x = network(**settings), torch.randn(1, 1, 20, 20, 20)
     with torch.no_grad():
         wanted = slow(x)
-    got = prepare(slow, CPU, torch.bfloat16)(x)
+    got = make_engine(slow, CPU, torch.bfloat16)(x)
     assert got.dtype == torch.float32
     assert 0 < error(got, wanted) < 0.1
 
@@ -155,7 +155,7 @@ def test_bfloat16_of_a_trained_network_chooses_the_same_classes():
     with torch.no_grad():
         wanted = slow(image)
     assert 0.05 < float(wanted.argmax(1).float().mean()) < 0.5
-    got = prepare(slow, CPU, torch.bfloat16)(image)
+    got = make_engine(slow, CPU, torch.bfloat16)(image)
     assert float((got.argmax(1) == wanted.argmax(1)).float().mean()) >= 0.999
 
 
@@ -173,7 +173,7 @@ def test_the_engine_is_a_named_choice():
 def test_a_missing_engine_is_one_line_with_its_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(DeviceError, match=r"pip install attunet3d\[openvino\]") as caught:
-        prepare(network(), CPU, torch.float32, engine="openvino")
+        make_engine(network(), CPU, torch.float32, runtime="openvino")
     assert "\n" not in str(caught.value)
 
 
@@ -187,9 +187,9 @@ def test_openvino_computes_the_same():
     x = torch.randn(2, 1, 24, 16, 8)
     with torch.no_grad():
         wanted = slow(x)
-    fast = prepare(slow, CPU, torch.float32, engine="openvino")
+    fast = make_engine(slow, CPU, torch.float32, runtime="openvino")
     assert error(fast(x), wanted) < EXACT
-    half = prepare(slow, CPU, torch.bfloat16, engine="openvino")(x)
+    half = make_engine(slow, CPU, torch.bfloat16, runtime="openvino")(x)
     assert half.dtype == torch.float32
     assert error(half, wanted) < 0.1
 
@@ -203,7 +203,7 @@ def test_openvino_segments_and_the_record_says_so():
         )
         for engine in ("torch", "openvino")
     ]
-    assert [p.record["settings"]["engine"] for p in predictions] == ["torch", "openvino"]
+    assert [p.record.settings["engine"] for p in predictions] == ["torch", "openvino"]
     one, other = (p.segmentation.array for p in predictions)
     assert (one == other).mean() > 0.9999
     torch.testing.assert_close(*(torch.from_numpy(p.attention) for p in predictions))

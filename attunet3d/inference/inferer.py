@@ -1,0 +1,210 @@
+"""Networks over one image of their grid: in one pass, or by overlapping windows."""
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attunet3d.core import DeviceError, InferenceConfig, NetworkConfig, Size, machine
+from attunet3d.inference import memory
+from attunet3d.inference.engine import Engine, average, independent, make_engine, mirrored
+from attunet3d.inference.precision import choose_precision, uses_bfloat16
+from attunet3d.inference.record import Execution
+from attunet3d.inference.sliding_window import Slab, Stitching, sliding_window_slabs, whole_volume
+from attunet3d.inference.windows import pad
+from attunet3d.models import AttentionUNet3D
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One network of an ensemble.
+
+    Args:
+        network: In eval mode.
+        config: What it was made from.
+        mirror_axes: Axes (0 to 2) along which it is mirrored and averaged; () for none.
+    """
+
+    network: AttentionUNet3D
+    config: NetworkConfig
+    mirror_axes: tuple[int, ...] = ()
+
+
+class Inferer:
+    """Networks whose logits are averaged, over images of their grid; any thread may call it.
+
+    Args:
+        members: The networks, of one number of classes.
+        config: Settings; the window is set.
+        classes: Number of classes, background included.
+        device: Where the networks run.
+        budget: Bytes of memory of the class of machines; decides whether one pass is allowed.
+        activation: "sigmoid" for networks that were trained with one per class.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        config: InferenceConfig,
+        classes: int,
+        device: torch.device,
+        budget: int,
+        activation: Literal["softmax", "sigmoid"] = "softmax",
+    ) -> None:
+        assert config.window is not None
+        self.window: Size = config.window
+        self.members, self.config, self.classes = list(members), config, classes
+        self.device, self.budget, self.activation = device, budget, activation
+        a, b, c = zip(*(member.network.divisor for member in members), strict=True)
+        self.divisor = math.lcm(*a), math.lcm(*b), math.lcm(*c)
+        self._engines: dict[tuple[torch.dtype, bool], Engine] = {}
+        self._lock = threading.RLock()
+
+    def engine(self, dtype: torch.dtype, attention: bool = False) -> Engine:
+        """All members and mirrorings as one function (B, 1, x, y, z) → (B, K, x, y, z)."""
+        with self._lock:
+            if (dtype, attention) not in self._engines:
+                parts = [self._member_engine(part, dtype, attention) for part in self.members]
+                self._engines[dtype, attention] = average(parts)
+            return self._engines[dtype, attention]
+
+    def _member_engine(self, member: Member, dtype: torch.dtype, attention: bool) -> Engine:
+        runtime = self.config.engine
+        engine = make_engine(member.network, self.device, dtype, attention, runtime)
+        engine = mirrored(engine, member.mirror_axes) if member.mirror_axes else engine
+        return independent(engine) if self.activation == "sigmoid" else engine
+
+    def slabs(
+        self,
+        image: Tensor,
+        execution: Execution,
+        *,
+        all_logits: bool = False,
+        attention: bool = False,
+    ) -> Iterator[Slab]:
+        """The logits of `image`, in one pass or by windows as the settings and the budget say.
+
+        Args:
+            image: (1, X, Y, Z) on the device.
+            execution: Filled with what was done.
+            all_logits: Both logits of two classes instead of their difference.
+            attention: The gates' coefficients as well.
+
+        Yields:
+            Every plane once, in order.
+
+        Raises:
+            DeviceError: Less memory is free than this takes.
+        """
+        whole = self._in_one_pass(image, execution)
+        execution.mode = "whole" if whole else "window"
+        self._require_memory(image, whole, attention)
+        dtype = choose_precision(
+            self.config.precision,
+            self.device,
+            self.engine,
+            self._middle(image),
+            execution.fallbacks.append,
+        )
+        execution.precision = str(dtype).removeprefix("torch.")
+        run = self._whole if whole else self._windows
+        for slab in run(image, self.engine(dtype, attention), all_logits or attention, execution):
+            if attention:
+                parts = slab.logits[: self.classes], slab.logits[self.classes :]
+                yield Slab(slab.start, *parts)
+            else:
+                yield slab
+
+    def _whole(
+        self, image: Tensor, engine: Engine, all_logits: bool, execution: Execution
+    ) -> Iterator[Slab]:
+        try:
+            yield from whole_volume(image, engine, divisor=self.divisor, all_channels=all_logits)
+        except RuntimeError as error:
+            if not machine.ran_out_of_memory(error):
+                raise
+            raise DeviceError(
+                f"memory ran out in one pass over {tuple(image.shape[1:])} voxels",
+                cure="end what else uses this device, or give a smaller --memory",
+            ) from error
+
+    def _windows(
+        self, image: Tensor, engine: Engine, all_logits: bool, execution: Execution
+    ) -> Iterator[Slab]:
+        return sliding_window_slabs(
+            image,
+            engine,
+            window=self.window,
+            overlap=self.config.overlap,
+            window_batch=self.config.window_batch,
+            stitching=Stitching(all_channels=all_logits, note=execution.fallbacks.append),
+        )
+
+    def _in_one_pass(self, image: Tensor, execution: Execution) -> bool:
+        """Whether the image goes through in one pass: a function of settings, model and budget."""
+        mode = self.config.mode
+        if mode == "window" or (mode == "auto" and not self._sees_alike):
+            return False
+        widest = max(sum(member.config.channels[:2]) for member in self.members)
+        values, need = image.numel() * widest, self.pass_bytes(image.numel())
+        reason = memory.why_not_whole(need, values, self.device, self.budget)
+        if reason and mode == "whole":
+            execution.fallbacks.append(reason)
+        return reason is None
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether every member has attention gates."""
+        return all(
+            member.config.gate != "none"
+            if type(member.network) is AttentionUNet3D
+            else hasattr(member.network, "forward_with_attention")
+            for member in self.members
+        )
+
+    @property
+    def _sees_alike(self) -> bool:
+        """Whether every member computes in a window what it computes in the whole.
+
+        Instance and group normalisation take their statistics over the input, so such a network
+        must see what it saw in training, a patch. Nothing is known of a network of another class.
+        """
+        return all(
+            type(member.network) is AttentionUNet3D and member.config.norm == "batch"
+            for member in self.members
+        )
+
+    def pass_bytes(self, voxels: int) -> int:
+        """Estimated peak memory of one pass over so many voxels."""
+        return memory.ensemble_bytes(
+            [member.config for member in self.members],
+            self.classes,
+            voxels,
+            self.device,
+            self.config.engine,
+            bfloat16=uses_bfloat16(self.config.precision, self.device),
+        )
+
+    def _require_memory(self, image: Tensor, whole: bool, attention: bool) -> None:
+        if whole:
+            cure = "end what else uses this device's memory, or give a smaller --memory"
+            memory.require_memory(self.pass_bytes(image.numel()), self.device, cure)
+        elif self.device.type == "cpu":  # on CUDA the windows make room where they can
+            channels = self.classes + 8 * attention
+            sums = 4 * channels * image[0, ..., 0].numel() * self.window[2]
+            window = self.pass_bytes(self.config.window_batch * math.prod(self.window))
+            cure = "leave --save-attention out" if attention else "give a smaller inference.window"
+            memory.require_memory(window + sums, self.device, cure)
+
+    def _middle(self, image: Tensor) -> Tensor:
+        """(B, C, x, y, z) as a batch of windows is, from the middle of the image."""
+        parts = []
+        for size, length in zip(image.shape[1:], self.window, strict=True):
+            start = max(0, (size - length) // 2)
+            parts.append(slice(start, min(start + length, size)))
+        middle, _ = pad(image[:, parts[0], parts[1], parts[2]], self.window)
+        return middle.expand(self.config.window_batch, *middle.shape)
