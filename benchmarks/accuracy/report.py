@@ -6,24 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap, wilcoxon
 
 from attunet3d.core import Floats
+from attunet3d.evaluation import statistics
 
 Piece = dict[str, Any]
 METRICS = ("dice", "nsd_1mm", "nsd_2mm", "hd95_mm", "recall", "false_positive_ml")
-RESAMPLES = 5000
 
 
 def line(piece: Piece) -> str:
     """One piece in one line."""
-    means = {organ: np.mean(list(values.values())) for organ, values in dice(piece).items()}
+    means = {organ: np.mean(list(values.values())) for organ, values in by_organ(piece).items()}
     organs = ", ".join(f"{organ} {mean:.3f}" for organ, mean in means.items())
     cost = piece["seconds"]["train"]["processor"]
     return f"{piece['recipe']['name']} seed {piece['seed']}: {organs} ({cost:.0f} s)"
 
 
-def dice(piece: Piece, metric: str = "dice") -> dict[str, dict[str, float]]:
+def by_organ(piece: Piece, metric: str = "dice") -> dict[str, dict[str, float]]:
     """Organ → case → score, of cases that have the organ."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for case, organs in piece["cases"].items():
@@ -35,7 +34,7 @@ def dice(piece: Piece, metric: str = "dice") -> dict[str, dict[str, float]]:
 
 def tables(pieces: Sequence[Piece], reference: str) -> str:
     """One table an organ: every metric, then Dice less that of the reference recipe."""
-    organs = list(dice(pieces[0]))
+    organs = list(by_organ(pieces[0]))
     return "\n".join(_table(pieces, reference, organ) for organ in organs)
 
 
@@ -59,7 +58,7 @@ def _by_seed(pieces: Sequence[Piece], organ: str, metric: str) -> Floats:
     """The cohort's mean for each seed; a missing distance is left out."""
     seeds = defaultdict(list)
     for piece in pieces:
-        seeds[piece["seed"]] += list(dice(piece, metric)[organ].values())
+        seeds[piece["seed"]] += list(by_organ(piece, metric)[organ].values())
     return np.array([np.nanmean(values) for values in seeds.values()])
 
 
@@ -68,7 +67,7 @@ def _by_case(pieces: Sequence[Piece], name: str, organ: str, seeds: set[int]) ->
     cases = defaultdict(list)
     for piece in pieces:
         if piece["recipe"]["name"] == name and piece["seed"] in seeds:
-            for case, value in dice(piece)[organ].items():
+            for case, value in by_organ(piece)[organ].items():
                 cases[case].append(value)
     return {case: float(np.mean(values)) for case, values in cases.items()}
 
@@ -83,14 +82,12 @@ def _difference(pieces: Sequence[Piece], name: str, reference: str, organ: str) 
     ]
     common = seeds[0] & seeds[1]
     ours, theirs = (_by_case(pieces, one, organ, common) for one in (name, reference))
-    both = np.array([ours[case] - theirs[case] for case in ours if case in theirs])
-    if len(both) < 3 or not both.any():
-        return [f"{both.mean():+.3f}" if len(both) else "", "", ""]
-    interval = bootstrap(
-        (both,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0
-    ).confidence_interval
-    p = wilcoxon(both).pvalue
-    return [f"{both.mean():+.3f}", f"{interval.low:+.3f} … {interval.high:+.3f}", f"{p:.3f}"]
+    cases = [case for case in ours if case in theirs]
+    if not cases:
+        return ["", "", ""]
+    found = statistics.paired_difference([theirs[c] for c in cases], [ours[c] for c in cases])
+    interval = f"{found.low:+.3f} … {found.high:+.3f}"
+    return [f"{found.mean:+.3f}", interval, f"{found.p_value:.3f}"]
 
 
 def curves(pieces: Sequence[Piece], file: Path) -> None:

@@ -6,8 +6,6 @@ from attunet3d.datasets import Manifest
 from attunet3d.evaluation import metrics
 from attunet3d.imaging import read_label
 
-TOLERANCES_MM = (1.0, 2.0)
-
 
 def score_cases(
     manifest: Path, predictions: Path, labels: dict[int, str]
@@ -23,20 +21,17 @@ def score_cases(
         reference = read_label(case.label)
         prediction = read_label(predictions / f"{case.id}.nii.gz")
         values = [value for value in labels if value]
-        near, far = (
-            metrics.score_labels(prediction.array, reference.array, reference.grid, values, mm)
-            for mm in TOLERANCES_MM
-        )
+        found = metrics.score_labels(prediction.array, reference.array, reference.grid, values)
         scores[case.id] = {
             labels[value]: {
                 "dice": score.dice,
-                "nsd_1mm": score.surface_dice,
-                "nsd_2mm": far[value].surface_dice,
+                "nsd_1mm": score.nsd_1mm,
+                "nsd_2mm": score.nsd_2mm,
                 "hd95_mm": score.hd95_mm,
                 "recall": score.recall,
                 "false_positive_ml": score.volume_ml_prediction * (1 - score.precision),
                 "present": not score.empty_reference,
             }
-            for value, score in near.items()
+            for value, score in found.items()
         }
     return scores

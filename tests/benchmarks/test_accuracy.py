@@ -1,0 +1,156 @@
+"""The accuracy benchmark trains like on like, resumes in pieces, and compares case by case."""
+
+import json
+
+import numpy as np
+import pytest
+
+from attunet3d.core import SettingsError
+from attunet3d.phantoms import LABELS, write_phantoms
+from benchmarks.accuracy import piece as pieces_module
+from benchmarks.accuracy import report
+from benchmarks.accuracy.material import MATERIALS, Material, prepare, write_split
+from benchmarks.accuracy.outlined_material import CONTRAST, write_patients
+from benchmarks.accuracy.piece import Budget, run_piece
+from benchmarks.accuracy.recipes import FILE, Recipe, find_recipe
+
+TINY = {
+    "network.channels": [2, 4],
+    "network.strides": [[2, 2, 2]],
+    "preprocessing.spacing_mm": [12, 12, 12],
+    "training.patch_size": [16, 16, 16],
+    "training.validate_every": 2,
+    "inference.mode": "window",
+}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("material")
+    write_phantoms(folder, 3, 0, matrix=32)
+    write_split(folder, 0, LABELS, (["phantom_0000"], ["phantom_0001"], ["phantom_0002"]))
+    return Material("tiny", folder, LABELS)
+
+
+def made(recipe, seed, dice, organ="pancreas", seconds=60.0):
+    """A piece of known scores."""
+    other = dict.fromkeys(report.METRICS, 0.0)
+    cases = {
+        f"case_{number}": {organ: {**other, "dice": value, "present": True}}
+        for number, value in enumerate(dice)
+    }
+    return {
+        "recipe": {"name": recipe},
+        "seed": seed,
+        "steps": 10,
+        "seconds": {"train": {"processor": seconds, "clock": seconds}},
+        "curve": [{"step": 10, "dice": float(np.mean(dice))}],
+        "cases": cases,
+    }
+
+
+def test_every_recipe_can_be_trained_and_differs_from_its_base_where_it_says():
+    import yaml
+
+    for name, entry in yaml.safe_load(FILE.read_text(encoding="utf-8")).items():
+        recipe = find_recipe(name)
+        assert recipe.system in ("attunet3d", "monai")
+        assert recipe.preset or recipe.network
+        assert entry.get("set", {}).items() <= dict(recipe.settings).items()
+        if recipe.system == "attunet3d":
+            from attunet3d.core import find_config
+
+            sets = [f"{key}={json.dumps(value)}" for key, value in recipe.settings.items()]
+            find_config(recipe.preset).with_overrides(sets)
+
+
+def test_a_recipe_takes_over_what_its_base_says():
+    base, changed = find_recipe("small"), find_recipe("instance")
+    assert changed.settings == {**base.settings, "network.norm": "instance"}
+    assert changed.preset == base.preset
+    with pytest.raises(SettingsError, match="no recipe 'best'; choose of small"):
+        find_recipe("best")
+
+
+def test_a_piece_is_trained_scored_and_not_made_twice(material, tmp_path, monkeypatch):
+    recipe = Recipe(name="tiny", system="attunet3d", preset="demo_cpu", settings=TINY)
+    file = run_piece(recipe, material, 0, 3, Budget(steps=2), tmp_path)
+    piece = json.loads(file.read_text(encoding="utf-8"))
+    assert piece["recipe"]["settings"]["training.patch_size"] == [16, 16, 16]
+    assert (piece["steps"], piece["seed"]) == (2, 3)
+    assert piece["commit"]
+    assert piece["versions"]["torch"]
+    assert piece["seconds"]["train"]["processor"] > 0
+    assert [point["step"] for point in piece["curve"]] == [2]
+    scores = piece["cases"]["phantom_0002"]["pancreas"]
+    assert set(scores) == {*report.METRICS, "present"}
+    assert scores["present"]
+    assert 0 <= scores["dice"] <= 1
+
+    monkeypatch.setattr(pieces_module, "_spent", lambda command: pytest.fail("trained again"))
+    assert run_piece(recipe, material, 0, 3, Budget(steps=2), tmp_path) == file
+    other = Recipe(name="tiny", system="attunet3d", preset="demo_cpu", settings={})
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        run_piece(other, material, 0, 3, Budget(steps=2), tmp_path)
+
+
+def test_steps_within_a_time_come_from_the_cost_of_a_step(tmp_path, monkeypatch):
+    few, more = pieces_module.CALIBRATION_STEPS
+    costs = iter([99.0, 10.0, 10.0 + 0.5 * (more - few)])  # the first call fills the cache
+
+    def spent(command):
+        (tmp_path / "calibration").mkdir()
+        return {"processor": next(costs)}
+
+    monkeypatch.setattr(pieces_module, "_spent", spent)
+    recipe = find_recipe("small")
+    steps = pieces_module._steps_within(2.0, recipe, tmp_path / "split_0.json", tmp_path)
+    assert steps == 240  # two minutes at half a second
+
+
+def test_differences_are_paired_by_case_and_seed():
+    pieces = [
+        made("a", 0, [0.1, 0.5, 0.9]),
+        made("a", 1, [0.3, 0.7, 0.7]),
+        made("b", 0, [0.2, 0.6, 1.0]),
+        made("b", 1, [0.4, 0.8, 0.8]),
+        made("b", 2, [0.0, 0.0, 0.0]),  # a seed that the other lacks is left out
+    ]
+    text = report.tables(pieces, "a")
+    assert "### pancreas" in text
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:2] == "| "}
+    assert "| 0.533 ± 0.047 |" in rows["a"]  # means of the seeds 0.5 and 0.567
+    assert "| +0.100 | +0.100 … +0.100 |" in rows["b"]
+
+
+def test_an_absent_organ_counts_for_false_positives_only():
+    piece = made("a", 0, [0.5, 0.7])
+    piece["cases"]["case_1"]["pancreas"].update(present=False, false_positive_ml=4.0)
+    assert report.by_organ(piece)["pancreas"] == {"case_0": 0.5}
+    assert report.by_organ(piece, "false_positive_ml")["pancreas"]["case_1"] == 4.0
+
+
+def test_curves_are_drawn(tmp_path):
+    report.curves([made("a", 0, [0.4]), made("b", 0, [0.6])], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_each_patient_is_tested_by_a_model_of_the_four_others(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in CONTRAST:
+        for suffix in ("", "_machine_labels"):
+            (data / f"{name}{suffix}.nii.gz").write_bytes(b"")
+    splits = write_patients(tmp_path / "patients", data)
+    assert [test for _, _, (test,) in splits] == list(CONTRAST)
+    for training, validation, test in splits:
+        assert sorted([*training, *test]) == sorted(CONTRAST)
+        assert not validation
+
+
+def test_an_unknown_material_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="no material 'soft'"):
+        prepare("soft", tmp_path)
+    with pytest.raises(SettingsError, match="add --data DIR"):
+        prepare("anatomy", tmp_path / "x")
+    assert "hard" in MATERIALS
