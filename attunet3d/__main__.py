@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "turn saved probabilities into label maps",
     "package": "write a model for other programs: MONAI bundle, ONNX, torch.export",
     "serve": "segment scans that are sent over HTTP, with a page to drop them on",
+    "info": "say what a model, a configuration, a manifest or a scan is",
     "convert-weights": "turn weights of the authors' network into a model of this one",
 }
 OPTIONS = """Any command takes

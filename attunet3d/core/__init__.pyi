@@ -29,6 +29,7 @@ from .errors import SettingsError as SettingsError
 from .errors import TrainingError as TrainingError
 from .errors import UserError as UserError
 from .errors import WriteError as WriteError
+from .kind import kind_of as kind_of
 from .lock import locked_folder as locked_folder
 from .machine import computes_in_bfloat16 as computes_in_bfloat16
 from .machine import versions as versions
@@ -46,6 +47,7 @@ from .progress_bar import Progress as Progress
 from .progress_bar import progress as progress
 from .signals import StopRequests as StopRequests
 from .signals import stop_requests as stop_requests
+from .table import as_table as as_table
 from .text import parse_json as parse_json
 from .text import read_json as read_json
 from .training_config import AugmentationConfig as AugmentationConfig

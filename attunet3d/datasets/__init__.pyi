@@ -12,3 +12,4 @@ from .manifest import Manifest as Manifest
 from .split import Role as Role
 from .split import Split as Split
 from .split import held_out as held_out
+from .summary import manifest_summary as manifest_summary

@@ -30,6 +30,7 @@ from .seg_nrrd import itk_snap_labels as itk_snap_labels
 from .seg_nrrd import slicer_colours as slicer_colours
 from .seg_nrrd import write_seg_nrrd as write_seg_nrrd
 from .straightening import straightened as straightened
+from .summary import scan_summary as scan_summary
 from .terminology import colour_of as colour_of
 from .terminology import term_of as term_of
 from .volume import Segmentation as Segmentation

@@ -10,5 +10,10 @@ from .checkpoint import load_model as load_model
 from .checkpoint import load_state as load_state
 from .checkpoint import save_model as save_model
 from .gate import GridAttentionGate as GridAttentionGate
+from .layer_table import LayerRow as LayerRow
+from .layer_table import layer_table as layer_table
+from .layer_table import layer_text as layer_text
 from .memory import bytes_a_voxel as bytes_a_voxel
 from .memory import weight_bytes as weight_bytes
+from .summary import config_summary as config_summary
+from .summary import model_summary as model_summary

@@ -1,0 +1,35 @@
+"""What a path or a name on the command line stands for."""
+
+from pathlib import Path
+from typing import Literal
+
+from attunet3d.core.presets import PRESETS
+from attunet3d.core.text import read_json
+
+Kind = Literal["model", "config", "manifest", "scan"]
+_LISTS = ("training", "validation", "test")  # of a manifest
+
+
+def kind_of(name: str) -> Kind:
+    """What `name` is, by its ending and, of JSON, by what it holds; a scan if nothing else.
+
+    Args:
+        name: A preset's name, or a path.
+
+    Raises:
+        FileError: A JSON file cannot be read.
+
+    Example:
+        >>> kind_of("oktay2018"), kind_of("mine.yaml"), kind_of("ct.nii.gz")
+        ('config', 'config', 'scan')
+    """
+    path = Path(name)
+    if name in PRESETS or path.suffix in (".yaml", ".yml") or not (path.suffix or path.exists()):
+        return "config"
+    if path.suffix == ".safetensors" or (path / "model.safetensors").is_file():
+        return "model"
+    if path.suffix == ".json":
+        values = read_json(path)
+        lists = isinstance(values, dict) and any(isinstance(values.get(n), list) for n in _LISTS)
+        return "manifest" if lists else "config"
+    return "scan"

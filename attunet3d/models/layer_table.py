@@ -1,0 +1,107 @@
+"""What a network is made of: shapes, parameters, arithmetic and memory, block by block.
+
+Nothing is computed: the network runs on torch's meta device, where tensors have shapes only.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from attunet3d.core import Size, as_table
+
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One block of a network.
+
+    Args:
+        name: Its place in the network, such as "encoder.0".
+        shape: Channels and size of its output for one patch.
+        parameters: Number of its weights.
+        flops: Floating-point operations of its convolutions for one patch, forward; a
+            multiplication and an addition are two.
+        output_bytes: Memory of its output in float32.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parameters: int
+    flops: int
+    output_bytes: int
+
+
+def layer_table(network: nn.Module, patch: Size, in_channels: int = 1) -> list[LayerRow]:
+    """The blocks of a network in the order in which they run, with every head that is trained.
+
+    Args:
+        network: Any network of (1, in_channels, X, Y, Z); it is not changed.
+        patch: X, Y, Z.
+        in_channels: Channels of the input.
+
+    Example:
+        >>> from attunet3d.core import NetworkConfig
+        >>> from attunet3d.models.build import build_network
+        >>> rows = layer_table(build_network(NetworkConfig(channels=(4, 8)), 1, 2), (16, 16, 16))
+        >>> rows[0].name, rows[0].shape, rows[0].parameters
+        ('encoder.0', (4, 16, 16, 16), 564)
+    """
+    network = copy.deepcopy(network).to("meta").train()
+    names = {module: name for name, module in _blocks(network)}
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
+
+    def keep_shape(module: nn.Module, inputs: Any, output: Any) -> None:
+        while not isinstance(output, Tensor):  # a gated skip also returns its coefficients
+            output = output[0]
+        shapes[module] = tuple(output.shape[1:])
+
+    for module in names:
+        module.register_forward_hook(keep_shape)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, in_channels, *patch, device="meta"))
+    flops = counter.get_flop_counts()
+    rows = []
+    for module, shape in shapes.items():
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        if parameters or isinstance(module, nn.MaxPool3d):
+            count = sum(flops.get(f"{type(network).__name__}.{names[module]}", {}).values())
+            size = prod(shape) * FLOAT32_BYTES
+            rows.append(LayerRow(names[module], shape, parameters, count, size))
+    return rows
+
+
+def layer_text(rows: Sequence[LayerRow]) -> str:
+    """The rows as lines of text, with their sums.
+
+    Example:
+        >>> print(layer_text([LayerRow("head", (2, 64, 64, 64), 17, 8388608, 2097152)]))
+        layer  channels  size      parameters  GFLOP   MB
+        head          2  64×64×64          17   0.01  2.1
+        sum                                17   0.01  2.1
+    """
+    lines: list[Sequence[object]] = [("layer", "channels", "size", "parameters", "GFLOP", "MB")]
+    for row in rows:
+        channels, *size = row.shape
+        lines.append((row.name, channels, "×".join(map(str, size)), *_amounts([row])))
+    return as_table([*lines, ("sum", "", "", *_amounts(rows))])
+
+
+def _amounts(rows: Sequence[LayerRow]) -> tuple[int, str, str]:
+    flops, size = sum(row.flops for row in rows), sum(row.output_bytes for row in rows)
+    return sum(row.parameters for row in rows), f"{flops / 1e9:.2f}", f"{size / 1e6:.1f}"
+
+
+def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Named children, and those of lists in place of the lists."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from _blocks(child, f"{prefix}{name}.")
+        else:
+            yield prefix + name, child

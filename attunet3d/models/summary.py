@@ -1,0 +1,56 @@
+"""What a configuration or a model is, in words and numbers."""
+
+import torch
+
+from attunet3d.core import Config, NetworkConfig, Size, as_table, changed_settings
+from attunet3d.models.build import build_network
+from attunet3d.models.checkpoint import Checkpoint
+from attunet3d.models.layer_table import layer_table, layer_text
+from attunet3d.models.memory import bytes_a_voxel, weight_bytes
+
+PATCH: Size = (96, 96, 96)  # looked at where the settings leave the size to the plan
+
+
+def config_summary(config: Config, classes: int = 2) -> str:
+    """The settings that differ from the defaults, and the network's layers for one patch.
+
+    Args:
+        config: With or without gaps.
+        classes: Of the network, background included.
+    """
+    changed = changed_settings(Config(), config)
+    settings = [(name, _text(new), _text(old)) for name, (old, new) in changed.items()]
+    if settings:
+        rows = as_table([("setting", "value", "default"), *settings])
+    else:
+        rows = "all settings are the defaults"
+    patch = config.training.patch_size or config.inference.window
+    words = "" if patch else " (the plan chooses the size)"
+    return f"{rows}\n\n{network_summary(config.network, classes, patch or PATCH, words)}"
+
+
+def network_summary(config: NetworkConfig, classes: int, patch: Size, words: str = "") -> str:
+    """The layers of a network, and the memory of a training step, for one patch."""
+    with torch.device("meta"):
+        network = build_network(config, 1, classes)
+    strides = config.strides or ((2, 2, 2),) * (len(config.channels) - 1)
+    voxels = patch[0] * patch[1] * patch[2]
+    step = bytes_a_voxel(config, strides, classes) * voxels + weight_bytes(config)
+    size = "×".join(map(str, patch))
+    return (
+        f"network of {classes} classes for one patch of {size} voxels{words}; a training step"
+        f" takes about {step / 1e9:.1f} GB\n{layer_text(layer_table(network, patch))}"
+    )
+
+
+def model_summary(model: Checkpoint) -> str:
+    """Labels, checksum, settings and layers of a trained model."""
+    labels = ", ".join(f"{value} {name}" for value, name in sorted(model.labels.items()))
+    head = f"labels: {labels}\nSHA-256: {model.fingerprint}\n"
+    return f"{head}\n{config_summary(model.config, len(model.labels))}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,59 @@
+"""The table of layers: numbers that are known, of a network that stays as it is."""
+
+import torch
+
+from attunet3d.core import NetworkConfig, find_config
+from attunet3d.models import build_network
+from attunet3d.models.layer_table import layer_table, layer_text
+from attunet3d.models.summary import config_summary
+
+VOXELS = 32**3
+
+
+def rows(**settings):
+    network = build_network(NetworkConfig(**settings), 1, 2)
+    return {row.name: row for row in layer_table(network, (32, 32, 32))}
+
+
+def test_parameters_add_up_to_those_of_the_authors_network():
+    assert sum(row.parameters for row in rows().values()) == 6_472_784
+
+
+def test_shapes_and_arithmetic_are_those_worked_out_by_hand():
+    found = rows()
+    assert found["encoder.0"].shape == (16, 32, 32, 32)
+    assert found["encoder.0"].flops == 2 * 27 * (1 * 16 + 16 * 16) * VOXELS
+    assert found["encoder.0"].output_bytes == 4 * 16 * VOXELS
+    assert found["encoder.4"].shape == (256, 2, 2, 2)
+    assert found["encoder.4"].flops == 2 * 27 * (128 * 256 + 256 * 256) * 8
+    assert found["decoder.3"].flops == 2 * 27 * ((16 + 32) * 16 + 16 * 16) * VOXELS
+    assert found["heads.0"].flops == 2 * 16 * 2 * VOXELS
+    # 141,000 operations per voxel, also counted by torch's counter on the authors' own code
+    assert round(sum(row.flops for row in found.values()) / VOXELS, -3) == 141_000
+
+
+def test_every_head_that_is_trained_is_listed():
+    assert rows(deep_supervision="per-scale")["heads.3"].shape == (2, 4, 4, 4)
+    assert "heads.1" not in rows(deep_supervision="none")
+
+
+def test_the_network_itself_stays_as_it_is():
+    network = build_network(NetworkConfig(channels=(4, 8)), 1, 2).eval()
+    image = torch.randn(1, 1, 8, 8, 8)
+    before = network(image)
+    layer_table(network, (8, 8, 8))
+    assert not network.training
+    assert torch.equal(network(image), before)
+
+
+def test_the_text_ends_with_the_sums():
+    last = layer_text(list(rows().values())).splitlines()[-1].split()
+    assert last[:3] == ["sum", "6472784", "4.62"]
+
+
+def test_a_configuration_is_shown_by_what_differs_from_the_defaults():
+    text = config_summary(find_config("oktay2018"))
+    assert "training.patch_size" in text
+    assert "training.seed" not in text
+    assert "one patch of 160×160×96 voxels; a training step" in text
+    assert "the plan chooses the size" in config_summary(find_config("pancreas_ct"))
