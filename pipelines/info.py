@@ -24,22 +24,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.add_argument("--schema", action="store_true", help="print the JSON schema of CONFIG")
     arguments = parser.parse_args(argv)
 
-    from attunet3d import core, datasets, imaging, models  # --help does without them
+    from attunet3d.core import find_config, json_schema, kind_of  # --help does without them
+    from attunet3d.datasets import Manifest, manifest_summary
+    from attunet3d.imaging import read_volume, scan_summary
+    from attunet3d.models import config_summary, load_model, model_summary
 
     subject = arguments.subject
     if arguments.schema:
-        print(json.dumps(core.json_schema(), indent=2))
+        print(json.dumps(json_schema(), indent=1))
         return 0
-    kind = core.kind_of(subject)
+    kind = kind_of(subject)
     print(f"{subject}: {kind}\n")
     if kind == "config":
-        print(models.config_summary(core.find_config(subject)))
+        print(config_summary(find_config(subject)))
     elif kind == "model":
-        print(models.model_summary(models.load_model(Path(subject))))
+        print(model_summary(load_model(Path(subject))))
     elif kind == "manifest":
-        print(datasets.manifest_summary(datasets.Manifest.load(Path(subject))))
+        print(manifest_summary(Manifest.load(Path(subject))))
     else:
-        print(imaging.scan_summary(imaging.read_volume(Path(subject))))
+        print(scan_summary(read_volume(Path(subject))))
     return 0
 
 
