@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--group", metavar="REGEX", help=group)
     label = "name of a label value where the data set names none; may be repeated"
     parser.add_argument("--label", action="append", default=[], metavar="VALUE=NAME", help=label)
-    template = "a manifest of data_manifests/ that DATA_DIR completes"
-    parser.add_argument("--template", type=Path, metavar="FILE", help=template)
+    template = "msd_task07_pancreas, nih_pancreas_ct, phantom or a file that DATA_DIR completes"
+    parser.add_argument("--template", type=Path, metavar="NAME|FILE", help=template)
     mend = "read labels that are mirrored against their scans as they should be"
     parser.add_argument("--mend-flips", action="store_true", help=mend)
     tissue = "lowest and highest HU of what is labelled (default: -200 300; lungs: -1024 300)"

@@ -6,6 +6,7 @@ slashes included), or empty lists and the numbers that are expected (the downloa
 cases). A pattern that ends in `.dcm` means the one folder that holds such files.
 """
 
+import importlib.resources
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -23,18 +24,35 @@ _PARTS = ("training", "validation", "test")
 _NAMED = 5  # missing files named in one message
 
 
+def shipped() -> dict[str, Path]:
+    """The manifests that ship with the package, by name.
+
+    Example:
+        >>> sorted(shipped())
+        ['msd_task07_pancreas', 'nih_pancreas_ct', 'phantom']
+    """
+    folder = importlib.resources.files("attunet3d.data_manifests")
+    paths = [Path(str(entry)) for entry in folder.iterdir()]
+    return {path.stem: path for path in paths if path.suffix == ".json"}
+
+
+def _find(template: Path) -> Path:
+    return template if template.exists() else shipped().get(str(template), template)
+
+
 def complete(template: Path, folder: Path) -> Manifest:
     """The manifest of a download.
 
     Args:
-        template: A manifest with `"template": true`.
+        template: A manifest with `"template": true`, or the name of one that ships with the
+            package, such as "nih_pancreas_ct".
         folder: Where the download lies; the root of the manifest.
 
     Raises:
         DataError: Files are missing, found twice, or not as many as expected.
         UserError: The template cannot be read, or the folder is of no known layout.
     """
-    template, folder = Path(template), Path(folder)
+    template, folder = _find(Path(template)), Path(folder)
     plan = Manifest.load(template, root=folder)
     if not plan.template:
         raise DataError(f'{template}: is no template ("template": true); train on it as it is')

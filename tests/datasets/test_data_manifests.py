@@ -36,7 +36,7 @@ def test_each_says_where_from_under_which_licence_and_what_to_do(name):
     assert found.labels[1] == "pancreas"
     assert found.modality == "CT"
     commands = "\n".join(values["commands"])
-    assert f"--template data_manifests/{name}.json" in commands
+    assert f"--template {name} " in commands
     assert "attunet3d train" in commands
 
 
