@@ -1,7 +1,7 @@
 """Which case ids and paths a manifest may hold: nothing that leaves its folder, on any system.
 
-An id becomes the name of a file in an output folder, a path is opened beneath a root. Both come
-from files that others wrote, so both are held to what Linux, macOS and Windows all take alike.
+An id becomes the name of a file in an output folder, and a path is opened beneath a root. Both come
+from files that others wrote, so both must be valid on Linux, macOS and Windows alike.
 """
 
 import unicodedata
@@ -25,7 +25,7 @@ def check_id(case_id: object) -> str:
     """Return `case_id` if it can name a file everywhere.
 
     Raises:
-        DataError: It cannot.
+        DataError: It cannot name one.
 
     Example:
         >>> check_id("pancreas_001")
@@ -35,25 +35,26 @@ def check_id(case_id: object) -> str:
         ...
         attunet3d.core.errors.DataError: id '../pancreas_001': must be a plain file name ...
     """
+    rule = None
     if not isinstance(case_id, str) or not _is_plain(case_id):
-        raise DataError(
-            f"id {_shown(case_id)}: must be a plain file name without control characters, slashes"
-            ' or any of : * ? " < > | and without a dot or space at its ends; rename the case'
+        rule = (
+            "must be a plain file name without control characters, slashes or any of"
+            ' : * ? " < > | and without a dot or space at its ends'
         )
-    if len(case_id.encode()) > NAME_BYTES:
-        raise DataError(
-            f"id {_shown(case_id)}: must be at most {NAME_BYTES} bytes long; rename the case"
-        )
-    if _is_reserved(case_id) or case_id.lower() in _OUR_FILES:
-        raise DataError(
-            f"id {case_id!r}: is a name that systems or output folders keep for themselves;"
-            " rename the case"
-        )
+    elif len(case_id.encode()) > NAME_BYTES:
+        rule = f"must be at most {NAME_BYTES} bytes long"
+    elif _is_reserved(case_id) or case_id.lower() in _OUR_FILES:
+        rule = "is reserved by operating systems or for files of output folders"
+    if rule is not None:
+        raise DataError(f"id {_shown(case_id)}: {rule}", value=case_id, cure="rename the case")
+    assert isinstance(case_id, str)
     return case_id
 
 
 def folded(case_id: str) -> str:
-    """What two ids share that some file systems take for one name (case, Unicode forms).
+    """The form in which ids are equal that some file systems take for one name.
+
+    Letter case and Unicode composition are ignored.
 
     Example:
         >>> folded("Case_É") == folded("case_e\u0301")
@@ -63,44 +64,40 @@ def folded(case_id: str) -> str:
 
 
 def inside(root: Path, relative: object) -> Path:
-    """The absolute path of `relative` beneath `root`, links followed.
+    """The absolute path of `relative` beneath `root`, with links resolved.
 
-    A root may itself be a link, and links that stay beneath it are followed; one that leads out
-    is refused, as it could name any file of the reader's machine.
+    A root may itself be a link, and links that stay beneath it are followed. A link that leads out
+    is refused, as it could name any file on the reader's machine.
 
     Args:
         root: An existing or future folder.
         relative: A path as a manifest holds it, with forward slashes.
 
     Raises:
-        DataError: It is no plain relative path, or leads out of `root`.
+        DataError: It is not a plain relative path, or leads out of `root`.
 
     Example:
         >>> inside(Path("/data"), "./imagesTr/a.nii.gz").as_posix()
         '/data/imagesTr/a.nii.gz'
     """
     if not isinstance(relative, str) or not relative.isprintable():
-        raise DataError(f"path {_shown(relative)}: must be text without control characters")
+        raise _path_error(relative, "must be text without control characters", "name a file")
     parts = PurePosixPath(relative).parts
     if not parts or len(relative.encode()) > PATH_BYTES:
-        raise DataError(f"path {_shown(relative)}: is empty or too long; name a file")
+        raise _path_error(relative, "is empty or too long", "name a file")
     if parts[0] == "/" or ".." in parts or "\\" in relative or relative[1:2] == ":":
-        raise DataError(
-            f"path {_shown(relative)}: must be relative to the root, with forward slashes and"
-            " without '..'; give another root"
-        )
+        rule = "must be relative to the root, with forward slashes and without '..'"
+        raise _path_error(relative, rule, "give another root")
     if any(_is_reserved(part) or len(part.encode()) > 255 for part in parts):
-        raise DataError(f"path {_shown(relative)}: no file can have this name; rename it")
+        raise _path_error(relative, "cannot be the name of a file on every system", "rename it")
     try:
         base = root.resolve()
         path = base.joinpath(*parts).resolve()
     except (OSError, RuntimeError, ValueError):  # a ring of links
-        raise DataError(f"path {relative!r}: leads nowhere; mend the link") from None
+        raise _path_error(relative, "is a link that leads nowhere", "fix the link") from None
     if not path.is_relative_to(base):
-        raise DataError(
-            f"path {relative!r}: is a link that leads out of the root {base}; copy the file or"
-            " give a root that holds both"
-        )
+        rule = f"is a link that leads out of the root {base}"
+        raise _path_error(relative, rule, "copy the file or give a root that holds both")
     return path
 
 
@@ -115,7 +112,7 @@ def is_name(value: object) -> bool:
 
 
 def stem(name: str) -> str:
-    """A file name less the ending of an image, or the name as it is.
+    """A file name without the ending of an image, or the name itself if it has none.
 
     Example:
         >>> stem("pancreas_001.nii.gz"), stem("PANCREAS_0001")
@@ -134,6 +131,10 @@ def _is_plain(text: str) -> bool:
 
 def _is_reserved(name: str) -> bool:
     return name.split(".")[0].strip().lower() in _DEVICES
+
+
+def _path_error(path: object, rule: str, cure: str) -> DataError:
+    return DataError(f"path {_shown(path)}: {rule}", value=path, cure=cure)
 
 
 def _shown(value: object) -> str:
