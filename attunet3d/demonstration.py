@@ -1,4 +1,4 @@
-"""What the demo shows: phantom abdomens to learn from, others to be tried on, and the picture."""
+"""The demo: phantoms to train on, unseen ones to test on, the commands, and the picture."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +19,13 @@ PICTURE = "demo.png"
 
 
 def write_data(out_dir: Path) -> None:
-    """Write the phantoms to train on and, apart from them, the unseen ones."""
+    """Write the training phantoms and the unseen ones into separate folders."""
     write_phantoms(out_dir / "training", TRAINING_PHANTOMS, TRAINING_SEED)
     write_phantoms(out_dir / "unseen", UNSEEN_PHANTOMS, UNSEEN_SEED)
 
 
 def commands(out_dir: Path) -> Iterator[list[str]]:
-    """The commands that a user would give, one after the other."""
+    """Yield the commands that a user would run, in order, without "attunet3d"."""
     manifest, run = str(out_dir / "manifest.json"), str(out_dir / "run")
     scans, answers = str(out_dir / "unseen" / "imagesTr"), str(out_dir / "unseen" / "labelsTr")
     predictions, scores = str(out_dir / "predictions"), str(out_dir / "scores")
@@ -36,7 +36,7 @@ def commands(out_dir: Path) -> Iterator[list[str]]:
 
 
 def picture(out_dir: Path) -> Path:
-    """Draw each unseen phantom, the answers and the network's attention; the picture's path."""
+    """Draw each unseen phantom with reference, prediction and attention; return the path."""
     examples = []
     for path in sorted((out_dir / "predictions").glob("*.nii.gz")):
         scan = read_volume(out_dir / "unseen" / "imagesTr" / path.name)

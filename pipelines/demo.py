@@ -1,4 +1,4 @@
-"""Show the whole road on phantom abdomens: train, segment unseen ones, evaluate, draw.
+"""Run the whole workflow on phantom abdomens: train, segment unseen ones, evaluate, draw.
 
 Takes about two minutes on two CPU cores and needs no data. OUT_DIR/demo.png is the picture.
 """
@@ -13,7 +13,7 @@ from attunet3d.core import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the data, then run train, infer and evaluate on them."""
+    """Write the phantoms, then run manifest, train, infer and evaluate on them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Made-up patients and the made-up scanner that images them."""
+"""Synthetic patients and a simulated CT scanner that images them; every answer is exact."""
 
 import lazy_loader
 

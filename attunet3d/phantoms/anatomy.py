@@ -15,13 +15,13 @@ from attunet3d.phantoms import organs, pathology, skeleton
 from attunet3d.phantoms.cohort import EASY, Cohort, happens
 from attunet3d.phantoms.phases import draw_dose, in_phase
 from attunet3d.phantoms.shapes import Torso, Tube, Warp
-from attunet3d.phantoms.tissue import Anatomy, Draw, Tissue
+from attunet3d.phantoms.tissue import Anatomy, PatientSampler, Tissue
 
 PANCREAS_ML = (60.0, 110.0)
 
 
 def random_anatomy(seed: int, cohort: Cohort = EASY) -> Anatomy:
-    """The patient of this seed in a cohort: the same build in each, healthy in `EASY`.
+    """Return the patient of this seed: one build in every cohort, healthy in `EASY`.
 
     Example:
         >>> 60 <= random_anatomy(3).pancreas_ml <= 110
@@ -34,33 +34,33 @@ def random_anatomy(seed: int, cohort: Cohort = EASY) -> Anatomy:
 
 
 def healthy_anatomy(seed: int, pancreas: Tube | None = None, torso: Torso | None = None) -> Anatomy:
-    """A patient without disease in the venous phase.
+    """Return a healthy patient in the venous phase.
 
     Args:
         seed: Same seed, same patient.
         pancreas: Build the patient around this one instead of a random one.
         torso: Of this outline instead of a random one.
     """
-    draw = Draw(seed)
-    own = Torso(168 * draw.build[0], 122 * draw.build[1], draw.between(0.5, 0.7))
+    sample = PatientSampler(seed)
+    own = Torso(168 * sample.build[0], 122 * sample.build[1], sample.uniform(0.5, 0.7))
     torso = torso or own
-    fat = draw.between(9, 26)
-    muscle = draw.between(9, 13)
-    wall = ((0.0, 10.0), (2.0, -105.0), (fat, 55.0), (fat + muscle, draw.between(-105, -80)))
-    hu = draw.between(85, 115)  # of the pancreas, which its neighbours are told apart from
-    pancreas = pancreas or _pancreas(draw)
+    fat = sample.uniform(9, 26)
+    muscle = sample.uniform(9, 13)
+    wall = ((0.0, 10.0), (2.0, -105.0), (fat, 55.0), (fat + muscle, sample.uniform(-105, -80)))
+    hu = sample.uniform(85, 115)  # of the pancreas, which its neighbours are told apart from
+    pancreas = pancreas or _pancreas(sample)
     around = (
-        *skeleton.chest(draw, torso, fat + muscle),
-        *skeleton.spine(draw, torso),
-        *organs.kidneys(draw),
-        *organs.solid_organs(draw, hu),
-        *organs.bowel(draw, hu),
-        *organs.touching(draw, pancreas, hu),
-        *organs.stomach(draw, hu),
-        *organs.duodenum(draw, pancreas, hu),
-        *organs.vessels(draw, pancreas, hu),
+        *skeleton.chest(sample, torso, fat + muscle),
+        *skeleton.spine(sample, torso),
+        *organs.kidneys(sample),
+        *organs.solid_organs(sample, hu),
+        *organs.bowel(sample, hu),
+        *organs.adjacent_loops(sample, pancreas, hu),
+        *organs.stomach(sample, hu),
+        *organs.duodenum(sample, pancreas, hu),
+        *organs.vessels(sample, pancreas, hu),
     )
-    warp = Warp(_waves(draw))
+    warp = Warp(_waves(sample))
     return Anatomy(
         torso=torso,
         wall=wall,
@@ -72,7 +72,7 @@ def healthy_anatomy(seed: int, pancreas: Tube | None = None, torso: Torso | None
 
 
 def _patient(healthy: Anatomy, cohort: Cohort, seed: int) -> Anatomy:
-    """The same person with the disease, the surgery and the phase of contrast of a cohort."""
+    """Give a healthy patient the disease, surgery and contrast phase that the cohort draws."""
     rng = np.random.default_rng([seed, 5])
     disease = pathology.draw_disease(healthy.pancreas, cohort, rng)
     *around, pancreas = healthy.tissues
@@ -93,23 +93,27 @@ def _patient(healthy: Anatomy, cohort: Cohort, seed: int) -> Anatomy:
     )
 
 
-def _waves(draw: Draw) -> Floats:
+def _waves(sample: PatientSampler) -> Floats:
     # Long waves bend whole organs; short ones give outlines their lobes.
     waves = np.zeros((3, 3, 4))
     for row, (amplitude, shortest, longest) in enumerate(
         [(4, 110, 180), (1.6, 45, 70), (0.9, 17, 24)]
     ):
         for axis in range(3):
-            length, angle = draw.between(shortest, longest), draw.between(0, 2 * np.pi)
+            length, angle = sample.uniform(shortest, longest), sample.uniform(0, 2 * np.pi)
             number = 2 * np.pi / length * np.array([np.cos(angle), np.sin(angle)])
-            waves[axis, row] = (amplitude * draw.between(0.5, 1), *number, draw.between(0, 6.28))
+            waves[axis, row] = (
+                amplitude * sample.uniform(0.5, 1),
+                *number,
+                sample.uniform(0, 6.28),
+            )
     return waves
 
 
-def _pancreas(draw: Draw) -> Tube:
-    """Head right and low, neck, body arching over the spine, tail up and back to the spleen."""
-    arch, climb = draw.between(-5, 6), draw.between(-10, 10)
-    knots = draw.near(
+def _pancreas(sample: PatientSampler) -> Tube:
+    """The pancreas: head right and low, body arched over the spine, tail up towards the spleen."""
+    arch, climb = sample.uniform(-5, 6), sample.uniform(-10, 10)
+    knots = sample.jittered(
         [
             (52, 4, -24),
             (38, 4, -20),
@@ -124,6 +128,6 @@ def _pancreas(draw: Draw) -> Tube:
     )
     radii = np.array(
         [(11, 17), (13, 24), (11, 18), (7.5, 10.5), (9, 12), (9, 12), (9, 11.5), (8, 9.5)]
-    ) * draw.rng.uniform(0.9, 1.1, (8, 1))
+    ) * sample.rng.uniform(0.9, 1.1, (8, 1))
     tube = Tube.through(0, knots, radii, cap_mm=12)
-    return tube.scaled(float(np.sqrt(draw.between(*PANCREAS_ML) / tube.volume_ml)))
+    return tube.scaled(float(np.sqrt(sample.uniform(*PANCREAS_ML) / tube.volume_ml)))

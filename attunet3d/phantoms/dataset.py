@@ -1,4 +1,4 @@
-"""Phantom scans with an exact answer: patients made of shapes, seen by a made-up scanner.
+"""Phantom scans with exact labels: patients made of shapes, seen by a simulated scanner.
 
 The label of a voxel is the sign of the pancreas's function at its centre, on any grid; the
 scanner averages over voxels, blurs and adds noise. Same seed, same patient, whatever the grid.
@@ -24,7 +24,7 @@ ORIENTATIONS = ("RAS", "LPS", "LAS", "RPI", "LPI", "RAI", "SAL", "ASL", "PIR", "
 def make_phantom(
     seed: int, *, grid: Grid | None = None, cohort: str | Cohort = EASY
 ) -> tuple[Volume, Volume]:
-    """A CT of the patient `seed` and its label map, on `grid` or on the grid of that seed.
+    """Scan the patient of a seed: a CT and its label map.
 
     Args:
         seed: Same seed and cohort, same patient.
@@ -59,7 +59,7 @@ def random_grid(
     slices: int | None = None,
     cohort: Cohort = EASY,
 ) -> Grid:
-    """A scanner's grid that covers the upper abdomen: random spacing, orientation and tilt.
+    """Draw a grid over the upper abdomen: random spacing, orientation and tilt.
 
     Args:
         seed: Same seed, same grid.

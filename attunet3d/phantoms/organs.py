@@ -1,20 +1,20 @@
-"""The pancreas's neighbours: organs, bowel and vessels, some nearly of its size and value."""
+"""The neighbours of the pancreas: organs, bowel and vessels, some with nearly its size and HU."""
 
 import numpy as np
 import numpy.typing as npt
 
 from attunet3d.phantoms.shapes import Blend, Ellipsoid, Region, Shape, Tube
-from attunet3d.phantoms.tissue import BOTTOM_MM, TOP_MM, Draw, Tissue, rotation
+from attunet3d.phantoms.tissue import BOTTOM_MM, TOP_MM, PatientSampler, Tissue, rotation
 
 
-def kidneys(draw: Draw) -> list[Tissue]:
-    """Cortex, medulla and a hilum of fat and urine, tilted as the psoas lies."""
-    cortex, medulla = draw.between(165, 215), draw.between(120, 150)
+def kidneys(sample: PatientSampler) -> list[Tissue]:
+    """Both kidneys: cortex, medulla and a hilum of fat and urine, tilted along the psoas."""
+    cortex, medulla = sample.uniform(165, 215), sample.uniform(120, 150)
     found = []
     for side, z in ((1, -32), (-1, -14)):
-        centre = draw.place(side * 66, -56, z)
-        size = draw.between(0.92, 1.1)
-        tilt = rotation(np.radians([10 + draw.between(-6, 6), -side * 10, -side * 25]))
+        centre = sample.position(side * 66, -56, z)
+        size = sample.uniform(0.92, 1.1)
+        tilt = rotation(np.radians([10 + sample.uniform(-6, 6), -side * 10, -side * 25]))
         hilum = centre + tilt @ np.array([-side * 16.0, 6, 0])
         found += [
             Tissue("kidney", Ellipsoid(centre, size * np.array([28.0, 25, 54]), tilt), cortex),
@@ -25,63 +25,65 @@ def kidneys(draw: Draw) -> list[Tissue]:
     return found
 
 
-def solid_organs(draw: Draw, hu: float) -> list[Tissue]:
+def solid_organs(sample: PatientSampler, hu: float) -> list[Tissue]:
     """Liver with its veins, gallbladder and spleen."""
-    liver_hu, spleen_hu = hu + draw.between(8, 22), hu + draw.between(10, 28)
-    right = draw.ellipsoid(draw.place(92, -12, 48), (66, 82, 78), 8)
-    left = draw.ellipsoid(draw.place(22, 52, 62), (72, 34, 36), 12)
-    back = draw.ellipsoid(draw.place(58, 22, 70), (58, 58, 46), 10)
+    liver_hu, spleen_hu = hu + sample.uniform(8, 22), hu + sample.uniform(10, 28)
+    right = sample.ellipsoid(sample.position(92, -12, 48), (66, 82, 78), 8)
+    left = sample.ellipsoid(sample.position(22, 52, 62), (72, 34, 36), 12)
+    back = sample.ellipsoid(sample.position(58, 22, 70), (58, 58, 46), 10)
     liver = Blend((right, back, left), 24)
     found = [Tissue("liver", liver, liver_hu)]
     for x, y, z in ((130, -30, 60), (110, 45, 75), (40, 62, 80)):
         vein = Tube.through(
-            0, draw.near([(28, -18, 88), (x * 0.6 + 11, y * 0.5, 80), (x, y, z)]), 3.5
+            0, sample.jittered([(28, -18, 88), (x * 0.6 + 11, y * 0.5, 80), (x, y, z)]), 3.5
         )
         found.append(Tissue("liver vein", Region(vein.bounds_mm, vein.distance, liver), hu + 55))
-    gallbladder = draw.ellipsoid(draw.place(64, 50, -8), (13, 19, 24), 20)
-    spleen = draw.ellipsoid(draw.place(-112, -44, 50), (27, 48, 52), 12)
-    dent = draw.ellipsoid(draw.place(-82, -24, 46), (19, 36, 40), 8)
+    gallbladder = sample.ellipsoid(sample.position(64, 50, -8), (13, 19, 24), 20)
+    spleen = sample.ellipsoid(sample.position(-112, -44, 50), (27, 48, 52), 12)
+    dent = sample.ellipsoid(sample.position(-82, -24, 46), (19, 36, 40), 8)
     hollow = Region(spleen.bounds_mm, lambda x, y, z: -dent.distance(x, y, z), spleen)
     return [
         *found,
-        Tissue("gallbladder", gallbladder, draw.between(4, 18)),
+        Tissue("gallbladder", gallbladder, sample.uniform(4, 18)),
         Tissue("spleen", hollow, spleen_hu),
     ]
 
 
-def _gut(name: str, tube: Tube, wall_hu: float, filling_hu: float, wall_mm: float) -> list[Tissue]:
+def _hollow_organ(
+    name: str, tube: Tube, wall_hu: float, filling_hu: float, wall_mm: float
+) -> list[Tissue]:
     """A hollow organ: wall, filling, and gas at the front where the filling is below -200 HU."""
     if filling_hu > -200:
         return [Tissue(name, tube, wall_hu), Tissue(name, tube.shrunk(wall_mm), filling_hu)]
-    return [*_gut(name, tube, wall_hu, 25.0, wall_mm), _gas(tube.shrunk(wall_mm), 0.15)]
+    return [*_hollow_organ(name, tube, wall_hu, 25.0, wall_mm), _gas(tube.shrunk(wall_mm), 0.15)]
 
 
 def _gas(lumen: Shape, level: float) -> Tissue:
-    """Gas above a level fluid: the part of the lumen's height, from the back, that is filled."""
+    """Gas in front of a fluid level; `level` runs from −1 (all gas) to 1 (no gas)."""
     low, high = lumen.bounds_mm
     surface = np.float32((low[1] + high[1]) / 2 + level * (high[1] - low[1]) / 2)
     return Tissue("gas", Region(lumen.bounds_mm, lambda x, y, z: surface - y, lumen), -900)
 
 
-def bowel(draw: Draw, hu: float) -> list[Tissue]:
-    """Jejunum of the pancreas's own calibre and nearly its value, and the colon around it."""
+def bowel(sample: PatientSampler, hu: float) -> list[Tissue]:
+    """Jejunum with the calibre and nearly the HU of the pancreas, framed by the colon."""
     found = []
     for row, column in np.ndindex(5, 3):
         x, y, z = -58 + 12 * (row % 2), 46 - 30 * column, 4 - 30 * row
-        turn = draw.rng.uniform(-16, 16, (6, 3)) * (0, 1, 1)
-        knots = np.linspace((x - 46, y, z), (x + 52, y - 6, z - 4), 6) * draw.build + turn
-        radius = draw.between(11, 16)
-        filling = hu - draw.between(10, 60)
-        found += _gut(
-            "jejunum", Tube.through(0, knots, radius), hu - draw.between(8, 28), filling, 3
+        turn = sample.rng.uniform(-16, 16, (6, 3)) * (0, 1, 1)
+        knots = np.linspace((x - 46, y, z), (x + 52, y - 6, z - 4), 6) * sample.build + turn
+        radius = sample.uniform(11, 16)
+        filling = hu - sample.uniform(10, 60)
+        found += _hollow_organ(
+            "jejunum", Tube.through(0, knots, radius), hu - sample.uniform(8, 28), filling, 3
         )
     for x, y in ((106, -8), (-118, -34)):
         top = -28 if x > 0 else 22
-        knots = draw.near([(x, y, top), (x * 1.03, y, -60), (x, y + 6, BOTTOM_MM)])
-        found += _gut(
-            "colon", Tube.through(2, knots, draw.between(17, 24)), 70, draw.between(-150, 40), 3
+        knots = sample.jittered([(x, y, top), (x * 1.03, y, -60), (x, y + 6, BOTTOM_MM)])
+        found += _hollow_organ(
+            "colon", Tube.through(2, knots, sample.uniform(17, 24)), 70, sample.uniform(-150, 40), 3
         )
-    across = draw.near(
+    across = sample.jittered(
         [
             (106, 22, -22),
             (70, 62, -48),
@@ -92,63 +94,63 @@ def bowel(draw: Draw, hu: float) -> list[Tissue]:
         ],
         6,
     )
-    colon = Tube.through(0, across, draw.rng.uniform(17, 25, (6, 1)))
-    return found + _gut("colon", colon, 70, -900 if draw.between(0, 1) < 0.7 else 20, 3)
+    colon = Tube.through(0, across, sample.rng.uniform(17, 25, (6, 1)))
+    return found + _hollow_organ("colon", colon, 70, -900 if sample.uniform(0, 1) < 0.7 else 20, 3)
 
 
-def touching(draw: Draw, pancreas: Tube, hu: float) -> list[Tissue]:
-    """Loops that lie against the body and tail, so that fat alone does not outline them."""
+def adjacent_loops(sample: PatientSampler, pancreas: Tube, hu: float) -> list[Tissue]:
+    """Bowel loops that touch body and tail, so that fat does not outline the whole pancreas."""
     found = []
     for x in (-76, -50, -24, 4):
         middle, half = (
             np.array([np.interp(x, pancreas.at, table[:, side]) for side in (0, 1)])
             for table in (pancreas.centre, pancreas.radii)
         )
-        angle = np.radians(draw.between(-125, 80))  # in front and below
+        angle = np.radians(sample.uniform(-125, 80))  # in front and below
         out = np.array([np.cos(angle), np.sin(angle)])
-        radii = draw.rng.uniform((14, 11, 11), (26, 17, 17))
+        radii = sample.rng.uniform((14, 11, 11), (26, 17, 17))
         y, z = middle + out * (half + radii[1:])
-        loop = draw.ellipsoid(np.array([x + draw.between(-8, 8), y, z]), radii, 40)
-        found.append(Tissue("jejunum", loop, hu - draw.between(10, 30)))
+        loop = sample.ellipsoid(np.array([x + sample.uniform(-8, 8), y, z]), radii, 40)
+        found.append(Tissue("jejunum", loop, hu - sample.uniform(10, 30)))
     return found
 
 
-def stomach(draw: Draw, hu: float) -> list[Tissue]:
-    """Fundus under the left dome, body in front at the left, antrum across the midline."""
-    knots = draw.near(
+def stomach(sample: PatientSampler, hu: float) -> list[Tissue]:
+    """Stomach: fundus under the left dome, body in front, antrum across the midline."""
+    knots = sample.jittered(
         [(-96, 6, 74), (-76, 14, 70), (-48, 38, 46), (-14, 60, 16), (16, 58, 2), (36, 46, 0)]
     )
-    fullness = draw.between(0.8, 1.15)
+    fullness = sample.uniform(0.8, 1.15)
     radii = np.array([(30, 26), (40, 36), (34, 34), (24, 26), (18, 19), (12, 13)]) * fullness
     tube = Tube.through(0, knots, radii, cap_mm=26)
-    lumen = tube.shrunk(draw.between(3.5, 5.5))
+    lumen = tube.shrunk(sample.uniform(3.5, 5.5))
     return [
-        Tissue("stomach", tube, hu - draw.between(5, 20)),
-        Tissue("stomach", lumen, draw.between(10, 45)),
-        _gas(lumen, draw.between(0.1, 0.6)),
+        Tissue("stomach", tube, hu - sample.uniform(5, 20)),
+        Tissue("stomach", lumen, sample.uniform(10, 45)),
+        _gas(lumen, sample.uniform(0.1, 0.6)),
     ]
 
 
-def duodenum(draw: Draw, pancreas: Tube, hu: float) -> list[Tissue]:
-    """The C around the head: bulb, a descending and a horizontal part."""
+def duodenum(sample: PatientSampler, pancreas: Tube, hu: float) -> list[Tissue]:
+    """Duodenum around the head of the pancreas: bulb, descending and horizontal part."""
     low, high = pancreas.bounds_mm
     outer = high[0] + 6
     head_y, foot = pancreas.centre[-1, 0], low[2] - 9
-    radius, wall = draw.between(10.5, 13.5), hu - draw.between(8, 22)
-    filling = hu - draw.between(15, 70)
+    radius, wall = sample.uniform(10.5, 13.5), hu - sample.uniform(8, 22)
+    filling = hu - sample.uniform(15, 70)
     bulb = [(34, 44, 2), (outer - 6, 30, 4), (outer + 4, head_y + 10, 0)]
     down = [(outer + 2, head_y + 8, 8), (outer + 5, head_y, -20), (outer - 4, head_y - 6, foot - 4)]
     across = [(outer + 2, head_y - 8, foot), (24, -10, foot - 8), (-34, -12, foot + 2)]
     found = []
     for axis, knots in ((0, bulb), (2, down), (0, across)):
-        tube = Tube.through(axis, np.asarray(knots) + draw.rng.uniform(-2, 2, (3, 3)), radius)
-        found += _gut("duodenum", tube, wall, filling, 3)
+        tube = Tube.through(axis, np.asarray(knots) + sample.rng.uniform(-2, 2, (3, 3)), radius)
+        found += _hollow_organ("duodenum", tube, wall, filling, 3)
     return found
 
 
-def vessels(draw: Draw, pancreas: Tube, hu: float) -> list[Tissue]:
-    """Great vessels before the spine, and the veins that meet behind the pancreatic neck."""
-    aorta_hu, portal_hu = draw.between(140, 175), hu + draw.between(35, 65)
+def vessels(sample: PatientSampler, pancreas: Tube, hu: float) -> list[Tissue]:
+    """Aorta and vena cava in front of the spine; veins that meet behind the pancreatic neck."""
+    aorta_hu, portal_hu = sample.uniform(140, 175), hu + sample.uniform(35, 65)
 
     def behind(x: float, gap: float) -> tuple[float, float, float]:
         y, z = (np.interp(x, pancreas.at, pancreas.centre[:, side]) for side in (0, 1))
@@ -163,8 +165,14 @@ def vessels(draw: Draw, pancreas: Tube, hu: float) -> list[Tissue]:
     great = [(-9, -40, TOP_MM), (-9, -38, 0), (-7, -38, BOTTOM_MM)]
     cava = [(30, -22, 95), (24, -30, 40), (22, -34, -20), (20, -36, BOTTOM_MM)]
     drawn: list[tuple[str, int, npt.ArrayLike, npt.ArrayLike, float]] = [
-        ("aorta", 2, draw.near(great, 1.5), draw.between(9, 12), aorta_hu),
-        ("cava", 2, draw.near(cava, 2), np.array([(10, 9), (12, 8), (12, 9), (11, 9)]), hu + 35),
+        ("aorta", 2, sample.jittered(great, 1.5), sample.uniform(9, 12), aorta_hu),
+        (
+            "cava",
+            2,
+            sample.jittered(cava, 2),
+            np.array([(10, 9), (12, 8), (12, 9), (11, 9)]),
+            hu + 35,
+        ),
         ("artery", 2, artery, 3.8, aorta_hu),
         ("vein", 2, mesenteric, 5.5, portal_hu),
         ("vein", 0, portal, 6.5, portal_hu),

@@ -63,8 +63,8 @@ def hu_in_phase(name: str, hu: Hounsfield, phase: str, dose: float = 1.0) -> Hou
     What contrast does not reach keeps its HU: fat, gas, fluid and bone.
 
     Example:
-        >>> hu_in_phase("aorta", 160.0, "none"), hu_in_phase("bone", 400.0, "none")
-        (42.0, 400.0)
+        >>> [float(hu_in_phase(name, 160.0, "none")) for name in ("aorta", "bone")]
+        [42.0, 160.0]
     """
     plain = PLAIN_HU.get(name)
     if plain is None:

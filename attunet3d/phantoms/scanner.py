@@ -1,4 +1,4 @@
-"""The made-up scanner of the phantoms: tissues → exact labels, and Hounsfield units with noise.
+"""The simulated scanner: from tissues to exact labels, and to Hounsfield units with noise.
 
 Work goes slab by slab along the last voxel axis, in (K, J, I) order, the memory order of a NIfTI.
 """
@@ -21,7 +21,7 @@ SLAB_VOXELS = 3_000_000
 
 
 def label_anatomy(anatomy: Anatomy, grid: Grid) -> npt.NDArray[np.uint8]:
-    """1 where a voxel's centre lies in the pancreas, 2 in its tumour where that has a label.
+    """Label each voxel by its centre: 1 pancreas, 2 tumour if the anatomy gives it a label.
 
     Returns:
         (I, J, K), Fortran order.
@@ -42,7 +42,7 @@ def label_anatomy(anatomy: Anatomy, grid: Grid) -> npt.NDArray[np.uint8]:
 def scan_anatomy(
     anatomy: Anatomy, grid: Grid, seed: int, cohort: Cohort = EASY
 ) -> npt.NDArray[np.int16]:
-    """Hounsfield units as the scanner of this seed shows them; (I, J, K), Fortran order."""
+    """Scan a patient with the scanner of this seed: HU (I, J, K), Fortran order."""
     scanner = draw_scanner(seed, cohort, anatomy.pancreas.bounds_mm.mean(axis=0))
     sigma = scanner.blur_mm / np.array(grid.spacing_mm)[::-1]  # (k, j, i)
     halo = int(4 * max(sigma[0], GRAIN_VOXELS)) + 1  # planes that neighbours' blur reaches from
@@ -59,7 +59,7 @@ def scan_anatomy(
 def acquire(
     values: Float32s, grid: Grid, scanner: Scanner, seed: int, first_plane: int = 0
 ) -> npt.NDArray[np.int16]:
-    """What a scanner makes of tissue: texture, blur, kernel, metal and noise.
+    """Turn tissue into a scan: add texture, blur, the kernel, metal and noise.
 
     Args:
         values: HU averaged over each voxel, (K, J, I).
@@ -86,7 +86,7 @@ def acquire(
 
 
 def _slabs(grid: Grid) -> Iterator[tuple[int, Grid]]:
-    """First plane and grid of each slab of planes along the last axis."""
+    """Yield the first plane and the grid of each slab of planes along the last axis."""
     rows, columns, planes = grid.shape
     step = max(1, SLAB_VOXELS // (rows * columns))
     for start in range(0, planes, step):
@@ -109,7 +109,7 @@ def points_of(grid: Grid) -> Points:
 
 
 def _box(grid: Grid, bounds_mm: Floats, margin_mm: float) -> Box | None:
-    """Voxels that may lie within world bounds; None where there are none."""
+    """The box of voxels that may lie within world bounds, or None if there are none."""
     low, high = bounds_mm[0] - margin_mm, bounds_mm[1] + margin_mm
     pick = np.indices((2, 2, 2)).reshape(3, 8).T
     corners = grid.to_index(np.where(pick, high, low))
@@ -140,12 +140,12 @@ def _partial_volumes(anatomy: Anatomy, grid: Grid, motion_mm: Floats) -> Float32
 
 
 def draw_tissues(anatomy: Anatomy, grid: Grid, edge: float) -> Float32s:
-    """HU of tissues laid over one another, each edge a ramp `edge` mm wide; (K, J, I)."""
+    """Paint tissues over one another, with edges `edge` mm wide: HU (K, J, I)."""
     edge_mm = np.float32(edge)
     values = np.full(grid.shape[::-1], AIR_HU, np.float32)
     couch = _box(grid, anatomy.table.shape.bounds_mm, float(edge_mm))
     if couch is not None:
-        _lay(values[couch[::-1]], anatomy.table, points_of(grid.cropped(couch)), edge_mm, None)
+        _blend_(values[couch[::-1]], anatomy.table, points_of(grid.cropped(couch)), edge_mm, None)
     margin = anatomy.warp.reach_mm + float(edge_mm)
     body = _box(grid, anatomy.torso.bounds_mm, margin)
     if body is not None:
@@ -157,7 +157,9 @@ def _draw_body(values: Float32s, anatomy: Anatomy, grid: Grid, edge_mm: np.float
     points = anatomy.warp(*points_of(grid))
     outline = anatomy.torso.outline(*points[:2])
     for depth, hu in anatomy.wall:
-        cavity = _cover(outline + np.float32(depth), edge_mm)  # the innermost layer's, at the end
+        cavity = _share_inside(
+            outline + np.float32(depth), edge_mm
+        )  # the innermost layer's, at the end
         values += cavity * (np.float32(hu) - values)
     margin = anatomy.warp.reach_mm + float(edge_mm)
     for tissue in anatomy.tissues:
@@ -165,28 +167,28 @@ def _draw_body(values: Float32s, anatomy: Anatomy, grid: Grid, edge_mm: np.float
         if box is not None:
             x, y, z = (axis[box[::-1]] for axis in points)
             within = cavity[box[::-1]] if tissue.in_cavity else None
-            _lay(values[box[::-1]], tissue, (x, y, z), edge_mm, within)
+            _blend_(values[box[::-1]], tissue, (x, y, z), edge_mm, within)
 
 
-def _lay(
+def _blend_(
     values: Float32s, tissue: Tissue, points: Points, edge_mm: np.float32, within: Float32s | None
 ) -> None:
-    """Draw one tissue over `values`, a view."""
-    cover = _cover(tissue.shape.distance(*points), edge_mm)
+    """Paint one tissue over `values`, in place."""
+    cover = _share_inside(tissue.shape.distance(*points), edge_mm)
     if within is not None:
         cover *= within
     cover *= np.float32(tissue.hu) - values
     values += cover
 
 
-def _cover(distance: Float32s, edge_mm: np.float32) -> Float32s:
-    """Share of a voxel that lies inside, from the distance of its centre to a flat edge."""
+def _share_inside(distance: Float32s, edge_mm: np.float32) -> Float32s:
+    """Fraction of a voxel inside a flat edge, from the distance of its centre to it."""
     share: Float32s = np.clip(np.float32(0.5) - distance / edge_mm, 0, 1)
     return share
 
 
 def _noise(grid: Grid, seed: int, first_plane: int) -> Float32s:
-    """Noise of standard deviation 1, grained within a slice; each plane has its own seed."""
+    """Noise of standard deviation 1, correlated within slices; each plane has its own seed."""
     rows, columns, planes = grid.shape
     noise = np.empty((planes, columns, rows), np.float32)
     for row, plane in enumerate(noise):

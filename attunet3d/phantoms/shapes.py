@@ -1,4 +1,4 @@
-"""Shapes as functions of a point: negative inside, positive outside, about its distance in mm.
+"""Shapes as signed distances in mm: negative inside, positive outside, near the surface exact.
 
 A shape is known exactly at every point of the world, so it can be drawn on any grid: oblique,
 flipped, coarse or fine. Points come as three float32 arrays x, y, z of one shape (RAS mm).
@@ -18,14 +18,14 @@ TABLE_STEP_MM = 0.1
 
 
 class Shape(Protocol):
-    """Anything with a signed distance and a box that holds all points where it is negative."""
+    """What has a signed distance, and a box that holds every point where it is negative."""
 
     @property
     def bounds_mm(self) -> Floats:
         """Lowest and highest corner, (2, 3)."""
 
     def distance(self, x: Float32s, y: Float32s, z: Float32s) -> Float32s:
-        """Signed distance in mm: its sign is exact, its size good near the surface."""
+        """Signed distance in mm; the sign is exact, the size accurate near the surface only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,11 +132,11 @@ class Tube:
         )
 
     def scaled(self, factor: float) -> "Tube":
-        """The tube with both radii multiplied."""
+        """Return the tube with both radii multiplied by `factor`."""
         return Tube(self.axis, self.at, self.centre, self.radii * factor, self.profile)
 
     def cut(self, low: float, high: float, cap_mm: float = 4.0) -> "Tube":
-        """The part of the tube between two positions along its axis, with rounded ends."""
+        """Return the part between two positions along the axis, with rounded ends."""
         kept = (self.at >= low) & (self.at <= high)
         at = self.at[kept]
         from_cut = np.clip(np.minimum(at - low, high - at) / cap_mm, 0, 1)
@@ -144,7 +144,7 @@ class Tube:
         return Tube(self.axis, at, self.centre[kept], self.radii[kept], profile)
 
     def shrunk(self, wall_mm: float) -> "Tube":
-        """The lumen within a wall of that thickness."""
+        """Return the lumen inside a wall of this thickness."""
         profile = np.maximum(self.profile - wall_mm / self.radii.min(axis=1), 0)
         return Tube(self.axis, self.at, self.centre, self.radii, profile)
 
@@ -170,7 +170,7 @@ class Tube:
 
 @dataclass(frozen=True, eq=False)
 class Blend:
-    """Several shapes grown together, their seams rounded over about `blend_mm`."""
+    """A union of shapes whose seams are rounded over about `blend_mm`."""
 
     shapes: tuple[Shape, ...]
     blend_mm: float = 12.0
@@ -183,7 +183,7 @@ class Blend:
         return np.stack([low - self.blend_mm / 4, high + self.blend_mm / 4])
 
     def distance(self, x: Float32s, y: Float32s, z: Float32s) -> Float32s:
-        """The smallest distance, lowered by up to a quarter of `blend_mm` where two are alike."""
+        """The smallest distance, lowered by up to `blend_mm` / 4 where two are similar."""
         blended, *others = (shape.distance(x, y, z) for shape in self.shapes)
         width = np.float32(self.blend_mm)
         for other in others:
@@ -194,7 +194,7 @@ class Blend:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Where a function of x, y, z is negative, cut to the inside of `within`."""
+    """The points inside `within` at which a function of x, y, z is negative."""
 
     bounds_mm: Floats
     function: Callable[[Float32s, Float32s, Float32s], Float32s]
@@ -211,7 +211,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Torso:
-    """A body outline without ends: a rounded rectangle of half widths in mm."""
+    """The outline of the body, endless along z: a rounded rectangle given by its half widths."""
 
     half_width_mm: float
     half_depth_mm: float
@@ -247,20 +247,20 @@ class Warp:
 
     @property
     def reach_mm(self) -> float:
-        """No point moves further than this along an axis."""
+        """Largest displacement of any point along any axis."""
         return float(np.abs(self.waves[:, :, 0]).sum(axis=1).max())
 
     def __call__(
         self, x: Float32s, y: Float32s, z: Float32s
     ) -> tuple[Float32s, Float32s, Float32s]:
-        """Where the undeformed anatomy is looked up for points of the world."""
-        x = x + _swell(self.waves[0], y, z)
-        y = y + _swell(self.waves[1], x, z)
-        z = z + _swell(self.waves[2], x, y)
+        """Map points of the world to the undeformed anatomy that is seen there."""
+        x = x + _wave_sum(self.waves[0], y, z)
+        y = y + _wave_sum(self.waves[1], x, z)
+        z = z + _wave_sum(self.waves[2], x, y)
         return x, y, z
 
 
-def _swell(waves: Floats, first: Float32s, second: Float32s) -> Float32s:
+def _wave_sum(waves: Floats, first: Float32s, second: Float32s) -> Float32s:
     total = np.zeros(np.broadcast_shapes(first.shape, second.shape), np.float32)
     for amplitude, a, b, phase in waves.astype(np.float32):
         total += amplitude * np.sin(a * first + b * second + phase)

@@ -1,20 +1,22 @@
-"""What holds a phantom abdomen: spine, muscles beside it, ribs, lungs above, the couch below."""
+"""What surrounds the abdomen: spine, muscles, ribs, lungs, and the table under the patient."""
 
 import numpy as np
 import numpy.typing as npt
 
 from attunet3d.core import Float32s, Floats
 from attunet3d.phantoms.shapes import Ellipsoid, Region, Torso, Tube
-from attunet3d.phantoms.tissue import BOTTOM_MM, TOP_MM, Draw, Tissue
+from attunet3d.phantoms.tissue import BOTTOM_MM, TOP_MM, PatientSampler, Tissue
 
 
-def chest(draw: Draw, torso: Torso, wall_mm: float) -> list[Tissue]:
-    """Lung bases above the domes of the diaphragm, and the lower ribs in the wall."""
+def chest(sample: PatientSampler, torso: Torso, wall_mm: float) -> list[Tissue]:
+    """Lung bases above the diaphragm, and the lower ribs in the wall."""
     lungs = [
-        Tissue("lung", draw.ellipsoid(draw.place(side * 82, -25, 185), (72, 92, 112), 5), -850)
+        Tissue(
+            "lung", sample.ellipsoid(sample.position(side * 82, -25, 185), (72, 92, 112), 5), -850
+        )
         for side in (1, -1)
     ]
-    pitch, tilt, start = draw.between(28, 33), draw.between(0.45, 0.7), draw.between(-12, 4)
+    pitch, tilt, start = sample.uniform(28, 33), sample.uniform(0.45, 0.7), sample.uniform(-12, 4)
     depth = np.float32(wall_mm - 3)
 
     def ribs(x: Float32s, y: Float32s, z: Float32s) -> Float32s:
@@ -30,14 +32,14 @@ def chest(draw: Draw, torso: Torso, wall_mm: float) -> list[Tissue]:
     return [*lungs, Tissue("rib", Region(box, ribs), 380, False)]
 
 
-def spine(draw: Draw, torso: Torso) -> list[Tissue]:
+def spine(sample: PatientSampler, torso: Torso) -> list[Tissue]:
     """Vertebrae with discs, canal and processes, and the muscles beside them."""
-    x, y, start = draw.between(-4, 4), 58 - torso.half_depth_mm, draw.between(-17, 17)
-    pitch, half = draw.between(33, 38), np.array([22.0, 16.5]) * draw.between(0.92, 1.08)
+    x, y, start = sample.uniform(-4, 4), 58 - torso.half_depth_mm, sample.uniform(-17, 17)
+    pitch, half = sample.uniform(33, 38), np.array([22.0, 16.5]) * sample.uniform(0.92, 1.08)
     found = [
         Tissue("muscle", _column([x + side * 33, y - 24], (25, 17)), 58, False) for side in (1, -1)
     ]
-    found += [Tissue("muscle", _psoas(draw, x + side * 30, y), 58) for side in (1, -1)]
+    found += [Tissue("muscle", _psoas(sample, x + side * 30, y), 58) for side in (1, -1)]
     found += [
         Tissue("disc", _column([x, y], half), 85, False),
         Tissue("lamina", _column([x, y - 27], (17, 13)), 260, False),
@@ -82,14 +84,14 @@ def _drum(centre: Floats, half: tuple[float, float, float]) -> Tube:
     return Tube(2, at, np.tile(centre[:2], (25, 1)), np.outer(waist, half[:2]), np.ones(25))
 
 
-def _psoas(draw: Draw, x: float, y: float) -> Tube:
+def _psoas(sample: PatientSampler, x: float, y: float) -> Tube:
     out = 1 if x > 0 else -1
     knots = [(x, y + 2, 10), (x + 4 * out, y + 3, -40), (x + 14 * out, y + 12, BOTTOM_MM)]
     return Tube.through(2, knots, [(5, 5), (14, 15), (22, 20)])
 
 
 def table(torso: Torso) -> Tissue:
-    """A thin curved couch under the back."""
+    """A thin curved table under the back."""
     back = -torso.half_depth_mm - 4
 
     def couch(x: Float32s, y: Float32s, z: Float32s) -> Float32s:

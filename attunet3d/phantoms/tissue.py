@@ -1,4 +1,4 @@
-"""What a phantom is drawn from: tissues, the patient they make, and its random numbers."""
+"""Tissues, the patient that they make up, and the random numbers that describe a patient."""
 
 from dataclasses import dataclass
 
@@ -23,13 +23,13 @@ class Tissue:
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """One patient: layers of the wall, then tissues, each drawn over those before it.
+    """One patient: the layers of the wall, then tissues, each painted over those before it.
 
     Args:
         torso: Outline of the skin.
         wall: (depth below the skin in mm, HU) of skin, fat, muscle and cavity, outside in.
-        tissues: Drawn in order; the pancreas and its tumour come last: nothing hides the answer.
-        table: The couch, which lies outside the patient and is not deformed.
+        tissues: Painted in order; the pancreas and its tumour come last: nothing hides the answer.
+        table: The scanner's table, outside the patient and not deformed.
         warp: Deformation of the whole patient.
         pancreas: Its shape before the deformation, which keeps its volume.
         tumour: A part of the pancreas with a label of its own, or None.
@@ -45,40 +45,40 @@ class Anatomy:
 
     @property
     def pancreas_ml(self) -> float:
-        """Volume of the pancreas with its tumour, exact."""
+        """Exact volume of the pancreas, tumour included."""
         return self.pancreas.volume_ml
 
 
-class Draw:
-    """One patient's random numbers: sizes, places and values about those of a textbook."""
+class PatientSampler:
+    """Draws sizes, positions and HU of one patient around textbook values."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng([seed, 1])
         self.build = self.rng.uniform(0.93, 1.07, 3)  # this patient's width, depth, height
 
-    def between(self, low: float, high: float) -> float:
-        """A number between two."""
+    def uniform(self, low: float, high: float) -> float:
+        """Draw a number between `low` and `high`."""
         return float(self.rng.uniform(low, high))
 
-    def place(self, x: float, y: float, z: float, jitter: float = 4.0) -> Floats:
-        """A point, scaled to the patient's build and moved by up to `jitter` mm."""
+    def position(self, x: float, y: float, z: float, jitter: float = 4.0) -> Floats:
+        """Scale a point to the patient's build and move it by up to `jitter` mm."""
         moved: Floats = np.array([x, y, z]) * self.build + self.rng.uniform(-jitter, jitter, 3)
         return moved
 
     def ellipsoid(self, centre: Floats, radii: npt.ArrayLike, turn: float = 15.0) -> Ellipsoid:
-        """An ellipsoid of about these half axes, turned by up to `turn` degrees about each axis."""
+        """Draw an ellipsoid near these half axes, turned by up to `turn` degrees per axis."""
         half = np.asarray(radii) * self.rng.uniform(0.9, 1.12, 3)
         return Ellipsoid(centre, half, rotation(np.radians(self.rng.uniform(-turn, turn, 3))))
 
-    def near(self, knots: npt.ArrayLike, jitter: float = 3.0) -> Floats:
-        """Knots of a curve (m, 3), scaled to the build and each moved a little."""
+    def jittered(self, knots: npt.ArrayLike, jitter: float = 3.0) -> Floats:
+        """Scale the knots of a curve (m, 3) to the build and move each by up to `jitter` mm."""
         points = np.asarray(knots, np.float64)
         moved: Floats = points * self.build + self.rng.uniform(-jitter, jitter, points.shape)
         return moved
 
 
 def rotation(angles: npt.ArrayLike) -> Floats:
-    """3×3 matrix of turns about x, then y, then z, in radians."""
+    """The 3×3 matrix that rotates about x, then y, then z, in radians."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.asarray(angles, np.float64)):
         a, b = [other for other in range(3) if other != axis]
