@@ -10,6 +10,7 @@ from attunet3d.core import UserError, command_line
 COMMANDS = {
     "demo": "phantom scans -> train -> infer -> evaluate -> figures, on a CPU",
     "manifest": "list and check the cases of a folder (MSD, nnU-Net, images and labels)",
+    "plan": "show what training will do with a data set and a memory, and why",
     "train": "train a 3D Attention U-Net on the cases of a manifest",
     "infer": "segment scans; label maps lie on each scan's own grid",
     "evaluate": "score label maps against references",

@@ -127,7 +127,7 @@ def ran_out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out, in torch or inside cuDNN or cuBLAS, which say so in other words."""
     import torch
 
-    words = ("unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED")
+    words = ("unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in words)
 
 

@@ -13,7 +13,8 @@ from .gate import GridAttentionGate as GridAttentionGate
 from .layer_table import LayerRow as LayerRow
 from .layer_table import layer_table as layer_table
 from .layer_table import layer_text as layer_text
-from .memory import bytes_a_voxel as bytes_a_voxel
-from .memory import weight_bytes as weight_bytes
+from .memory import bytes_per_voxel as bytes_per_voxel
+from .memory import fixed_bytes as fixed_bytes
+from .memory import training_bytes as training_bytes
 from .summary import config_summary as config_summary
 from .summary import model_summary as model_summary

@@ -2,14 +2,15 @@
 
 No state passes from one step to the next: item `slot` of step `step` draws all it needs from a
 generator seeded by (seed, step, slot). So a run resumed at any step sees what it would have seen,
-whatever the number of threads, and every case comes as often: item number n is case n mod N of
-shuffle n div N.
+whatever the number of threads. Every case is drawn equally often: item n is element n % N of the
+(n // N)-th permutation.
 """
 
 import sys
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -20,7 +21,8 @@ import torch
 from attunet3d.core import Config, DataError, Size
 from attunet3d.training.augmentation import Augmentation
 from attunet3d.training.cached_case import CachedCase
-from attunet3d.training.placement import sent
+from attunet3d.training.components import Components
+from attunet3d.training.placement import to_device
 from attunet3d.training.threads import one_core_threads
 
 AHEAD = 3  # batches prepared before they are asked for; more where there are more threads
@@ -48,25 +50,35 @@ class PatchBatches:
     Args:
         cases: The training cases.
         config: With resolved patch size, batch size and spacing.
+        components: Transforms or a sampler of one's own.
 
     Raises:
         DataError: There is no case, or a size is not resolved.
     """
 
-    def __init__(self, cases: Sequence[CachedCase], config: Config) -> None:
+    def __init__(
+        self,
+        cases: Sequence[CachedCase],
+        config: Config,
+        components: Components = Components(),  # noqa: B008 (frozen)
+    ) -> None:
         training, spacing = config.training, config.preprocessing.spacing_mm
         if not cases:
-            raise DataError("no training case; give the fold at least one case with a label")
+            raise DataError("no training case", cure="give the fold at least one case with a label")
         if training.patch_size is None or training.batch_size is None or spacing is None:
             raise DataError(
-                "training.patch_size, training.batch_size and preprocessing.spacing_mm must be "
-                "set; make a plan first, or set them"
+                "training.patch_size, training.batch_size and preprocessing.spacing_mm must be set",
+                cure="make a plan first, or set them",
             )
         self.cases, self.training = tuple(cases), training
         self.seed = training.seed % 2**63  # NumPy takes no negative one
         self.patch_size: Size = training.patch_size
         self.batch_size: int = training.batch_size
-        self.augmentation = Augmentation(config.augmentation, training.patch_size, spacing)
+        self.augmentation = Augmentation(
+            config.augmentation, training.patch_size, spacing, components.transforms
+        )
+        self.sampler = components.sampler or self._draw_centre
+        self._order = lru_cache(4)(self._shuffled)
 
     def batch(self, step: int, device: torch.device | str = "cpu") -> Batch:
         """The batch of `step`, the same at every call.
@@ -74,49 +86,54 @@ class PatchBatches:
         Raises:
             FileError: A case's files cannot be read.
         """
-        patches = [self._patch(step, slot, torch.device(device)) for slot in range(self.batch_size)]
-        return Batch(
-            torch.stack([patch["image"] for patch in patches]),
-            torch.stack([patch["label"] for patch in patches]),
-            tuple(self.case_at(step, slot).id for slot in range(self.batch_size)),
-        )
+        device = torch.device(device)
+        cases = [self.case_at(step, slot) for slot in range(self.batch_size)]
+        patches = [self._patch(case, step, slot, device) for slot, case in enumerate(cases)]
+        images, labels = zip(*patches, strict=True)
+        return Batch(torch.stack(images), torch.stack(labels), tuple(case.id for case in cases))
 
     def case_at(self, step: int, slot: int) -> CachedCase:
         """The case of one item; `slot` counts through a batch."""
-        number = step * self.batch_size + slot
-        round_number, place = divmod(number, len(self.cases))
-        generator = np.random.default_rng([self.seed, 0, round_number])
-        return self.cases[int(generator.permutation(len(self.cases))[place])]
+        round_number, place = divmod(step * self.batch_size + slot, len(self.cases))
+        return self.cases[self._order(round_number)[place]]
 
-    def _patch(self, step: int, slot: int, device: torch.device) -> dict[str, Any]:
-        """`image` and `label` of one item, cut from the mapped case and augmented on `device`."""
-        case = self.case_at(step, slot)
+    def _shuffled(self, round_number: int) -> list[int]:
+        generator = np.random.default_rng([self.seed, 0, round_number])
+        order: list[int] = generator.permutation(len(self.cases)).tolist()
+        return order
+
+    def _patch(
+        self, case: CachedCase, step: int, slot: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and label of one item, cut from the mapped case and augmented on `device`."""
         generator = np.random.default_rng([self.seed, 1, step, slot])
-        seed = int(generator.integers(2**63))
-        size = self.augmentation.source_size(seed)
+        drawn = self.augmentation.draw_placement(generator)
         try:
-            start = self._start(case, generator) - (np.array(size) - self.patch_size) // 2
-            image = _cut(case.image(), start, size, case.air)  # (1, I, J, K) float16
-            label = _cut(case.label(), start, size, 0)  # (1, I, J, K) uint8
+            centre = np.asarray(self.sampler(case, generator))
+            start = centre - np.array(self.patch_size) // 2
+            start = start - (np.array(drawn.source_size) - self.patch_size) // 2
+            image = _cut(case.image(), start, drawn.source_size, case.air)  # (1, I, J, K) float16
+            label = _cut(case.label(), start, drawn.source_size, 0)  # (1, I, J, K) uint8
         except Exception as error:
             error.add_note(f"case {case.id}, step {step}")
             raise
-        region = {"image": sent(image, device), "label": sent(label, device)}
-        return self.augmentation(region, seed)
+        on_device = to_device(image, device), to_device(label, device)
+        return self.augmentation(*on_device, drawn, generator)
 
-    def _start(self, case: CachedCase, generator: np.random.Generator) -> npt.NDArray[np.int64]:
-        """The first voxel of a patch: around a voxel of a class, or anywhere inside."""
-        patch = np.array(self.patch_size)
+    def _draw_centre(self, case: CachedCase, generator: np.random.Generator) -> Sequence[int]:
+        """A voxel of a class, or the centre of a patch anywhere inside."""
         classes = case.classes
         if classes and generator.random() < self.training.foreground_fraction:
             index = classes[generator.integers(len(classes))]
             row = generator.integers(case.starts[index], case.starts[index + 1])
-            start: npt.NDArray[np.int64] = case.foreground()[row] - patch // 2
-            return start
+            voxel: list[int] = case.foreground()[row].tolist()
+            return voxel
+        patch = np.array(self.patch_size)
         spare = np.array(case.shape) - patch  # negative: the case is smaller, and comes centred
-        drawn: npt.NDArray[np.int64] = generator.integers(np.maximum(spare, 0) + 1)
-        drawn[spare < 0] = (spare // 2)[spare < 0]
-        return drawn
+        start = generator.integers(np.maximum(spare, 0) + 1)
+        start[spare < 0] = (spare // 2)[spare < 0]
+        centre: list[int] = (start + patch // 2).tolist()
+        return centre
 
     def iterate(
         self, start: int = 0, device: torch.device | str = "cpu", stop: int | None = None

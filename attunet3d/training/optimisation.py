@@ -1,16 +1,22 @@
-"""Optimisers, learning-rate schedules and the moving average of weights, by name, from torch."""
+"""Optimisers and the moving average of weights from torch; learning rates as plain functions.
+
+A rate is a function of the settings and the number of the step alone. A resumed run needs no state
+of a schedule, and one that is trained longer follows the schedule of its new length.
+"""
 
 from collections.abc import Iterable
+from math import cos, pi
 
 import torch
 from torch import nn
-from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
 from attunet3d.core import TrainingConfig
 
 POWER = 0.9  # of the polynomial decay (Isensee et al. 2021)
-ONE_CYCLE_RISE = 0.25  # share of the steps in which the rate rises
+RISE = 0.25  # share of the steps in which the rate of one_cycle rises
+START, END = 1 / 25, 1e-4 / 25  # of one_cycle, relative to the highest rate (Smith & Topin 2017)
+MOMENTUM = (0.85, 0.95)  # of one_cycle, at the highest rate and at the ends
 
 
 def build_optimiser(
@@ -29,35 +35,51 @@ def build_optimiser(
     )
 
 
-def build_schedule(
-    optimiser: torch.optim.Optimizer, config: TrainingConfig
-) -> lr_scheduler.LRScheduler:
-    """The learning rate over the steps; `step()` it once after each update.
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """The learning rate of update number `step`, counted from 0.
 
     "polynomial" and "cosine" fall to 0 at the last step, "step" falls by `step_gamma` every
-    `step_size` steps (StepLR), "one_cycle" rises and falls (OneCycleLR); the others start with
-    `warmup_steps` of linear rise.
+    `step_size` steps, "one_cycle" rises and falls; the others start with `warmup_steps` of linear
+    rise.
+
+    Example:
+        >>> config = TrainingConfig(learning_rate=1.0, schedule="cosine", steps=4)
+        >>> [round(learning_rate(config, step), 3) for step in range(4)]
+        [1.0, 0.854, 0.5, 0.146]
     """
-    total = config.steps
+    done = step / config.steps
     if config.schedule == "one_cycle":
-        return lr_scheduler.OneCycleLR(
-            optimiser, config.learning_rate, total_steps=total + 1, pct_start=ONE_CYCLE_RISE
-        )
-    main: lr_scheduler.LRScheduler
-    if config.schedule == "polynomial":
-        main = lr_scheduler.PolynomialLR(optimiser, total, POWER)
-    elif config.schedule == "cosine":
-        main = lr_scheduler.CosineAnnealingLR(optimiser, total)
-    elif config.schedule == "step":
-        main = lr_scheduler.StepLR(optimiser, config.step_size, config.step_gamma)
+        return config.learning_rate * _one_cycle(config.steps, step, START, 1.0, END)
+    factor: float = {
+        "polynomial": max(0.0, 1 - done) ** POWER,
+        "cosine": (1 + cos(pi * done)) / 2,
+        "step": config.step_gamma ** (step // config.step_size),
+        "constant": 1.0,
+    }[config.schedule]
+    return config.learning_rate * factor * min(1.0, (step + 1) / (config.warmup_steps + 1))
+
+
+def set_rate(optimiser: torch.optim.Optimizer, config: TrainingConfig, step: int) -> None:
+    """Give an optimiser the rate of update number `step`; one_cycle also cycles the momentum."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(config, step)
+        if config.schedule == "one_cycle":
+            low, high = MOMENTUM
+            momentum = _one_cycle(config.steps, step, high, low, high)
+            if "betas" in group:
+                group["betas"] = (momentum, group["betas"][1])
+            else:
+                group["momentum"] = momentum
+
+
+def _one_cycle(steps: int, step: int, start: float, top: float, end: float) -> float:
+    """`start` to `top` to `end`, each way along half a cosine, as torch's `OneCycleLR`."""
+    turn = max(0.0, RISE * (steps + 1) - 1)
+    if step <= turn:
+        begin, target, share = start, top, step / turn if turn else 1.0
     else:
-        main = lr_scheduler.ConstantLR(optimiser, 1.0)
-    if not config.warmup_steps:
-        return main
-    rise = lr_scheduler.LinearLR(
-        optimiser, 1 / (config.warmup_steps + 1), total_iters=config.warmup_steps
-    )
-    return lr_scheduler.ChainedScheduler([main, rise], optimiser)
+        begin, target, share = top, end, (step - turn) / (steps - turn)
+    return target + (begin - target) * (1 + cos(pi * share)) / 2
 
 
 @torch.no_grad()
@@ -78,6 +100,4 @@ def update_average(average: AveragedModel, network: nn.Module, decay: float) -> 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel | None:
     """An exponential moving average of the weights; None for a decay of 0."""
-    if not decay:
-        return None
-    return AveragedModel(network)
+    return AveragedModel(network) if decay else None

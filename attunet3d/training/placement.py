@@ -26,7 +26,7 @@ _SLAB_VOXELS = 2**17
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """The map from the voxels of a patch to those of the region that it is cut from.
+    """The map from the voxels of a patch to those of the source region that it is read from.
 
     Args:
         patch_size: Voxels of the patch.
@@ -43,6 +43,11 @@ class Placement:
     patch_size: Size
     matrix: Floats
     bend: Floats | None = None
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether patch and source region are the same voxels."""
+        return self.bend is None and bool((self.matrix == np.eye(3)).all())
 
     @property
     def source_size(self) -> Size:
@@ -75,7 +80,7 @@ class Placement:
             shape[axis] = size
             for row, line in enumerate(lines):
                 part = steps * self.matrix[row, axis] + (centre[row] if axis == 0 else 0)
-                line.append(sent(part.astype(np.float32), device).view(shape))
+                line.append(to_device(part.astype(np.float32), device).view(shape))
         return lines
 
     def bends(self, device: torch.device) -> list[torch.Tensor] | None:
@@ -83,20 +88,20 @@ class Placement:
         if self.bend is None:
             return None
         # float64: how a matrix product is split among threads does not show once it is rounded.
-        values = sent(self.bend, device).movedim(0, -1)  # (a, b, c, 3)
+        values = to_device(self.bend, device).movedim(0, -1)  # (a, b, c, 3)
         for size, points in zip(self.patch_size, self.bend.shape[1:], strict=True):
             spans = points - 3
             at = (np.arange(size) + 0.5) / size * spans
             knots = np.arange(-3.0, spans + 4)
             basis: Any = BSpline.design_matrix(at, knots, 3).toarray()  # (size, points)
-            weights = sent(basis, device)
+            weights = to_device(basis, device)
             # Contract the first axis and append the new one; the components are moved last again.
             values = torch.tensordot(values, weights, dims=([0], [1])).movedim(-2, -1)
         return [part.float() for part in values.unbind(-1)]
 
 
-def sent(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """The array on `device`; to a GPU from page-locked memory, without waiting for its queue."""
+def to_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Copy an array to `device`; to a GPU from page-locked memory, without waiting."""
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
@@ -109,20 +114,20 @@ def rotated(patch_size: Size, spacing_mm: Triple, degrees: Triple, zoom: float) 
 
 
 def draw(
-    state: np.random.RandomState, config: AugmentationConfig, patch_size: Size, spacing_mm: Triple
-) -> Placement | None:
-    """A random placement; None where the patch is to be taken as it lies."""
-    turns = state.rand() < config.affine_probability
-    bends = state.rand() < config.elastic_probability and config.elastic_mm > 0
-    if not (turns or bends):
-        return None
+    generator: np.random.Generator,
+    config: AugmentationConfig,
+    patch_size: Size,
+    spacing_mm: Triple,
+) -> Placement:
+    """A random placement; the identity where the patch is to be taken as it is."""
+    turns = generator.random() < config.affine_probability
+    bends = generator.random() < config.elastic_probability and config.elastic_mm > 0
     placement = Placement(patch_size, np.eye(3))
     if turns:
-        x, y, z = (state.uniform(-most, most) for most in config.rotation_degrees)
+        x, y, z = (generator.uniform(-most, most) for most in config.rotation_degrees)
         low, high = np.log(config.scale)  # as often smaller as larger
-        placement = rotated(
-            patch_size, spacing_mm, (x, y, z), float(np.exp(state.uniform(low, high)))
-        )
+        zoom = float(np.exp(generator.uniform(low, high)))
+        placement = rotated(patch_size, spacing_mm, (x, y, z), zoom)
     if not bends:
         return placement
     # Control points four times the largest displacement apart: such a B-spline cannot fold
@@ -130,7 +135,7 @@ def draw(
     apart = max(4 * config.elastic_mm, 16.0)
     extent = np.array(patch_size) * spacing_mm
     points = [math.ceil(length / apart) + 3 for length in extent]
-    millimetres = state.uniform(-config.elastic_mm, config.elastic_mm, (3, *points))
+    millimetres = generator.uniform(-config.elastic_mm, config.elastic_mm, (3, *points))
     bend = millimetres / np.array(spacing_mm)[:, None, None, None]
     return Placement(patch_size, placement.matrix, bend)
 
@@ -148,6 +153,8 @@ def place(
     Returns:
         (C, X, Y, Z) float32 and (1, X, Y, Z).
     """
+    if placement.is_identity:
+        return _centre(image, placement.patch_size).float(), _centre(label, placement.patch_size)
     device, (x, y, z) = image.device, placement.patch_size
     size: Size = (image.shape[1], image.shape[2], image.shape[3])
     moved = image.new_empty(image.shape[0], x, y, z, dtype=torch.float32)
@@ -166,6 +173,14 @@ def place(
         labels[0, part] = label.reshape(-1).index_select(0, nearest).view(-1, y, z)
         _trilinear(image, positions, moved[:, part])
     return moved, labels
+
+
+def _centre(tensor: torch.Tensor, size: Size) -> torch.Tensor:
+    """The middle of (C, I, J, K) at `size`, or as much as there is."""
+    for axis, length in enumerate(size, start=1):
+        spare = max(tensor.shape[axis] - length, 0)
+        tensor = tensor.narrow(axis, spare // 2, tensor.shape[axis] - spare)
+    return tensor
 
 
 def _trilinear(image: torch.Tensor, positions: list[torch.Tensor], out: torch.Tensor) -> None:

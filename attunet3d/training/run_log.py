@@ -1,13 +1,19 @@
-"""The numbers of a run as they come: metrics.csv and TensorBoard, a row a validation."""
+"""The numbers of a run as they come: metrics.csv and TensorBoard.
+
+A row per validation, and one of the training loss alone every some steps between them.
+"""
 
 import csv
 import io
-from collections.abc import Mapping
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from attunet3d.core import whole_file
+from attunet3d.training.components import Logger
 
 NAME = "metrics.csv"
 Row = dict[str, str | float | None]
@@ -21,12 +27,49 @@ def read_rows(path: Path) -> list[Row]:
         return [dict(row) for row in csv.DictReader(file)]
 
 
+class Stopwatch:
+    """Measures the time of a run and the share of it that was spent waiting for data.
+
+    Attributes:
+        waiting_seconds: In all.
+    """
+
+    def __init__(self) -> None:
+        self.waiting_seconds = 0.0
+        self._began = self._lap = time.monotonic()
+        self._waited_before = 0.0
+
+    @contextmanager
+    def waiting(self) -> Generator[None]:
+        """Count the block as waiting."""
+        began = time.monotonic()
+        yield
+        self.waiting_seconds += time.monotonic() - began
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._began
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the time that was spent waiting."""
+        return self.waiting_seconds / max(self.seconds, 1e-9)
+
+    def lap(self) -> dict[str, float]:
+        """`seconds` since the last lap, and the share of them that was `waiting`."""
+        now, waited = time.monotonic(), self.waiting_seconds - self._waited_before
+        seconds, self._lap, self._waited_before = now - self._lap, now, self.waiting_seconds
+        return {"seconds": round(seconds, 2), "waiting": round(waited / max(seconds, 1e-9), 3)}
+
+
 class RunLog:
     """Writes a run's numbers; use it in a `with` statement.
 
     Args:
         run_dir: The run's folder.
         step: Where the run begins; rows of later steps, left by a run that was killed, go.
+        logger: Gets each row, too.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -37,8 +80,8 @@ class RunLog:
         [{'step': '5', 'loss': '0.25'}]
     """
 
-    def __init__(self, run_dir: Path, step: int) -> None:
-        self.run_dir = run_dir
+    def __init__(self, run_dir: Path, step: int, logger: Logger | None = None) -> None:
+        self.run_dir, self.logger = run_dir, logger
         found = read_rows(run_dir / NAME)
         self.rows = [row for row in found if int(float(row["step"] or 0)) <= step]
         self.step = step
@@ -68,6 +111,8 @@ class RunLog:
             if name != "step" and value is not None:
                 self.writer.add_scalar(name, value, int(row["step"]))
         self.writer.flush()
+        if self.logger is not None:
+            self.logger(dict(row))
 
     def _save(self) -> None:
         names = list(dict.fromkeys(name for row in self.rows for name in row))

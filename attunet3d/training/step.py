@@ -1,7 +1,7 @@
 """One update of the weights: forward, loss, backward, clip, step; and all that has a state in it.
 
-What an update does depends on the state before it and on the step's number, from which dropout is
-seeded.
+What an update does depends on the state before it, the number of the step, and torch's random
+numbers (dropout), which `Trainer` seeds by the step.
 """
 
 import math
@@ -10,13 +10,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attunet3d.core import Config, TrainingError, machine
-from attunet3d.models import AttentionUNet3D, build_network, memory_layout
+from attunet3d.models import build_network, memory_layout
 from attunet3d.training import loss, optimisation
 from attunet3d.training.batch_norm import reestimate_statistics
 from attunet3d.training.batches import Batch
+from attunet3d.training.components import Components
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -31,7 +32,9 @@ def training_dtype(config: Config, device: torch.device) -> torch.dtype:
     if precision == "bfloat16" and not machine.computes_in_bfloat16(device):
         raise TrainingError(
             f"training.precision=bfloat16: {device} has no instructions for it and would take many"
-            " times as long; choose training.precision=float32, or train on another machine"
+            " times as long",
+            value=precision,
+            cure="choose training.precision=float32, or train on another machine",
         )
     if precision != "auto":
         return DTYPES[precision]
@@ -40,65 +43,76 @@ def training_dtype(config: Config, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if machine.computes_in_bfloat16(device) else torch.float16
 
 
-def refuse_wrong_gradients(network: AttentionUNet3D, config: Config) -> None:
+def refuse_wrong_gradients(strides: Sequence[Sequence[int]], config: Config) -> None:
     """Refuse patches for which CPUs compute wrong gradients in bfloat16.
 
     oneDNN 3.12 (torch 2.13) gives garbage, often NaN, as the gradient of a 3×3×3 kernel when its
     input has exactly 2 voxels along the first axis, whatever the other two.
+
+    Args:
+        strides: Of each level against the finest.
+        config: With a patch size.
 
     Raises:
         TrainingError: A level of the network is 2 voxels long in x.
     """
     assert config.training.patch_size is not None
     x = config.training.patch_size[0]
-    if 2 in (-(-x // stride[0]) for stride in network.strides):
+    if 2 in (-(-x // stride[0]) for stride in strides):
         raise TrainingError(
             f"training.precision=bfloat16 with training.patch_size {config.training.patch_size}:"
-            " CPUs compute wrong gradients where a level is 2 voxels long in x; choose another"
-            " patch size, or training.precision=float32"
+            " CPUs compute wrong gradients where a level is 2 voxels long in x",
+            value=config.training.patch_size,
+            cure="choose another patch size, or training.precision=float32",
         )
 
 
 class TrainingStep:
-    """A network with its loss, optimiser, schedule, average and scaler; a call is one update.
+    """A network with its loss, optimiser, moving average and scaler.
 
     Args:
         config: Resolved, see `plan`.
         classes: Number of classes, background included.
         device: Where to train.
+        components: A network or a loss of one's own.
 
     Raises:
         TrainingError: CPUs compute wrong gradients for these patches in bfloat16.
     """
 
-    def __init__(self, config: Config, classes: int, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, classes: int, device: torch.device, components: Components
+    ) -> None:
         self.settings, self.device = config.training, device
-        if device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # patches are of one size
-        machine.seed_everything(config.training.seed)
-        self.network = self._laid_out(build_network(config.network, 1, classes))
-        self.average = optimisation.moving_average(self.network, config.training.ema_decay)
-        self.optimiser = optimisation.build_optimiser(self.network.parameters(), config.training)
-        self.schedule = optimisation.build_schedule(self.optimiser, config.training)
-        self.criterion = loss.build_loss(config.training, classes)
+        build = components.network or (lambda ins, outs: build_network(config.network, ins, outs))
+        with torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed)
+            network = build(1, classes)
+        self.network = self._in_layout(network)
+        self.average = optimisation.moving_average(self.network, self.settings.ema_decay)
+        self.optimiser = optimisation.build_optimiser(self.network.parameters(), self.settings)
+        strides: Sequence[Sequence[int]] = getattr(network, "strides", [])
+        self.criterion = loss.DeepSupervision(
+            components.loss or loss.build_criterion(self.settings, classes), strides
+        )
         self.dtype = training_dtype(config, device)
         if self.dtype == torch.bfloat16 and device.type == "cpu":
-            refuse_wrong_gradients(self.network, config)
+            refuse_wrong_gradients(strides, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
-    def __call__(self, batches: Sequence[Batch], number: int) -> tuple[float, bool]:
+    def update(self, batches: Sequence[Batch], number: int) -> tuple[float, bool]:
         """Update the weights, unless the loss or the gradient is not finite.
 
         Args:
-            batches: Whose gradients are summed.
-            number: Of the step.
+            batches: Their gradients are averaged.
+            number: Of the step, which tells the learning rate.
 
         Returns:
-            The loss, and whether it and the gradient were finite; so counts an overflow in
-            float16, which the scaler passes over with smaller scales to come.
+            The mean loss, and whether loss and gradient were finite. A float16 overflow counts as
+            finite: the scaler skips that step and lowers its scale.
         """
-        torch.manual_seed(hash((self.settings.seed, number)) % 2**63)  # dropout
         self.network.train()
+        optimisation.set_rate(self.optimiser, self.settings, number)
         skips = self.settings.on_nonfinite_loss == "skip"
         buffers = [part.clone() for part in self.network.buffers()] if skips else []
         self.optimiser.zero_grad(set_to_none=True)
@@ -110,18 +124,16 @@ class TrainingStep:
             value: Tensor = self.criterion(logits, batch.label) / len(batches)
             self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
             losses.append(value.detach())
-        total, updated = self._update(torch.stack(losses).sum())
+        total, updated = self._apply_gradient(torch.stack(losses).sum())
         if not updated:
             self.optimiser.zero_grad(set_to_none=True)
             for part, before in zip(self.network.buffers(), buffers, strict=skips):
                 part.copy_(before)  # running statistics: one NaN would stay in them for good
         elif self.average is not None:
             optimisation.update_average(self.average, self.network, self.settings.ema_decay)
-        if updated or skips:  # else the run ends here
-            self.schedule.step()
         return total, updated
 
-    def _update(self, loss: Tensor) -> tuple[float, bool]:
+    def _apply_gradient(self, loss: Tensor) -> tuple[float, bool]:
         """Clip the gradient and step, unless the loss or the gradient is not finite."""
         self.scaler.unscale_(self.optimiser)
         limit = self.settings.clip_gradient_norm or math.inf
@@ -133,7 +145,7 @@ class TrainingStep:
         self.scaler.update()
         return total, finite
 
-    def _laid_out(self, network: AttentionUNet3D) -> AttentionUNet3D:
+    def _in_layout(self, network: nn.Module) -> nn.Module:
         """The network on the device, its features in a CPU's fastest layout."""
         self.layout = torch.contiguous_format
         if self.device.type == "cpu":
@@ -149,10 +161,10 @@ class TrainingStep:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next update."""
+        """Learning rate of the latest update."""
         return float(self.optimiser.param_groups[0]["lr"])
 
-    def evaluated(self, images: Iterable[Tensor]) -> AttentionUNet3D:
+    def evaluated(self, images: Iterable[Tensor]) -> nn.Module:
         """The network that is validated and kept (the average where there is one), in eval mode.
 
         Args:
@@ -161,12 +173,12 @@ class TrainingStep:
         """
         if self.average is None:
             return self.network.eval()
-        network: AttentionUNet3D = self.average.module  # type: ignore[assignment]
+        network = self.average.module
         reestimate_statistics(network, images, lambda image: self.forward(network, image))
         return network
 
     @torch.no_grad()
-    def forward(self, network: AttentionUNet3D, patch: Tensor) -> Tensor:
+    def forward(self, network: nn.Module, patch: Tensor) -> Tensor:
         """Logits (B, C, X, Y, Z) float32 of `network`, at the precision of training."""
         with self._autocast():
             logits: Tensor = network(patch)  # (B, C, X, Y, Z)
@@ -178,7 +190,6 @@ class TrainingStep:
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -188,5 +199,4 @@ class TrainingStep:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])

@@ -1,32 +1,44 @@
 """Training: steps, validations, the best weights, and a state from which a killed run goes on.
 
 Every step is a function of the state before it and of the step's number (batches are, see
-`dataset`; the random numbers of dropout are seeded by it), so on a CPU a run that was killed and
-resumed ends with the weights, to the last bit, of one that was not.
+`batches`; the random numbers of dropout are seeded by it). So on a CPU a run that was killed and
+resumed ends with weights that are bit-identical to those of a run that was not.
 """
 
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attunet3d.core import Config, StopRequests, TrainingError, progress, stop_requests, whole_file
-from attunet3d.models import AttentionUNet3D, checkpoint
+from attunet3d.core import (
+    Config,
+    DeviceError,
+    StopRequests,
+    TrainingError,
+    machine,
+    progress,
+    stop_requests,
+    whole_file,
+)
+from attunet3d.models import checkpoint
 from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
-from attunet3d.training.run_log import RunLog
+from attunet3d.training.components import Components
+from attunet3d.training.run_log import RunLog, Stopwatch
 from attunet3d.training.step import TrainingStep
 from attunet3d.training.validation import dice_network_grid
 
 STATISTICS_BATCHES = 16  # from which an average of weights gets its running statistics
-
+MOST_ROWS, LEAST_STEPS = 1000, 10  # of training loss in metrics.csv; steps between two
 _log = logging.getLogger(__name__)
 
 
@@ -39,6 +51,23 @@ class TrainingData:
     labels: dict[int, str]
 
 
+@dataclass(kw_only=True)
+class RunState:
+    """How far a run has come; saved with the weights."""
+
+    step: int = 0
+    best_dice: float | None = None
+    """Best `dice_network_grid`; None without validation cases."""
+    best_step: int = 0
+    validations_since_best: int = 0
+    validation_due: bool = False
+    """Whether the run was stopped during the validation of this step."""
+    skipped_steps: int = 0
+    loss_sum: float = 0.0
+    """Of the steps since the last row of metrics.csv."""
+    loss_count: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """How a run ended."""
@@ -49,7 +78,9 @@ class Result:
     best_step: int
     skipped_steps: int
     seconds: float
-    """Of this call."""
+    """Duration of this call."""
+    waiting: float
+    """Share of it in which the network waited for data."""
 
 
 class Trainer:
@@ -60,122 +91,141 @@ class Trainer:
         config: Resolved, see `plan`.
         run_dir: Where the run is written; must exist.
         device: Where to train.
+        components: Parts of your own in the place of the package's.
     """
 
     def __init__(
-        self, data: TrainingData, config: Config, run_dir: Path, device: torch.device
+        self,
+        data: TrainingData,
+        config: Config,
+        run_dir: Path,
+        device: torch.device,
+        components: Components = Components(),  # noqa: B008 (frozen)
     ) -> None:
         self.data, self.config, self.run_dir, self.device = data, config, run_dir, device
         names = [value for value in data.labels if value != config.training.ignore_index]
         self.labels = {value: data.labels[value] for value in sorted(names)}
-        self.batches = PatchBatches(data.training, config)
-        self.update = TrainingStep(config, len(self.labels), device)
-        self.step = self.best_step = self.skipped = self.since_best = 0
-        self.best_dice: float | None = None
-        self.losses = (0.0, 0)  # their sum and number since the last validation
+        self.components = components
+        self.batches = PatchBatches(data.training, config, components)
+        self.update = TrainingStep(config, len(self.labels), device, components)
+        self.state = RunState()
+        self.stopwatch = Stopwatch()
 
     def fit(self) -> Result:
         """Train to the last step, or until early stop, SIGTERM or Ctrl-C (which save first).
 
         Raises:
             TrainingError: The loss is not finite (`on_nonfinite_loss` "stop").
+            DeviceError: The memory ran out.
             SystemExit: SIGTERM or Ctrl-C; the state is saved.
         """
-        settings, began = self.config.training, time.monotonic()
-        first = self.step * settings.accumulation
-        stream = self.batches.iterate(first, self.device, settings.steps * settings.accumulation)
+        settings, state = self.config.training, self.state
+        first, last = (n * settings.accumulation for n in (state.step, settings.steps))
         with (
-            RunLog(self.run_dir, self.step) as log,
+            own_torch_state(self.device),
+            memory_error_in_one_line(self.device),
+            closing(self.batches.iterate(first, self.device, last)) as stream,
+            RunLog(self.run_dir, state.step, self.components.logger) as log,
             stop_requests() as requests,
-            progress(settings.steps, "training", "step", self.step) as bar,
+            progress(settings.steps, "training", "step", state.step) as bar,
         ):
-            try:
-                if self._validates_now() and self.losses[1]:  # it was stopped while it validated
-                    self._validate(log, requests)
-                while self.step < settings.steps and not self._stopped_early():
-                    value = self._train_step(list(islice(stream, settings.accumulation)))
-                    self._after_step(value, log, requests)
-                    bar.update(1, self._progress(value))
-                    if requests:
-                        self._save_and_leave(requests)
-            finally:
-                stream.close()
+            self._validate_if_due(log, requests)
+            while state.step < settings.steps and not self._stopped_early():
+                with self.stopwatch.waiting():
+                    batches = list(islice(stream, settings.accumulation))
+                value = self._train_step(batches)
+                self._after_step(value, log, requests)
+                bar.update(1, self._facts(value))
+                if requests:
+                    self._save_and_leave(requests)
         return Result(
-            step=self.step,
-            best_dice=self.best_dice,
-            best_step=self.best_step,
-            skipped_steps=self.skipped,
-            seconds=round(time.monotonic() - began, 1),
+            step=state.step,
+            best_dice=state.best_dice,
+            best_step=state.best_step,
+            skipped_steps=state.skipped_steps,
+            seconds=round(self.stopwatch.seconds, 1),
+            waiting=round(self.stopwatch.waiting_share, 3),
         )
 
     def _train_step(self, batches: Sequence[Batch]) -> float:
         """One update of the weights; returns the loss."""
-        value, updated = self.update(batches, self.step)
+        torch.manual_seed(step_seed(self.config.training.seed, self.state.step))  # dropout
+        value, updated = self.update.update(batches, self.state.step)
         if not updated:
-            self._nonfinite(value, tuple(name for batch in batches for name in batch.case_ids))
-        self.step += 1
+            self._nonfinite(value, [name for batch in batches for name in batch.case_ids])
+        self.state.step += 1
         return value
 
-    def _nonfinite(self, value: float, names: tuple[str, ...]) -> None:
+    def _nonfinite(self, value: float, names: Sequence[str]) -> None:
         if self.config.training.on_nonfinite_loss == "skip":
-            self.skipped += 1
+            self.state.skipped_steps += 1
             return
-        what, state = "loss" if not math.isfinite(value) else "gradient", self.run_dir / "last.pt"
-        last = f" the last good state is {state};" if state.exists() else ""
+        what, saved = "loss" if not math.isfinite(value) else "gradient", self.run_dir / "last.pt"
+        last = f"; the last good state is {saved}" if saved.exists() else ""
         raise TrainingError(
-            f"step {self.step}: the {what} is not finite (loss {value}; cases {', '.join(names)});"
-            f"{last} look at these cases, lower training.learning_rate, or set"
-            " training.on_nonfinite_loss=skip"
+            f"step {self.state.step}: the {what} is not finite (loss {value}; cases"
+            f" {', '.join(names)}){last}",
+            value=value,
+            cure="look at these cases, lower training.learning_rate, or set"
+            " training.on_nonfinite_loss=skip",
         )
 
     def _after_step(self, value: float, log: RunLog, requests: StopRequests) -> None:
-        settings = self.config.training
+        settings, state = self.config.training, self.state
         if math.isfinite(value):
-            self.losses = (self.losses[0] + value, self.losses[1] + 1)
-        if self._validates_now():
-            self._validate(log, requests)
+            state.loss_sum += value
+            state.loss_count += 1
+        if state.step % settings.validate_every == 0 or state.step == settings.steps:
+            state.validation_due = True
+            self._validate_if_due(log, requests)
             self.save()
-        elif self.step % settings.save_every == 0:
+            return
+        if state.step % max(LEAST_STEPS, -(-settings.steps // MOST_ROWS)) == 0:
+            log.write(self._row())
+        if state.step % settings.save_every == 0:
             self.save()
 
-    def _validates_now(self) -> bool:
-        settings = self.config.training
-        return self.step > 0 and (
-            self.step % settings.validate_every == 0 or self.step == settings.steps
-        )
-
-    def _validate(self, log: RunLog, requests: StopRequests) -> None:
-        """Score the weights, keep them when they are the best, and start a new mean of losses.
-
-        A stop request ends it at once; `fit` validates these weights after `resume`.
-        """
-        began, window = time.monotonic(), self.config.window
-        assert window is not None  # else there were no patches
+    def _validate_if_due(self, log: RunLog, requests: StopRequests) -> None:
+        """Validate; a stop request saves the state, and the resumed run validates first."""
+        if not self.state.validation_due:
+            return
         try:
             with requests.at_once():
-                network = self.update.evaluated(self._statistics_images())
-                scores = dice_network_grid(
-                    self.data.validation,
-                    lambda patch: self.update.forward(network, patch),
-                    window,
-                    self.device,
-                    self.config.training.ignore_index,
-                )
+                self._validate(log)
         except SystemExit:
             self._save_and_leave(requests)
+        self.state.validation_due = False
+
+    def _validate(self, log: RunLog) -> None:
+        """Score the weights, and keep them when they are the best."""
+        began, window, state = time.monotonic(), self.config.window, self.state
+        assert window is not None  # else there were no patches
+        network = self.update.evaluated(self._statistics_images())
+        scores = dice_network_grid(
+            self.data.validation,
+            lambda patch: self.update.forward(network, patch),
+            window,
+            self.device,
+            self.config.training.ignore_index,
+        )
         dice = sum(scores.values()) / len(scores) if scores else None
-        names = list(self.labels.values())
-        mean_loss = self.losses[0] / self.losses[1] if self.losses[1] else math.nan
-        row: dict[str, Any] = {"step": self.step, "loss": mean_loss}
-        row |= {"learning_rate": self.update.learning_rate, "dice_network_grid": dice}
-        row |= {f"dice_{names[index]}": score for index, score in scores.items()}
-        log.write(row | {"seconds": round(time.monotonic() - began, 2)})
-        self.losses = (0.0, 0)
-        if dice is None or self.best_dice is None or dice > self.best_dice:
-            self.best_dice, self.best_step, self.since_best = dice, self.step, 0
-            self._save_model(network)
+        if dice is None or state.best_dice is None or dice > state.best_dice:
+            self._save_model(network, dice)
+            state.best_dice, state.best_step, state.validations_since_best = dice, state.step, 0
         else:
-            self.since_best += 1
+            state.validations_since_best += 1
+        names = list(self.labels.values())
+        by_label = {f"dice_{names[index]}": score for index, score in scores.items()}
+        took = {"validation_seconds": round(time.monotonic() - began, 2)}
+        log.write(self._row() | {"dice_network_grid": dice} | by_label | took)
+
+    def _row(self) -> dict[str, Any]:
+        """A row of metrics.csv; a new mean of losses begins."""
+        state = self.state
+        loss = state.loss_sum / state.loss_count if state.loss_count else math.nan
+        state.loss_sum, state.loss_count = 0.0, 0
+        row = {"step": state.step, "loss": loss, "learning_rate": self.update.learning_rate}
+        return row | self.stopwatch.lap()
 
     def _statistics_images(self) -> Iterator[Tensor]:
         """The images of the run's first batches, whatever the step: the same after a resume."""
@@ -184,71 +234,95 @@ class Trainer:
 
     def _stopped_early(self) -> bool:
         limit = self.config.training.early_stop
-        return bool(limit) and self.since_best >= limit
+        return bool(limit) and self.state.validations_since_best >= limit
 
-    def _progress(self, value: float) -> dict[str, str]:
-        dice = "–" if self.best_dice is None else f"{self.best_dice:.3f}"
+    def _facts(self, value: float) -> dict[str, str]:
+        best = self.state.best_dice
         return {
             "loss": f"{value:.3f}",
             "rate": f"{self.update.learning_rate:.1e}",
-            "best Dice": dice,
+            "best Dice": "–" if best is None else f"{best:.3f}",
         }
 
     def save(self) -> None:
         """Write `last.pt`, from which `resume` goes on."""
-        checkpoint.save_state(self.run_dir / "last.pt", self._state())
+        state = self.update.state() | asdict(self.state)
+        checkpoint.save_state(self.run_dir / "last.pt", state)
 
-    def resume(self) -> list[str]:
+    def resume(self) -> None:
         """Go on from `last.pt`, from the one before where it is torn, or from the start.
-
-        Returns:
-            Warnings.
 
         Raises:
             ModelError: Neither can be read.
+            TrainingError: The state belongs to another network.
         """
         for folder in (self.run_dir, self.run_dir / "validation"):
             whole_file.sweep(folder)
         names = (checkpoint.STATE, checkpoint.PREVIOUS, "summary.json")  # the last: it was finished
         if not any((self.run_dir / name).exists() for name in names):
-            return [f"{self.run_dir}: was stopped before its first save; it begins at step 0"]
-        state, warnings = checkpoint.load_state(self.run_dir / "last.pt")
+            _log.warning("%s: was stopped before its first save; begins at step 0", self.run_dir)
+            return
+        saved, warnings = checkpoint.load_state(self.run_dir / "last.pt")
+        for warning in warnings:
+            _log.warning("%s", warning)
         try:
-            self._load(state)
+            self.update.load(saved)
+            self.state = RunState(**{field.name: saved[field.name] for field in fields(RunState)})
         except torch.OutOfMemoryError:
             raise
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
             raise TrainingError(
-                f"{self.run_dir / 'last.pt'}: belongs to another network or configuration; resume"
-                " with the config.json of this run folder"
+                "belongs to another network or configuration",
+                path=self.run_dir / "last.pt",
+                cure="resume with the config.json of this run folder",
             ) from None
-        return warnings
 
-    def _state(self) -> dict[str, Any]:
-        return self.update.state() | {
-            "step": self.step,
-            "best_dice": self.best_dice,
-            "best_step": self.best_step,
-            "since_best": self.since_best,
-            "skipped": self.skipped,
-            "losses": list(self.losses),
-        }
-
-    def _load(self, state: dict[str, Any]) -> None:
-        self.update.load(state)
-        self.step, self.skipped = int(state["step"]), int(state["skipped"])
-        self.best_dice, self.best_step = state["best_dice"], int(state["best_step"])
-        self.since_best = int(state["since_best"])
-        self.losses = (float(state["losses"][0]), int(state["losses"][1]))
-
-    def _save_model(self, network: AttentionUNet3D) -> None:
-        notes = {"step": self.step, "dice_network_grid": self.best_dice}
+    def _save_model(self, network: nn.Module, dice: float | None) -> None:
+        notes = {"step": self.state.step, "dice_network_grid": dice}
         path = self.run_dir / "model.safetensors"
         checkpoint.save_model(path, network.state_dict(), self.config, self.labels, notes)
 
     def _save_and_leave(self, requests: StopRequests) -> NoReturn:
         self.save()
         _log.warning(
-            "stopped at step %d; the same command with --resume goes on from here", self.step
+            "stopped at step %d; the same command with --resume goes on from here", self.state.step
         )
         requests.leave()
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of torch's random numbers in a step, the same on every version of Python.
+
+    Example:
+        >>> step_seed(0, 1) == step_seed(0, 1) != step_seed(1, 0)
+        True
+    """
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) % 2**63
+
+
+@contextmanager
+def own_torch_state(device: torch.device) -> Generator[None]:
+    """Within the block torch's random numbers and cuDNN's choice of kernels are the run's own."""
+    benchmark = torch.backends.cudnn.benchmark
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        try:
+            torch.backends.cudnn.benchmark = device.type == "cuda"  # patches are of one size
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def memory_error_in_one_line(device: torch.device) -> Generator[None]:
+    """Turn an error of a block whose memory ran out into a `DeviceError` with a cure."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not machine.ran_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"the memory of {device} ran out in training",
+            cure="set a smaller training.patch_size or training.batch_size in a new run, or end"
+            " what else takes memory and go on with --resume",
+        ) from error

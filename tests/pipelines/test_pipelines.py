@@ -1,6 +1,7 @@
 """The commands, called as a person calls them, on phantoms."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from attunet3d import __main__ as command
 from attunet3d import __version__
 from attunet3d.core import command_line
 from attunet3d.phantoms.dataset import write_phantoms
+from attunet3d.training import run_folder
 from attunet3d.training.run_log import read_rows
 
 FAST = ["network.channels=[4,8,8]", "network.strides=[[2,2,2],[2,2,2]]", "training.steps=4"]
@@ -46,6 +48,7 @@ def test_a_run_folder_holds_what_it_should(road):
     assert wanted | {"curves.png", "summary.json", "validation"} <= files
     assert any("tfevents" in name for name in files)
     assert [row["step"] for row in read_rows(road / "run" / "metrics.csv")] == ["2", "4"]
+    assert (road / "m.demo_cpu.plan.json").is_file()
     summary = json.loads((road / "run" / "summary.json").read_text(encoding="utf-8"))
     assert summary["steps"] == 4
     assert len(list((road / "run" / "validation").glob("*.png"))) == 1
@@ -106,10 +109,108 @@ def test_two_folds_of_a_data_set_make_an_ensemble(road, tmp_path):
         runs = [tmp_path / f"{preset}_{fold}" for fold in (0, 1)]
         for fold, run in enumerate(runs):
             call_ = ("train", road / "m.json", preset, run, "--fold", fold, "--device", "cpu")
+            call_ += ("--plan", tmp_path / f"{preset}.json")
             assert call(*call_, *sets, "--set", "preprocessing.hu_window=[-100,200]") == 0
         out = tmp_path / preset
         scans = road / "data" / "imagesTr"
         assert call("infer", *runs, next(scans.iterdir()), out, "--device", "cpu") == 0
+
+
+def test_the_plan_of_a_data_set_is_that_of_all_its_folds_whatever_memory_is_free(
+    road, tmp_path, capsys, monkeypatch
+):
+    sets = [part for setting in FAST for part in ("--set", setting)]
+    train = ("train", road / "m.json", "pancreas_ct", "--device", "cpu", *sets)
+    train += ("--set", "training.patch_size=", "--plan", tmp_path / "p.json")
+    configs = []
+    for fold, free in enumerate((6, 9, 30)):
+        monkeypatch.setattr(run_folder, "available_bytes", lambda device, free=free: free * 10**9)
+        memory = ("--memory", "8GB") if fold == 0 else ()  # the first states it for all
+        assert call(*train[:3], tmp_path / str(fold), *train[3:], "--fold", fold, *memory) == 0
+        configs.append((tmp_path / str(fold) / "config.json").read_bytes())
+    assert configs[0] == configs[1] == configs[2]
+    capsys.readouterr()
+    other = (*train[:3], tmp_path / "other", *train[3:])
+    assert call(*other, "--memory", "0.68GB") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "training.patch_size ([" in error
+    assert not (tmp_path / "other" / "config.json").exists()
+    assert call(*other, "--set", "preprocessing.hu_window=[-100,200]") == 2
+    assert "preprocessing.hu_window (" in capsys.readouterr().err
+
+
+def test_the_plan_command_shows_the_plan_that_training_takes(road, tmp_path, capsys):
+    out = tmp_path / "plan.yaml"
+    plan = ("plan", road / "m.json", "demo_cpu", "--out", out, "--device", "cpu")
+    assert call(*plan, "--memory", "2GB") == 0
+    shown = capsys.readouterr().out
+    assert "2 GB of memory" in shown
+    assert "preprocessing.mean_hu" in shown
+    before = out.read_bytes()
+    assert call(*plan) == 0  # the memory stated first holds
+    assert capsys.readouterr().out == shown
+    assert out.read_bytes() == before
+    assert call(*plan, "--memory", "two") == 2
+    assert "write it as 24GB" in capsys.readouterr().err
+    out.write_text("{}")
+    assert call(*plan) == 2
+    assert "cannot be read as a plan" in capsys.readouterr().err
+
+
+def test_a_plan_for_other_cases_is_refused(road, tmp_path, capsys):
+    listed = json.loads((road / "m.json").read_text(encoding="utf-8"))
+    listed["training"] = listed["training"][:2]
+    (road / "fewer.json").write_text(json.dumps(listed))
+    plan = ("plan", road / "fewer.json", "demo_cpu", "--device", "cpu")
+    assert call(*plan, "--out", road / "m.demo_cpu.plan.json") == 2
+    assert "was made for other cases (1 differ" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_said_before_a_run_begins(road, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run_folder, "available_bytes", lambda device: 5 * 10**9)
+    train = ("train", road / "m.json", "oktay2018", tmp_path / "run", "--device", "cpu")
+    assert call(*train) == 2
+    error = capsys.readouterr().err
+    assert "GB of memory, and cpu has 5.0 GB free" in error
+    assert "training.patch_size" in error
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_resume_without_a_run_and_settings_that_may_not_change_are_errors(road, tmp_path, capsys):
+    train = ("train", road / "m.json", "demo_cpu", tmp_path / "typo", "--device", "cpu")
+    assert call(*train, "--resume") == 2
+    assert "holds no run to resume" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
+    again = ["train", road / "m.json", road / "run" / "config.json", road / "run"]
+    again += ["--device", "cpu", "--resume"]
+    assert call(*again, "--set", "training.ignore_index=") == 0  # as it is
+    assert call(*again, "--set", "network.gate_bias=3") == 2
+    assert "network.gate_bias is None in this run, not 3" in capsys.readouterr().err
+
+
+def test_a_finished_run_trains_longer(road, tmp_path):
+    shutil.copytree(road / "run", tmp_path / "run")
+    again = ("train", road / "m.json", tmp_path / "run" / "config.json", tmp_path / "run")
+    assert call(*again, "--device", "cpu", "--steps-more", 2) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["steps"] == 6
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert config["training"]["steps"] == 6
+
+
+def test_labels_with_a_side_switch_left_right_flips_off(road, tmp_path, capsys):
+    listed = json.loads((road / "m.json").read_text(encoding="utf-8"))
+    listed["labels"]["1"] = "left kidney"
+    (road / "sided.json").write_text(json.dumps(listed))
+    sets = [part for setting in FAST for part in ("--set", setting)]
+    sets += ["--set", "augmentation.flip_axes=[0,1]"]
+    train = ("train", road / "sided.json", "demo_cpu", tmp_path / "run", "--device", "cpu", *sets)
+    assert call(*train) == 0
+    assert "'left kidney'" in capsys.readouterr().err
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert config["augmentation"]["flip_axes"] == [1]
+    assert call(*train, "--resume") == 0
 
 
 def test_cases_of_a_fold_are_segmented_and_scored_alike(road, tmp_path):

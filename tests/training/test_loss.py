@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from attunet3d.core import SettingsError
-from attunet3d.core.training_config import TrainingConfig
-from attunet3d.training.loss import at_size, build_loss
+from attunet3d.core import SettingsError, TrainingConfig
+from attunet3d.models import AttentionUNet3D
+from attunet3d.training.loss import at_scale, build_loss
 
 LABEL = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1], dtype=torch.uint8).reshape(1, 1, 2, 2, 2)
 
@@ -79,19 +79,39 @@ def test_three_classes():
     assert loss("ce", torch.zeros(1, 3, 2, 2, 2), label) == pytest.approx(math.log(3), abs=1e-6)
 
 
-def test_scales_weigh_one_half_of_the_one_before_and_sum_to_one():
+def test_scales_weigh_one_half_of_the_one_before_the_coarsest_nothing_and_sum_to_one():
     same = [logits_of(0.8), logits_of(0.8)]
     assert loss("ce", same) == pytest.approx(loss("ce", logits_of(0.8)), abs=1e-6)
-    coarse = torch.zeros(1, 2, 1, 1, 1)
+    coarse, coarsest = torch.zeros(1, 2, 1, 1, 1), torch.full((1, 2, 1, 1, 1), torch.nan)
     fine = loss("ce", logits_of(0.8))
-    assert loss("ce", [logits_of(0.8), coarse]) == pytest.approx((fine + math.log(2) / 2) / 1.5)
+    wanted = pytest.approx((fine + math.log(2) / 2) / 1.5)
+    assert loss("ce", [logits_of(0.8), coarse, coarsest]) == wanted
+    assert loss("ce", [logits_of(0.8), coarsest]) == pytest.approx(fine)
 
 
 def test_labels_come_to_a_scale_by_nearest_neighbour():
     label = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 2, 2)
-    small = at_size(label, torch.zeros(1, 3, 2, 1, 1))
+    small = at_scale(label, torch.zeros(1, 3, 2, 1, 1))
     assert small.dtype == torch.uint8
     assert small.flatten().tolist() == [7, 15]
+
+
+@pytest.mark.parametrize("size", [48, 50, 37])
+def test_coarse_heads_see_the_label_of_the_voxels_they_cover(size):
+    """Also where strides do not divide the patch: the network repeats its last voxels there."""
+    network = AttentionUNet3D(channels=(2, 2, 2, 2, 2), deep_supervision="per-scale").train()
+    scales = network(torch.zeros(2, 1, size, 16, 16))
+    label = torch.arange(size, dtype=torch.uint8).view(1, 1, -1, 1, 1).expand(1, 1, size, 16, 16)
+    assert len(scales) == 4
+    for scale, (stride, _, _) in zip(scales, network.strides, strict=False):
+        found = at_scale(label, scale, (stride,) * 3)[0, 0, :, 0, 0]
+        padded = torch.nn.functional.pad(
+            torch.arange(size).float()[None], (0, -size % 16), mode="replicate"
+        )[0]
+        covered = padded.view(-1, stride)[: len(found)]
+        assert scale.shape[2] == len(found)
+        assert (found >= covered.min(1).values).all()
+        assert (found <= covered.max(1).values).all()
 
 
 @pytest.mark.parametrize("name", ["ce", "dice_ce"])
@@ -182,7 +202,7 @@ def test_every_loss_falls_when_it_is_followed_downhill(name):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
 def test_labels_of_any_type_come_to_a_scale(dtype):
     label = LABEL.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
-    assert torch.equal(at_size(label.to(dtype), LABEL), LABEL)
+    assert torch.equal(at_scale(label.to(dtype), LABEL), LABEL)
 
 
 def test_there_must_be_two_classes():
@@ -191,5 +211,5 @@ def test_there_must_be_two_classes():
 
 
 def test_an_unknown_loss_is_named():
-    with pytest.raises(SettingsError, match="one of dice, dice_ce, ce, bce, focal, tversky"):
+    with pytest.raises(SettingsError, match="one of dice, ce, dice_ce, bce, focal, tversky"):
         build_loss(TrainingConfig(loss="hinge"), 2)

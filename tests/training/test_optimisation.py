@@ -8,8 +8,9 @@ import torch
 from attunet3d.core.training_config import TrainingConfig
 from attunet3d.training.optimisation import (
     build_optimiser,
-    build_schedule,
+    learning_rate,
     moving_average,
+    set_rate,
     update_average,
 )
 
@@ -17,13 +18,7 @@ from attunet3d.training.optimisation import (
 def rates(**settings):
     """The learning rate of each step."""
     config = TrainingConfig(learning_rate=1.0, **settings)
-    optimiser = build_optimiser([torch.nn.Parameter(torch.zeros(1))], config)
-    schedule, found = build_schedule(optimiser, config), []
-    for _ in range(config.steps):
-        found.append(optimiser.param_groups[0]["lr"])
-        optimiser.step()
-        schedule.step()
-    return found
+    return [learning_rate(config, step) for step in range(config.steps)]
 
 
 def test_polynomial_cosine_step_and_constant():
@@ -67,25 +62,28 @@ def test_optimisers_are_those_of_the_names():
     assert type(build_optimiser(weights, TrainingConfig(optimiser="adamw"))) is torch.optim.AdamW
 
 
-def test_a_restored_schedule_goes_on_as_it_would_have():
-    config = TrainingConfig(learning_rate=1.0, schedule="cosine", steps=10, warmup_steps=4)
-    weights = [torch.nn.Parameter(torch.zeros(1))]
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("steps", [1, 2, 4, 7, 40])
+def test_one_cycle_is_that_of_torch(optimiser, steps):
+    config = TrainingConfig(
+        schedule="one_cycle", optimiser=optimiser, steps=steps, learning_rate=0.5
+    )
+    ours, theirs = (build_optimiser([torch.nn.Parameter(torch.zeros(1))], config) for _ in range(2))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, 0.5, total_steps=steps + 1, pct_start=0.25
+    )
+    for step in range(steps):
+        set_rate(ours, config, step)
+        for name in ("lr", "betas" if optimiser == "adamw" else "momentum"):
+            assert ours.param_groups[0][name] == pytest.approx(theirs.param_groups[0][name])
+        theirs.step()
+        schedule.step()
 
-    def made():
-        optimiser = build_optimiser(weights, config)
-        return optimiser, build_schedule(optimiser, config)
 
-    (one, first), (two, second) = made(), made()
-    for _ in range(6):
-        one.step()
-        first.step()
-    two.load_state_dict(one.state_dict())
-    second.load_state_dict(first.state_dict())
-    for _ in range(3):
-        for optimiser, schedule in ((one, first), (two, second)):
-            optimiser.step()
-            schedule.step()
-        assert one.param_groups[0]["lr"] == two.param_groups[0]["lr"]
+def test_one_cycle_of_three_steps_has_finite_rates():
+    """torch's own divides by zero here."""
+    assert rates(schedule="one_cycle", steps=3)[0] == 1.0
+    assert all(0 < rate <= 1 for rate in rates(schedule="one_cycle", steps=3))
 
 
 def test_moving_average_by_hand():

@@ -17,8 +17,8 @@ from attunet3d.core.model_config import NetworkConfig
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.fingerprint import CaseFacts, Fingerprint, measure_fingerprint
 from attunet3d.models.build import build_network
-from attunet3d.models.memory import bytes_a_voxel, weight_bytes
-from attunet3d.training import plan
+from attunet3d.models.memory import kept_bytes_per_voxel, weight_bytes
+from attunet3d.training import plan_file, plan_geometry
 from attunet3d.training.plan import make_plan
 
 GB = 10**9
@@ -161,7 +161,7 @@ def test_memory_model_against_autograd(gate, deep_supervision, strides):
     )
     kept = kept_bytes(build_network(config, 1, 2), (32, 32, 32)) / 32**3
     in_flight = 2 * 4 * (channels[0] + channels[1])
-    assert kept + in_flight == pytest.approx(bytes_a_voxel(config, strides, 2), rel=0.15)
+    assert kept + in_flight == pytest.approx(kept_bytes_per_voxel(config, strides, 2), rel=0.15)
 
 
 @pytest.mark.parametrize("channels", [(16, 32, 64, 128, 256), (32, 64, 128, 256, 320)])
@@ -214,7 +214,10 @@ def test_small_bodies_get_larger_batches_up_to_a_twentieth_of_the_data():
     assert many.config.training.patch_size == (48, 48, 48)
     assert many.config.training.batch_size == 2  # 5 % of 40 bodies
     more = facts(spacing=(4, 4, 4), body=(192.0, 192.0, 192.0), count=1000)
-    assert make_plan(more, Config(), 139 * GB).config.training.batch_size == plan.LARGEST_BATCH
+    assert (
+        make_plan(more, Config(), 139 * GB).config.training.batch_size
+        == plan_geometry.LARGEST_BATCH
+    )
 
 
 GIVEN = {
@@ -277,18 +280,18 @@ def test_any_data_on_any_memory(spacing, body, memory):
     found = planned.config
     patch, batch = found.training.patch_size, found.training.batch_size
     assert settled(found)
-    assert planned.needed_bytes <= memory * GB * plan.USABLE
+    assert planned.needed_bytes <= memory * GB
     assert all(size % part == 0 for size, part in zip(patch, divisor(found), strict=True))
     assert all(
         new >= old - 1e-3 for new, old in zip(found.preprocessing.spacing_mm, spacing, strict=True)
     )
-    assert 1 <= batch <= plan.LARGEST_BATCH
-    assert prod(patch) <= plan.MOST_VOXELS
+    assert 1 <= batch <= plan_geometry.LARGEST_BATCH
+    assert prod(patch) <= plan_geometry.LARGEST_PATCH
     make_plan(facts(spacing, body), found, int(memory * GB))  # a run's own settings plan as well
 
 
 def test_too_little_memory_is_said():
-    with pytest.raises(SettingsError, match=r"memory of 0.08 GB: .* fewer network.channels"):
+    with pytest.raises(SettingsError, match=r"memory of 0.1 GB: .* fewer network.channels"):
         make_plan(facts(), Config(), GB // 10)
 
 
@@ -298,10 +301,12 @@ def test_table_and_file_tell_every_number_and_why(tmp_path):
     assert "40 cases, median body 340×240×240 mm" in table
     for setting in GIVEN:
         assert f"\n{setting}" in table
-    planned.save(tmp_path / "plan.json", {"training": ["a"], "validation": ["b"]})
+    plan_file.save_plan(planned, tmp_path / "plan.json", split={"training": ["a"]})
     saved = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
-    assert saved["split"] == {"training": ["a"], "validation": ["b"]}
+    assert saved["split"] == {"training": ["a"]}
+    assert saved["memory_bytes"] == 24 * GB
     assert saved["planned"]["training.batch_size"]["value"] == 2
     assert saved["planned"]["training.patch_size"]["value"] == [*planned.config.training.patch_size]
     assert all(entry["reason"] for entry in saved["planned"].values())
     assert saved["fingerprint"]["cases"][0]["label_ml"] == {"1": 80.0}
+    assert "24 GB" in planned.reasons["training.patch_size"]

@@ -1,0 +1,80 @@
+"""What a finished run leaves: curves, pictures of validation cases, a summary."""
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+
+from attunet3d.core import machine, whole_file
+from attunet3d.evaluation import charts, figures
+from attunet3d.imaging import Grid, Volume
+from attunet3d.models import checkpoint
+from attunet3d.training.cached_case import CachedCase
+from attunet3d.training.run_log import read_rows
+from attunet3d.training.trainer import Result, Trainer
+from attunet3d.training.validation import predict_classes
+
+MOST_OVERLAYS = 4
+_log = logging.getLogger(__name__)
+
+
+def finish(trainer: Trainer, result: Result) -> None:
+    """Write curves, overlays and the summary, and log how the run went."""
+    run_dir = trainer.run_dir
+    figures.save(charts.curves_figure(read_rows(run_dir / "metrics.csv")), run_dir / "curves.png")
+    _overlays(trainer)
+    whole_file.write_text(run_dir / "summary.json", json.dumps(_summary(trainer, result), indent=2))
+    words = f"{result.step} steps in {result.seconds:.0f} s"
+    if result.best_dice is None:
+        _log.warning("no validation case; the last weights are kept")
+    else:
+        words += f"; best dice_network_grid {result.best_dice:.3f} at step {result.best_step}"
+    _log.info("%s: %s", run_dir, words)
+
+
+def _summary(trainer: Trainer, result: Result) -> dict[str, Any]:
+    parameters = sum(parameter.numel() for parameter in trainer.update.network.parameters())
+    return {
+        "steps": result.step,
+        "best_dice_network_grid": result.best_dice,
+        "best_step": result.best_step,
+        "skipped_steps": result.skipped_steps,
+        "seconds_of_last_call": result.seconds,
+        "parameters": parameters,
+        "device": str(trainer.device),
+        "precision": str(trainer.update.dtype).removeprefix("torch."),
+        "training_cases": [case.id for case in trainer.data.training],
+        "validation_cases": [case.id for case in trainer.data.validation],
+        "versions": machine.versions(),
+    }
+
+
+def _overlays(trainer: Trainer) -> None:
+    """Outlines of the best weights' answer on validation cases, on the network's grid."""
+    if not trainer.data.validation:
+        return
+    network = checkpoint.load_model(trainer.run_dir).network.to(trainer.device)
+    window = trainer.config.window
+    assert window is not None
+    folder = whole_file.make_folder(trainer.run_dir / "validation")
+    for case in trainer.data.validation[:MOST_OVERLAYS]:
+        classes = predict_classes(
+            case, lambda patch: trainer.update.forward(network, patch), window, trainer.device
+        )
+        scan, reference, prediction = (
+            _volume(array, case, trainer) for array in (case.image(), case.label(), classes)
+        )
+        low, high = np.percentile(np.asarray(case.image(), np.float32), (5, 99.5))
+        sizes = {index: case.starts[index + 1] - case.starts[index] for index in case.classes}
+        value = max(sizes, key=lambda index: sizes[index], default=1)  # 1: nothing is labelled
+        figure = figures.overlay_figure(
+            scan, reference, prediction, value, title=case.id, window=(float(low), float(high))
+        )
+        figures.save(figure, folder / f"{case.folder.name}.png")
+
+
+def _volume(array: Any, case: CachedCase, trainer: Trainer) -> Volume:
+    spacing = trainer.config.preprocessing.spacing_mm
+    assert spacing is not None
+    return Volume(np.asarray(array), Grid(case.shape, np.diag([*spacing, 1.0])), name=case.id)
