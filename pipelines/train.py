@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = find_config(arguments.config).with_overrides(arguments.set)
     config = plan_file.without_wrong_flips(config, manifest.labels)
     cases, run_dir, more = manifest.fold(arguments.fold), arguments.run_dir, arguments.steps_more
-    resume = arguments.resume or more > 0
-    run_folder.refuse_wrong_folder(run_dir, resume=resume)
+    run_folder.refuse_wrong_folder(run_dir, resume=(resume := arguments.resume or more > 0))
     with locked_folder(run_dir, "train"):
         if resume:
             config = run_folder.go_on(run_dir, config, cases, device, more)

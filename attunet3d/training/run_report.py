@@ -12,7 +12,8 @@ from attunet3d.imaging import Grid, Volume
 from attunet3d.models import checkpoint
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.run_log import read_rows
-from attunet3d.training.trainer import Result, Trainer
+from attunet3d.training.run_state import Result
+from attunet3d.training.trainer import Trainer
 from attunet3d.training.validation import predict_classes
 
 MOST_OVERLAYS = 4
@@ -25,7 +26,7 @@ def finish(trainer: Trainer, result: Result) -> None:
     figures.save(charts.curves_figure(read_rows(run_dir / "metrics.csv")), run_dir / "curves.png")
     _overlays(trainer)
     whole_file.write_text(run_dir / "summary.json", json.dumps(_summary(trainer, result), indent=2))
-    words = f"{result.step} steps in {result.seconds:.0f} s"
+    words = f"{result.step} steps in {result.seconds:.0f} s, {result.waiting:.0%} waiting for data"
     if result.best_dice is None:
         _log.warning("no validation case; the last weights are kept")
     else:
@@ -41,6 +42,7 @@ def _summary(trainer: Trainer, result: Result) -> dict[str, Any]:
         "best_step": result.best_step,
         "skipped_steps": result.skipped_steps,
         "seconds_of_last_call": result.seconds,
+        "waiting_for_data": result.waiting,
         "parameters": parameters,
         "device": str(trainer.device),
         "precision": str(trainer.update.dtype).removeprefix("torch."),

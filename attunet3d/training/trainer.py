@@ -8,23 +8,20 @@ resumed ends with weights that are bit-identical to those of a run that was not.
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from attunet3d.core import (
     Config,
-    DeviceError,
     StopRequests,
     TrainingError,
-    machine,
     progress,
     stop_requests,
     whole_file,
@@ -34,7 +31,9 @@ from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.components import Components
 from attunet3d.training.run_log import RunLog, Stopwatch
+from attunet3d.training.run_state import Result, RunState
 from attunet3d.training.step import TrainingStep
+from attunet3d.training.torch_state import memory_error_in_one_line, own_torch_state, step_seed
 from attunet3d.training.validation import dice_network_grid
 
 STATISTICS_BATCHES = 16  # from which an average of weights gets its running statistics
@@ -49,38 +48,6 @@ class TrainingData:
     training: Sequence[CachedCase]
     validation: Sequence[CachedCase]
     labels: dict[int, str]
-
-
-@dataclass(kw_only=True)
-class RunState:
-    """How far a run has come; saved with the weights."""
-
-    step: int = 0
-    best_dice: float | None = None
-    """Best `dice_network_grid`; None without validation cases."""
-    best_step: int = 0
-    validations_since_best: int = 0
-    validation_due: bool = False
-    """Whether the run was stopped during the validation of this step."""
-    skipped_steps: int = 0
-    loss_sum: float = 0.0
-    """Of the steps since the last row of metrics.csv."""
-    loss_count: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """How a run ended."""
-
-    step: int
-    best_dice: float | None
-    """Best `dice_network_grid`; None without validation cases."""
-    best_step: int
-    skipped_steps: int
-    seconds: float
-    """Duration of this call."""
-    waiting: float
-    """Share of it in which the network waited for data."""
 
 
 class Trainer:
@@ -288,41 +255,3 @@ class Trainer:
             "stopped at step %d; the same command with --resume goes on from here", self.state.step
         )
         requests.leave()
-
-
-def step_seed(seed: int, step: int) -> int:
-    """The seed of torch's random numbers in a step, the same on every version of Python.
-
-    Example:
-        >>> step_seed(0, 1) == step_seed(0, 1) != step_seed(1, 0)
-        True
-    """
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) % 2**63
-
-
-@contextmanager
-def own_torch_state(device: torch.device) -> Generator[None]:
-    """Within the block torch's random numbers and cuDNN's choice of kernels are the run's own."""
-    benchmark = torch.backends.cudnn.benchmark
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        try:
-            torch.backends.cudnn.benchmark = device.type == "cuda"  # patches are of one size
-            yield
-        finally:
-            torch.backends.cudnn.benchmark = benchmark
-
-
-@contextmanager
-def memory_error_in_one_line(device: torch.device) -> Generator[None]:
-    """Turn an error of a block whose memory ran out into a `DeviceError` with a cure."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not machine.ran_out_of_memory(error):
-            raise
-        raise DeviceError(
-            f"the memory of {device} ran out in training",
-            cure="set a smaller training.patch_size or training.batch_size in a new run, or end"
-            " what else takes memory and go on with --resume",
-        ) from error

@@ -211,5 +211,5 @@ def test_there_must_be_two_classes():
 
 
 def test_an_unknown_loss_is_named():
-    with pytest.raises(SettingsError, match="one of dice, ce, dice_ce, bce, focal, tversky"):
+    with pytest.raises(SettingsError, match="one of dice, dice_ce, ce, bce, focal, tversky"):
         build_loss(TrainingConfig(loss="hinge"), 2)

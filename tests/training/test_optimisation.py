@@ -63,7 +63,7 @@ def test_optimisers_are_those_of_the_names():
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-@pytest.mark.parametrize("steps", [1, 2, 4, 7, 40])
+@pytest.mark.parametrize("steps", [4, 7, 40])
 def test_one_cycle_is_that_of_torch(optimiser, steps):
     config = TrainingConfig(
         schedule="one_cycle", optimiser=optimiser, steps=steps, learning_rate=0.5

@@ -6,19 +6,23 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from attunet3d.core import ModelError, TrainingError, machine
+from attunet3d.core import DeviceError, ModelError, TrainingError, machine
 from attunet3d.core.config import Config
 from attunet3d.models import checkpoint
 from attunet3d.training.batches import PatchBatches
 from attunet3d.training.cached_case import CachedCase
+from attunet3d.training.components import Components
+from attunet3d.training.optimisation import set_rate
 from attunet3d.training.run_log import read_rows
 from attunet3d.training.step import TrainingStep, training_dtype
+from attunet3d.training.torch_state import step_seed
 from attunet3d.training.trainer import Trainer, TrainingData
 from attunet3d.training.validation import dice_network_grid
 
@@ -42,6 +46,7 @@ CONFIG = Config().with_overrides(
     ]
 )
 CPU = torch.device("cpu")
+CLOCK = dict.fromkeys(("seconds", "waiting", "validation_seconds"), "")
 
 
 def case(folder, name, seed):
@@ -84,9 +89,12 @@ def test_a_run_leaves_its_best_weights_its_numbers_and_its_state(data, tmp_path)
     result = trainer(data, tmp_path / "run").fit()
     assert result.step == 12
     rows = read_rows(tmp_path / "run" / "metrics.csv")
-    assert [row["step"] for row in rows] == ["4", "8", "12"]
+    assert [row["step"] for row in rows] == ["4", "8", "10", "12"]  # at 10: the loss alone
     assert {"loss", "learning_rate", "dice_network_grid", "dice_ball", "seconds"} <= set(rows[0])
-    best = max(float(row["dice_network_grid"]) for row in rows)
+    assert all(float(row["loss"]) > 0 for row in rows)
+    validated = [row["dice_network_grid"] for row in rows if row["dice_network_grid"]]
+    assert len(validated) == 3
+    best = max(map(float, validated))
     assert result.best_dice == best
     found = checkpoint.load_model(tmp_path / "run")
     assert found.labels == LABELS
@@ -118,16 +126,16 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(data, tmp_path, stop, mo
     step = broken._train_step
 
     def dying(batches):
-        if broken.step == stop:
-            raise MemoryError
+        if broken.state.step == stop:
+            raise RuntimeError("killed")
         return step(batches)
 
     monkeypatch.setattr(broken, "_train_step", dying)
-    with pytest.raises(MemoryError):
+    with pytest.raises(RuntimeError, match="killed"):
         broken.fit()
     again = trainer(data, tmp_path / "broken")
-    assert again.resume() == []
-    assert again.step == stop // 2 * 2
+    again.resume()
+    assert again.state.step == stop // 2 * 2
     again.fit()
     assert weights(tmp_path / "whole") == weights(tmp_path / "broken")
     ends = [checkpoint.load_state(tmp_path / name / "last.pt")[0] for name in ("whole", "broken")]
@@ -135,7 +143,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(data, tmp_path, stop, mo
         assert torch.equal(one, other)
     rows = [read_rows(tmp_path / name / "metrics.csv") for name in ("whole", "broken")]
     for one, other in zip(*rows, strict=True):
-        assert one | {"seconds": ""} == other | {"seconds": ""}
+        assert one | CLOCK == other | CLOCK
 
 
 RUN = """
@@ -225,12 +233,12 @@ def test_early_stop_and_no_validation_cases(data, tmp_path):
     checkpoint.load_model(tmp_path / "b")
 
 
-def test_a_run_stopped_before_its_first_save_begins_anew(data, tmp_path):
+def test_a_run_stopped_before_its_first_save_begins_anew(data, tmp_path, caplog):
     run = trainer(data, tmp_path / "run")
     (tmp_path / "run" / ".writing-0123abcd.last.pt.tmp").write_bytes(b"half")
-    [warning] = run.resume()
-    assert "begins at step 0" in warning
-    assert run.step == 0
+    run.resume()
+    assert "begins at step 0" in caplog.text
+    assert run.state.step == 0
     assert list((tmp_path / "run").iterdir()) == []
     run.fit()
     (tmp_path / "run" / "summary.json").touch()  # it was finished: its state was taken away
@@ -253,14 +261,15 @@ def test_accumulated_batches_give_the_gradient_of_their_mean(data):
     config = CONFIG.with_overrides(settings)
     batches = PatchBatches(data.training, config)
     both = [batches.batch(step) for step in range(2)]
-    one, other = (TrainingStep(config, len(LABELS), CPU) for _ in range(2))
+    one, other = (TrainingStep(config, len(LABELS), CPU, Components()) for _ in range(2))
     before = [part.detach().clone() for part in one.network.parameters()]
-    value, updated = one(both, 0)
+    value, updated = one.update(both, 0)
 
     other.network.train()
     losses = [other.criterion(other.network(batch.image), batch.label) for batch in both]
     mean = sum(losses) / 2
     mean.backward()
+    set_rate(other.optimiser, config.training, 0)
     other.optimiser.step()
     assert updated
     assert value == pytest.approx(mean.item(), rel=1e-5)
@@ -299,3 +308,99 @@ def test_bfloat16_trains_on_a_cpu(data, tmp_path, monkeypatch):
     result = trainer(data, tmp_path / "run", precision="bfloat16", steps=4).fit()
     assert result.best_dice is not None
     assert json.loads(json.dumps(dataclasses.asdict(result)))["step"] == 4
+
+
+def flat(network):
+    return torch.cat([part.detach().reshape(-1) for part in network.parameters()])
+
+
+def test_gradients_are_clipped_to_the_norm_set(data):
+    """One update of plain SGD moves the weights by the rate times the clipped norm."""
+    settings = ["network.dropout=0", "training.optimiser=sgd", "training.momentum=0"]
+    settings += ["training.weight_decay=0", "training.schedule=constant"]
+    limit, rate = 1e-3, CONFIG.training.learning_rate
+    moved = []
+    for clip in (limit, 0):
+        config = CONFIG.with_overrides([*settings, f"training.clip_gradient_norm={clip}"])
+        step = TrainingStep(config, len(LABELS), CPU, Components())
+        before = flat(step.network)
+        step.update([PatchBatches(data.training, config).batch(0)], 0)
+        moved.append(float((flat(step.network) - before).norm()))
+    assert moved[0] == pytest.approx(rate * limit, rel=0.02)
+    assert moved[1] > 10 * rate * limit
+
+
+def test_making_and_running_a_trainer_leaves_torchs_global_state_alone(data, tmp_path):
+    torch.manual_seed(5)
+    before, benchmark = torch.get_rng_state(), torch.backends.cudnn.benchmark
+    generator = np.random.get_state()[1].copy()
+    trainer(data, tmp_path / "run", steps=2).fit()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.backends.cudnn.benchmark == benchmark
+    assert (np.random.get_state()[1] == generator).all()
+
+
+def test_seeds_of_steps_do_not_depend_on_the_version_of_python():
+    assert step_seed(0, 0) == 6569863346532939966
+    assert len({step_seed(seed, step) for seed in range(10) for step in range(100)}) == 1000
+
+
+def test_memory_that_runs_out_in_training_is_one_line_with_a_cure(data, tmp_path, monkeypatch):
+    words = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you"
+    run = trainer(data, tmp_path / "run")
+
+    def greedy(batches, number):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(run.update, "update", greedy)
+    with pytest.raises(DeviceError, match="memory of cpu ran out in training") as caught:
+        run.fit()
+    assert "training.patch_size" in caught.value.cure
+
+
+def test_a_stop_request_during_validation_is_followed_at_once_and_validation_made_up(
+    data, tmp_path, monkeypatch
+):
+    trainer(data, tmp_path / "whole").fit()
+    run = trainer(data, tmp_path / "run")
+
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("validation went on")
+
+    monkeypatch.setattr("attunet3d.training.trainer.dice_network_grid", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        run.fit()
+    assert caught.value.code == 128 + signal.SIGINT
+    monkeypatch.undo()
+    again = trainer(data, tmp_path / "run")
+    again.resume()
+    assert again.state.step == 4
+    assert again.state.validation_due
+    again.fit()
+    assert weights(tmp_path / "whole") == weights(tmp_path / "run")
+    rows = [read_rows(tmp_path / name / "metrics.csv") for name in ("whole", "run")]
+    assert [row | CLOCK for row in rows[0]] == [row | CLOCK for row in rows[1]]
+
+
+def test_the_time_spent_waiting_for_data_is_told(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(PatchBatches, "iterate", lambda self, *_: slow(self))
+
+    def slow(batches):
+        for step in range(12):
+            time.sleep(0.05)
+            yield batches.batch(step)
+
+    result = trainer(data, tmp_path / "run").fit()
+    assert result.waiting * result.seconds >= 0.4  # 12 times 0.05 s, rounded
+    waiting = [float(row["waiting"]) for row in read_rows(tmp_path / "run" / "metrics.csv")]
+    assert all(0 < share <= 1 for share in waiting)
+
+
+def test_a_dice_that_is_equal_to_the_best_is_not_a_better_one(data, tmp_path, monkeypatch):
+    scores = iter([0.3, 0.5, 0.5, 0.4])
+    monkeypatch.setattr(
+        "attunet3d.training.trainer.dice_network_grid", lambda *_: {1: next(scores)}
+    )
+    result = trainer(data, tmp_path / "run", steps=100, early_stop=2).fit()
+    assert (result.step, result.best_dice, result.best_step) == (16, 0.5, 8)

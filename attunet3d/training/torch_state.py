@@ -1,0 +1,47 @@
+"""Torch's global state and errors during a run: seeds, cuDNN, memory that runs out."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from attunet3d.core import DeviceError, machine
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of torch's random numbers in a step, the same on every version of Python.
+
+    Example:
+        >>> step_seed(0, 1) == step_seed(0, 1) != step_seed(1, 0)
+        True
+    """
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) % 2**63
+
+
+@contextmanager
+def own_torch_state(device: torch.device) -> Generator[None]:
+    """Within the block torch's random numbers and cuDNN's choice of kernels are the run's own."""
+    benchmark = torch.backends.cudnn.benchmark
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        try:
+            torch.backends.cudnn.benchmark = device.type == "cuda"  # patches are of one size
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def memory_error_in_one_line(device: torch.device) -> Generator[None]:
+    """Turn an error of a block whose memory ran out into a `DeviceError` with a cure."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not machine.ran_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"the memory of {device} ran out in training",
+            cure="set a smaller training.patch_size or training.batch_size in a new run, or end"
+            " what else takes memory and go on with --resume",
+        ) from error
