@@ -1,12 +1,14 @@
 """What a configuration or a model is, in words and numbers."""
 
+from dataclasses import replace
+
 import torch
 
 from attunet3d.core import Config, NetworkConfig, Size, as_table, changed_settings
 from attunet3d.models.build import build_network
 from attunet3d.models.checkpoint import Checkpoint
 from attunet3d.models.layer_table import layer_table, layer_text
-from attunet3d.models.memory import bytes_a_voxel, weight_bytes
+from attunet3d.models.memory import training_bytes
 
 PATCH: Size = (96, 96, 96)  # looked at where the settings leave the size to the plan
 
@@ -34,12 +36,11 @@ def network_summary(config: NetworkConfig, classes: int, patch: Size, words: str
     with torch.device("meta"):
         network = build_network(config, 1, classes)
     strides = config.strides or ((2, 2, 2),) * (len(config.channels) - 1)
-    voxels = patch[0] * patch[1] * patch[2]
-    step = bytes_a_voxel(config, strides, classes) * voxels + weight_bytes(config)
+    needed = training_bytes(replace(config, strides=strides), 1, patch, classes)
     size = "×".join(map(str, patch))
     return (
-        f"network of {classes} classes for one patch of {size} voxels{words}; a training step"
-        f" takes about {step / 1e9:.1f} GB\n{layer_text(layer_table(network, patch))}"
+        f"network of {classes} classes for one patch of {size} voxels{words}; training takes"
+        f" about {needed / 1e9:.1f} GB\n{layer_text(layer_table(network, patch))}"
     )
 
 

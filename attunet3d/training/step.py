@@ -81,7 +81,11 @@ class TrainingStep:
     """
 
     def __init__(
-        self, config: Config, classes: int, device: torch.device, components: Components
+        self,
+        config: Config,
+        classes: int,
+        device: torch.device,
+        components: Components = Components(),  # noqa: B008 (frozen)
     ) -> None:
         self.settings, self.device = config.training, device
         build = components.network or (lambda ins, outs: build_network(config.network, ins, outs))
@@ -92,9 +96,9 @@ class TrainingStep:
         self.average = optimisation.moving_average(self.network, self.settings.ema_decay)
         self.optimiser = optimisation.build_optimiser(self.network.parameters(), self.settings)
         strides: Sequence[Sequence[int]] = getattr(network, "strides", [])
-        self.criterion = loss.DeepSupervision(
-            components.loss or loss.build_criterion(self.settings, classes), strides
-        )
+        self.criterion = loss.build_loss(self.settings, classes, strides)
+        if components.loss is not None:
+            self.criterion = loss.DeepSupervision(components.loss, strides)
         self.dtype = training_dtype(config, device)
         if self.dtype == torch.bfloat16 and device.type == "cpu":
             refuse_wrong_gradients(strides, config)

@@ -10,6 +10,8 @@ import torch
 from attunet3d.models import load_state
 from attunet3d.training import read_rows
 
+CLOCK = ("seconds", "waiting", "validation_seconds")  # columns that no two runs share
+
 
 @dataclass(frozen=True)
 class End:
@@ -26,7 +28,7 @@ def ending(run_dir: Path) -> End:
     assert not warnings, warnings
     digest = hashlib.sha256()
     _add(digest, state)
-    rows = [{**row, "seconds": ""} for row in read_rows(run_dir / "metrics.csv")]
+    rows = [row | dict.fromkeys(CLOCK, "") for row in read_rows(run_dir / "metrics.csv")]
     model = hashlib.sha256((run_dir / "model.safetensors").read_bytes()).hexdigest()
     return End(model, digest.hexdigest(), rows)
 

@@ -59,7 +59,7 @@ def ours(size: int, precision: str) -> Callable[[], list[float]]:
     patches, losses = [batch(size)], []
 
     def work() -> list[float]:
-        losses.append(step(patches, len(losses))[0])
+        losses.append(step.update(patches, len(losses))[0])
         return losses
 
     return work

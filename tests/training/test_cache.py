@@ -148,6 +148,14 @@ def test_changed_files_labels_or_code_get_their_own_folder(cases, tmp_path, monk
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.parametrize("flip", ["i", "k", "ijk"])
+def test_a_label_whose_flip_was_fixed_gets_its_own_folder(cases, flip):
+    """Else a label that was corrected would be served from the cache made before."""
+    recipe = Recipe(PREPROCESSING, (0, 3, 7))
+    fixed = dataclasses.replace(cases[0], label_flip=flip)
+    assert recipe.folder_name(fixed) != recipe.folder_name(cases[0])
+
+
 def test_a_new_plan_is_prepared_beside_the_old_one(cases, tmp_path):
     old = build_cache(cases, LABELS, CONFIG, tmp_path / "cache")
     coarse = dataclasses.replace(PREPROCESSING, spacing_mm=(3.0, 3.0, 3.0))

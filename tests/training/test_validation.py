@@ -29,6 +29,18 @@ def test_classes_come_back_for_sizes_that_do_not_divide_the_window(tmp_path):
     assert (found == image).all()
 
 
+def test_windows_overlap_by_a_quarter(tmp_path):
+    seen = []
+
+    def counted(patch):
+        seen.extend(patch)
+        return by_value(patch)
+
+    image = np.zeros((16, 16, 40))
+    predict_classes(case(tmp_path / "a", image, image, 3), counted, (16, 16, 16), CPU)
+    assert len(seen) == 3  # steps of 12: 0, 12, 24
+
+
 def test_mean_over_the_cases_that_have_a_class(tmp_path):
     label = np.zeros((4, 4, 4))
     label[0, 0, :2] = 1

@@ -1,0 +1,66 @@
+"""The page on parts of one's own runs as it stands, and each part is really used."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attunet3d.core import Config
+from attunet3d.phantoms import write_phantoms
+from attunet3d.pipelines import manifest as manifest_command
+from attunet3d.training import Components, PatchBatches
+from tests.training.test_batches import config as batch_config
+from tests.training.test_batches import make_case
+
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+SETTINGS = {
+    "network.channels": (4, 8),
+    "network.strides": ((2, 2, 2),),
+    "preprocessing.spacing_mm": (8, 8, 8),
+    "preprocessing.hu_window": (-100, 200),
+    "preprocessing.mean_hu": 40,
+    "preprocessing.std_hu": 60,
+    "training.patch_size": (16, 16, 16),
+    "training.batch_size": 2,
+    "training.steps": 4,
+    "training.validate_every": 2,
+}
+
+
+def test_the_pages_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_phantoms(tmp_path / "data", 2, 1, matrix=32)
+    assert manifest_command.main(["data", "--out", "m.json", "--folds", "2"]) == 0
+    Config().replaced(SETTINGS).save(tmp_path / "config.json")
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 7
+    exec("\n".join(blocks), {"__name__": "page"})
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+@pytest.fixture
+def case(tmp_path):
+    return make_case(tmp_path / "a")
+
+
+def test_a_transform_sees_patches_and_draws_from_their_generator(case):
+    def shifted(image, label, generator):
+        assert image.shape == label.shape == (1, 16, 12, 8)
+        return image + float(generator.random()), label
+
+    plain = PatchBatches([case], batch_config()).batch(3)
+    ours = PatchBatches([case], batch_config(), Components(transforms=(shifted,)))
+    assert torch.equal(ours.batch(3).image, ours.batch(3).image)
+    shifts = (ours.batch(3).image - plain.image).flatten(1)
+    assert (shifts.max(1).values - shifts.min(1).values < 1e-5).all()
+    assert shifts[0, 0] != shifts[1, 0]
+
+
+def test_a_sampler_tells_the_centre_of_each_patch(case):
+    components = Components(sampler=lambda case, generator: (20, 18, 15))
+    batch = PatchBatches([case], batch_config(), components).batch(0)
+    image = case.image().astype(np.float32)
+    wanted = torch.from_numpy(image[12:28, 12:24, 11:19])
+    assert all(torch.equal(patch[0], wanted) for patch in batch.image)
