@@ -5,6 +5,9 @@ from . import preprocessing as preprocessing
 from . import volume as volume
 from .components import extent as extent
 from .components import keep_largest_ as keep_largest_
+from .conversions import as_kind_of as as_kind_of
+from .conversions import as_volume as as_volume
+from .dicom import find_series as find_series
 from .dicom_seg import write_dicom_seg as write_dicom_seg
 from .geometry import Grid as Grid
 from .geometry import axis_map as axis_map

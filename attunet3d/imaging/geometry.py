@@ -1,9 +1,9 @@
-"""Where voxels lie in the patient: grids, and how the voxel axes of one lie along another's.
+"""Grids: where voxels lie in the patient, and how the voxel axes of two grids correspond.
 
 World coordinates are RAS millimetres as in NIfTI and nibabel: x grows towards the patient's right,
-y towards anterior, z towards superior. Every change of grid here (reorienting, cropping,
-resampling) goes along voxel axes and keeps them parallel, so any invertible affine works, sheared
-ones included, and the way back is again one step along voxel axes.
+y towards anterior, z towards superior. Reorienting, cropping and resampling keep voxel axes
+parallel, so any invertible affine works, sheared ones included, and each change can be undone by
+one more resampling along the voxel axes.
 """
 
 from dataclasses import dataclass
@@ -43,15 +43,18 @@ class Grid:
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         if len(self.shape) != 3 or min(self.shape) < 1:
-            raise DataError(f"shape {self.shape}: a grid has three axes of at least one voxel")
+            rule = f"shape {self.shape}: a grid has three axes of at least one voxel"
+            raise DataError(rule, value=self.shape)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
-            raise DataError("the affine must be 4×4 finite numbers; mend the header")
-        # Relative to the spacings, so that microscopic and huge voxels are judged alike.
+            raise DataError("the affine must be 4×4 finite numbers", cure="correct the header")
+        # Relative to the spacings, so that one threshold fits voxels of any size.
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         if lengths.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
             raise DataError(
                 f"the affine is singular (spacings {lengths.round(6).tolist()} mm): voxel axes must"
-                " be of positive length and point three different ways; mend the header"
+                " have positive lengths and three independent directions",
+                value=lengths,
+                cure="correct the header",
             )
 
     @property
@@ -62,12 +65,12 @@ class Grid:
 
     @property
     def voxel_volume_ml(self) -> float:
-        """Volume of one voxel in millilitres; right for sheared axes, too."""
+        """Volume of one voxel in millilitres, also of a sheared one."""
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
 
     @property
     def axis_codes(self) -> str:
-        """The direction in which each voxel axis grows, nearest of R/L, A/P, S/I."""
+        """For each voxel axis the letter of R/L, A/P, S/I nearest to its direction."""
         return "".join(orientations.aff2axcodes(self.affine))
 
     @property
@@ -198,10 +201,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class AxisMap:
-    """How the voxel axes of a target grid lie along those of a source grid.
+    """Which voxel axis of a source grid each axis of a target grid follows, and where it starts.
 
-    Target axis t runs along source axis `order[t]`; its index j lies at source index
-    `scale[t] * j + offset[t]` (scale is negative where the axes run against each other).
+    Target axis t follows source axis `order[t]`: target index j is source index
+    `scale[t] * j + offset[t]`. The scale is negative where the axes have opposite directions.
     """
 
     order: Size
@@ -210,17 +213,20 @@ class AxisMap:
 
     @property
     def flipped(self) -> tuple[int, ...]:
-        """Target axes that run against their source axes."""
+        """Target axes whose direction is opposite to their source axis."""
         return tuple(axis for axis in range(3) if self.scale[axis] < 0)
 
 
 def axis_map(source: Grid, target: Grid) -> AxisMap:
-    """How `target` lies along the voxel axes of `source`.
+    """Match the voxel axes of `target` to those of `source`.
 
     Raises:
         DataError: The voxel axes of the two grids are not parallel.
 
     Example:
+        >>> fine = Grid((8, 8, 8), np.eye(4))
+        >>> axis_map(fine, fine.resized((4, 8, 8))).offset  # a coarse voxel's centre: 0.5 voxels in
+        (0.5, 0.0, 0.0)
         >>> grid = Grid((4, 5, 6), np.diag([-2.0, 2.0, 3.0, 1.0]))
         >>> axis_map(grid, grid.oriented("RAS"))
         AxisMap(order=(0, 1, 2), scale=(-1.0, 1.0, 1.0), offset=(3.0, 0.0, 0.0))
@@ -232,7 +238,9 @@ def axis_map(source: Grid, target: Grid) -> AxisMap:
     rest[order, range(3)] = 0
     drift = np.abs(rest) @ np.array(target.shape)  # voxels of drift from one end to the other
     if sorted(order) != [0, 1, 2] or drift.max() > 1e-3:
-        raise DataError("the voxel axes of the two grids are not parallel; resample one of them")
+        raise DataError(
+            "the voxel axes of the two grids are not parallel", cure="resample one of them"
+        )
     (a, b, c), (p, q, r) = order, scale
     u, v, w = relation[order, 3]
     return AxisMap(

@@ -72,9 +72,7 @@ def open_nifti(
             cure="check the file and its permissions",
         ) from None
     except DataError as error:
-        found = error.within(path)
-        found.path = path
-        raise found from None
+        raise error.within(Path(path)) from None
 
 
 def _begin(

@@ -1,40 +1,39 @@
-"""From a scan in Hounsfield units to what the network sees; no randomness, nothing to undo.
+"""From a scan in Hounsfield units to the network's input, deterministically.
 
-The order: box around the body → the same voxels as a view → resampled to the network's spacing and
-turned to RAS → Hounsfield window → normalised. Each step is a change of grid or of values; the way
-back (`decision`) needs the two grids only.
+The steps are: crop to the body, resample to the network's spacing in RAS order, clip to the
+Hounsfield window, normalise. Each changes the grid or the values; mapping logits back to the scan
+needs only the two grids.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy import ndimage
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from attunet3d.core import Box, DataError, Mask, PreprocessingConfig
+from attunet3d.core import Array, Box, DataError, Mask, PreprocessingConfig, Size
 from attunet3d.imaging.components import large_components
 from attunet3d.imaging.geometry import Grid
-from attunet3d.imaging.resampling import Sampler, resample, walk
+from attunet3d.imaging.resampling import Sampler, memory_order, resample
 from attunet3d.imaging.volume import Volume
 
 BODY_HU = -500  # halfway between air and water; below it lie air, lung and most table foam
-LOOK_MM = 4.0  # distance of the voxels looked at for the body box
+SAMPLE_MM = 4.0  # distance between the voxels examined for the body box
 MARGIN_MM = 8.0  # kept around the body: two of those distances
-TIE = 1e-4  # shares that differ by less are equal: they are sums of float32 weights
-BODY_SHARE = 0.25  # parts this large against the largest one are body, too (legs, arms)
+TIE = 1e-4  # fractions that differ by less are equal: they are sums of float32 weights
+BODY_SHARE = 0.25  # components at least this large relative to the largest count as body (legs)
 
 
 @dataclass(frozen=True, eq=False)
 class NetworkImage:
-    """What the network sees.
+    """A network's input.
 
     Args:
-        tensor: (1, X, Y, Z) float32, axes to R, A, S, normalised; memory order of the scan.
-        grid: Where these voxels lie.
+        tensor: (1, X, Y, Z) float32, axes towards R, A, S, normalised; in the scan's memory order.
+        grid: Where its voxels lie.
     """
 
     tensor: Tensor
@@ -42,10 +41,11 @@ class NetworkImage:
 
 
 def body_box(volume: Volume) -> Box:
-    """The box of voxels around the body, without the air about it and the table under it.
+    """The box of voxels around the body, without the air around it and the table under it.
 
-    Every few millimetres one voxel is looked at. Thin sheets (table, blanket) are opened away,
-    then the large connected parts kept. A scan without air, or of air alone, is all box.
+    One voxel every few millimetres is examined. Morphological opening removes thin sheets (table,
+    blanket); of the rest, the large connected components are kept. The box is the whole scan where
+    there is no air, or only air.
 
     Example:
         >>> array = np.full((60, 60, 30), -1000, np.int16)
@@ -54,15 +54,15 @@ def body_box(volume: Volume) -> Box:
         (slice(15, 44, None), slice(15, 44, None), slice(0, 30, None))
     """
     spacing = volume.grid.spacing_mm
-    steps = [max(1, int(LOOK_MM / size)) for size in spacing]
-    looked = volume.array[tuple(slice(None, None, step) for step in steps)]
-    body = _body(looked > BODY_HU)
+    steps = [max(1, int(SAMPLE_MM / size)) for size in spacing]
+    sampled = volume.array[tuple(slice(None, None, step) for step in steps)]
+    body = _body(sampled > BODY_HU)
     parts = []
     for axis, (step, size) in enumerate(zip(steps, volume.grid.shape, strict=True)):
         hit = np.flatnonzero(body.any(axis=tuple({0, 1, 2} - {axis})))
         if not len(hit):
             return _whole(volume.grid.shape)
-        margin = step + int(np.ceil(MARGIN_MM / spacing[axis])) - 1  # step: what was not looked at
+        margin = step + int(np.ceil(MARGIN_MM / spacing[axis])) - 1  # step: not examined
         start, stop = int(hit[0]) * step - margin, int(hit[-1]) * step + margin + 1
         parts.append(slice(max(0, start), min(size, stop)))
     return parts[0], parts[1], parts[2]
@@ -71,30 +71,31 @@ def body_box(volume: Volume) -> Box:
 def to_network_grid(
     volume: Volume, config: PreprocessingConfig, device: torch.device | str = "cpu"
 ) -> NetworkImage:
-    """Crop, resample, turn, window and normalise a scan.
+    """Crop, resample, reorient, clip and normalise a scan.
 
     Args:
-        volume: The scan in HU; only read.
-        config: With spacing, and with mean and deviation where `normalisation` is "dataset".
-        device: Where the result is wanted; resampling happens there.
+        volume: The scan in HU; not modified.
+        config: With a spacing, and with mean and deviation where `normalisation` is "dataset".
+        device: Where to resample and to return the result.
 
     Raises:
-        DataError: A setting that is needed is not set.
+        DataError: A required setting is not set.
     """
     box, target = network_grid(volume, config)
-    array = volume.array[box]
+    body = volume.cropped(box)
+    array = body.array
     if torch.device(device).type != "cpu":
-        array = np.array(array, order="K")  # dense as it lies: a slice would be turned on the way
+        array = np.array(array, order="K")  # contiguous; else the copy to the GPU reorders it
     scan = as_tensor(array)[None].to(device)
-    image = resample(scan, volume.grid.cropped(box), target)
+    image = resample(scan, body.grid, target)
     return NetworkImage(normalise_(image, config), target)
 
 
 def network_grid(volume: Volume, config: PreprocessingConfig) -> tuple[Box, Grid]:
-    """The box of a scan that the network sees, and the grid on which it sees it.
+    """The box of a scan that the network gets, and the grid that it is resampled to.
 
     Raises:
-        DataError: A setting that is needed is not set.
+        DataError: A required setting is not set.
     """
     _require_resolved(config)
     assert config.spacing_mm is not None
@@ -116,18 +117,18 @@ def normalise_(image: Tensor, config: PreprocessingConfig) -> Tensor:
 def label_to_network_grid(
     label: Volume, grid: Grid, values: Sequence[int], *, ignore_value: int | None = None
 ) -> Tensor:
-    """Bring a label map to the network's grid: each class linearly, then the strongest.
+    """Resample a label map to the network's grid: each class's mask linearly, then the largest.
 
-    A network voxel gets the class that fills most of it (as far as linear sampling tells). Ties
-    with background go to the structure, so that one a single voxel thick does not vanish; ties
-    among structures go to the lower class.
+    A network voxel gets the class that fills most of it, as far as linear sampling tells. Ties
+    with background go to the structure, so that a structure one voxel thick does not vanish; ties
+    between structures go to the lower class.
 
     Args:
-        label: Label values; what is not in `values` counts as background. Only read.
-        grid: The network's grid, its axes parallel to the label's.
+        label: Label values; those not in `values` count as background. Not modified.
+        grid: The network's grid; its axes are parallel to the label's.
         values: Label values, sorted, background (0) first; class c is `values[c]`.
         ignore_value: A label value that marks unlabelled voxels; sampled by nearest neighbour and
-            kept as it is.
+            kept.
 
     Returns:
         (X, Y, Z) uint8 class indices.
@@ -136,11 +137,11 @@ def label_to_network_grid(
         DataError: The grids' axes are not parallel.
     """
     array = as_tensor(label.array)
-    sampler = Sampler.between(label.grid, grid, walk(array, label.grid, grid), mean=True)
+    sampler = Sampler.between(label.grid, grid, memory_order(array, label.grid, grid), mean=True)
     table = array.permute(sampler.source_axes)  # (P, R, C), a view
     shape = (len(sampler.planes), len(sampler.rows), len(sampler.columns))
     classes = torch.zeros(shape, dtype=torch.uint8)
-    best, filled = torch.zeros(shape), torch.zeros(shape)  # strongest class, all classes together
+    best, filled = torch.zeros(shape), torch.zeros(shape)  # fraction of the largest class, of all
     boxes = dict(enumerate(ndimage.find_objects(table.numpy()), start=1))
     for index, value in enumerate(values):
         if boxes.get(value) is None:
@@ -157,17 +158,17 @@ def label_to_network_grid(
     return classes
 
 
-def as_tensor(array: npt.NDArray[np.generic]) -> Tensor:
-    """The array's memory as a tensor, without a copy, whatever its order; for reading only.
+def as_tensor(array: Array) -> Tensor:
+    """The array's memory as a tensor that must not be written to, without a copy.
 
-    Unlike `torch.from_numpy` it takes read-only memory (a memory map) without a warning.
+    Unlike `torch.from_numpy`, this accepts read-only memory (a memory map) without a warning.
     """
     tensor: Tensor = from_dlpack(array)
     return tensor
 
 
 def _shares(table: Tensor, value: int, sampler: Sampler, box: Box) -> Iterator[tuple[Box, Tensor]]:
-    """How much of each target voxel `value` fills, block by block, with the blocks' places."""
+    """The fraction of each target voxel that `value` fills, as blocks with their places."""
     (first, last), rows, columns = sampler.touching(box)
     inner = sampler.part((first, last), rows, columns)
     for start, stop in inner.blocks():
@@ -176,13 +177,13 @@ def _shares(table: Tensor, value: int, sampler: Sampler, box: Box) -> Iterator[t
 
 
 def _body(mask: Mask) -> Mask:
-    """The large parts of a coarse mask; without its thin sheets, if anything is left then."""
-    # Beyond the scan counts as inside: what is cut by its border, or one slice thin, survives.
+    """The large components of a coarse mask, without thin sheets unless nothing else is left."""
+    # Outside the scan counts as inside: a body cut off by the border, or one slice thin, survives.
     opened = ndimage.binary_dilation(ndimage.binary_erosion(mask, border_value=1)) & mask
     return large_components(opened if opened.any() else mask, BODY_SHARE)
 
 
-def _whole(shape: tuple[int, int, int]) -> Box:
+def _whole(shape: Size) -> Box:
     a, b, c = (slice(0, size) for size in shape)
     return a, b, c
 
@@ -193,6 +194,6 @@ def _require_resolved(config: PreprocessingConfig) -> None:
     for name in needed:
         if getattr(config, name) is None:
             raise DataError(
-                f"preprocessing.{name} is not set; let the plan fill it in or give --set"
-                f" preprocessing.{name}=…"
+                f"preprocessing.{name} is not set",
+                cure=f"let the plan fill it in, or give --set preprocessing.{name}=…",
             )

@@ -1,8 +1,8 @@
-"""Linear resampling along voxel axes: three short weighted sums a voxel instead of a sampling grid.
+"""Trilinear resampling as three weighted sums per voxel, one along each axis.
 
-Each axis has its taps (`taps`): the few source indices and weights of every target index. One sum
-after the other, an axis each, is trilinear interpolation between any two grids with parallel axes:
-permuted, mirrored, oblique or sheared ones.
+Each axis has its taps (`taps`): the few source indices and weights of every target index. Summing
+along one axis after the other interpolates between any two grids with parallel axes, whether they
+are permuted, mirrored, oblique or sheared; no dense sampling grid is needed.
 
 Speed: a scan stays in the memory order it has. The two slower axes are summed by `embedding_bag`
 (fused weighted sums of whole memory rows), the fastest by `F.interpolate`; blocks of a few planes
@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attunet3d.core import Range
+from attunet3d.core import Range, Size
 from attunet3d.imaging.geometry import AxisMap, Grid, axis_map
 from attunet3d.imaging.taps import SNAP_DIGITS, Taps, axis_taps
 
-BLOCK_VOXELS = 2**21  # of a block, source or target side: 8 MB of float32, which malloc reuses
-GPU_BLOCK_VOXELS = 2**26  # a GPU has no such cache to keep to; each block costs it launches
+BLOCK_VOXELS = 2**21  # per block, source or target: 8 MB of float32, which malloc reuses
+GPU_BLOCK_VOXELS = 2**26  # a GPU gains nothing from small blocks, and each costs kernel launches
 
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """The taps of all three axes, in the order in which memory is walked: planes, rows, columns.
+    """The taps of all three axes in memory order: planes (slowest), rows, columns (fastest).
 
     Args:
         planes: Along the slowest axis.
@@ -36,31 +36,35 @@ class Sampler:
         columns: Along the fastest axis.
         source_axes: Source axis of planes, rows and columns.
         target_axes: Target axis of planes, rows and columns.
-        columns_first: Sum along the columns before there are more of them; settled once for the
-            whole, so that every part comes out to the last bit as the whole does.
+        columns_first: Reduce columns before rows, when upsampling rows. Decided once per volume so
+            that blocks are bit-identical to the full result.
     """
 
     planes: Taps
     rows: Taps
     columns: Taps
-    source_axes: tuple[int, int, int]
-    target_axes: tuple[int, int, int]
+    source_axes: Size
+    target_axes: Size
     columns_first: bool
 
     @classmethod
-    def between(
-        cls, source: Grid, target: Grid, walk: tuple[int, int, int], *, mean: bool
-    ) -> "Sampler":
-        """The sampler from `source` to `target`, walking along `walk` (target axes, slow to fast).
+    def between(cls, source: Grid, target: Grid, order: Size, *, mean: bool) -> "Sampler":
+        """The sampler from `source` to `target`.
+
+        Args:
+            source: The grid of the values.
+            target: A grid with parallel voxel axes.
+            order: The target axes from the slowest to the fastest in memory.
+            mean: Average over target voxels of two and more source voxels; see `taps`.
 
         Raises:
             DataError: The grids' axes are not parallel.
         """
-        lie = axis_map(source, target)
-        planes, rows, columns = (_taps(source, target, lie, axis, mean) for axis in walk)
-        p, r, c = (lie.order[axis] for axis in walk)
+        mapping = axis_map(source, target)
+        planes, rows, columns = (_taps(source, target, mapping, axis, mean) for axis in order)
+        p, r, c = (mapping.order[axis] for axis in order)
         growing = len(planes) * len(rows) > planes.length * rows.length
-        return cls(planes, rows, columns, (p, r, c), walk, growing)
+        return cls(planes, rows, columns, (p, r, c), order, growing)
 
     def part(self, planes: Range, rows: Range, columns: Range) -> "Sampler":
         """The sampler of a box of target voxels."""
@@ -72,7 +76,7 @@ class Sampler:
         )
 
     def touching(self, box: Sequence[slice]) -> tuple[Range, Range, Range]:
-        """Ranges of target planes, rows and columns that a box of source voxels has weight in."""
+        """Ranges of target planes, rows and columns that depend on a box of source voxels."""
         p, r, c = (
             taps.touching(part.start, part.stop)
             for taps, part in zip((self.planes, self.rows, self.columns), box, strict=True)
@@ -80,7 +84,7 @@ class Sampler:
         return p, r, c
 
     def blocks(self, voxels: int = BLOCK_VOXELS) -> Iterator[Range]:
-        """Ranges of target planes that have at most `voxels` on either side, or are one plane."""
+        """Ranges of target planes: one, or with at most `voxels` source and target voxels."""
         count = len(self.planes)
         depth, height = (len(range(*taps.narrowed()[0])) for taps in (self.planes, self.rows))
         below = depth * height * self.columns.length
@@ -148,8 +152,8 @@ def stretched(table: Tensor, size: int) -> Tensor:
     """Linear interpolation along the fastest axis, outer faces kept: (P, R, C) → (P, R, size)."""
     if table.device.type == "cpu":
         return F.interpolate(table, size=size, mode="linear", align_corners=False)
-    # CUDA's kernel for one axis gives each of the `size` columns one thread, which walks all rows;
-    # that for two axes gives each value one.
+    # CUDA's 1-D kernel uses one thread per output column, which loops over all rows; its 2-D kernel
+    # uses one thread per value.
     rows = table.flatten(0, 1)[None, None]  # (1, 1, P·R, C)
     shape = rows.shape[2], size
     rows = F.interpolate(rows, size=shape, mode="bilinear", align_corners=False)
@@ -166,7 +170,7 @@ def resample(
         tensor: (C, X, Y, Z), any dtype and any memory order; only read.
         source: Its grid.
         target: A grid with parallel voxel axes, in any order and direction.
-        mode: "linear" (see above), or "nearest", which keeps the dtype.
+        mode: "linear", or "nearest", which keeps the dtype.
 
     Returns:
         (C, X', Y', Z') in the memory order of `tensor`; float32 for "linear".
@@ -187,35 +191,35 @@ def resample(
     """
     if mode == "nearest":
         return _nearest(tensor, source, target)
-    sampler = Sampler.between(source, target, walk(tensor[0], source, target), mean=True)
-    walked = tensor.permute(0, *(axis + 1 for axis in sampler.source_axes))
+    sampler = Sampler.between(source, target, memory_order(tensor[0], source, target), mean=True)
+    tables = tensor.permute(0, *(axis + 1 for axis in sampler.source_axes))
     shape = (len(tensor), len(sampler.planes), len(sampler.rows), len(sampler.columns))
     sampled = torch.empty(shape, dtype=torch.float32, device=tensor.device)
     voxels = BLOCK_VOXELS if tensor.device.type == "cpu" else GPU_BLOCK_VOXELS
     for start, stop in sampler.blocks(voxels):
         part = replace(sampler, planes=sampler.planes.part(start, stop))
-        for channel, table in zip(sampled, walked, strict=True):
+        for channel, table in zip(sampled, tables, strict=True):
             channel[start:stop] = part(table)
     return sampled.permute(0, *(sampler.target_axes.index(axis) + 1 for axis in range(3)))
 
 
-def _taps(source: Grid, target: Grid, lie: AxisMap, axis: int, mean: bool) -> Taps:
-    length, count = source.shape[lie.order[axis]], target.shape[axis]
-    return axis_taps(length, count, lie.scale[axis], lie.offset[axis], mean=mean)
+def _taps(source: Grid, target: Grid, mapping: AxisMap, axis: int, mean: bool) -> Taps:
+    length, count = source.shape[mapping.order[axis]], target.shape[axis]
+    return axis_taps(length, count, mapping.scale[axis], mapping.offset[axis], mean=mean)
 
 
-def walk(tensor: Tensor, source: Grid, target: Grid) -> tuple[int, int, int]:
-    """Target axes, the one along the slowest axis of `tensor` (X, Y, Z, on `source`) first."""
+def memory_order(tensor: Tensor, source: Grid, target: Grid) -> Size:
+    """The target axes in the memory order of `tensor` (X, Y, Z, on `source`), slowest first."""
     order = axis_map(source, target).order
     slow, middle, fast = sorted(range(3), key=lambda axis: -tensor.stride(order[axis]))
     return slow, middle, fast
 
 
 def _nearest(tensor: Tensor, source: Grid, target: Grid) -> Tensor:
-    lie = axis_map(source, target)
-    sampled = tensor.permute(0, *(axis + 1 for axis in lie.order))
+    mapping = axis_map(source, target)
+    sampled = tensor.permute(0, *(axis + 1 for axis in mapping.order))
     for axis in range(3):
-        exact = lie.scale[axis] * np.arange(target.shape[axis]) + lie.offset[axis]
+        exact = mapping.scale[axis] * np.arange(target.shape[axis]) + mapping.offset[axis]
         whole = np.floor(exact.round(SNAP_DIGITS) + 0.5).clip(0, sampled.shape[axis + 1] - 1)
         index = torch.from_numpy(whole.astype(np.int64)).to(tensor.device)
         sampled = sampled.index_select(axis + 1, index)

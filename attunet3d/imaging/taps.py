@@ -1,12 +1,12 @@
-"""Linear interpolation along one axis as a short weighted sum: which voxels, with what weights.
+"""Linear interpolation along one axis as a short weighted sum (taps: source indices and weights).
 
-Target index t lies at source index p = scale · t + offset = i + w, i whole and 0 ≤ w < 1; it takes
-(1 − w) · v[i] + w · v[i + 1]. Beyond the outermost source centres the border value is repeated.
+Target index t lies at source index p = scale · t + offset = i + w, with i whole and 0 ≤ w < 1; its
+value is (1 − w) · v[i] + w · v[i + 1]. Beyond the outermost source centres the border is repeated.
 
 A target voxel at least twice as long as a source voxel takes the mean of m = floor(|scale|) such
-samples spread evenly over its length instead of one at its centre. Noise and detail finer than the
-target grid then average out instead of folding back; positions stay exact (a ramp stays the same
-ramp), and at a ratio of exactly 2 both rules are the same, so no result jumps there.
+samples, spread evenly over its length, instead of one at its centre. Noise and detail finer than
+the target grid then average out instead of aliasing. Positions stay exact (a ramp stays the same
+ramp), and at a ratio of exactly 2 the two rules agree, so the result is continuous in the ratio.
 """
 
 from dataclasses import dataclass, replace
@@ -29,8 +29,8 @@ class Taps:
         weight: (n, T) float32; each row sums to 1.
         length: Source voxels along the axis.
         start: Target index of the first row.
-        even: Where both sides have the same outer faces: (target voxels, samples a voxel, against
-            the source's direction), which is what `F.interpolate` knows; else None.
+        even: (target size, samples per voxel, reversed) if both grids share their outer faces, so
+            that `F.interpolate` applies; otherwise None.
     """
 
     index: Tensor
@@ -43,22 +43,22 @@ class Taps:
         return len(self.index)
 
     def part(self, start: int, stop: int) -> "Taps":
-        """The taps of target indices `start` … `stop` - 1 of these."""
+        """The taps of rows `start` to `stop` - 1."""
         index, weight = self.index[start:stop], self.weight[start:stop]
         return replace(self, index=index, weight=weight, start=self.start + start)
 
     def touching(self, low: int, high: int) -> Range:
-        """Target indices, as (start, stop), with any weight on source indices `low` … `high`-1."""
-        index, weight = self.index.numpy(), self.weight.numpy()  # small: NumPy starts sooner
+        """Range of the rows that have any weight on source indices `low` to `high` - 1."""
+        index, weight = self.index.numpy(), self.weight.numpy()  # small arrays: less overhead
         hit = np.flatnonzero(((index >= low) & (index < high) & (weight > 0)).any(1))
         return (int(hit[0]), int(hit[-1]) + 1) if len(hit) else (0, 0)
 
     def shifted(self, first: int, length: int) -> "Taps":
-        """The taps into `length` source voxels of which number 0 was number `first`."""
+        """The same taps when only source voxels `first` to `first + length - 1` are kept."""
         return replace(self, index=self.index - first, length=length, even=None)
 
     def narrowed(self) -> tuple[Range, "Taps"]:
-        """The source indices used, as (start, stop), and the taps counted from there."""
+        """The range of source indices used, and the taps relative to its start."""
         low, high = int(self.index.min()), int(self.index.max()) + 1
         return (low, high), self.shifted(low, high - low)
 
@@ -75,7 +75,7 @@ def axis_taps(length: int, count: int, scale: float, offset: float, *, mean: boo
     Args:
         length: Source voxels along the axis.
         count: Target voxels along the axis.
-        scale: Source voxels a target voxel; negative where the axes run against each other.
+        scale: Source voxels per target voxel; negative where the axes have opposite directions.
         offset: Source index of target index 0.
         mean: Average over target voxels of two and more source voxels.
 

@@ -1,8 +1,8 @@
-"""The text at the head of a MetaImage or NRRD file: where its voxels lie, and how many it claims.
+"""Checks of the text header of a MetaImage or NRRD file before SimpleITK reads the file.
 
-Both formats may name another file that holds the voxels, with any path, and claim any size; the
-library that reads them follows. Here a named file must lie beside the header, and the size claimed
-must be one that the bytes at hand can hold.
+Both formats may name another file, anywhere, that holds the voxels, and claim any size; SimpleITK
+follows. Here a named file must lie beside the header, and the claimed size must be one that the
+bytes present can hold.
 """
 
 import re
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from attunet3d.core import DataError
 
-HEADER_BYTES = 65_536  # read at most; a header has some hundred
-MOST_INFLATED = 1100  # voxel bytes a byte of a deflated stream at the most, with a little to spare
+HEADER_BYTES = 65_536  # read at most; headers have a few hundred
+MOST_INFLATED = 1100  # bytes from one byte of a deflated stream; its limit is 1032
 VOXELS_ENTRY = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(.*?)\s*$", re.I | re.M)
-SIZES_ENTRY = re.compile(rb"^(?:DimSize\s*=|sizes:)\s*([0-9 ]+?)\s*$", re.I | re.M)
+SIZES_ENTRY = re.compile(rb"^(?:DimSize\s*=|sizes:)[ \t]*([0-9 \t]+?)\s*$", re.I | re.M)
 ENDINGS = (".mha", ".mhd", ".nrrd", ".nhdr")
 
 
@@ -37,26 +37,23 @@ def check(path: Path) -> None:
         voxels = _beside(path, named[1])
     sizes = SIZES_ENTRY.search(text)
     if sizes is None or len(sizes[1]) > 100:
-        raise DataError(f"{path}: its header gives no size; convert the scan again")
+        raise DataError("its header gives no size", path=path, cure="convert the scan again")
     count = 1
     for size in sizes[1].split():
         count *= int(size)
     held = voxels.stat().st_size
     if count > MOST_INFLATED * held:
-        raise DataError(
-            f"{path}: claims {count} voxels, more than its {held} bytes can hold; copy it again"
-        )
+        rule = f"claims {count} voxels, more than its {held} bytes can hold"
+        raise DataError(rule, path=path, value=count, cure="copy it again")
 
 
 def _beside(path: Path, name: bytes) -> Path:
     """The file in the folder of `path` that its header names."""
-    # LIST is no name: a list of paths, anywhere, would follow.
+    # LIST is not a name: a list of paths to anywhere would follow.
     plain = re.fullmatch(rb"\w[\w .+-]*", name) and not name.upper().startswith(b"LIST")
     voxels = path.parent / name.decode("ascii") if plain else path
     inside = plain and voxels.is_file() and voxels.resolve().parent == path.resolve().parent
     if not inside:
-        raise DataError(
-            f"{path}: its voxels must be in the file itself or in one beside it; convert the scan"
-            " to a single file"
-        )
+        rule = "its voxels must be in the file itself or in one beside it"
+        raise DataError(rule, path=path, cure="convert the scan to a single file")
     return voxels

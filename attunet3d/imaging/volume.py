@@ -104,19 +104,30 @@ def read_volume(
         int16 where that is exact, else float32; Fortran order.
 
     Raises:
-        UserError: The file is missing, damaged, hostile or no scan; the message names it.
+        UserError: The file is missing, damaged, hostile or not a scan; the message names it.
     """
     volume = _read(Path(path), max_voxels, series)
+    try:
+        return finite(volume, nonfinite)
+    except DataError as error:
+        raise error.within(Path(path)) from None
+
+
+def finite(volume: Volume, nonfinite: Literal["air", "refuse"] = "air") -> Volume:
+    """The volume with air for NaN and infinities, and a warning of them.
+
+    Raises:
+        DataError: No voxel is finite, or not all are and `nonfinite` is "refuse".
+    """
     if volume.array.dtype.kind != "f" or np.isfinite(volume.array).all():
         return volume
     missing = ~np.isfinite(volume.array)
     count = int(np.count_nonzero(missing))
     if count == missing.size:
-        rule = "no voxel is a number (all NaN or infinite)"
-        raise DataError(rule, path=path, cure="export it again")
+        raise DataError("no voxel is a number (all NaN or infinite)", cure="export it again")
     if nonfinite == "refuse":
         rule = f"{count} voxels are NaN or infinite"
-        raise DataError(rule, path=path, value=count, cure="replace them")
+        raise DataError(rule, value=count, cure="replace them")
     array = np.where(missing, np.float32(AIR_HU), volume.array)
     warning = f"{count} voxels are NaN or infinite; they count as air"
     return replace(volume, array=array, warnings=(*volume.warnings, warning))

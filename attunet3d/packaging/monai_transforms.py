@@ -21,7 +21,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from attunet3d.core import Box, DataError, PreprocessingConfig
+from attunet3d.core import DataError, PreprocessingConfig
 from attunet3d.imaging import (
     Grid,
     Volume,
@@ -75,7 +75,7 @@ class ToNetworkGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped he
         for key, volume in volumes.items():
             # On the image's own voxels all entries are cropped alike, as in inference.
             same = volume.grid.matches(images[0].grid)
-            inner = _cropped(volume, box) if same else volume
+            inner = volume.cropped(box) if same else volume
             tensor = self._resample(inner, target, key in self.label_keys)
             result[key] = _placed(tensor, target, data[key], volume.grid)
         return result
@@ -148,10 +148,6 @@ def _volume(key: Hashable, entry: Any) -> Volume:
         affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     i, j, k = entry.shape[1:]
     return Volume(_plain(entry)[0].cpu().numpy(), Grid((i, j, k), affine), name=str(key))
-
-
-def _cropped(volume: Volume, box: Box) -> Volume:
-    return Volume(volume.array[box], volume.grid.cropped(box), name=volume.name)
 
 
 def _whole_numbers(label: Volume) -> Volume:

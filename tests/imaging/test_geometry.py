@@ -96,11 +96,11 @@ FLAT = np.array([[1.0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     [
         ((5, 4), np.eye(4), r"shape \(5, 4\): a grid has three axes of at least one voxel"),
         ((5, 0, 3), np.eye(4), r"shape \(5, 0, 3\)"),
-        (SHAPE, np.eye(3), "4×4 finite numbers; mend the header"),
+        (SHAPE, np.eye(3), "4×4 finite numbers; correct the header"),
         (SHAPE, np.full((4, 4), np.nan), "4×4 finite numbers"),
         (SHAPE, np.diag([np.inf, 1, 1, 1]), "4×4 finite numbers"),
-        (SHAPE, SINGULAR, r"singular \(spacings \[1.0, 1.0, 0.0\] mm\).*mend the header"),
-        (SHAPE, FLAT, "point three different ways"),
+        (SHAPE, SINGULAR, r"singular \(spacings \[1.0, 1.0, 0.0\] mm\).*correct the header"),
+        (SHAPE, FLAT, "three independent directions"),
     ],
 )
 def test_a_grid_that_lies_nowhere_is_refused_with_the_cure(shape, affine, message):

@@ -31,6 +31,14 @@ def test_what_the_library_writes_is_read(tmp_path, ending, compressed):
     assert np.array_equal(read_volume(path).array, array.T)
 
 
+@pytest.mark.parametrize("size", ["2 2 2", "2\t2\t2", "  2  2\t2 "])
+def test_sizes_may_be_separated_by_spaces_and_tabs(tmp_path, size):
+    values = np.arange(8, dtype=np.int16)
+    head = NRRD.format(size=size, data="endian: little\n").encode()
+    (tmp_path / "scan.nrrd").write_bytes(head + values.tobytes())
+    assert np.array_equal(read_volume(tmp_path / "scan.nrrd").array.ravel("F"), values)
+
+
 @pytest.mark.parametrize("inside", ["here.raw", "a b-1.raw"])
 def test_voxels_beside_the_header_are_read(tmp_path, inside):
     (tmp_path / inside).write_bytes(np.arange(8, dtype=np.int16).tobytes())
