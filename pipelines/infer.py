@@ -1,9 +1,8 @@
 """Segment scans with one model or the mean of several; label maps lie on each scan's own grid.
 
-INPUT is a scan (NIfTI, or what SimpleITK reads), a folder of scans, a DICOM series folder, or a
-manifest (its test cases; without any, the cases that the model was validated on). What is done
-already is skipped, so the same call finishes a stopped one. Scans that fail are listed in
-OUT_DIR/failures.json; exit status 1.
+INPUT is a scan (NIfTI, or what SimpleITK reads), a folder of scans or DICOM series, or a manifest
+(its test cases, else those that the model was validated on). What is done is skipped, so the same
+call finishes a stopped one. Failures are listed in OUT_DIR/failures.json; exit status 1.
 """
 
 import argparse
@@ -22,17 +21,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", nargs="+", help="run folder or .safetensors; several: ensemble")
     parser.add_argument("input", type=Path, metavar="INPUT")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
-    fold = "of a manifest, segment the validation cases of this fold"
-    parser.add_argument("--fold", type=int, metavar="K", help=fold)
-    everything = "of a manifest, segment all cases, those seen in training among them"
-    parser.add_argument("--all", action="store_true", help=everything)
+    parser.add_argument("--fold", type=int, metavar="K", help="a manifest's validation cases")
+    parser.add_argument("--all", action="store_true", help="a manifest's cases, seen ones too")
     parser.add_argument("--root", type=Path, help="where the manifest's paths begin")
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: CUDA, else cpu)")
     parser.add_argument("--save-probabilities", action="store_true", help="for `export`")
     parser.add_argument("--save-attention", action="store_true", help="the gates' coefficients")
+    parser.add_argument("--series", help="DICOM series: number, UID or part of its description")
+    parser.add_argument("--orthogonal", action="store_true", help="straighten a tilted gantry")
     parser.add_argument("--overwrite", action="store_true", help="redo what is done")
-    coarse = "a coarse model of the same labels; only the box that it finds is segmented"
-    parser.add_argument("--locator", metavar="MODEL", help=coarse)
+    parser.add_argument("--locator", metavar="MODEL", help="coarse model; its box is segmented")
     setting = "such as inference.overlap=0.25, inference.mode=whole, inference.mirror=true"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=setting)
     plain = "--" in (argv or ())  # names that begin with a dash; the other parser drops the sign
@@ -50,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         probabilities=arguments.save_probabilities,
         attention=arguments.save_attention,
         overwrite=arguments.overwrite,
+        series=arguments.series,
+        orthogonal=arguments.orthogonal,
     )
     outcome = segment_cohort(predictor, scans, arguments.out_dir, options, split)
     print(f"{arguments.out_dir}: {outcome}", file=sys.stderr)

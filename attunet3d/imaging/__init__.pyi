@@ -40,4 +40,3 @@ from .volume import Segmentation as Segmentation
 from .volume import Volume as Volume
 from .volume import read_label as read_label
 from .volume import read_volume as read_volume
-from .volume import write_map as write_map

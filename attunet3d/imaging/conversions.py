@@ -63,7 +63,7 @@ def as_kind_of(segmentation: Segmentation, scan: Any) -> Any:
         header = nifti_header(array.shape, array.dtype, segmentation.geometry, segmentation.grid)
         kind = nib.Nifti1Image if header.sizeof_hdr == 348 else nib.Nifti2Image
         header.set_slope_inter(None, None)
-        return kind(array, None, header)
+        return kind(array, header.get_best_affine(), header)
     if hasattr(scan, "GetDirection"):
         import SimpleITK
 

@@ -197,18 +197,3 @@ def _checked(volume: Volume, path: Path) -> Volume:
         " ITK (3D Slicer, ITK-SNAP, SimpleITK) refuse its label map, unless written --orthogonal"
     )
     return replace(volume, warnings=(*volume.warnings, warning))
-
-
-def write_map(path: Path, array: Array, like: Volume) -> None:
-    """Write values in [0, 1] on a scan's grid, as steps of 1/65535 (NIfTI's `scl_slope`).
-
-    Args:
-        path: `.nii.gz`.
-        array: (I, J, K) or (I, J, K, N) float.
-        like: The scan.
-
-    Raises:
-        WriteError: The disk is full or the folder read-only.
-    """
-    steps = np.rint(np.clip(array, 0, 1) * 65535).astype(np.uint16, order="K")
-    write_nifti(path, steps, like.geometry, like.grid, slope=1 / 65535)

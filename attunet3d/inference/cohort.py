@@ -19,12 +19,13 @@ from attunet3d.core import (
     DataError,
     FileError,
     Progress,
+    SettingsError,
     UserError,
     locked_folder,
     progress,
 )
 from attunet3d.datasets import Split
-from attunet3d.imaging import Volume
+from attunet3d.imaging import Volume, straightened
 from attunet3d.inference import results, scans
 from attunet3d.inference.case_writer import CaseMaps, write_case
 from attunet3d.inference.predictor import Predictor
@@ -38,11 +39,26 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CohortOptions:
-    """What to write beside the label maps, and whether to redo what is done."""
+    """Which series to read, what to write, and whether to redo what is done."""
 
     probabilities: bool = False
     attention: bool = False
     overwrite: bool = False
+    series: str | None = None
+    """Which of several DICOM series in a folder; see `imaging.read_volume`."""
+    orthogonal: bool = False
+    """Write the label maps of sheared grids on grids without shear; see `imaging.straightened`."""
+
+    def __post_init__(self) -> None:
+        if self.orthogonal and self.kinds:
+            rule = "--orthogonal is for label maps only: maps stay on the scan's grid"
+            raise SettingsError(rule, cure=f"leave --save-{self.kinds[0]} out")
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What the label maps depend on, for the sidecars."""
+        chosen = {"series": self.series, "orthogonal": self.orthogonal or None}
+        return {name: value for name, value in chosen.items() if value is not None}
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -189,7 +205,8 @@ class _Cohort:
         if not files.sidecar.exists():
             return False
         wanted = [files.mask, *(files.maps(kind) for kind in self.options.kinds)]
-        origin = {**job.origin, "scan_checksum": scans.checksum(job.scan)}
+        choices = {"series": None, "orthogonal": None, **self.options.choices}
+        origin = {**job.origin, **choices, "scan_checksum": scans.checksum(job.scan)}
         return results.is_done(files, wanted, origin)
 
     def _read_ahead(
@@ -206,7 +223,8 @@ class _Cohort:
     def _load(self, path: Path) -> _Loaded:
         """Read a scan, and make sure that its checksum is that of what was read."""
         begin, version = time.perf_counter(), scans.version(path)
-        volume, checksum = self.predictor.read(path), scans.checksum(path)
+        volume = self.predictor.read(path, self.options.series)
+        checksum = scans.checksum(path)
         if scans.version(path) != version:
             raise FileError("changed while it was read", path=path, cure="run the call again")
         return _Loaded(volume, checksum, time.perf_counter() - begin)
@@ -222,6 +240,8 @@ class _Cohort:
             segmentation, record = self.predictor.segment_into(
                 loaded.volume, self.options.kinds, maps.open, share_done
             )
+            if self.options.orthogonal:
+                segmentation = straightened(segmentation)
             if not self.options.overwrite:
                 results.spare_others_work(job.files, segmentation)
         except BaseException as error:
@@ -235,6 +255,7 @@ class _Cohort:
             _log.warning("%s", text, extra={"case": job.files.case_id})
         record = replace(record, seconds={"reading": round(loaded.seconds, 4), **record.seconds})
         facts = {
+            **self.options.choices,
             "scan_checksum": loaded.checksum,
             "role_in_training": self.split.role(job.files.case_id),
         }

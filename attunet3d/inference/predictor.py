@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from attunet3d.imaging import (
     NetworkImage,
     Segmentation,
     Volume,
+    as_kind_of,
+    as_volume,
     hounsfield_warnings,
     keep_largest_,
     read_volume,
@@ -151,17 +153,31 @@ class Predictor:
         if not self.inferer.has_gates:
             raise ModelError("this model has no attention gates", cure="leave attention maps out")
 
-    def read(self, path: str | Path) -> Volume:
+    def read(self, path: str | Path, series: str | None = None) -> Volume:
         """Read a scan as `predict` does; made for a thread that reads ahead."""
-        return read_volume(Path(path), max_voxels=self.config.inference.max_voxels)
+        most = self.config.inference.max_voxels
+        return read_volume(Path(path), max_voxels=most, series=series)
 
-    def predict(self, scan: str | Path | Volume) -> Segmentation:
+    @overload
+    def predict(self, scan: str | Path | Volume) -> Segmentation: ...
+    @overload
+    def predict(self, scan: Any) -> Any: ...
+    def predict(self, scan: Any) -> Any:
         """Return the label map of one scan, on that scan's grid.
+
+        Args:
+            scan: A path, a `Volume`, a nibabel or SimpleITK image, a MONAI `MetaTensor`
+                (1, I, J, K), or a pair of an array (I, J, K) in HU and its affine to RAS mm.
+
+        Returns:
+            A `Segmentation` for a path or a volume, else the kind of object that was given.
 
         Raises:
             UserError: The scan cannot be read, or the network's output is not finite.
         """
-        return self.segment(scan if isinstance(scan, Volume) else self.read(scan)).segmentation
+        if isinstance(scan, str | Path):
+            return self.segment(self.read(scan)).segmentation
+        return as_kind_of(self.segment(as_volume(scan)).segmentation, scan)
 
     def segment(
         self, volume: Volume, *, probabilities: bool = False, attention: bool = False

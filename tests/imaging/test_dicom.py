@@ -31,7 +31,7 @@ TURNED = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1.0]])  # columns: i, j
 
 def write_series(folder, step, *, direction=TURNED, count=6, series="7", skip=(), seed=0):
     """Slices of random values, `step` apart in LPS mm, under shuffled names; returns (i, j, k)."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     array = np.random.default_rng(seed).integers(-1000, 1000, (count, 5, 4)).astype(np.int16)
     names = np.random.default_rng(1).permutation(count)
     for k in range(count):

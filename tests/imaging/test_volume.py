@@ -14,7 +14,6 @@ from attunet3d.imaging.volume import (
     Volume,
     read_label,
     read_volume,
-    write_map,
 )
 from tests.imaging.test_dicom import write_series
 
@@ -119,14 +118,6 @@ def test_volume_in_millilitres():
     segmentation = Segmentation(array, GRID, {0: "background", 3: "organ"})
     assert segmentation.volume_ml(3) == pytest.approx(10 * 6 / 1000)
     assert segmentation.volume_ml(1) == 0
-
-
-def test_maps_come_back_within_a_step(tmp_path):
-    values = np.random.default_rng(0).random((6, 5, 4, 3), np.float32)
-    write_map(tmp_path / "m.nii.gz", values, Volume(np.zeros((6, 5, 4)), GRID))
-    found = nib.load(tmp_path / "m.nii.gz")
-    assert np.abs(found.get_fdata() - values).max() <= 0.5 / 65535 + 1e-7
-    assert np.allclose(found.affine, AFFINE)
 
 
 # --- what a path names -----------------------------------------------------------------------

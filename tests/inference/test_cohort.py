@@ -12,9 +12,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 
-from attunet3d.core import ModelError, WriteError, command_line, locked_folder
+from attunet3d.core import ModelError, SettingsError, WriteError, command_line, locked_folder
 from attunet3d.core.config import Config
 from attunet3d.core.errors import DataError
 from attunet3d.datasets import Split
@@ -26,6 +27,7 @@ from attunet3d.models import checkpoint as checkpoints
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.build import build_network
 from attunet3d.pipelines import infer
+from tests.imaging.test_dicom import write_series
 from tests.known_network import SETTINGS, ThresholdNetwork, ball, checkpoint, write_scan
 
 
@@ -137,7 +139,7 @@ def test_a_scan_that_changes_while_it_is_read_is_not_filed_under_another_checksu
     here = predictor()
     read = here.read
 
-    def read_and_change(path):
+    def read_and_change(path, series=None):
         volume = read(path)
         if path.name == "a.nii.gz":
             write_scan(path, ball(value=250))
@@ -244,6 +246,35 @@ def test_what_killed_calls_left_half_written_goes(scans, tmp_path):
         (folder / ".writing-0123abcd.a.nii.gz.tmp").write_bytes(b"half")
     segment(scans, out_dir)
     assert not list(out_dir.rglob("*.tmp"))
+
+
+def test_a_series_is_chosen_and_another_choice_is_not_taken_for_done(tmp_path):
+    for number in ("3", "4"):
+        write_series(tmp_path / "in" / "ct", (0, 0, 2.5), series=number, count=9)
+    outcome = segment(tmp_path / "in", tmp_path / "out")
+    assert "2 CT series" in outcome.failures["ct"]
+    assert segment(tmp_path / "in", tmp_path / "out", series="@1").done == ["ct"]
+    assert segment(tmp_path / "in", tmp_path / "out", series="@1").skipped == ["ct"]
+    outcome = segment(tmp_path / "in", tmp_path / "out", series="@2")
+    assert "another series" in outcome.failures["ct"]
+
+
+def test_label_maps_of_a_tilted_gantry_are_straightened_on_request(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_series(tmp_path / "in", (0, 0.9, 2.5), direction=np.eye(3), count=12)
+    assert segment(tmp_path / "in", tmp_path / "sheared").done == ["in"]
+    assert segment(tmp_path / "in", tmp_path / "straight", orthogonal=True).done == ["in"]
+    codes = {}
+    for kind in ("sheared", "straight"):
+        header = nibabel.load(tmp_path / kind / "in.nii.gz").header
+        codes[kind] = int(header["qform_code"])
+        record = json.loads((tmp_path / kind / "in.json").read_text(encoding="utf-8"))
+        assert any("ITK" in warning for warning in record["warnings"])
+        assert record.get("orthogonal") == (True if kind == "straight" else None)
+    assert codes == {"sheared": 0, "straight": 1}
+    SimpleITK.ReadImage(tmp_path / "straight" / "in.nii.gz")
+    with pytest.raises(SettingsError, match="--orthogonal"):
+        CohortOptions(orthogonal=True, attention=True)
 
 
 def test_pipes_and_folders_in_place_of_files_do_not_stop_it(scans, tmp_path):

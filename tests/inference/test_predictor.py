@@ -4,6 +4,7 @@ import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -74,6 +75,16 @@ def test_any_orientation_and_spacing(axes, signs):
     volume = ball_volume(shape, affine, radius_mm=20)
     found = predictor().predict(volume).array == 5
     assert dice(found, volume.array == 300) > 0.95
+
+
+def test_scans_of_other_libraries_are_answered_in_kind():
+    here, volume = predictor(), ball_volume()
+    expected = here.predict(volume).array
+    image = nibabel.Nifti1Image(volume.array, volume.grid.affine)
+    assert np.array_equal(here.predict((volume.array, volume.grid.affine)), expected)
+    found = here.predict(image)
+    assert isinstance(found, nibabel.Nifti1Image)
+    assert np.array_equal(np.asanyarray(found.dataobj), expected)
 
 
 def test_scan_smaller_than_the_window():
