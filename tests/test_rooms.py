@@ -1,6 +1,8 @@
 """A module imports only from its own room and from rooms below it."""
 
 import ast
+import re
+import runpy
 import subprocess
 import sys
 from importlib import import_module
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGE, PIPELINES = ROOT / "attunet3d", ROOT / "pipelines"
+PACKAGE, PIPELINES, DOCS = ROOT / "attunet3d", ROOT / "pipelines", ROOT / "docs"
 MAY_USE = {  # room: the rooms it may import from, lowest first
     "core": "",
     "imaging": "core",
@@ -91,3 +93,20 @@ def test_pipelines_hold_the_order_of_events_only(path):
             assert not any(name.split(".")[0] in ("torch", "monai", "numpy") for name in names)
         if isinstance(node, ast.Constant) and not isinstance(node.value, bool):
             assert not isinstance(node.value, int | float) or node.value in (0, 1)
+
+
+def test_the_picture_of_the_rooms_is_current():
+    drawn = runpy.run_path(str(DOCS / "draw_rooms.py"))["picture"]()
+    assert (DOCS / "rooms.svg").read_text(encoding="utf-8") == drawn, "run docs/draw_rooms.py"
+
+
+PAGES = [DOCS / "architecture.md", ROOT / "CONTRIBUTING.md", ROOT / "README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_paths_that_a_page_names_are_there(page):
+    named = re.findall(r"`([\w./-]+/[\w.-]*\.pyi?)`", page.read_text("utf-8"))
+    assert named
+    for name in named:
+        places = (ROOT / name, PACKAGE / name)
+        assert any(place.exists() for place in places), f"{page.name} names {name}"
