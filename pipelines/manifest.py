@@ -1,9 +1,8 @@
 """List the cases of a data set, check every scan and label, and deal patients into folds.
 
 DATA_DIR is a data set of the Medical Segmentation Decathlon, an nnU-Net raw data set, or folders
-of images and labels. All that is wrong is said, one line a case and reason, and in
-MANIFEST.failures.json; the bad cases are left out of the manifest, and the exit status is 1. No
-file of the data set is changed.
+of images and labels. All that is wrong is listed, one line per case and reason, on stderr and in
+MANIFEST.failures.json; bad cases are left out, and the exit status is 1. No file is changed.
 """
 
 import argparse
@@ -20,30 +19,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("data_dir", type=Path, metavar="DATA_DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="MANIFEST.json")
+    root = "a folder that holds all files of the data set (default: DATA_DIR)"
+    parser.add_argument("--root", type=Path, metavar="DIR", help=root)
     folds = "number of folds (default: nnU-Net's splits where they are found, else five)"
     parser.add_argument("--folds", type=int, metavar="K", help=folds)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the folds")
     group = "the patient in a case's id, as '^(p[0-9]+)_'; by default each case is a patient"
     parser.add_argument("--group", metavar="REGEX", help=group)
-    label = "name of a label value where the data set names none; may be repeated"
+    label = "name of a label value, instead of the data set's; may be repeated"
     parser.add_argument("--label", action="append", default=[], metavar="VALUE=NAME", help=label)
     template = "msd_task07_pancreas, nih_pancreas_ct, phantom or a file that DATA_DIR completes"
     parser.add_argument("--template", type=Path, metavar="NAME|FILE", help=template)
-    mend = "read labels that are mirrored against their scans as they should be"
-    parser.add_argument("--mend-flips", action="store_true", help=mend)
-    tissue = "lowest and highest HU of what is labelled (default: -200 300; lungs: -1024 300)"
+    flips = "read labels that are mirrored against their scans as they should be"
+    parser.add_argument("--fix-flips", action="store_true", help=flips)
+    accept = "keep this case's label where it is stored, whatever the check of its place finds"
+    parser.add_argument("--accept", action="append", default=[], metavar="CASE", help=accept)
+    tissue = "lowest and highest HU of what is labelled (default: -200 and up; lungs: -1024 300)"
     parser.add_argument("--tissue-hu", type=float, nargs="+", metavar="HU", help=tissue)
     arguments = parser.parse_args(argv)
 
     from attunet3d.datasets import listing, pair_check  # NumPy comes with them; --help does without
 
     found = listing.list_cases(
-        arguments.data_dir, arguments.template, arguments.label, arguments.group
+        arguments.data_dir, arguments.template, arguments.label, arguments.group, arguments.root
     )
     problems = pair_check.check_pairs(found, arguments.tissue_hu)
-    if arguments.mend_flips:
-        found, problems = pair_check.mend(found, problems)
-    listing.log_unnamed(found)
+    found, problems = pair_check.accept(found, problems, arguments.accept)
+    if arguments.fix_flips:
+        found, problems = pair_check.fix_flips(found, problems)
     pair_check.log_problems(problems)
     failures = pair_check.write_failures(arguments.out, problems)
     good = pair_check.without_failures(found, problems)

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from attunet3d.training import Trainer, plan_file, run_folder, run_report  # torch with them
 
     device = machine.pick_device(arguments.device, training=True)
-    manifest = Manifest.load(arguments.manifest, arguments.root)
+    manifest = Manifest.load(arguments.manifest, arguments.root).require_files()
     config = find_config(arguments.config).with_overrides(arguments.set)
     config = plan_file.without_wrong_flips(config, manifest.labels)
     cases, run_dir, more = manifest.fold(arguments.fold), arguments.run_dir, arguments.steps_more

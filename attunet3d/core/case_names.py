@@ -63,42 +63,55 @@ def folded(case_id: str) -> str:
     return unicodedata.normalize("NFC", case_id).casefold()
 
 
-def inside(root: Path, relative: object) -> Path:
-    """The absolute path of `relative` beneath `root`, with links resolved.
+def inside(root: Path, relative: object, *, follow_links: bool = False) -> Path:
+    """The absolute path of `relative` beneath `root`.
 
     A root may itself be a link, and links that stay beneath it are followed. A link that leads out
-    is refused, as it could name any file on the reader's machine.
+    is refused, as it could name any file of the reader's machine, unless the root was named by the
+    user himself, whose links these are then (DataLad, git-annex).
 
     Args:
         root: An existing or future folder.
         relative: A path as a manifest holds it, with forward slashes.
+        follow_links: Accept links that lead out of the root; the path is then that of the link.
 
     Raises:
-        DataError: It is not a plain relative path, or leads out of `root`.
+        DataError: The path is not a plain relative path, or leads out of `root`.
 
     Example:
         >>> inside(Path("/data"), "./imagesTr/a.nii.gz").as_posix()
         '/data/imagesTr/a.nii.gz'
     """
-    if not isinstance(relative, str) or not relative.isprintable():
-        raise _path_error(relative, "must be text without control characters", "name a file")
-    parts = PurePosixPath(relative).parts
-    if not parts or len(relative.encode()) > PATH_BYTES:
-        raise _path_error(relative, "is empty or too long", "name a file")
-    if parts[0] == "/" or ".." in parts or "\\" in relative or relative[1:2] == ":":
-        rule = "must be relative to the root, with forward slashes and without '..'"
-        raise _path_error(relative, rule, "give another root")
-    if any(_is_reserved(part) or len(part.encode()) > 255 for part in parts):
-        raise _path_error(relative, "cannot be the name of a file on every system", "rename it")
+    parts = _parts(relative)
     try:
         base = root.resolve()
         path = base.joinpath(*parts).resolve()
     except (OSError, RuntimeError, ValueError):  # a ring of links
         raise _path_error(relative, "is a link that leads nowhere", "fix the link") from None
-    if not path.is_relative_to(base):
-        rule = f"is a link that leads out of the root {base}"
-        raise _path_error(relative, rule, "copy the file or give a root that holds both")
-    return path
+    if path.is_relative_to(base):
+        return path
+    if follow_links:
+        return base.joinpath(*parts)
+    raise _path_error(
+        relative,
+        f"is a link that leads out of the root {base}",
+        f"follow it by --root {base} if the folder is your own",
+    )
+
+
+def _parts(relative: object) -> tuple[str, ...]:
+    """The parts of a plain relative path that every system can hold."""
+    if not isinstance(relative, str) or not relative.isprintable():
+        raise _path_error(relative, "must be text without control characters", "name a file")
+    parts = PurePosixPath(relative).parts
+    if not parts or len(relative.encode()) > PATH_BYTES:
+        raise _path_error(relative, "is empty or too long", "name a file")
+    if parts[0].startswith("/") or ".." in parts or "\\" in relative or relative[1:2] == ":":
+        rule = "must be relative to the root, with forward slashes and without '..'"
+        raise _path_error(relative, rule, "name a folder that holds all files by --root")
+    if any(_is_reserved(part) or len(part.encode()) > 255 for part in parts):
+        raise _path_error(relative, "cannot be the name of a file on every system", "rename it")
+    return parts
 
 
 def is_name(value: object) -> bool:

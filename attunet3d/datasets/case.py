@@ -1,6 +1,7 @@
 """One case of a manifest, and how its entry and the labels' names are read from JSON."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,15 @@ from typing import Any
 from attunet3d.core import DataError, UserError, case_names
 
 MOST_CASES = 100_000  # of one list
+
+# fmt: off
+_OTHER_MODALITIES = {
+    "mr", "mri", "mrt", "t1", "t1w", "t1c", "t1ce", "t1gd", "t1n", "t2", "t2w", "t2f", "flair",
+    "adc", "dwi", "swi", "pd", "pet", "suv", "spect", "us", "ultrasound",
+}
+# fmt: on
+
+Place = Callable[[str], Path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +84,28 @@ def parse_modality(values: object) -> str:
     """The one channel's name, from "CT" or `{"0": "CT"}`.
 
     Raises:
-        DataError: There are several channels.
+        DataError: There are several channels, or the name is that of another modality than CT.
+
+    Example:
+        >>> parse_modality({"0": "contrast-enhanced CT"})
+        'contrast-enhanced CT'
+        >>> parse_modality({"0": "T2"})
+        Traceback (most recent call last):
+        ...
+        attunet3d.core.errors.DataError: modality 'T2': only CT is read, as values are taken ...
     """
     names = list(values.values()) if isinstance(values, Mapping) else [values]
     if len(names) != 1 or not isinstance(names[0], str):
         raise DataError(
-            f"modality {values!r:.80}: must be one channel, CT; several channels are not supported"
+            f"modality {values!r:.80}: must be one channel, CT; several channels are not supported",
+            value=values,
+        )
+    words = set(re.findall("[a-z0-9]+", names[0].lower()))
+    if words & _OTHER_MODALITIES and "ct" not in words:
+        raise DataError(
+            f"modality {names[0]!r:.80}: only CT is read, as values are taken for Hounsfield units",
+            value=names[0],
+            cure="leave this data set out",
         )
     return names[0]
 
@@ -94,13 +120,13 @@ def _label_value(value: object, name: object) -> int:
     return int(str(value))
 
 
-def parse_cases(values: Mapping[str, Any], part: str, root: Path) -> Iterator[Case]:
+def parse_cases(values: Mapping[str, Any], part: str, place: Place) -> Iterator[Case]:
     """The cases of the list `part` of a manifest, a data list or an MSD `dataset.json`.
 
     Args:
         values: The whole file.
         part: "training", "validation" or "test"; MONAI writes "testing".
-        root: What the paths are relative to.
+        place: Turns a path of the list into an absolute one.
 
     Raises:
         DataError: An entry breaks a rule; the case is named.
@@ -115,9 +141,9 @@ def parse_cases(values: Mapping[str, Any], part: str, root: Path) -> Iterator[Ca
         where = f"case {entry['id']!r:.80}" if "id" in entry else f"{part}, entry {number}"
         try:
             if not _is_junk(entry.get("image")):
-                yield _case(entry, root)
+                yield _case(entry, place)
         except UserError as error:
-            raise DataError(f"{where}: {error}") from None
+            raise error.within(where) from None
 
 
 def case_values(case: Case, root: Path) -> dict[str, Any]:
@@ -131,7 +157,7 @@ def case_values(case: Case, root: Path) -> dict[str, Any]:
     return values | ({"sha256": dict(case.sha256)} if case.sha256 else {})
 
 
-def _case(entry: Mapping[str, Any], root: Path) -> Case:
+def _case(entry: Mapping[str, Any], place: Place) -> Case:
     image, label = (_one_path(entry.get(key)) for key in ("image", "label"))
     if image is None:
         raise DataError("has no image; name a file")
@@ -150,8 +176,8 @@ def _case(entry: Mapping[str, Any], root: Path) -> Case:
     given = entry.get("id")
     return Case(
         id=case_names.check_id(_derived_id(image, label) if given is None else given),
-        image=case_names.inside(root, image),
-        label=None if label is None else case_names.inside(root, label),
+        image=place(image),
+        label=None if label is None else place(label),
         fold=fold,
         group=None if group is None else str(group),
         label_flip=flip,

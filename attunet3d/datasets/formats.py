@@ -11,19 +11,21 @@ A scan without a label, or a label without a scan, becomes a case whose missing 
 the pairs names. Junk (`._*`, hidden files) is passed over.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from attunet3d.core import ENDINGS, DataError, UserError, read_json, stem
+from attunet3d.core import ENDINGS, DataError, UserError, case_names, read_json, stem
 from attunet3d.datasets import manifest
-from attunet3d.datasets.case import Case
+from attunet3d.datasets.case import Case, parse_labels
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging import read_label
 
@@ -40,13 +42,18 @@ LABEL_ENDINGS = ("", "_label", "_labels", "_seg", "_mask", "_segmentation", "-la
 Entry = dict[str, Any]
 
 
-def read_data_set(folder: Path, names: Mapping[str, str] | None = None) -> Manifest:
+def read_data_set(
+    folder: Path, names: Mapping[str, str] | None = None, root: Path | None = None
+) -> Manifest:
     """List the cases of a folder, in no folds.
+
+    The caller names the folder, so links in it are followed wherever they lead.
 
     Args:
         folder: The data set as it lies.
-        names: Label names by value, as `{"1": "pancreas"}`, instead of those of the folder.
-            Folders without any get names such as "label 1" for the values that occur.
+        names: Label names by value, as `{"1": "pancreas"}`; they replace the folder's for these
+            values. Folders without any get names such as "label 1" for the values that occur.
+        root: A folder that holds all files; None: the data set's own.
 
     Raises:
         UserError: No known layout, or a rule of manifests is broken.
@@ -54,6 +61,7 @@ def read_data_set(folder: Path, names: Mapping[str, str] | None = None) -> Manif
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: must be the folder of a data set; check the path")
+    place = partial(_placed, folder, folder if root is None else Path(root))
     description = folder / "dataset.json"
     values = read_json(description) if description.is_file() else None
     try:
@@ -63,16 +71,28 @@ def read_data_set(folder: Path, names: Mapping[str, str] | None = None) -> Manif
             values = _nnunet(folder, values)
         if not isinstance(values, dict):
             raise DataError("dataset.json must be an object with labels and lists of cases")
-        values = {**values, "labels": names} if names else values
+        if names and "labels" not in values:
+            values = {**values, "labels": names}
         if "labels" not in values and values.get("training"):
-            listed = manifest.parse({**values, "labels": {"label": 1}}, folder)
+            listed = manifest.parse({**values, "labels": {"label": 1}}, folder, place=place)
             values = {**values, "labels": _found_labels(listed.training)}
-        found = manifest.parse(values, folder, folder.resolve().name)
+        found = manifest.parse(values, root or folder, folder.resolve().name, place)
+        found = renamed(found, names or {})
     except UserError as error:
-        raise DataError(f"{folder}: {error}") from None
+        raise error.within(folder) from None
     if not (found.training or found.validation or found.test):
         raise DataError(f"{folder}: lists no case; check what lies in it")
     return found
+
+
+def renamed(found: Manifest, names: Mapping[str, str]) -> Manifest:
+    """The same cases, with other names for some label values, as `{"1": "pancreas"}`.
+
+    Raises:
+        DataError: A value or name is not allowed, or a name comes twice.
+    """
+    labels = {str(value): name for value, name in found.labels.items()}
+    return replace(found, labels=parse_labels({**labels, **names})) if names else found
 
 
 def grouped(found: Manifest, pattern: str | None) -> Manifest:
@@ -86,7 +106,7 @@ def grouped(found: Manifest, pattern: str | None) -> Manifest:
         DataError: The pattern is none, or an id does not match.
 
     Example:
-        >>> from attunet3d.datasets.case import Case
+        >>> from attunet3d.datasets.case import Case, parse_labels
         >>> case = Case(id="p07_late", image=Path("/data/p07_late.nii.gz"))
         >>> labels = {0: "background", 1: "liver"}
         >>> found = Manifest(name="a", labels=labels, root=Path("/data"), training=(case,))
@@ -98,15 +118,29 @@ def grouped(found: Manifest, pattern: str | None) -> Manifest:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise DataError(f"--group {pattern}: is no regular expression ({error})") from None
+        raise DataError(f"--group {pattern}: is not a regular expression ({error})") from None
 
     def with_group(case: Case) -> Case:
         match = expression.search(case.id)
         if match is None:
-            raise DataError(f"--group {pattern}: does not match case {case.id!r}; mend it")
+            raise DataError(f"--group {pattern}: does not match case {case.id!r}; correct it")
         return replace(case, group=match[1] if expression.groups else match[0])
 
     return found.changed(with_group)
+
+
+def _placed(folder: Path, root: Path, path: str) -> Path:
+    """Where a path of a data set's own list leads: relative to the data set, or absolute."""
+    whole = Path(os.path.normpath(os.path.join(folder.absolute(), path)))
+    for base in (root.absolute(), root.resolve()):
+        if whole != base and whole.is_relative_to(base):
+            relative = whole.relative_to(base).as_posix()
+            return case_names.inside(root, relative, follow_links=True)
+    raise DataError(
+        f"path {path[:80]!r}: lies outside the folder {root}",
+        value=path,
+        cure="name a folder that holds all files by --root, or make the path relative",
+    )
 
 
 def _nnunet(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,15 @@
-"""Does a label lie on its scan, and if not, would a mirrored one?
+"""Whether a label lies on its scan, and if not, whether a mirrored one would.
 
-Three witnesses are heard. The headers: two grids are the same, mirrored along some voxel axes, or
-neither. The tissue: organs lie on soft tissue, so labelled voxels in air or on bone speak against
-a label. The edges: HU change more across a label's outline than inside it, but only where the
-outline is an organ's. On 24 phantoms and 73 organs of two patients the edges name the right one of
-the eight mirrorings in all but five cases, and those five are no clear winners.
+Three things are compared. Headers: the two grids are equal, mirrored along some voxel axes, or
+neither. Tissue: no organ lies in air, so labelled voxels below -200 HU speak against a label
+(lungs: see `--tissue-hu`). Edges: HU change more across a label's outline than inside it, provided
+that the outline is an organ's. On 24 phantoms and 73 organs of two patients the edges name the
+right one of the eight mirrorings in all but five cases, where no mirroring is clearly best.
 
 NIH's labels, for instance, come with rows in the reverse order of the scans'.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,10 +19,11 @@ import numpy.typing as npt
 
 from attunet3d.imaging import Grid, Volume
 
-TISSUE_HU = (-200.0, 300.0)  # from fat to contrast-filled vessels; below air, above dense bone
+TISSUE_HU = (-200.0, math.inf)  # from fat to bone and metal; below lies air
+EDGE_HU = 300.0  # above this, edges count as far as this where the tissue has no upper bound
 FLIPS = tuple("".join(axes) for count in range(4) for axes in combinations("ijk", count))
 SAMPLE = 20_000  # labelled voxels, and pairs of neighbours along each axis, looked at
-ENOUGH = 0.8  # share on tissue without a warning; organs beside gas and bone have less than 1
+ENOUGH = 0.8  # share on tissue without a warning; organs beside gas have less than 1
 FEW = 0.5  # share on tissue below which a label is refused
 NOISE_HU = 5.0  # added to what changes inside, so that noiseless images give no infinite ratio
 SHARP = 2.0  # edge above which a label is right whatever mirrored ones give
@@ -45,16 +47,22 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What is wrong with a label's place; `flip` mends it, None: nothing known does."""
+class Misfit:
+    """What is wrong with where a label lies.
+
+    Args:
+        text: In words.
+        flip: The `label_flip` that corrects it; None: no mirroring does.
+        warning: The label may be right all the same.
+    """
 
     text: str
     flip: str | None = None
     warning: bool = False
 
 
-def judge(image: Volume, label: Volume, tissue_hu: Span = TISSUE_HU) -> Verdict | None:
-    """Whether a label of the scan's shape lies right, by headers, tissue and edges.
+def find_misfit(image: Volume, label: Volume, tissue_hu: Span = TISSUE_HU) -> Misfit | None:
+    """Check by headers, tissue and edges whether a label of the scan's shape lies on it.
 
     Args:
         image: The scan in HU.
@@ -68,7 +76,7 @@ def judge(image: Volume, label: Volume, tissue_hu: Span = TISSUE_HU) -> Verdict 
         >>> grid = Grid((8, 8, 8), np.eye(4))
         >>> scan, mask = np.full((8, 8, 8), -1000, np.int16), np.zeros((8, 8, 8), np.uint8)
         >>> scan[1:3, 1:4, :4], mask[5:7, 1:4, :4] = 40, 1
-        >>> judge(Volume(scan, grid), Volume(mask, grid)).flip
+        >>> find_misfit(Volume(scan, grid), Volume(mask, grid)).flip
         'i'
     """
     fits = fit_mirrored(image.array, label.array, tissue_hu)
@@ -77,17 +85,17 @@ def judge(image: Volume, label: Volume, tissue_hu: Span = TISSUE_HU) -> Verdict 
         return _by_image(image.grid, fits, tissue_hu)
     turned = _turned(image.grid, label.grid)
     if header is None and not turned:
-        return Verdict(_elsewhere(image.grid, label.grid))
-    flip = _winner(fits)
+        return Misfit(_elsewhere(image.grid, label.grid))
+    flip = _best_flip(fits)
     flip = header if flip is None else flip
     named = name_flip(image.grid, header or turned or "")
     text = f"its header is mirrored against the scan's along {named}"
     if header is None:
         text += " and lies elsewhere, too"
     if flip is None or (fits and fits[flip].share < FEW):
-        return Verdict(f"{text}, and the image does not tell which is right; mend the header")
+        return Misfit(f"{text}, and the image does not tell which is right; correct the header")
     right = f"mirrored along {name_flip(image.grid, flip)}" if flip else "as they are stored"
-    return Verdict(f"{text}; its voxels fit {right}: --mend-flips reads it so", flip)
+    return Misfit(f"{text}; its voxels fit {right}: --fix-flips reads it so", flip)
 
 
 def header_flip(image: Grid, label: Grid) -> str | None:
@@ -108,7 +116,8 @@ def fit_mirrored(
     Args:
         image: HU, (I, J, K).
         label: Of the same shape.
-        tissue_hu: Lowest and highest HU that count as tissue; others are clipped for the edges.
+        tissue_hu: Lowest and highest HU that count as tissue; others are clipped for the
+            edges, and so is what lies above `EDGE_HU` if there is no highest.
     """
     mask = label != 0
     labelled = _sample(mask)
@@ -135,29 +144,30 @@ def name_flip(grid: Grid, flip: str) -> str:
     return f"voxel {'axis' if len(names) == 1 else 'axes'} {' and '.join(names)}"
 
 
-def _by_image(grid: Grid, fits: Mapping[str, Fit], tissue_hu: Span) -> Verdict | None:
-    """The image's word on a label whose header fits."""
+def _by_image(grid: Grid, fits: Mapping[str, Fit], tissue_hu: Span) -> Misfit | None:
+    """What the image says of a label whose header fits."""
     if not fits:
         return None
-    stored, best = fits[""], _winner(fits)
+    stored, best = fits[""], _best_flip(fits)
     if best and stored.edge < SHARP:
-        return Verdict(
+        return Misfit(
             f"looks mirrored along {name_flip(grid, best)}: its outline follows the scan's edges"
             f" {fits[best].edge / max(stored.edge, 0.01):.1f} times as well that way;"
-            " --mend-flips reads it so",
+            " --fix-flips reads it so",
             best,
         )
-    span = f"{tissue_hu[0]:g} to {tissue_hu[1]:g} HU"
+    low, high = tissue_hu
+    span = f"{low:g} HU and more" if math.isinf(high) else f"{low:g} to {high:g} HU"
     found = f"only {stored.share:.0%} of the labelled voxels lie on tissue ({span})"
     if stored.share >= FEW:
-        return None if stored.share >= ENOUGH else Verdict(found, warning=True)
-    return Verdict(
-        f"{found}, the rest on air or bone, and no mirroring helps; give the scan's own label, or"
-        " what counts as tissue with --tissue-hu"
+        return None if stored.share >= ENOUGH else Misfit(found, warning=True)
+    return Misfit(
+        f"{found}, and no mirroring helps; give the scan's own label, say what counts as tissue"
+        " with --tissue-hu, or keep the case as it is by --accept CASE"
     )
 
 
-def _winner(fits: Mapping[str, Fit]) -> str | None:
+def _best_flip(fits: Mapping[str, Fit]) -> str | None:
     """The one mirroring whose outline follows the scan's edges far better than all others."""
     if not fits:
         return None
@@ -193,11 +203,12 @@ def _change(
     image: npt.NDArray[np.generic], pairs: list[tuple[Index, int]], flip: str, tissue_hu: Span
 ) -> float:
     """Mean absolute difference of HU, clipped to tissue, over pairs of neighbours."""
+    clip = tissue_hu[0], EDGE_HU if math.isinf(tissue_hu[1]) else tissue_hu[1]
     changes = [np.zeros(0)]
     for first, axis in pairs:
         second = tuple(part + (axis == other) for other, part in enumerate(first))
         low, high = (
-            np.clip(image[_mirror(index, image.shape, flip)].astype(np.float32), *tissue_hu)
+            np.clip(image[_mirror(index, image.shape, flip)].astype(np.float32), *clip)
             for index in (first, second)
         )
         changes.append(np.abs(high - low))
@@ -233,7 +244,7 @@ def _elsewhere(image: Grid, label: Grid) -> str:
     )
     return (
         f"lies up to {label.distance_mm(image):.4g} mm off the scan{differ}; both must lie on one"
-        " grid within 0.001 mm: resample the label or mend its header"
+        " grid within 0.001 mm: resample the label or correct its header"
     )
 
 

@@ -21,31 +21,26 @@ def list_cases(
     template: Path | None = None,
     names: Sequence[str] = (),
     group: str | None = None,
+    root: Path | None = None,
 ) -> Manifest:
     """List the cases of a data set.
 
     Args:
-        data_dir: The data set as it lies; see `dataset_formats`.
+        data_dir: The data set as it lies; see `formats`.
         template: A manifest that the data set completes.
-        names: Label names, as "1=pancreas", instead of those of the data set.
+        names: Label names, as "1=pancreas"; the data set's own stand for the other values.
         group: Regular expression that finds the patient in a case's id.
+        root: A folder that holds all files of the data set; None: `data_dir` does.
 
     Raises:
         UserError: The folder is of no known layout, or a rule of manifests is broken.
     """
     if template is not None:
-        found = manifest_template.complete(template, data_dir)
+        found = formats.renamed(manifest_template.complete(template, data_dir), _names(names))
     else:
-        found = formats.read_data_set(data_dir, _names(names))
+        found = formats.read_data_set(data_dir, _names(names), root)
+    _log_unnamed(found)
     return formats.grouped(found, group)
-
-
-def log_unnamed(found: Manifest) -> None:
-    """Warn of the labels that nothing names: two models would know them by no common name."""
-    values = [value for value, name in found.labels.items() if name == f"label {value}"]
-    if values:
-        listed = ", ".join(map(str, values))
-        _log.warning("no name for label %s; give one by --label %s=NAME", listed, values[0])
 
 
 def deal(cases: Manifest, data_dir: Path, folds: int | None = None, seed: int = 0) -> Manifest:
@@ -72,6 +67,14 @@ def deal(cases: Manifest, data_dir: Path, folds: int | None = None, seed: int = 
         ids = {case.id for case in cases.training}
         return cases.with_folds(nnunet_splits.read_splits(splits, ids))
     return cases.dealt(None, seed)
+
+
+def _log_unnamed(found: Manifest) -> None:
+    """Warn of the labels that nothing names: two models would know them by no common name."""
+    values = [value for value, name in found.labels.items() if name == f"label {value}"]
+    if values:
+        listed = ", ".join(map(str, values))
+        _log.warning("no name for label %s; give one by --label %s=NAME", listed, values[0])
 
 
 def _names(texts: Sequence[str]) -> dict[str, str]:

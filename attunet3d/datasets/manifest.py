@@ -18,12 +18,20 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attunet3d.core import DataError, UserError, case_names, read_json, whole_file
 from attunet3d.datasets import folds
-from attunet3d.datasets.case import Case, case_values, parse_cases, parse_labels, parse_modality
+from attunet3d.datasets.case import (
+    Case,
+    Place,
+    case_values,
+    parse_cases,
+    parse_labels,
+    parse_modality,
+)
 
 HELD_OUT_FOLDS = 5  # without folds or a validation list, one patient in five is held out
 __all__ = ["Case", "DataError", "Manifest", "parse"]
@@ -55,17 +63,20 @@ class Manifest:
 
         Args:
             path: The JSON file.
-            root: Folder that its paths are relative to, instead of the one the file gives.
+            root: Folder that its paths are relative to, instead of the one the file gives. As the
+                caller names it, links in it may lead out of it.
 
         Raises:
-            DataError: No manifest, or one that breaks a rule; the case is named.
+            DataError: The file is missing or not a manifest, or breaks a rule; the case is named.
         """
         path = Path(path)
-        values = read_json(path)
+        values = _read(path)
+        place = None if root is None else partial(case_names.inside, Path(root), follow_links=True)
         try:
-            return parse(values, _root(path, values) if root is None else Path(root), path.stem)
+            folder = _root(path, values) if root is None else Path(root)
+            return parse(values, folder, path.stem, place)
         except UserError as error:
-            raise DataError(f"{path}: {error}") from None
+            raise error.within(path) from None
 
     def save(self, path: Path) -> None:
         """Write JSON that `load` reads, paths relative to the root, the root to the file.
@@ -156,6 +167,22 @@ class Manifest:
             folds.deal(groups, min(folds.DEFAULT_FOLDS, patients) if count is None else count, seed)
         )
 
+    def require_files(self) -> "Manifest":
+        """This manifest, if at least one of its scans is where it should be.
+
+        Raises:
+            DataError: None is: the manifest or the data set was moved.
+        """
+        cases = [case for part in _LISTS for case in getattr(self, part)]
+        if not self.template and cases and not any(case.image.exists() for case in cases):
+            raise DataError(
+                f"manifest {self.name!r}: none of its {len(cases)} scans is there, such as"
+                f" {cases[0].image}",
+                path=self.root,
+                cure="was it or the data set moved? Name the folder of the data set by --root",
+            )
+        return self
+
     def refuse_template(self) -> None:
         """Raise a DataError for a template, whose files are patterns."""
         if self.template:
@@ -180,13 +207,15 @@ class Manifest:
         return training, tuple(case for case in self.training if case.id in held)
 
 
-def parse(values: object, root: Path, name: str = "") -> Manifest:
+def parse(values: object, root: Path, name: str = "", place: Place | None = None) -> Manifest:
     """Build a manifest from the plain values of a manifest, a data list or an MSD `dataset.json`.
 
     Args:
         values: As JSON gives them.
         root: What the paths are relative to.
         name: Of the manifest, where the values give none.
+        place: Turns a path of the lists into an absolute one beneath `root`; None: it is relative
+            to `root`, and no link leads out.
 
     Raises:
         DataError: A rule is broken; the case is named.
@@ -197,7 +226,8 @@ def parse(values: object, root: Path, name: str = "") -> Manifest:
         raise DataError(
             "is the dataset.json of nnU-Net; list its cases with attunet3d manifest DATA_DIR"
         )
-    lists: dict[str, Any] = {key: tuple(parse_cases(values, key, root)) for key in _LISTS}
+    place = place or partial(case_names.inside, root)
+    lists: dict[str, Any] = {key: tuple(parse_cases(values, key, place)) for key in _LISTS}
     return Manifest(
         name=_text(values, "name") or name,
         labels=parse_labels(values.get("labels")),
@@ -208,6 +238,20 @@ def parse(values: object, root: Path, name: str = "") -> Manifest:
         template=values.get("template") is True,
         **lists,
     )
+
+
+def _read(path: Path) -> object:
+    """The JSON of a manifest; a missing file and a configuration get words of their own."""
+    cure = "make a manifest with attunet3d manifest DATA_DIR --out MANIFEST.json"
+    if not path.exists():
+        raise DataError("no such manifest", path=path, cure=f"check the path, or {cure}")
+    swapped = "give MANIFEST first, then CONFIG"
+    if path.suffix.lower() in (".yaml", ".yml"):
+        raise DataError("is not a manifest, which is JSON", path=path, cure=f"{swapped}; {cure}")
+    values = read_json(path)
+    if isinstance(values, Mapping) and isinstance(values.get("training"), Mapping):
+        raise DataError("is a configuration, not a manifest", path=path, cure=swapped)
+    return values
 
 
 def _text(values: Mapping[str, Any], key: str) -> str:
@@ -232,7 +276,7 @@ def _check_cases(manifest: Manifest) -> None:
     for part in _LISTS:
         for case in getattr(manifest, part):
             _claim(names, case_names.folded(case.id), case, "have one file name; rename one")
-            _claim(images, case.image, case, "are one scan; keep one of them")
+            _claim(images, case.image.resolve(), case, "are one scan; keep one of them")
             place = part if case.fold is None else f"fold {case.fold}"
             other, where = places.setdefault(case.patient, (case.id, place))
             if where != place:

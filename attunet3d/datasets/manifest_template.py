@@ -76,7 +76,7 @@ def _with_files(template: Path, plan: Manifest, folder: Path) -> Manifest:
         pattern = path.relative_to(plan.root).as_posix()
         matches = _matches(pattern, names)
         if len(matches) == 1:
-            return case_names.inside(folder, matches[0])
+            return case_names.inside(folder, matches[0], follow_links=True)
         problems.append(f"{len(matches)} match {pattern}")
         return path
 

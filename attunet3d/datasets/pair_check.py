@@ -1,15 +1,16 @@
-"""Check every scan and label of a manifest, and say all that is wrong with each of them.
+"""Check every scan and label of a manifest, and list all that is wrong with each of them.
 
 A case passes when both files can be read whole, have one shape and lie on one grid, the label's
 values are all named, the scan holds no NaN and the label lies on tissue. What speaks against a
-case but may be right (an empty label, values that do not look like HU) is a warning.
+case but may be right (an empty label, values that do not look like HU) is a warning. Where a label
+lies is judged by a heuristic, which a person can overrule, see `accept`.
 """
 
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,16 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from attunet3d.core import DataError, UserError, progress, whole_file
+from attunet3d.core import ENDINGS, DataError, UserError, progress, stem, whole_file
 from attunet3d.datasets import label_fit
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
 from attunet3d.datasets.label_fit import TISSUE_HU
 from attunet3d.datasets.manifest import Manifest
-from attunet3d.imaging import Volume, hounsfield_warnings, read_label
+from attunet3d.imaging import Volume, coverage_warnings, hounsfield_warnings, read_label
 
 _log = logging.getLogger(__name__)
 MOST_WORKERS = 4  # each holds a scan and a label
+SOFT_TISSUE_HU = (-200.0, 300.0)  # what may be labelled where values do not look like HU
+MOST_LISTED = 20  # values without a name; a label map has fewer than a scan
+SWAPPED = "is this the scan, and the image the label map?"
 _PARTS = ("training", "validation", "test")
 
 
@@ -40,7 +44,9 @@ class Problem:
     warning: bool = False
     """The case may be used all the same."""
     flip: str | None = None
-    """The `label_flip` that mends it."""
+    """The `label_flip` that corrects it."""
+    misfit: bool = False
+    """Whether it is about where the label lies, which a person may see better."""
 
     def __str__(self) -> str:
         return f"{self.case_id}: {'warning' if self.warning else 'error'}: {self.text}"
@@ -70,10 +76,7 @@ def check_pairs(
         return _check(*job, labels=cases.labels, tissue_hu=(low, high))
 
     problems: list[Problem] = []
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        progress(len(jobs), "checking") as bar,
-    ):
+    with ThreadPoolExecutor(workers) as pool, progress(len(jobs), "manifest") as bar:
         for found in pool.map(check, jobs):
             problems += found
             bar.update()
@@ -96,11 +99,12 @@ def check_case(
         return Problem(case_id=case.id, text=str(text), **facts)
 
     image: Volume | None = None
-    label: Volume | None = None
+    not_hu: str | None = None
     try:
         _check_file(case, "image", case.image)
         image = read_image(case)
-        odd = (*image.warnings, *hounsfield_warnings(image))
+        odd = (*image.warnings, *hounsfield_warnings(image), *coverage_warnings(image))
+        not_hu = next((text for text in odd if "HU" in text), None)
         yield from (problem(f"{case.image.name}: {text}", warning=True) for text in odd)
     except (UserError, OSError) as error:
         yield problem(_reason(error))
@@ -111,7 +115,8 @@ def check_case(
         _check_file(case, "label", case.label)
         label = read_case_label(case, image) if image else read_label(case.label)
     except (UserError, OSError) as error:
-        yield problem(_reason(error))
+        swapped = image is not None and _looks_like_labels(image)
+        yield problem(_reason(error) + (f"; {SWAPPED}" if swapped else ""))
         return
     yield from (problem(f"{name}: {text}", **facts) for text, facts in _values(label, labels))
     if image is None:
@@ -121,24 +126,61 @@ def check_case(
             f"{name}: has shape {label.array.shape}, its scan {image.array.shape}; give the label"
             " of this scan"
         )
-    elif verdict := label_fit.judge(image, label, tissue_hu):
-        yield problem(f"{name}: {verdict.text}", warning=verdict.warning, flip=verdict.flip)
+    elif found := label_fit.find_misfit(image, label, SOFT_TISSUE_HU if not_hu else tissue_hu):
+        text = found.text
+        if not_hu and found.flip is None and label.grid.matches(image.grid):
+            text = f"does not fit a CT scan's values ({not_hu}); only CT is read: is the scan MR?"
+        yield problem(f"{name}: {text}", warning=found.warning, flip=found.flip, misfit=True)
 
 
-def mend(cases: Manifest, problems: Sequence[Problem]) -> tuple[Manifest, list[Problem]]:
-    """Record the flips that mend labels; what they mend becomes a warning that says so.
+def accept(
+    cases: Manifest, problems: Sequence[Problem], case_ids: Collection[str]
+) -> tuple[Manifest, list[Problem]]:
+    """Keep labels where they are stored, voxel by voxel on their scans, as a person has seen them.
+
+    Args:
+        cases: What was checked.
+        problems: What was found.
+        case_ids: The cases whose labels lie right, whatever `label_fit` says.
+
+    Returns:
+        The manifest, in which these cases have the `label_flip` "", and the problems; those about
+        where their labels lie are warnings now.
+
+    Raises:
+        DataError: There is no such case.
+    """
+    known = {case.id for part in _PARTS for case in getattr(cases, part)}
+    if unknown := sorted(set(case_ids) - known):
+        raise DataError(f"--accept {unknown[0]}: no such case", value=unknown[0])
+    doubted = {p.case_id for p in problems if p.misfit and p.case_id in case_ids}
+
+    def accepted(case: Case) -> Case:
+        return replace(case, label_flip=case.label_flip or "") if case.id in doubted else case
+
+    left = [
+        replace(problem, text=f"{problem.text}: accepted as it is", warning=True, flip=None)
+        if problem.misfit and problem.case_id in doubted
+        else problem
+        for problem in problems
+    ]
+    return cases.changed(accepted), left
+
+
+def fix_flips(cases: Manifest, problems: Sequence[Problem]) -> tuple[Manifest, list[Problem]]:
+    """Record the flips that correct labels; the problem becomes a warning that says so.
 
     Args:
         cases: What was checked.
         problems: What was found.
 
     Returns:
-        The manifest, in which cases with a flip among their problems carry what mends it as
+        The manifest, in which cases with a flip among their problems carry it as
         `label_flip`, and the problems that are left.
     """
     flips = {p.case_id: p.flip for p in problems if p.flip is not None}
 
-    def mended(case: Case) -> Case:
+    def fixed(case: Case) -> Case:
         if case.id not in flips:
             return case
         # Found in the label as it was read: flipped already where the manifest says so.
@@ -151,7 +193,7 @@ def mend(cases: Manifest, problems: Sequence[Problem]) -> tuple[Manifest, list[P
         else replace(problem, text=f"{problem.text}: done", warning=True, flip=None)
         for problem in problems
     ]
-    return cases.changed(mended), left
+    return cases.changed(fixed), left
 
 
 def without_failures(cases: Manifest, problems: Iterable[Problem]) -> Manifest:
@@ -163,7 +205,9 @@ def without_failures(cases: Manifest, problems: Iterable[Problem]) -> Manifest:
     bad = {problem.case_id for problem in problems if not problem.warning}
     good = cases.changed(lambda case: None if case.id in bad else case)
     if not any(getattr(good, part) for part in _PARTS):
-        raise DataError(f"manifest {cases.name!r}: no case is left; mend what is named above")
+        raise DataError(
+            f"manifest {cases.name!r}: no case is left", cure="correct what is named above"
+        )
     return good
 
 
@@ -209,30 +253,51 @@ def _range(tissue_hu: Sequence[float]) -> tuple[float, float]:
 
 def _check_file(case: Case, which: str, path: Path) -> None:
     if not path.exists():
-        raise DataError(f"{path}: no such file; the case needs its {which}")
+        raise _missing(path, which)
     expected = case.sha256.get(which)
     if expected and path.is_file():
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected.lower():
             raise DataError(
-                f"{path}: its SHA-256 begins with {found[:12]}, the manifest says"
-                f" {expected[:12]}; fetch the file again"
+                f"its SHA-256 begins with {found[:12]}, the manifest says {expected[:12]}",
+                path=path,
+                cure="fetch the file again",
             )
+
+
+def _missing(path: Path, which: str) -> DataError:
+    if path.is_symlink():
+        cure = "fetch it (git annex get, datalad get)"
+        return DataError("is a link to a file that is not there", path=path, cure=cure)
+    beside = [path.with_name(stem(path.name) + ending) for ending in ENDINGS]
+    if other := next((name for name in beside if name.exists()), None):
+        cure = f"{other.name} lies beside it: correct the name in the data set's list"
+        return DataError("no such file", path=path, cure=cure)
+    return DataError("no such file", path=path, cure=f"the case needs its {which}")
 
 
 def _values(label: Volume, labels: dict[int, str]) -> Iterator[tuple[str, dict[str, bool]]]:
     counts = np.bincount(label.array.ravel(order="K"), minlength=256)
     found = set(np.flatnonzero(counts).tolist())
-    if unknown := sorted(found - set(labels)):
+    unknown = sorted(found - set(labels))
+    if len(unknown) > MOST_LISTED:
+        yield f"has {len(found)} values, of which {len(unknown)} have no name: {SWAPPED}", {}
+    elif unknown:
         known = ", ".join(f"{value} {name}" for value, name in labels.items())
         yield (
             f"has {'values' if len(unknown) > 1 else 'value'} {', '.join(map(str, unknown))} that"
-            f" no label names (named: {known}); mend the label or name it",
+            f" no label names (named: {known}); correct the label or name it",
             {},
         )
     if found <= {0}:
         yield "nothing is labelled", {"warning": True}
+
+
+def _looks_like_labels(image: Volume) -> bool:
+    sample = image.array[::2, ::2, ::2]
+    whole = float(sample.min()) >= 0 and float(sample.max()) <= 255
+    return whole and len(np.unique(sample)) <= MOST_LISTED
 
 
 def _reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ from .components import extent as extent
 from .components import keep_largest_ as keep_largest_
 from .conversions import as_kind_of as as_kind_of
 from .conversions import as_volume as as_volume
+from .coverage import coverage_warnings as coverage_warnings
 from .dicom import find_series as find_series
 from .dicom_seg import write_dicom_seg as write_dicom_seg
 from .geometry import Grid as Grid

@@ -24,6 +24,7 @@ from attunet3d.imaging import (
     Volume,
     as_kind_of,
     as_volume,
+    coverage_warnings,
     hounsfield_warnings,
     keep_largest_,
     read_volume,
@@ -310,7 +311,11 @@ class Predictor:
             memory_budget_gb=round(self.budget / 1e9, 1),
             device=self.device.type,
             fallbacks=execution.fallbacks,
-            warnings=[*job.volume.warnings, *hounsfield_warnings(job.volume)],
+            warnings=[
+                *job.volume.warnings,
+                *hounsfield_warnings(job.volume),
+                *coverage_warnings(job.volume),
+            ],
             seconds={name: round(value, 4) for name, value in job.watch.seconds.items()},
         )
 

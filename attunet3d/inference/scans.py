@@ -33,7 +33,7 @@ def find_cases(
         UserError: There is no scan.
     """
     if path.suffix.lower() == ".json":
-        manifest = Manifest.load(path, root)
+        manifest = Manifest.load(path, root).require_files()
         cases = held_out(manifest, split or Split(), fold=fold, everything=everything)
         return [(case.id, case.image) for case in cases]
     if fold is not None or root is not None or everything:

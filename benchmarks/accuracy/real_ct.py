@@ -101,7 +101,7 @@ def main() -> None:
 
     manifest, run = out_dir / "manifest.json", out_dir / "run"
     names = [f"--label={value}={name}" for value, name in ORGANS.items() if value]
-    attunet3d("manifest", out_dir / "data", "--out", manifest, "--mend-flips", *names)
+    attunet3d("manifest", out_dir / "data", "--out", manifest, "--fix-flips", *names)
     cases = json.loads(manifest.read_text(encoding="utf-8"))
     for case in cases["training"]:  # two patients: both train, none validates
         case.pop("fold", None)

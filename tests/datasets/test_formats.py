@@ -1,6 +1,7 @@
 """Data sets as they are downloaded: the same cases whatever the layout."""
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +11,7 @@ from attunet3d.core import DataError
 from attunet3d.core.errors import UserError
 from attunet3d.datasets.formats import grouped, read_data_set
 from attunet3d.datasets.listing import build_manifest, deal, list_cases
+from attunet3d.datasets.manifest import Manifest
 
 DECATHLON = {"0": "background", "1": "pancreas"}
 NNUNET = {"background": 0, "pancreas": 1}
@@ -248,12 +250,87 @@ def test_other_refusals(tmp_path):
         read_data_set(tmp_path, {"1": "a"})
 
 
-def test_links_out_of_the_folder_are_refused(tmp_path):
-    touch(tmp_path, "elsewhere/a.nii.gz", "data/labels/a.nii.gz")
-    (tmp_path / "data" / "images").mkdir()
-    (tmp_path / "data" / "images" / "a.nii.gz").symlink_to(tmp_path / "elsewhere" / "a.nii.gz")
-    with pytest.raises(DataError, match=r"case 'a': .*leads out of the root"):
-        read_data_set(tmp_path / "data", {"1": "a"})
+def test_links_of_a_folder_that_the_user_names_are_followed(tmp_path):
+    """As DataLad and git-annex lay a data set; its manifest is read with --root alone."""
+    touch(tmp_path, "annex/x1.nii.gz", "annex/labels/a.nii.gz")
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    (data / "images" / "a.nii.gz").symlink_to(tmp_path / "annex" / "x1.nii.gz")
+    (data / "labels").symlink_to(tmp_path / "annex" / "labels")
+    found = read_data_set(data, {"1": "a"})
+    assert found.training[0].image == data.resolve() / "images" / "a.nii.gz"
+    assert found.training[0].label == data.resolve() / "labels" / "a.nii.gz"
+    found.save(tmp_path / "m.json")
+    with pytest.raises(DataError, match="leads out of the root") as caught:
+        Manifest.load(tmp_path / "m.json")
+    assert caught.value.cure == f"follow it by --root {data} if the folder is your own"
+    assert Manifest.load(tmp_path / "m.json", root=data) == replace(found, name="data")
+    # Two links to one scan are one scan.
+    (data / "images" / "b.nii.gz").symlink_to(tmp_path / "annex" / "x1.nii.gz")
+    touch(tmp_path, "annex/labels/b.nii.gz")
+    with pytest.raises(DataError, match="are one scan"):
+        read_data_set(data, {"1": "a"})
+
+
+def test_absolute_paths_within_the_folder_are_read_and_others_refused_with_the_cure(tmp_path):
+    """As some tools write the Decathlon's dataset.json."""
+    data, other = tmp_path / "data", tmp_path / "other"
+    touch(tmp_path, "data/i/a.nii.gz", "data/l/a.nii.gz", "other/a.nii.gz")
+    entry = {"image": str(data / "i" / "a.nii.gz"), "label": "../data/l/a.nii.gz"}
+    listed = {"labels": {"1": "liver"}, "training": [entry]}
+    (data / "dataset.json").write_text(json.dumps(listed))
+    found = read_data_set(data)
+    assert found.training[0].image == (data / "i" / "a.nii.gz").resolve()
+    assert found.training[0].label == (data / "l" / "a.nii.gz").resolve()
+    entry["label"] = str(other / "a.nii.gz")
+    (data / "dataset.json").write_text(json.dumps(listed))
+    with pytest.raises(DataError, match=r"lies outside the folder .* by --root"):
+        read_data_set(data)
+    found = read_data_set(data, root=tmp_path)
+    assert found.root == tmp_path.resolve()
+    found.save(tmp_path / "m.json")
+    assert json.loads((tmp_path / "m.json").read_text())["training"][0] == {
+        "id": "a",
+        "image": "data/i/a.nii.gz",
+        "label": "other/a.nii.gz",
+    }
+
+
+@pytest.mark.parametrize(
+    ("channel", "refused"),
+    [
+        ("CT", False),
+        ("contrast-enhanced CT", False),
+        ("CT (from PET/CT)", False),
+        ("zscore", False),
+        ("T2", True),
+        ("MRI", True),
+        ("MR-FLAIR", True),
+        ("PET", True),
+    ],
+)
+def test_other_modalities_than_ct_are_refused_by_name(tmp_path, channel, refused):
+    for values in (
+        {"channel_names": {"0": channel}, "labels": {"background": 0, "a": 1}},
+        {"modality": {"0": channel}, "labels": {"1": "a"}, "training": ["imagesTr/a.nii.gz"]},
+    ):
+        touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
+        (tmp_path / "dataset.json").write_text(json.dumps(values))
+        if refused:
+            with pytest.raises(DataError, match="only CT is read"):
+                read_data_set(tmp_path)
+        else:
+            assert read_data_set(tmp_path).modality == channel
+
+
+def test_a_label_name_that_is_given_replaces_that_name_only(tmp_path):
+    touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
+    values = {"file_ending": ".nii.gz", "labels": {"background": 0, "liver": 1, "tumour": 2}}
+    (tmp_path / "dataset.json").write_text(json.dumps(values))
+    found = list_cases(tmp_path, names=["1=Leber"])
+    assert found.labels == {0: "background", 1: "Leber", 2: "tumour"}
+    with pytest.raises(DataError, match="no name twice"):
+        list_cases(tmp_path, names=["1=tumour"])
 
 
 # --- patients --------------------------------------------------------------------------------
@@ -269,7 +346,7 @@ def test_patients_are_found_in_the_ids(tmp_path):
     assert list_cases(tmp_path, names=["1=liver"], group="p[0-9]").training[0].group == "p0"
     with pytest.raises(DataError, match="5 folds"):
         deal(found, tmp_path, folds=5)
-    with pytest.raises(DataError, match="no regular expression"):
+    with pytest.raises(DataError, match="not a regular expression"):
         grouped(found, "(")
     with pytest.raises(DataError, match="does not match case 'p0_early'"):
         grouped(found, "x")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from attunet3d.datasets.label_fit import FLIPS, fit_mirrored, header_flip, judge, name_flip
+from attunet3d.datasets.label_fit import FLIPS, find_misfit, fit_mirrored, header_flip, name_flip
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Volume
 from attunet3d.phantoms.dataset import make_phantom, random_grid
@@ -51,22 +51,22 @@ def test_headers_that_tell_nothing():
 
 
 def test_a_right_label_passes():
-    assert judge(*organ()) is None
+    assert find_misfit(*organ()) is None
 
 
 @pytest.mark.parametrize("flip", FLIPS[1:])
 def test_mirrored_voxels_are_seen_at_the_edges(flip):
     scan, label = organ(background=0)  # all of it is soft tissue
-    verdict = judge(scan, turned(label, flip))
+    verdict = find_misfit(scan, turned(label, flip))
     assert (verdict.flip, verdict.warning) == (flip, False)
     assert name_flip(GRID, flip) in verdict.text
-    assert "--mend-flips" in verdict.text
+    assert "--fix-flips" in verdict.text
 
 
 @pytest.mark.parametrize("flip", FLIPS[1:])
 def test_mirrored_header_over_mirrored_voxels(flip):
     scan, label = organ()
-    verdict = judge(scan, turned(label, flip, mirrored_grid(flip)))
+    verdict = find_misfit(scan, turned(label, flip, mirrored_grid(flip)))
     assert verdict.flip == flip
     assert "header is mirrored" in verdict.text
 
@@ -74,55 +74,61 @@ def test_mirrored_header_over_mirrored_voxels(flip):
 @pytest.mark.parametrize("flip", FLIPS[1:])
 def test_mirrored_header_over_voxels_that_fit(flip):
     scan, label = organ()
-    verdict = judge(scan, replace(label, grid=mirrored_grid(flip)))
+    verdict = find_misfit(scan, replace(label, grid=mirrored_grid(flip)))
     assert verdict.flip == ""
     assert "as they are stored" in verdict.text
 
 
-def test_lost_origin_is_mended_by_the_image_only():
+def test_lost_origin_is_found_by_the_image_only():
     scan, label = organ()
     lost = mirrored_grid("j").affine.copy()
     lost[:3, 3] = 0
-    verdict = judge(scan, turned(label, "j", Grid(SHAPE, lost)))
+    verdict = find_misfit(scan, turned(label, "j", Grid(SHAPE, lost)))
     assert verdict.flip == "j"
     assert "elsewhere" in verdict.text
     empty = Volume(np.zeros(SHAPE, np.uint8, order="F"), Grid(SHAPE, lost))
-    assert judge(scan, empty).flip is None
+    assert find_misfit(scan, empty).flip is None
 
 
 def test_empty_label_follows_its_header():
     scan, label = organ()
     empty = replace(label, array=np.zeros(SHAPE, np.uint8, order="F"))
-    assert judge(scan, empty) is None
-    assert judge(scan, replace(empty, grid=mirrored_grid("k"))).flip == "k"
+    assert find_misfit(scan, empty) is None
+    assert find_misfit(scan, replace(empty, grid=mirrored_grid("k"))).flip == "k"
 
 
 def test_shifted_spaced_and_permuted_labels_are_no_flips():
     scan, label = organ()
     moved = AFFINE.copy()
     moved[:3, 3] += 5
-    verdict = judge(scan, replace(label, grid=Grid(SHAPE, moved)))
+    verdict = find_misfit(scan, replace(label, grid=Grid(SHAPE, moved)))
     assert verdict.flip is None
     assert "8.66 mm off the scan; both must lie on one grid" in verdict.text
-    coarse = judge(scan, replace(label, grid=Grid(SHAPE, AFFINE @ np.diag([2, 1, 1, 1]))))
+    coarse = find_misfit(scan, replace(label, grid=Grid(SHAPE, AFFINE @ np.diag([2, 1, 1, 1]))))
     assert coarse.flip is None
     assert "spacing 1.6×0.8×2.5 against 0.8×0.8×2.5" in coarse.text
     other = Grid(SHAPE, AFFINE[:, [1, 0, 2, 3]])
-    assert "axes PLS against LPS" in judge(scan, replace(label, grid=other)).text
+    assert "axes PLS against LPS" in find_misfit(scan, replace(label, grid=other)).text
 
 
-def test_label_in_air_and_on_bone():
-    for hu in (-900, 1200):
-        verdict = judge(*organ(hu=hu, background=hu))
-        assert (verdict.flip, verdict.warning) == (None, False)
-        assert "only 0% of the labelled voxels lie on tissue (-200 to 300 HU)" in verdict.text
-    assert judge(*organ(hu=-900, background=-1000), tissue_hu=(-1024, 300)) is None
+def test_label_in_air():
+    verdict = find_misfit(*organ(hu=-900, background=-900))
+    assert (verdict.flip, verdict.warning) == (None, False)
+    assert "only 0% of the labelled voxels lie on tissue (-200 HU and more)" in verdict.text
+    assert find_misfit(*organ(hu=-900, background=-1000), tissue_hu=(-1024, 300)) is None
+
+
+def test_bone_and_contrast_are_tissue_unless_told_otherwise():
+    for hu in (400, 1200, 3000):
+        assert find_misfit(*organ(hu=hu, background=hu)) is None
+        found = find_misfit(*organ(hu=hu, background=hu), tissue_hu=(-200, 300))
+        assert "(-200 to 300 HU)" in found.text
 
 
 def test_gas_in_an_organ_is_a_warning():
     scan, label = organ()
     scan.array[3:5, 4:8, 2:6] = -900
-    verdict = judge(scan, label)
+    verdict = find_misfit(scan, label)
     assert verdict.warning
     assert "of the labelled voxels lie on tissue" in verdict.text
 
@@ -142,9 +148,9 @@ def test_shares_and_edges_by_hand():
 @pytest.mark.parametrize("seed", range(6))
 def test_every_flip_of_a_phantoms_pancreas_is_found(seed):
     scan, label = make_phantom(seed, grid=random_grid(seed, matrix=56))
-    assert judge(scan, label) is None
+    assert find_misfit(scan, label) is None
     for flip in FLIPS[1:]:
-        assert judge(scan, turned(label, flip)).flip == flip
+        assert find_misfit(scan, turned(label, flip)).flip == flip
 
 
 def test_names_of_directions():

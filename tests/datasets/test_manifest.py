@@ -186,13 +186,37 @@ def test_what_is_no_json_is_refused(text, message, tmp_path):
 
 
 def test_missing_and_huge_files_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(DataError, match=r"none\.json: no such manifest; check the path, or make"):
         Manifest.load(tmp_path / "none.json")
     with pytest.raises(UserError, match="directory"):
         Manifest.load(tmp_path)
     (tmp_path / "m.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read as JSON"):
         Manifest.load(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("c.yaml", "training:\n  steps: 9\n"), ("config.json", '{"training": {}}')]
+)
+def test_a_configuration_in_a_manifests_place_is_noticed(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match="give MANIFEST first, then CONFIG") as caught:
+        Manifest.load(tmp_path / name)
+    assert caught.value.path is not None
+
+
+def test_a_moved_manifest_asks_for_its_root(tmp_path):
+    entry = {"id": "a", "image": "images/a.nii.gz", "label": "labels/a.nii.gz"}
+    (tmp_path / "m.json").write_text(json.dumps({"labels": {"1": "x"}, "training": [entry]}))
+    found = Manifest.load(tmp_path / "m.json")  # its files need not be there to be looked at
+    with pytest.raises(
+        DataError, match=r"none of its 1 scans is there, such as .*a.nii.gz"
+    ) as caught:
+        found.require_files()
+    assert "by --root" in caught.value.cure
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "images" / "a.nii.gz").touch()
+    assert Manifest.load(tmp_path / "m.json", tmp_path / "data").require_files().training
 
 
 def test_links_out_of_the_root_are_refused(tmp_path):

@@ -14,7 +14,7 @@ from attunet3d.core.errors import UserError
 from attunet3d.datasets import pair_check
 from attunet3d.datasets.case_files import read_case_label, read_image
 from attunet3d.datasets.manifest import Manifest
-from attunet3d.datasets.pair_check import Problem, check_pairs, mend, without_failures
+from attunet3d.datasets.pair_check import Problem, check_pairs, fix_flips, without_failures
 from attunet3d.pipelines import manifest as command
 
 SHAPE = (20, 18, 14)
@@ -240,7 +240,7 @@ def test_what_breaks_the_check_of_one_case_is_said_of_it(folder, monkeypatch):
     def broken(image, label, tissue_hu):
         raise RuntimeError("odd\nthing")
 
-    monkeypatch.setattr(pair_check.label_fit, "judge", broken)
+    monkeypatch.setattr(pair_check.label_fit, "find_misfit", broken)
     problems = check_pairs(Manifest.load(write_list(folder)))
     assert [problem.case_id for problem in problems] == ["good_0", "good_1", "good_2"]
     assert problems[0].text == "cannot be checked (RuntimeError: odd thing)"
@@ -274,7 +274,7 @@ def flipped(axis):
         ((0, 1), AFFINE, "ij"),
     ],
 )
-def test_flips_are_named_and_mended_on_request_only(folder, tmp_path, capsys, voxels, affine, flip):
+def test_flips_are_named_and_fixed_on_request_only(folder, tmp_path, capsys, voxels, affine, flip):
     label = organ()[1]
     save(folder, "bad", label=np.flip(label, voxels), affine=affine)
     stored = (folder / "labelsTr" / "bad.nii.gz").read_bytes()
@@ -284,9 +284,9 @@ def test_flips_are_named_and_mended_on_request_only(folder, tmp_path, capsys, vo
     assert "bad" not in [case.id for case in found.training]
     assert "bad: error: bad.nii.gz: " in error
     assert "voxel ax" in error
-    assert "--mend-flips" in error
+    assert "--fix-flips" in error
 
-    status, found = run(folder, tmp_path, "--mend-flips")
+    status, found = run(folder, tmp_path, "--fix-flips")
     assert status == 0
     assert "bad: warning: bad.nii.gz: " in capsys.readouterr().err  # never silently
     case = next(case for case in found.training if case.id == "bad")
@@ -295,11 +295,11 @@ def test_flips_are_named_and_mended_on_request_only(folder, tmp_path, capsys, vo
     image = read_image(case)
     assert (read_case_label(case, image).array == label).all()
     assert read_case_label(case, image).grid.matches(image.grid)
-    assert check_pairs(found) == []  # the mended list passes its own check
+    assert check_pairs(found) == []  # the fixed list passes its own check
     assert (folder / "labelsTr" / "bad.nii.gz").read_bytes() == stored
 
 
-def test_a_wrong_flip_of_the_manifest_is_mended_on_top_of_it(folder, tmp_path):
+def test_a_wrong_flip_of_the_manifest_is_fixed_on_top_of_it(folder, tmp_path):
     """One that is read mirrored along j and k but lies as k alone says."""
     label = organ()[1]
     save(folder, "bad", label=np.flip(label, 2))
@@ -307,33 +307,137 @@ def test_a_wrong_flip_of_the_manifest_is_mended_on_top_of_it(folder, tmp_path):
     path = folder / "m.json"
     path.write_text(json.dumps({"labels": {"1": "organ"}, "training": [entry]}))
     found = Manifest.load(path)
-    mended, left = mend(found, check_pairs(found))
-    assert [case.label_flip for case in mended.training] == ["k"]
+    fixed, left = fix_flips(found, check_pairs(found))
+    assert [case.label_flip for case in fixed.training] == ["k"]
     assert all(problem.warning for problem in left)
-    case = mended.training[0]
+    case = fixed.training[0]
     assert (read_case_label(case, read_image(case)).array == label).all()
 
 
 def test_what_else_is_wrong_with_a_flipped_case_stays_wrong(folder, tmp_path):
     save(folder, "bad", label=np.flip(organ()[1], 1) * np.uint8(7))
-    status, found = run(folder, tmp_path, "--mend-flips")
+    status, found = run(folder, tmp_path, "--fix-flips")
     assert status == 1
     assert found.training[-1].id == "good_2"
 
 
-def test_mend_and_leave_out_by_hand(folder):
+def test_fix_and_leave_out_by_hand(folder):
     found = Manifest.load(write_list(folder))
     problems = [
         Problem(case_id="good_0", text="mirrored", flip="k"),
         Problem(case_id="good_1", text="torn"),
         Problem(case_id="good_2", text="empty", warning=True),
     ]
-    mended, left = mend(found, problems)
-    assert [case.label_flip for case in mended.training] == ["k", None, None]
+    fixed, left = fix_flips(found, problems)
+    assert [case.label_flip for case in fixed.training] == ["k", None, None]
     assert left[0] == replace(problems[0], text="mirrored: done", warning=True, flip=None)
     assert left[1:] == problems[1:]
-    kept = without_failures(mended, left)
+    kept = without_failures(fixed, left)
     assert [case.id for case in kept.training] == ["good_0", "good_2"]
+
+
+# --- what a person overrules -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("affine", "scan"),
+    [(AFFINE, None), (moved(5), None), (flipped(1), None), (AFFINE, np.full(SHAPE, -900.0))],
+)
+def test_a_case_is_accepted_as_it_is(folder, tmp_path, capsys, affine, scan):
+    """A label that looks mirrored, lies elsewhere or in air stays voxel by voxel on its scan."""
+    label = np.flip(organ()[1], 1)
+    save(folder, "odd", scan=scan, label=label, affine=affine)
+    assert run(folder, tmp_path)[0] == 1
+    capsys.readouterr()
+    status, found = run(folder, tmp_path, "--fix-flips", "--accept", "odd")
+    assert status == 0
+    assert "odd: warning: " in (said := capsys.readouterr().err)
+    assert "accepted as it is" in said
+    case = next(case for case in found.training if case.id == "odd")
+    assert case.label_flip == ""
+    image = read_image(case)
+    assert (read_case_label(case, image).array == label).all()
+    assert read_case_label(case, image).grid.matches(image.grid)
+    assert [case.label_flip for case in found.training if case.id != "odd"] == [None] * 3
+
+
+def test_accepting_needs_the_case_and_forgives_nothing_else(folder, tmp_path):
+    spoil(folder, "shape")
+    assert run(folder, tmp_path, "--accept", "shape")[0] == 1
+    with pytest.raises(DataError, match="--accept x: no such case"):
+        run(folder, tmp_path, "--accept", "x")
+
+
+@pytest.mark.parametrize("hu", [500, 1500])
+def test_contrast_filled_vessels_and_bones_are_kept_without_a_word(folder, tmp_path, capsys, hu):
+    scan, label = organ()
+    scan[label == 1] = hu
+    save(folder, "bright", scan=scan, label=label)
+    assert run(folder, tmp_path)[0] == 0
+    assert capsys.readouterr().err == ""
+
+
+# --- what is not there, or something else ----------------------------------------------------
+
+
+def test_a_file_of_another_ending_beside_a_missing_one_is_named(folder, tmp_path, capsys):
+    entry = {"image": "imagesTr/good_0.nii", "label": "labelsTr/good_0.nii.gz"}
+    values = {"labels": {"1": "organ"}, "training": [entry]}
+    (folder / "dataset.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match="no case is left"):
+        run(folder, tmp_path)
+    said = capsys.readouterr().err
+    assert "good_0.nii: no such file; good_0.nii.gz lies beside it: correct the name" in said
+
+
+def test_a_link_whose_file_was_not_fetched_is_named(folder, tmp_path, capsys):
+    (folder / "imagesTr" / "good_0.nii.gz").unlink()
+    (folder / "imagesTr" / "good_0.nii.gz").symlink_to(tmp_path / "annex")
+    assert run(folder, tmp_path)[0] == 1
+    assert "is a link to a file that is not there; fetch it (git annex" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_swapped_scans_and_labels_are_suspected(folder, tmp_path, capsys, positive):
+    scan, label = organ()
+    scan = np.clip(scan + 100, 0, 255) if positive else scan
+    save(folder, "swapped", scan=label.astype(np.int16), label=scan)
+    assert run(folder, tmp_path)[0] == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "swapped: error" in line]
+    assert any("is this the scan, and the image the label map?" in line for line in lines)
+    assert all(len(line) < 300 for line in lines)
+
+
+def test_a_scan_that_is_no_ct_is_told_so_and_not_of_tissue(folder, tmp_path, capsys):
+    save(folder, "mr", scan=organ()[0] + 1000)
+    assert run(folder, tmp_path)[0] == 1
+    line = next(x for x in capsys.readouterr().err.splitlines() if "mr: error" in x)
+    assert "only CT is read: is the scan MR?" in line
+    assert "tissue" not in line
+
+
+def test_labels_without_names_take_one_line(folder, tmp_path, capsys):
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).rename(folder / part[:-2])
+    (folder / "dataset.json").unlink()
+    label = organ()[1]
+    label[4:9, 4:8, 3:6][:, 1] = 2
+    nib.save(nib.Nifti1Image(label, AFFINE), folder / "labels" / "good_0.nii.gz")
+    assert run(folder, tmp_path)[0] == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["attunet3d: warning: no name for label 1, 2; give one by --label 1=NAME"]
+
+
+def test_single_slices_and_small_cubes_are_warned_of(folder, tmp_path, capsys):
+    scan, label = organ()
+    thin = scan[:, :, 4:5], label[:, :, 4:5]
+    save(folder, "slice", scan=thin[0], label=thin[1])
+    cube = scan[3:11, 3:11, 2:10], label[3:11, 3:11, 2:10]
+    save(folder, "cube", scan=cube[0], label=cube[1])
+    run(folder, tmp_path)
+    said = capsys.readouterr().err
+    assert "slice.nii.gz: has a single slice; a 3D network needs the slices around it" in said
+    assert "cube.nii.gz: covers only 16 × 16 × 24 mm; that is not enough" in said
 
 
 # --- the command -----------------------------------------------------------------------------
@@ -354,7 +458,7 @@ def test_folds_and_seed(folder, tmp_path):
 
 def test_data_set_is_left_alone(folder, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    run(folder, tmp_path, "--mend-flips")
+    run(folder, tmp_path, "--fix-flips")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -379,5 +483,5 @@ def test_help_needs_no_torch():
         "print([name for name in ('torch', 'monai', 'SimpleITK') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "--mend-flips" in done.stdout
+    assert "--fix-flips" in done.stdout
     assert done.stdout.endswith("[]\n")
