@@ -1,4 +1,6 @@
 from .core import Config as Config
+from .core import NetworkConfig as NetworkConfig
+from .core import PreprocessingConfig as PreprocessingConfig
 from .core import UserError as UserError
 from .imaging import Grid as Grid
 from .imaging import Segmentation as Segmentation
@@ -7,5 +9,11 @@ from .imaging import read_volume as read_volume
 from .inference import Predictor as Predictor
 from .models import AttentionUNet3D as AttentionUNet3D
 from .models import GridAttentionGate as GridAttentionGate
+from .models import build_network as build_network
+from .models import from_published_state_dict as from_published_state_dict
+from .models import published_network as published_network
+from .packaging import ToNetworkGridd as ToNetworkGridd
+from .packaging import ToSourceGridd as ToSourceGridd
+from .packaging import WindowInferer as WindowInferer
 
 __version__: str

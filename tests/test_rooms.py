@@ -50,7 +50,7 @@ def test_every_room_has_its_row():
 @pytest.mark.parametrize("room", MAY_USE)
 def test_a_room_uses_only_the_rooms_below_it(room):
     allowed = {room, *MAY_USE[room].split()}
-    for path in (PACKAGE / room).glob("*.py"):
+    for path in (PACKAGE / room).rglob("*.py"):
         used = {name.split(".")[0] for name in imports(path)}
         assert used <= allowed, f"{room}/{path.name} imports from {sorted(used - allowed)}"
 
@@ -61,7 +61,7 @@ OUTSIDE = [path for folder in ("pipelines", "benchmarks") for path in (ROOT / fo
 @pytest.mark.parametrize("room", MAY_USE)
 def test_other_rooms_use_only_the_names_of_a_rooms_face(room):
     face = set(import_module(f"attunet3d.{room}").__all__)
-    elsewhere = [path for path in PACKAGE.rglob("*.py") if path.parent.name != room]
+    elsewhere = [p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).parts[0] != room]
     for path in [*elsewhere, *OUTSIDE]:
         used = {name.partition(".")[2] for name in imports(path) if name.split(".")[0] == room}
         assert used <= face, f"{path.relative_to(ROOT)} uses {sorted(used - face)} of {room}"

@@ -35,9 +35,11 @@ class NetworkConfig(Settings):
         "2d_unnormalised",
     ] = "attention_unet"
     """This package's network, or one that was published as Attention U-Net, which the settings
-    below but `slices` leave as it was published."""
+    below but `slices` and `width` leave as it was published."""
     slices: Literal[1, 3, 5] = 3
     """Neighbouring slices along z that a 2D form sees as channels."""
+    width: Features | None = None
+    """Feature channels of a published form's finest level; null: as published."""
     channels: Annotated[tuple[Features, ...], Meta(min_length=2)] = (16, 32, 64, 128, 256)
     """Feature channels of each level, finest first; their number is the number of levels."""
     strides: tuple[tuple[Stride, Stride, Stride], ...] | None = None

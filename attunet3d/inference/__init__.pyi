@@ -8,7 +8,11 @@ from .case_writer import write_case as write_case
 from .cohort import CohortOptions as CohortOptions
 from .cohort import segment_cohort as segment_cohort
 from .decision import decide as decide
+from .engine import independent as independent
 from .engine import make_engine as make_engine
+from .engine import mirrored as mirrored
+from .ensemble import activation as activation
+from .ensemble import as_member as as_member
 from .precision import deviation as deviation
 from .predictor import Predictor as Predictor
 from .record import Execution as Execution

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attunet3d.inference import openvino
-from attunet3d.models import AttentionUNet3D, fast_network
+from attunet3d.models import AttentionUNet3D, Network, fast_network
 
 Engine = Callable[[Tensor], Tensor]
 
 
 def make_engine(
-    network: AttentionUNet3D,
+    network: Network,
     device: torch.device,
     dtype: torch.dtype,
     attention: bool = False,

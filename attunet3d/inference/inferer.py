@@ -16,7 +16,7 @@ from attunet3d.inference.precision import choose_precision, uses_bfloat16
 from attunet3d.inference.record import Execution
 from attunet3d.inference.sliding_window import Slab, Stitching, sliding_window_slabs, whole_volume
 from attunet3d.inference.windows import pad
-from attunet3d.models import AttentionUNet3D
+from attunet3d.models import AttentionUNet3D, Network, finest_channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Member:
         mirror_axes: Axes (0 to 2) along which it is mirrored and averaged; () for none.
     """
 
-    network: AttentionUNet3D
+    network: Network
     config: NetworkConfig
     mirror_axes: tuple[int, ...] = ()
 
@@ -149,7 +149,7 @@ class Inferer:
         mode = self.config.mode
         if mode == "window" or (mode == "auto" and not self._sees_alike):
             return False
-        widest = max(sum(member.config.channels[:2]) for member in self.members)
+        widest = max(sum(finest_channels(member.config)) for member in self.members)
         values, need = image.numel() * widest, self.pass_bytes(image.numel())
         reason = memory.why_not_whole(need, values, self.device, self.budget)
         if reason and mode == "whole":

@@ -17,6 +17,7 @@ from attunet3d.core import (
     total_bytes,
 )
 from attunet3d.inference.engine import mixes_before_upsampling
+from attunet3d.models import finest_channels
 
 MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}  # of the budget, for one pass; a CPU's memory is shared
 CUDNN_VALUES = 2**31  # of a tensor; with more cuDNN 9.8 to 9.14 computed wrongly, or not at all
@@ -39,7 +40,7 @@ def pass_bytes(
         dtype: In which the network computes.
         split: Whether the decoder mixes channels before it upsamples (`split_convolution`).
     """
-    first, second = config.channels[:2]
+    first, second = finest_channels(config)
     coarser = config.strides is None or config.strides[0][0] > 1
     if split and coarser and config.norm != "instance":
         features = 4 * first + second + (3 * first if config.norm == "group" else 0)

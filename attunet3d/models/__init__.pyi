@@ -14,7 +14,12 @@ from .layer_table import LayerRow as LayerRow
 from .layer_table import layer_table as layer_table
 from .layer_table import layer_text as layer_text
 from .memory import bytes_per_voxel as bytes_per_voxel
+from .memory import finest_channels as finest_channels
 from .memory import fixed_bytes as fixed_bytes
 from .memory import training_bytes as training_bytes
+from .published.forms import from_published_state_dict as from_published_state_dict
+from .published.forms import published_network as published_network
 from .summary import config_summary as config_summary
 from .summary import model_summary as model_summary
+from .transfer import Transfer as Transfer
+from .transfer import transfer_weights as transfer_weights

@@ -1,13 +1,19 @@
 """The one place where settings become a network."""
 
+from typing import TypeAlias
+
 from attunet3d.core import NetworkConfig
 from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.published.forms import FORMS, published_network
+from attunet3d.models.published.network import PublishedNetwork
+from attunet3d.models.slices import SliceNetwork
 
-Network = AttentionUNet3D
+Network: TypeAlias = AttentionUNet3D | PublishedNetwork | SliceNetwork
+OF_FORMS = ("form", "slices", "width")  # settings that the main network does not have
 
 
 def build_network(config: NetworkConfig, in_channels: int, out_channels: int) -> Network:
-    """Make the network that `config` describes, with fresh weights.
+    """Make the network that `config` describes, with fresh weights; it takes and returns volumes.
 
     Args:
         config: Settings of the network.
@@ -18,8 +24,15 @@ def build_network(config: NetworkConfig, in_channels: int, out_channels: int) ->
         >>> network = build_network(NetworkConfig(channels=(4, 8)), in_channels=1, out_channels=2)
         >>> network.divisor
         (2, 2, 2)
+        >>> build_network(NetworkConfig(form="2d_nearest", width=4), 1, 2).divisor
+        (16, 16, 1)
     """
-    arguments = dict(vars(config))
-    for name in ("form", "slices"):
-        del arguments[name]
-    return AttentionUNet3D(in_channels, out_channels, **arguments)
+    if config.form == "attention_unet":
+        arguments = {name: value for name, value in vars(config).items() if name not in OF_FORMS}
+        return AttentionUNet3D(in_channels, out_channels, **arguments)
+    if FORMS[config.form].axes == 3:
+        return published_network(config.form, in_channels, out_channels, config.width)
+    seen = in_channels * config.slices
+    return SliceNetwork(
+        published_network(config.form, seen, out_channels, config.width), config.slices
+    )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attunet3d.core import Size, as_table
+from attunet3d.models.published.network import PublishedNetwork
 
 FLOAT32_BYTES = 4
 
@@ -99,9 +100,9 @@ def _amounts(rows: Sequence[LayerRow]) -> tuple[int, str, str]:
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Named children, and those of lists in place of the lists."""
+    """Named children; those of a list, or of a 2D network over slices, in its place."""
     for name, child in module.named_children():
-        if isinstance(child, nn.ModuleList):
+        if isinstance(child, nn.ModuleList | nn.ModuleDict | PublishedNetwork):
             yield from _blocks(child, f"{prefix}{name}.")
         else:
             yield prefix + name, child

@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, X Y Z space (R, A, S).
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -104,6 +105,16 @@ class ConvBlock(nn.Sequential):
         )
 
 
+class AveragePool(nn.AvgPool3d):
+    """Average pooling; of bfloat16 in float32, as CPUs have no kernel for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, X, Y, Z) → (B, C, X / kernel, …)."""
+        if x.dtype != torch.bfloat16:
+            return super().forward(x)
+        return super().forward(x.float()).to(x.dtype)
+
+
 class ResidualBlock(nn.Module):
     """Two 3×3×3 convolutions whose result is added to the input (He et al. 2016; nnU-Net ResEnc).
 
@@ -136,7 +147,7 @@ class ResidualBlock(nn.Module):
         )
         shortcut: list[nn.Module] = []
         if stride != NO_STRIDE:
-            shortcut += [nn.AvgPool3d(stride)]
+            shortcut += [AveragePool(stride)]
         if in_channels != out_channels:
             shortcut += [nn.Conv3d(in_channels, out_channels, 1, bias=False)]
             shortcut += [normaliser(norm, out_channels)]

@@ -17,9 +17,9 @@ CHANNELS_LAST, CONTIGUOUS = torch.channels_last_3d, torch.contiguous_format
 
 
 def fastest_layout(network: nn.Module) -> torch.memory_format:
-    """Return channels last, unless there is an InstanceNorm, which would copy back and forth."""
-    instance = any(isinstance(part, nn.InstanceNorm3d) for part in network.modules())
-    return CONTIGUOUS if instance else CHANNELS_LAST
+    """Return channels last, unless a layer would copy back and forth: InstanceNorm, or 2D."""
+    other = any(isinstance(m, nn.InstanceNorm3d | nn.Conv2d) for m in network.modules())
+    return CONTIGUOUS if other else CHANNELS_LAST
 
 
 def copy_in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:

@@ -1,14 +1,17 @@
 """A model as a MONAI bundle: a folder that MONAI, MONAI Label and MONAI Deploy know how to run.
 
-configs/metadata.json    what the network takes and gives, by MONAI's schema
-configs/inference.json   scans → label maps on their own grids, with this package's transforms
+configs/metadata.json    what the network takes and returns, by MONAI's schema
+configs/inference.json   scans → label maps on their own grids, by this package's transforms
 models/model.pt          the weights, a plain state_dict
 docs/README.md           how to run it, and what it must not be used for
-LICENSE                  that the weights have none until their owner gives one
+LICENSE                  states that the weights are unlicensed until their owner licenses them
+
+The label maps are those of `attunet3d infer` with inference.mode=window. The configuration names
+objects by the package's top level only (`attunet3d.WindowInferer`).
 
 MONAI evaluates every text of a configuration that begins with "$", and follows those that begin
-with "@" or "%". So nothing that a model's file holds as text is written into inference.json, and
-label names, which metadata.json holds, are refused where they begin so.
+with "@" or "%". So no free text of a model's file is written into inference.json, and label names,
+which metadata.json holds, are refused where they begin so.
 """
 
 import io
@@ -24,8 +27,8 @@ from monai.bundle import ConfigParser
 
 from attunet3d import __version__
 from attunet3d.core import ModelError, PreprocessingConfig, Size, label_values, whole_file
-from attunet3d.inference import windows
-from attunet3d.models import AttentionUNet3D, Checkpoint
+from attunet3d.inference import activation, as_member
+from attunet3d.models import Checkpoint, Network
 
 METADATA, INFERENCE = Path("configs", "metadata.json"), Path("configs", "inference.json")
 WEIGHTS, README, LICENSE = Path("models", "model.pt"), Path("docs", "README.md"), Path("LICENSE")
@@ -33,9 +36,8 @@ WEIGHTS, README, LICENSE = Path("models", "model.pt"), Path("docs", "README.md")
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
 SCHEMA += "meta_schema_20240725.json"
 REQUIRED = {"attunet3d": __version__, "nibabel": "5.3", "pytorch-ignite": "0.5.1", "fire": "0.7"}
-AIR_HU = -1000.0
-TERMS = """No licence is given with the weights (models/model.pt). Whoever trained them, or owns the
-data that they were trained on, decides who may use them, and puts the terms here.
+TERMS = """The weights (models/model.pt) come without a licence. Those who trained them, or own the
+data that they were trained on, decide who may use them, and put the terms here.
 
 The network's code is the Python package attunet3d, under the Apache License, Version 2.0
 (https://www.apache.org/licenses/LICENSE-2.0); it is not part of this folder.
@@ -52,8 +54,10 @@ def write_bundle(folder: Path, model: Checkpoint, window: Size) -> None:
     for name in model.labels.values():
         if name[0] in "$@%":
             raise ModelError(
-                f"{model.path}: label {name!r} begins with {name[0]}, which MONAI takes for code;"
-                " train with another name"
+                f"label {name!r} begins with {name[0]}, which MONAI takes for code",
+                path=model.path,
+                value=name,
+                cure="train with another name",
             )
     weights = io.BytesIO()
     torch.save({name: value.clone() for name, value in model.network.state_dict().items()}, weights)
@@ -69,17 +73,17 @@ def write_bundle(folder: Path, model: Checkpoint, window: Size) -> None:
         whole_file.write_bytes(folder / path, content)
 
 
-def bundle_network(folder: Path) -> AttentionUNet3D:
-    """The network of a bundle with its weights, made by MONAI from the folder alone."""
+def bundle_network(folder: Path) -> Network:
+    """Let MONAI make the network of a bundle from the folder alone, and load its weights."""
     parser = ConfigParser()
     parser.read_config(folder / INFERENCE)
-    network: AttentionUNet3D = parser.get_parsed_content("network_def")
+    network: Network = parser.get_parsed_content("network_def")
     network.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
     return network.eval()
 
 
 def inference(model: Checkpoint, window: Size) -> dict[str, Any]:
-    """The configuration that segments scans; numbers of the model, and words of ours alone."""
+    """The configuration that segments scans: numbers and choices of the model, none of its text."""
     return {
         "imports": ["$import glob"],
         "bundle_root": ".",
@@ -109,18 +113,23 @@ def inference(model: Checkpoint, window: Size) -> dict[str, Any]:
 
 
 def _network(model: Checkpoint, window: Size) -> dict[str, Any]:
-    """The network, its weights, and windows as inference lays them."""
+    """The network, its weights, and the windows of `infer`."""
     settings = model.config.inference
-    shape = {"in_channels": 1, "out_channels": len(model.labels), **asdict(model.config.network)}
-    del shape["form"], shape["slices"]
     inferer = {"roi_size": window, "sw_batch_size": settings.window_batch}
-    inferer |= {"overlap": settings.overlap, "mode": "gaussian", "sigma_scale": windows.SIGMA}
-    inferer |= _padding(model.config.preprocessing)
+    axes = as_member(model, mirror=settings.mirror).mirror_axes
+    inferer |= {"overlap": settings.overlap, "mirror_axes": axes}
+    inferer |= {"sigmoid": activation(model.config) == "sigmoid"}
     load = {"load_path": f"$@bundle_root + '/{WEIGHTS.as_posix()}'"}
     return {
-        "network_def": _target("attunet3d.AttentionUNet3D", **shape),
+        "network_settings": _target("attunet3d.NetworkConfig", **asdict(model.config.network)),
+        "network_def": _target(
+            "attunet3d.build_network",
+            config="@network_settings",
+            in_channels=1,
+            out_channels=len(model.labels),
+        ),
         "network": "$@network_def.to(@device)",
-        "inferer": _monai("inferers.SlidingWindowInferer", **inferer),
+        "inferer": _target("attunet3d.WindowInferer", **inferer),
         "handlers": [_monai("handlers.CheckpointLoader", load_dict={"model": "@network"}, **load)],
     }
 
@@ -128,7 +137,6 @@ def _network(model: Checkpoint, window: Size) -> dict[str, Any]:
 def _transforms(model: Checkpoint) -> dict[str, Any]:
     """From a file to the network's grid, and from logits to a file on the scan's grid."""
     preprocessing = asdict(model.config.preprocessing)
-    ways = "attunet3d.packaging.monai_transforms."
     there: dict[str, Any] = {
         "keys": ["image"],
         "config": "@scan_settings",
@@ -142,20 +150,20 @@ def _transforms(model: Checkpoint) -> dict[str, Any]:
     save |= {"output_dtype": "uint8", "separate_folder": False, "resample": False}
     return {
         "label_values": sorted(model.labels),
-        "scan_settings": _target("attunet3d.core.PreprocessingConfig", **preprocessing),
+        "scan_settings": _target("attunet3d.PreprocessingConfig", **preprocessing),
         "preprocessing": _chain(
             _monai("transforms.LoadImaged", **load),
-            _target(ways + "ToNetworkGridd", **there),
+            _target("attunet3d.ToNetworkGridd", **there),
         ),
         "postprocessing": _chain(
-            _target(ways + "ToSourceGridd", **back),
+            _target("attunet3d.ToSourceGridd", **back),
             _monai("transforms.SaveImaged", **save),
         ),
     }
 
 
 def metadata(model: Checkpoint, window: Size) -> dict[str, Any]:
-    """What MONAI's schema asks of a bundle, and the labels' values."""
+    """What MONAI's schema requires of a bundle, and the labels' values."""
     names = [model.labels[value] for value in sorted(model.labels)]
     organs = ", ".join(names[1:])
     return {
@@ -224,18 +232,10 @@ def _tensor(model: Checkpoint, window: Size, kind: str, channels: list[str]) -> 
 
 
 def _range(settings: PreprocessingConfig) -> list[float]:
-    """Smallest and largest value that the network sees; [] where each scan has its own."""
+    """Smallest and largest value that the network sees; [] where each scan is scaled by itself."""
     if settings.normalisation == "volume" or settings.hu_window is None:
         return []
     return [_normalised(hu, settings) for hu in settings.hu_window]
-
-
-def _padding(settings: PreprocessingConfig) -> dict[str, Any]:
-    """How scans smaller than a window are filled up: with air, where it has a known value."""
-    if settings.normalisation == "volume":
-        return {"padding_mode": "replicate"}
-    low = AIR_HU if settings.hu_window is None else max(AIR_HU, settings.hu_window[0])
-    return {"padding_mode": "constant", "cval": _normalised(low, settings)}
 
 
 def _normalised(hu: float, settings: PreprocessingConfig) -> float:

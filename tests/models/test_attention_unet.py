@@ -26,9 +26,13 @@ SMALL = (4, 8, 16, 32)
 
 
 def authors_state(variant):
+    return drawn_weights(KEYS[variant])
+
+
+def drawn_weights(keys):
     """Weights by a recipe: each entry drawn from a generator seeded by its name."""
     state = {}
-    for key, shape in KEYS[variant].items():
+    for key, shape in keys.items():
         draw = np.random.default_rng([0, zlib.crc32(key.encode())])
         if key.endswith("num_batches_tracked"):
             value = np.array(7)

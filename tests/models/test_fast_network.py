@@ -78,7 +78,7 @@ VARIANTS = [
     {"classes": 1, "gate_bias": 3.0},
     {"activation": "leaky_relu"},
     {"activation": "leaky_relu", "norm": "group", "downsampling": "strided"},
-    {"block": "residual", "blocks": [1, 2, 3]},
+    {"block": "residual", "blocks": [1, 2, 2]},
     {"block": "residual", "downsampling": "strided", "strides": [(2, 2, 1), (1, 3, 2)]},
     {"block": "residual", "norm": "instance", "activation": "leaky_relu", "dropout": 0.2},
     {"block": "residual", "channels": (4, 4, 4), "downsampling": "strided"},

@@ -37,6 +37,13 @@ def test_every_head_that_is_trained_is_listed():
     assert "heads.1" not in rows(deep_supervision="none")
 
 
+def test_a_2d_form_over_slices_is_listed_block_by_block():
+    found = rows(form="2d_nearest")
+    assert sum(row.parameters for row in found.values()) == 34_878_638
+    assert found["network.Conv1"].shape == (64, 32, 32)  # of one slice
+    assert {"network.Att5", "network.Up_conv2", "network.Conv_1x1"} < found.keys()
+
+
 def test_the_network_itself_stays_as_it_is():
     network = build_network(NetworkConfig(channels=(4, 8)), 1, 2).eval()
     image = torch.randn(1, 1, 8, 8, 8)

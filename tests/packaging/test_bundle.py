@@ -10,19 +10,22 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import verify_net_in_out
+from monai.bundle import ConfigParser, verify_net_in_out
 
 from attunet3d import AttentionUNet3D, Predictor
 from attunet3d.core import ModelError, command_line
 from attunet3d.core.config import Config
+from attunet3d.imaging.geometry import Grid
 from attunet3d.models.build import build_network
 from attunet3d.models.checkpoint import load_model, save_model
 from attunet3d.packaging import bundle, exported_program, onnx_model
 from attunet3d.packaging.formats import ENDINGS, package
+from attunet3d.phantoms.dataset import make_phantom
 from attunet3d.pipelines.package import main
-from tests.known_network import AFFINE, SETTINGS, ball, write_scan
+from tests.known_network import AFFINE, SETTINGS, ball, dice, write_scan
 
 LABELS = {0: "background", 5: "ball"}
+CROPPED = "preprocessing.spacing_mm=[6.0, 6.0, 7.0]"
 TINY = ["network.channels=[2,4,4]", "network.strides=[[2,2,2],[2,2,1]]"]
 ROOT = Path(__file__).parents[2]
 # MONAI-extra-test-data 0.8.1, meta_schema_20240725.json: "required" of a bundle and of a tensor.
@@ -215,7 +218,7 @@ def test_monai_runs_a_bundle_to_the_label_maps_of_inference(tmp_path):
         command += [f"--{option}", str(value)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    predictor = Predictor.load(model, device="cpu")
+    predictor = Predictor.load(model, "cpu", ["inference.mode=window"])
     for path in sorted(scans.iterdir()):
         found = nibabel.load(tmp_path / "maps" / path.name.replace(".nii.gz", "_seg.nii.gz"))
         wanted = predictor.predict(path).array
@@ -227,17 +230,56 @@ def test_monai_runs_a_bundle_to_the_label_maps_of_inference(tmp_path):
         assert np.mean(labels == wanted) >= 0.999
 
 
+def uneven(network):
+    """Random weights whose classes both win: labels change from voxel to voxel."""
+    for part in network.modules():
+        if isinstance(part, torch.nn.BatchNorm3d):
+            part.bias.uniform_(-0.5, 0.5)
+    network.final.bias.zero_()
+    logits = network.eval()(torch.randn(1, 1, 16, 16, 16))
+    network.final.bias.copy_(-logits.mean((0, 2, 3, 4)))
+
+
+COARSE = [(-4.0, -4.0, 4.0), (-3.0, -5.0, 9.0)]  # mm along the axes of two scanners, LPS
+
+
+@pytest.mark.parametrize(
+    "settings", [[], ["inference.mirror=true"], ["training.loss=bce"]], ids=str
+)
+def test_windows_of_a_bundle_give_the_label_maps_of_inference(settings, tmp_path):
+    model = save(tmp_path / "model.safetensors", *settings, CROPPED, change=uneven)
+    out, _ = package(model, tmp_path / "out", "bundle")
+    parser = ConfigParser()
+    parser.read_config(out / bundle.INFERENCE)
+    parser["bundle_root"], parser["device"] = str(out), torch.device("cpu")
+    before, after = (parser.get_parsed_content(f"{way}processing") for way in ("pre", "post"))
+    network, inferer = bundle.bundle_network(out), parser.get_parsed_content("inferer")
+    predictor = Predictor.load(model, "cpu", ["inference.mode=window"])
+    for seed, steps in enumerate(COARSE):
+        affine = np.diag([*steps, 1.0])
+        affine[:3, 3] = 170, 120, -80
+        shape = tuple(
+            int(length / abs(step)) for length, step in zip((330, 250, 160), steps, strict=True)
+        )
+        scan, _ = make_phantom(seed, grid=Grid(shape, affine))
+        path = tmp_path / f"phantom_{seed}.nii.gz"
+        write_scan(path, np.asfortranarray(scan.array), affine)
+        data = before({"image": str(path)})
+        with torch.inference_mode():
+            data["pred"] = inferer(data["image"][None], network)[0]
+        found = after.transforms[0](data)["pred"][0].numpy()
+        wanted = predictor.predict(path).array
+        for value in LABELS:
+            assert np.count_nonzero(wanted == value) > 500
+            assert dice(found == value, wanted == value) >= 0.999
+
+
 def test_what_a_bundle_leaves_out_or_cannot_know_is_said(tmp_path):
-    settings = [
-        "inference.mirror=true",
-        "inference.mode=whole",
-        "preprocessing.normalisation=volume",
-    ]
+    settings = ["inference.mode=whole", "preprocessing.normalisation=volume"]
     model = save(tmp_path / "model.safetensors", *settings)
     out, warnings = package(model, tmp_path / "out", "bundle")
-    assert [line.split("=")[0] for line in warnings] == ["inference.mirror", "inference.mode"]
-    written = json.loads((out / "configs" / "inference.json").read_text(encoding="utf-8"))
-    assert written["inferer"]["padding_mode"] == "replicate"
+    (warning,) = warnings
+    assert warning.startswith("inference.mode=whole: the bundle computes windows")
     written = json.loads((out / "configs" / "metadata.json").read_text(encoding="utf-8"))
     assert written["network_data_format"]["inputs"]["image"]["value_range"] == []
 

@@ -1,0 +1,115 @@
+"""A start from another model: its weights copied into a new network, heads by the labels' names.
+
+    new labels     background   tumour   pancreas
+                        ▲                    ▲         rows of the heads, by name
+    old labels     background   spleen   pancreas
+
+All other entries are copied where name and shape agree.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.build import Network
+from attunet3d.models.published.forms import HEADS
+from attunet3d.models.slices import SliceNetwork
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a network took from another model, and what stays as it was initialised.
+
+    Args:
+        taken: One line for a person.
+        new: One line for a person; "" where everything was taken.
+    """
+
+    taken: str
+    new: str
+
+
+@torch.no_grad()
+def transfer_weights(
+    network: Network,
+    labels: Mapping[int, str],
+    old_state: Mapping[str, Tensor],
+    old_labels: Mapping[int, str],
+) -> Transfer:
+    """Copy into `network` what fits of another network's weights.
+
+    Args:
+        network: The new network; changed in place.
+        labels: Name of each of its label values, background included.
+        old_state: The other network's `state_dict`.
+        old_labels: Names of the other network's labels.
+
+    Returns:
+        What was taken and what is new.
+    """
+    new_names = [labels[value] for value in sorted(labels)]
+    old_names = [old_labels[value] for value in sorted(old_labels)]
+    pairs = [(n, old_names.index(name)) for n, name in enumerate(new_names) if name in old_names]
+    heads = head_prefixes(network)
+    taken, fresh = 0, []
+    state = network.state_dict()
+    for name, value in state.items():
+        old = old_state.get(name)
+        if old is not None and name.startswith(heads):
+            fits = _copy_classes(value, old, pairs, len(new_names), len(old_names))
+        else:
+            fits = old is not None and old.shape == value.shape
+            if fits and old is not None:
+                value.copy_(old)
+        taken += fits
+        fresh += [] if fits else [name]
+    known = [new_names[index] for index, _ in pairs]
+    unknown = [name for name in new_names if name not in known]
+    return Transfer(
+        f"{taken} of {len(state)} entries, heads of {', '.join(known) or 'no label'}",
+        "; ".join(_lines(fresh, unknown)),
+    )
+
+
+def head_prefixes(network: Network) -> tuple[str, ...]:
+    """Beginnings of the names of entries that have a row per class."""
+    if isinstance(network, AttentionUNet3D):
+        return ("heads.", "final.")
+    inner = network.network if isinstance(network, SliceNetwork) else network
+    prefix = "network." if isinstance(network, SliceNetwork) else ""
+    return tuple(prefix + head for head in HEADS[type(inner)])
+
+
+def _copy_classes(
+    value: Tensor, old: Tensor, pairs: list[tuple[int, int]], new_count: int, old_count: int
+) -> bool:
+    """Copy rows of classes by name; of `final` also its columns, which are heads × classes."""
+    if value.ndim == 0:  # a counter of BatchNorm
+        value.copy_(old)
+        return True
+    columns, old_columns = value[0].numel(), old[0].numel()
+    mixed = value.ndim > 1 and columns % new_count == 0 and old_columns % old_count == 0
+    mixed = mixed and columns // new_count == old_columns // old_count
+    if old.shape[1:] == value.shape[1:]:
+        for new_row, old_row in pairs:
+            value[new_row] = old[old_row]
+    elif mixed:
+        rows = value.view(new_count, -1, new_count)  # class, head, class
+        old_rows = old.reshape(old_count, -1, old_count)
+        for new_row, old_row in pairs:
+            for new_column, old_column in pairs:
+                rows[new_row, :, new_column] = old_rows[old_row, :, old_column]
+    else:
+        return False
+    return True
+
+
+def _lines(fresh: list[str], unknown: list[str]) -> list[str]:
+    parts = [f"heads of {', '.join(unknown)}"] if unknown else []
+    if fresh:
+        shown = ", ".join(fresh[:3]) + (" …" if len(fresh) > 3 else "")
+        parts += [f"{len(fresh)} entries without a counterpart of their shape ({shown})"]
+    return parts

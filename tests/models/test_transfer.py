@@ -1,0 +1,72 @@
+"""A start from another model takes what fits: heads by the labels' names, the rest by shape."""
+
+import pytest
+import torch
+
+from attunet3d.core import NetworkConfig
+from attunet3d.models.build import build_network
+from attunet3d.models.transfer import transfer_weights
+
+OLD = {0: "background", 1: "spleen", 2: "pancreas"}
+NEW = {0: "background", 3: "pancreas", 4: "tumour", 7: "spleen"}
+FORMS = [
+    {"channels": (4, 8, 8)},
+    {"channels": (4, 8, 8), "deep_supervision": "per-scale"},
+    {"channels": (4, 8, 8), "deep_supervision": "none"},
+    {"form": "2d_nearest", "width": 2},
+    {"form": "3d_same_resolution", "width": 2},
+    {"form": "3d_transposed", "width": 2},
+    {"form": "2d_unnormalised", "width": 4},
+]
+
+
+def networks(classes, **settings):
+    torch.manual_seed(classes)
+    return build_network(NetworkConfig(**settings), 1, classes).eval()
+
+
+@pytest.mark.parametrize("settings", FORMS, ids=str)
+def test_logits_of_known_labels_are_those_of_the_old_model(settings):
+    old, new = networks(3, **settings), networks(4, **settings)
+    if hasattr(new, "final"):  # fused heads mix classes; without the new one they are the old ones
+        with torch.no_grad():
+            mixing = getattr(new.final, "weight", None)
+            if mixing is not None:
+                mixing.zero_()
+    transfer = transfer_weights(new, NEW, old.state_dict(), OLD)
+    x = torch.randn(1, 1, 32, 32, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(new(x)[:, [0, 1, 3]], old(x)[:, [0, 2, 1]])
+    count = len(new.state_dict())
+    assert transfer.taken == f"{count} of {count} entries, heads of background, pancreas, spleen"
+    assert transfer.new == "heads of tumour"
+
+
+def test_equal_labels_take_everything():
+    old, new = networks(3, channels=(4, 8)), networks(3, channels=(4, 8))
+    with torch.no_grad():
+        new.heads[0].weight.zero_()
+    transfer = transfer_weights(new, OLD, old.state_dict(), OLD)
+    assert transfer.new == ""
+    for name, value in old.state_dict().items():
+        assert torch.equal(new.state_dict()[name], value)
+
+
+def test_entries_of_another_shape_stay_as_they_were_initialised_and_are_named():
+    old, new = networks(2, channels=(4, 8)), networks(2, channels=(4, 8, 8))
+    before = new.encoder[2][0].weight.clone()
+    labels = {0: "background", 1: "liver"}
+    transfer = transfer_weights(new, labels, old.state_dict(), labels)
+    assert torch.equal(new.encoder[0][0].weight, old.encoder[0][0].weight)
+    assert torch.equal(new.encoder[2][0].weight, before)
+    assert "entries without a counterpart of their shape" in transfer.new
+    assert "encoder.2.0.weight" in transfer.new
+
+
+def test_a_model_of_other_labels_gives_its_background_and_features():
+    old, new = networks(3, channels=(4, 8)), networks(2, channels=(4, 8))
+    before = new.heads[0].weight[1].clone()
+    transfer = transfer_weights(new, {0: "background", 1: "kidney"}, old.state_dict(), OLD)
+    assert torch.equal(new.heads[0].weight[0], old.heads[0].weight[0])
+    assert torch.equal(new.heads[0].weight[1], before)
+    assert transfer.new == "heads of kidney"
