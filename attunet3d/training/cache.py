@@ -1,20 +1,22 @@
 """Prepare training cases once: read, resample, store (see `cached_case` for what lies on disk).
 
-One folder a case and way of preparing it, written beside and renamed when whole. Its name ends in
-a hash of all that its content depends on: the settings, the two source files (path, size, time of
-change) and the code that read and resampled them. A change of any gives another folder; the old one
-stays until a person deletes it, as another run may be reading it.
+Each case, prepared in one way, has a folder of its own, which is written under another name and
+renamed when it is complete. Its name ends in a hash of all that its content depends on: the
+settings, the two source files (path, size, time of change) and `CACHE_VERSION`. A change of any of
+them gives another folder. The old one stays, as another run may be reading it; `report_unused`
+says how much there is to delete.
 """
 
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,9 +28,12 @@ import numpy.typing as npt
 import torch
 
 from attunet3d.core import (
+    GIGABYTE,
     Config,
+    DataError,
     FileError,
     PreprocessingConfig,
+    SettingsError,
     UserError,
     progress,
     whole_file,
@@ -38,21 +43,23 @@ from attunet3d.imaging import preprocessing
 from attunet3d.training.cached_case import ARRAYS, CachedCase, load_case
 from attunet3d.training.threads import one_core_threads
 
-FOREGROUND_VOXELS = 10_000  # kept of each class; as many centres a case are as good as all
+FOREGROUND_VOXELS = 10_000  # kept of each class; as many centres per case are as good as all
 ABANDONED_SECONDS = 24 * 3600
 MOST_WORKERS = 4  # cases prepared side by side: each holds its scan and label
 BUILDING, DAMAGED = ".building-", ".damaged-"
-CACHE_VERSION = 1  # counted up by whoever changes what reading and preprocessing make
+CACHE_VERSION = 1  # to be raised with any change of what reading and preprocessing make
+_NAME = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{24}")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a prepared case depends on, its files and the code left out.
+    """How a case is prepared.
 
     Args:
         preprocessing: Resolved settings.
         values: Label value of each class.
-        ignored: Label value of the voxels that count in no loss; stored as it is.
+        ignored: Label value of the voxels that are left out of the loss; stored as it is.
     """
 
     preprocessing: PreprocessingConfig
@@ -61,19 +68,21 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.ignored is not None and self.ignored < len(self.values):
-            raise FileError(
-                f"training.ignore_index {self.ignored}: is also the index of a class; give voxels "
-                "to be ignored a value above all classes, such as 255"
+            raise SettingsError(
+                f"training.ignore_index {self.ignored}: is also the index of a class",
+                value=self.ignored,
+                cure="give voxels to be ignored a value above all classes, such as 255",
             )
 
     def folder_name(self, case: Case) -> str:
-        """The case's folder: its id, and a hash of this recipe, the files and the code.
+        """The name of the case's folder: its id, and a hash of this recipe and the files.
 
         Raises:
             FileError: The case has no label, or a file is not there.
         """
         if case.label is None:
-            raise FileError(f"case {case.id}: has no label; training needs one")
+            cure = "training needs one; leave the case out, or add its label"
+            raise FileError(f"case {case.id}: has no label", value=case.id, cure=cure)
         files = [_identity(case.id, path) for path in (case.image, case.label)]
         facts = [dataclasses.asdict(self), FOREGROUND_VOXELS, files, case.label_flip, CACHE_VERSION]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
@@ -83,18 +92,18 @@ class Recipe:
 def build_cache(
     cases: Sequence[Case], labels: dict[int, str], config: Config, folder: Path
 ) -> list[CachedCase]:
-    """Prepare what is not there yet, whole and current, and return the cases in their order.
+    """Prepare the cases that are not there yet, and return all of them in their order.
 
-    Several processes, also of several machines on one file system, may do this at the same time.
+    Several processes, also on several machines with a common file system, may do this at once.
 
     Args:
         cases: Each with a label.
         labels: Label values by name; class c is the c-th smallest, the ignored one left out.
         config: With a resolved `preprocessing`.
-        folder: Where the cache lies; made when missing.
+        folder: The cache's folder; it is made when it is missing.
 
     Raises:
-        FileError: Cases that cannot be prepared, the first five of them in one message.
+        FileError: Some cases cannot be prepared; one message names the first five of them.
         WriteError: The folder cannot be made.
     """
     ignored = config.training.ignore_index
@@ -116,11 +125,27 @@ def build_cache(
     return [result for result in results if isinstance(result, CachedCase)]
 
 
+def report_unused(folder: Path, used: Iterable[CachedCase]) -> None:
+    """Log how many prepared cases in `folder` are not among those `used`, and their size."""
+    names = {case.folder.name for case in used}
+    others = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    others = [path for path in others if path.name not in names]
+    if others:
+        size = sum(file.stat().st_size for path in others for file in path.iterdir())
+        _log.info(
+            "%s: %d prepared cases (%.1f GB) are of other settings or files; delete those whose"
+            " name is not in use by another run",
+            folder,
+            len(others),
+            size / GIGABYTE,
+        )
+
+
 def prepare(case: Case, recipe: Recipe, folder: Path) -> CachedCase:
-    """Read, resample and store one case in `folder`, whatever lies there.
+    """Read, resample and store one case in `folder`, whatever is there already.
 
     Raises:
-        FileError: A file cannot be read, image and label part, or the disk is full.
+        FileError: A file cannot be read, image and label do not fit, or the disk is full.
     """
     target = folder / recipe.folder_name(case)
     working = folder / f"{BUILDING}{uuid.uuid4().hex}"
@@ -129,12 +154,16 @@ def prepare(case: Case, recipe: Recipe, folder: Path) -> CachedCase:
         _write(working, case, recipe)
         return _publish(case.id, working, target)
     except OSError as error:
-        reason = error.strerror or error
-        raise FileError(f"case {case.id}: cannot be stored in {folder} ({reason})") from error
+        reason = error.strerror or f"the disk is full: {error}"  # NumPy's has no number
+        raise FileError(
+            f"case {case.id}: cannot be stored in {folder} ({reason})",
+            value=case.id,
+            cure="make room on the disk, or name another folder by --cache",
+        ) from error
     except FileError:
         raise
     except UserError as error:
-        raise FileError(f"case {case.id}: {error}") from None
+        raise error.within(f"case {case.id}") from None
     finally:
         shutil.rmtree(working, ignore_errors=True)
 
@@ -145,12 +174,14 @@ def _identity(case_id: str, path: Path) -> list[Any]:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         states = [(file.name, file.stat()) for file in files]
     except OSError as error:
-        raise FileError(f"case {case_id}: {path} cannot be read ({error.strerror})") from None
+        raise FileError(
+            f"case {case_id}: {path} cannot be read ({error.strerror})", value=case_id
+        ) from None
     return [str(path), [[name, state.st_size, state.st_mtime_ns] for name, state in states]]
 
 
 def _find(case: Case, recipe: Recipe, folder: Path) -> CachedCase | UserError | None:
-    """The case as it lies there; None where it is to be prepared."""
+    """The case as it is stored; None where it is to be prepared."""
     try:
         return load_case(case.id, folder / recipe.folder_name(case))
     except UserError as error:
@@ -167,7 +198,7 @@ def _attempt(case: Case, recipe: Recipe, folder: Path) -> CachedCase | UserError
 def _attempts(
     cases: list[Case], recipe: Recipe, folder: Path
 ) -> Iterator[tuple[int, CachedCase | UserError]]:
-    """Index and outcome of each case as it is done, some side by side."""
+    """Index and outcome of each case as soon as it is done; several are prepared at a time."""
     workers = max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(cases)))
     pool = one_core_threads(workers, "cases")
     try:
@@ -184,7 +215,11 @@ def _write(working: Path, case: Case, recipe: Recipe) -> None:
     scan = read_image(case)
     mask = read_case_label(case, scan)
     if not mask.grid.matches(scan.grid):
-        raise FileError(f"case {case.id}: {case.label} does not lie on the image's grid; mend it")
+        raise DataError(
+            "does not lie on the image's grid",
+            path=case.label,
+            cure="check the pair by attunet3d manifest",
+        )
     network = preprocessing.to_network_grid(scan, recipe.preprocessing)
     classes = preprocessing.label_to_network_grid(
         mask, network.grid, recipe.values, ignore_value=recipe.ignored
@@ -204,7 +239,7 @@ def _write(working: Path, case: Case, recipe: Recipe) -> None:
 
 
 def _air(image: torch.Tensor, config: PreprocessingConfig) -> float:
-    """The lowest value of the window after normalisation; of the scan where that is its own."""
+    """The lowest value of the HU window after normalisation, or else the scan's lowest."""
     if config.normalisation == "volume" or config.hu_window is None:
         return float(image.min())
     return float(preprocessing.normalise_(torch.tensor([config.hu_window[0]]), config))
@@ -236,7 +271,7 @@ def foreground_voxels(
 
 
 def _publish(case_id: str, working: Path, target: Path) -> CachedCase:
-    """Give the whole folder its name; where another builder was first, take theirs."""
+    """Rename the complete folder; where another process was first, take its folder."""
     for _ in range(10):
         try:
             os.rename(working, target)  # fails where a folder with content has the name
@@ -250,11 +285,15 @@ def _publish(case_id: str, working: Path, target: Path) -> CachedCase:
         with suppress(OSError):  # another builder may have moved it first
             os.rename(target, aside)
         shutil.rmtree(aside, ignore_errors=True)
-    raise FileError(f"case {case_id}: {target} is damaged and cannot be moved away; delete it")
+    raise FileError(
+        f"case {case_id}: {target} is damaged and cannot be moved away",
+        value=case_id,
+        cure="delete it",
+    )
 
 
 def _sweep(folder: Path) -> None:
-    """Delete what killed builders left long ago."""
+    """Delete what processes that were killed left behind long ago."""
     for left in [*folder.glob(BUILDING + "*"), *folder.glob(DAMAGED + "*")]:
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:

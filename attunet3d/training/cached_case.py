@@ -1,12 +1,13 @@
-"""A training case as it lies prepared on disk: four files, mapped when needed.
+"""A prepared training case on disk: four files, memory-mapped when they are needed.
 
     meta.json         shape, value of air, where each class starts in foreground.npy, file sizes
     image.npy         (X, Y, Z) float16, normalised
     label.npy         (X, Y, Z) uint8 class indices
     foreground.npy    (n, 3) int32, voxels sampled from each class, class by class
 
-Plain arrays, no pickle. Whoever needs one maps it and lets go, so memory does not grow with the
-number of cases, and processes share the pages. `cache` makes these folders.
+These are plain arrays without pickles. An array is mapped for each use and released after it, so
+memory does not grow with the number of cases, and processes share the pages. `cache` makes these
+folders.
 """
 
 import math
@@ -31,13 +32,13 @@ MALFORMED: tuple[type[Exception], ...] = (*UNREADABLE, LookupError, AttributeErr
 
 @dataclass(frozen=True)
 class CachedCase:
-    """A prepared case; holds no array and no open file, so it is small to keep and to send.
+    """A prepared case. It holds no array and no open file, so many of them take little memory.
 
     Args:
         id: The case's id.
-        folder: Where its files lie.
+        folder: With its files.
         shape: Voxels along x, y, z.
-        air: The image's value of air, with which patches beyond the border are filled.
+        air: The image's value of air, which fills patches beyond the border.
         starts: The voxels of class c are rows `starts[c]` to `starts[c + 1]` of `foreground()`;
             background has none.
 
@@ -78,13 +79,14 @@ class CachedCase:
             return _open(self.folder / name)
         except UNREADABLE as error:
             raise FileError(
-                f"case {self.id}: {self.folder / name} cannot be read ({error}); start again, "
-                "the cache is then mended"
+                f"case {self.id}: {self.folder / name} cannot be read ({error})",
+                value=self.id,
+                cure="start again, which repairs the cache",
             ) from None
 
 
 def load_case(case_id: str, folder: Path) -> CachedCase | None:
-    """The case prepared in `folder`; None where it is missing, torn or of other types and sizes."""
+    """The case in `folder`; None where it is missing, incomplete, or of other types and sizes."""
     try:
         meta = read_json(folder / "meta.json", META_BYTES)
         x, y, z = (int(size) for size in meta["shape"])
@@ -103,9 +105,9 @@ def load_case(case_id: str, folder: Path) -> CachedCase | None:
 
 
 def _open(path: Path) -> Any:
-    """Map a .npy file; an empty array cannot be mapped, and is made.
+    """Map a .npy file; an empty array, which cannot be mapped, is made.
 
-    As `np.load` does it, with the header parsed once and no path resolved: a patch opens three.
+    Like `np.load`, but the header is parsed once and no path resolved: a patch opens three files.
     """
     with path.open("rb") as file:
         major, minor = np.lib.format.read_magic(file)

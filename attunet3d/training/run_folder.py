@@ -152,4 +152,5 @@ def prepare(cases: Cases, manifest: Manifest, config: Config, folder: Path) -> T
     """Bring (training, validation) cases onto the network's grid, once, on disk."""
     labels = manifest.labels
     training, validation = (cache.build_cache(part, labels, config, folder) for part in cases)
+    cache.report_unused(folder, (*training, *validation))
     return TrainingData(training=training, validation=validation, labels=labels)

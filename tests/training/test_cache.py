@@ -11,13 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from attunet3d.core import FileError
+from attunet3d.core import FileError, SettingsError
 from attunet3d.core.config import Config
 from attunet3d.core.model_config import PreprocessingConfig
 from attunet3d.core.training_config import TrainingConfig
 from attunet3d.datasets.case import Case
 from attunet3d.training import cache
-from attunet3d.training.cache import Recipe, build_cache, foreground_voxels, prepare
+from attunet3d.training.cache import Recipe, build_cache, foreground_voxels, prepare, report_unused
 from attunet3d.training.cached_case import ARRAYS, load_case
 
 LABELS = {0: "background", 3: "liver", 7: "pancreas"}
@@ -156,6 +156,16 @@ def test_a_label_whose_flip_was_fixed_gets_its_own_folder(cases, flip):
     assert recipe.folder_name(fixed) != recipe.folder_name(cases[0])
 
 
+def test_prepared_cases_of_other_settings_are_reported(cases, tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder = tmp_path / "cache"
+    used = build_cache(cases, LABELS, CONFIG, folder)
+    report_unused(folder, used)
+    assert not caplog.records
+    report_unused(folder, used[:1])
+    assert f"{len(used) - 1} prepared cases (0.0 GB) are of other settings" in caplog.text
+
+
 def test_a_new_plan_is_prepared_beside_the_old_one(cases, tmp_path):
     old = build_cache(cases, LABELS, CONFIG, tmp_path / "cache")
     coarse = dataclasses.replace(PREPROCESSING, spacing_mm=(3.0, 3.0, 3.0))
@@ -286,7 +296,7 @@ def test_ignored_voxels_keep_their_value_and_are_no_class(cases, tmp_path):
     assert (case.label()[-3:] == 255).all()
     assert case.classes == (1, 2)
     clash = Config(preprocessing=PREPROCESSING, training=TrainingConfig(loss="ce", ignore_index=1))
-    with pytest.raises(FileError, match="ignore_index 1: is also the index of a class"):
+    with pytest.raises(SettingsError, match="ignore_index 1: is also the index of a class"):
         build_cache(cases, LABELS, clash, tmp_path / "cache")
 
 
