@@ -15,7 +15,7 @@ from typing import Any
 from attunet3d.core import whole_file
 from attunet3d.core.errors import SettingsError
 from attunet3d.core.model_config import InferenceConfig, NetworkConfig, PreprocessingConfig
-from attunet3d.core.settings import Settings, mapping, refusal, refuse_unknown, schema
+from attunet3d.core.settings import Settings, named, refusal, schema
 from attunet3d.core.text import read_text, reason
 from attunet3d.core.training_config import AugmentationConfig, TrainingConfig
 from attunet3d.core.types import Size
@@ -73,10 +73,8 @@ class Config:
         Raises:
             SettingsError: A name is unknown, or a value is of the wrong type or out of range.
         """
-        sections = mapping("a configuration", values)
-        refuse_unknown(sections, SECTIONS)
         groups: dict[str, Any] = {
-            name: SECTIONS[name].from_dict(values) for name, values in sections.items()
+            name: SECTIONS[name].from_dict(part) for name, part in named(values, SECTIONS).items()
         }
         return cls(**groups)
 
@@ -121,9 +119,8 @@ class Config:
         sections = self.to_dict()
         for name, value in values.items():
             section, _, field_name = name.partition(".")
-            refuse_unknown([section], sections)
-            refuse_unknown([field_name], sections[section], f"{section}.")
-            sections[section][field_name] = value
+            named({section: {}}, SECTIONS)
+            sections[section] |= named({field_name: value}, sections[section], section)
         return Config.from_dict(sections)
 
     def with_overrides(self, settings: Iterable[str]) -> "Config":

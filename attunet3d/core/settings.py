@@ -28,7 +28,6 @@ HU = Annotated[float, Meta(ge=-100_000, le=100_000)]
 Voxels = Annotated[int, Meta(ge=1, le=10_000)]
 VoxelSize = tuple[Voxels, Voxels, Voxels]
 
-
 _rules: Callable[[type], dict[str, Any]] = cache(partial(get_type_hints, include_extras=True))
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 _KINDS |= {"array": "a list [a, b, …]", "str": "a name", "null": "null"}
@@ -60,10 +59,7 @@ class Settings:
         Raises:
             SettingsError: A name is unknown, or a value is of the wrong type or out of range.
         """
-        section = cls.section()
-        named = mapping(section, values)
-        refuse_unknown(named, _rules(cls), f"{section}.")
-        return cls(**named)
+        return cls(**named(values, _rules(cls), cls.section()))
 
     def check(self) -> None:
         """Refuse fields that contradict each other."""
@@ -84,23 +80,26 @@ def refusal(name: str, value: object, rule: str, cure: str | None = None) -> Set
     return SettingsError(f"{name} must be {rule}, got {shown!r:.200}", value=value, cure=cure)
 
 
-def refuse_unknown(names: Iterable[object], known: Iterable[str], prefix: str = "") -> None:
-    """Refuse names that do not exist, with the closest one that does.
+def named(values: object, known: Iterable[str], section: str = "") -> dict[str, Any]:
+    """`values` if they are settings by name, of names that exist.
 
     Raises:
-        SettingsError: A name is unknown.
+        SettingsError: They are not; of an unknown name the closest one that exists is suggested.
 
     Example:
-        >>> refuse_unknown(["step"], ["steps", "seed"], "training.")
+        >>> named({"step": 10}, ["steps", "seed"], "training")
         Traceback (most recent call last):
         ...
         attunet3d.core.errors.SettingsError: unknown setting training.step; did you mean ...
     """
-    known = list(known)
-    for name in names:
+    if not isinstance(values, Mapping):
+        raise refusal(section or "a configuration", values, "a mapping of settings by name")
+    known, prefix = list(known), f"{section}." if section else ""
+    for name in values:
         if name not in known:
             cure = suggestion(str(name)[:80], known, prefix)
             raise SettingsError(f"unknown setting {prefix}{str(name)[:80]}", value=name, cure=cure)
+    return dict(values)
 
 
 def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
@@ -113,17 +112,6 @@ def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {prefix}{close[0]}?" if close else f"choose from {', '.join(known)}"
-
-
-def mapping(name: str, values: object) -> dict[str, Any]:
-    """`values` if they are settings by name.
-
-    Raises:
-        SettingsError: They are not.
-    """
-    if not isinstance(values, Mapping):
-        raise refusal(name, values, "a mapping of settings by name")
-    return dict(values)
 
 
 def converted(name: str, value: object, rule: Any) -> Any:

@@ -110,7 +110,7 @@ def refuses(name, value):
         ("training.focal_gamma", -1, "a number >= 0.0, got -1"),
         ("training.patch_size[2]", [96, 96, 0], "a whole number >= 1, got [96, 96, 0]"),
         ("inference.max_voxels", -3, "a whole number >= 1, got -3"),
-        ("inference.mode", "slide", "one of window, whole, got 'slide'"),
+        ("inference.mode", "slide", "one of auto, window, whole, got 'slide'"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name_rule_and_value(name, value, rule):
