@@ -54,16 +54,19 @@ def _watch(reader: socket.socket) -> None:
         if _deferred.is_set():
             _say("stopping as soon as the state is saved; the same once more ends it at once")
         reader.settimeout(POLL_S)
-        left = GRACE_S
+        left, ended = GRACE_S, False
         while left > 0:
             try:
                 if _next_stop(reader):
                     break
+                ended = True
                 time.sleep(POLL_S)  # the command has ended, but threads may hold the process
             except TimeoutError:
                 pass
             if not _deferred.is_set():
                 left -= POLL_S
+        if not ended:
+            _say("interrupted")
         os._exit(128 + number)
 
 

@@ -16,6 +16,7 @@ import torch
 from attunet3d.core import DeviceError, ModelError, TrainingError, machine
 from attunet3d.core.config import Config
 from attunet3d.models import checkpoint
+from attunet3d.training import trainer as trainer_module
 from attunet3d.training.batches import PatchBatches
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.components import Components
@@ -144,6 +145,31 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(data, tmp_path, stop, mo
     rows = [read_rows(tmp_path / name / "metrics.csv") for name in ("whole", "broken")]
     for one, other in zip(*rows, strict=True):
         assert one | CLOCK == other | CLOCK
+
+
+def test_a_run_stopped_while_it_validates_leaves_at_once_and_validates_when_it_goes_on(
+    data, tmp_path, monkeypatch
+):
+    trainer(data, tmp_path / "whole").fit()
+    broken = trainer(data, tmp_path / "broken")
+    calls = []
+
+    def stopped(*arguments):
+        calls.append(broken.state.step)
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(trainer_module, "dice_network_grid", stopped)
+    with pytest.raises(SystemExit, match="143"):
+        broken.fit()
+    monkeypatch.undo()
+    again = trainer(data, tmp_path / "broken")
+    again.resume()
+    assert [again.state.step] == calls
+    again.fit()
+    assert weights(tmp_path / "whole") == weights(tmp_path / "broken")
+    rows = [read_rows(tmp_path / name / "metrics.csv") for name in ("whole", "broken")]
+    assert [row | CLOCK for row in rows[0]] == [row | CLOCK for row in rows[1]]
 
 
 RUN = """
