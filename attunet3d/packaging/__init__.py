@@ -1,4 +1,4 @@
-"""Models for other programs: MONAI bundle, ONNX and exported programs."""
+"""Models and label maps in the forms that other programs read."""
 
 import lazy_loader
 

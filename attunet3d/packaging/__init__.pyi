@@ -1,5 +1,12 @@
+from .dicom_seg import write_dicom_seg as write_dicom_seg
 from .formats import ENDINGS as ENDINGS
 from .formats import package as package
+from .mesh import write_meshes as write_meshes
 from .monai_transforms import ToNetworkGridd as ToNetworkGridd
 from .monai_transforms import ToSourceGridd as ToSourceGridd
+from .rtstruct import write_rtstruct as write_rtstruct
+from .seg_nrrd import itk_snap_labels as itk_snap_labels
+from .seg_nrrd import slicer_colours as slicer_colours
+from .seg_nrrd import write_seg_nrrd as write_seg_nrrd
+from .source_series import SourceSeries as SourceSeries
 from .window_inferer import WindowInferer as WindowInferer

@@ -15,10 +15,10 @@ from pydicom import Sequence as Items
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
-from attunet3d.core import DataError, whole_file
-from attunet3d.imaging.contours import outlines
-from attunet3d.imaging.terminology import colour_of
-from attunet3d.imaging.volume import Segmentation
+from attunet3d.core import whole_file
+from attunet3d.imaging import Segmentation, colour_of
+from attunet3d.packaging.contours import outlines
+from attunet3d.packaging.source_series import SourceSeries
 
 COPIED = (  # of the source: type 1 or 2 in the modules of patient, study and frame of reference
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
@@ -30,7 +30,7 @@ STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management: what reade
 
 
 def write_rtstruct(
-    path: Path, segmentation: Segmentation, slices: Sequence[Dataset], version: str
+    path: Path, segmentation: Segmentation, source: SourceSeries, version: str
 ) -> None:
     """Write a label map as one RT Structure Set of its source series.
 
@@ -38,35 +38,30 @@ def write_rtstruct(
         path: `.dcm`.
         segmentation: Its array is (I, J, K): column, row and slice of the source. Each label but
             0, the background, becomes a structure.
-        slices: The K instances of the source in the order of the third axis; their pixel data are
-            not needed.
+        source: The series it was made from.
         version: Of the software and model.
 
     Raises:
-        DataError: The label map does not have the source's number of slices.
+        DataError: The label map does not have the size of the source.
         WriteError: The disk is full or the folder read-only; nothing is left behind.
     """
-    if segmentation.array.shape[2] != len(slices):
-        rule = (
-            f"{segmentation.array.shape[2]} slices of labels are not on a series of {len(slices)}"
-        )
-        raise DataError(rule, path=path, cure="give the series that was segmented")
+    source.require_size(segmentation.array.shape, path)
     structures = {value: name for value, name in sorted(segmentation.labels.items()) if value}
-    file = _header(slices[0], version)
-    instances = [_reference(slice_) for slice_ in slices]
-    file.ReferencedFrameOfReferenceSequence = _source(slices[0], instances)
+    file = _header(source.first, version)
+    slices = source.references()
+    file.ReferencedFrameOfReferenceSequence = _source(source.first, slices)
     file.StructureSetROISequence, file.ROIContourSequence = Items(), Items()
     file.RTROIObservationsSequence = Items()
     for number, (value, name) in enumerate(structures.items(), 1):
         region, observation, contours = Dataset(), Dataset(), Dataset()
         region.ROINumber, region.ROIName = number, name[:64]
-        region.ReferencedFrameOfReferenceUID = slices[0].FrameOfReferenceUID
+        region.ReferencedFrameOfReferenceUID = source.first.FrameOfReferenceUID
         region.ROIGenerationAlgorithm = "AUTOMATIC"
         observation.ObservationNumber = observation.ReferencedROINumber = number
         observation.RTROIInterpretedType, observation.ROIInterpreter = "", ""
         contours.ReferencedROINumber = number
         contours.ROIDisplayColor = list(colour_of(value))
-        polygons = list(_contours(segmentation, value, instances))
+        polygons = list(_contours(segmentation, value, slices))
         if polygons:  # DICOM has the sequence left out where it would be empty
             contours.ContourSequence = Items(polygons)
         file.StructureSetROISequence.append(region)
@@ -106,18 +101,11 @@ def _header(source: Dataset, version: str) -> FileDataset:
     return file
 
 
-def _reference(instance: Dataset) -> Dataset:
-    reference = Dataset()
-    reference.ReferencedSOPClassUID = instance.SOPClassUID
-    reference.ReferencedSOPInstanceUID = instance.SOPInstanceUID
-    return reference
-
-
-def _source(first: Dataset, instances: Sequence[Dataset]) -> Items:
+def _source(first: Dataset, slices: Sequence[Dataset]) -> Items:
     """The frame of reference, the study and the series that the contours lie in."""
     series, study, frame = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = first.SeriesInstanceUID
-    series.ContourImageSequence = Items(instances)
+    series.ContourImageSequence = Items(slices)
     study.ReferencedSOPClassUID = STUDY_CLASS
     study.ReferencedSOPInstanceUID = first.StudyInstanceUID
     study.RTReferencedSeriesSequence = Items([series])
@@ -127,7 +115,7 @@ def _source(first: Dataset, instances: Sequence[Dataset]) -> Items:
 
 
 def _contours(
-    segmentation: Segmentation, value: int, instances: Sequence[Dataset]
+    segmentation: Segmentation, value: int, slices: Sequence[Dataset]
 ) -> Iterator[Dataset]:
     mask = segmentation.array == value
     for k in map(int, np.flatnonzero(mask.any((0, 1)))):
@@ -137,7 +125,7 @@ def _contours(
             )
             points[:, :2] *= -1  # RAS to LPS
             contour = Dataset()
-            contour.ContourImageSequence = Items([instances[k]])
+            contour.ContourImageSequence = Items([slices[k]])
             contour.ContourGeometricType = "CLOSED_PLANAR"
             contour.NumberOfContourPoints = len(points)
             contour.ContourData = [f"{number:.3f}" for number in points.ravel()]

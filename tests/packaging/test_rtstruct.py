@@ -6,9 +6,19 @@ import pytest
 
 from attunet3d.core import DataError
 from attunet3d.imaging import Segmentation
-from attunet3d.imaging.rtstruct import write_rtstruct
+from attunet3d.packaging.rtstruct import write_rtstruct
+from attunet3d.packaging.source_series import SourceSeries
 from tests.imaging.source_series import DIRECTIONS, LPS_TO_RAS, SHAPE, make_series
-from tests.imaging.test_contours import filled
+from tests.packaging.test_contours import filled
+
+
+def series_of(slices):
+    return SourceSeries(tuple(slices))
+
+
+def labelled(grid):
+    return Segmentation(label_map(), grid, LABELS)
+
 
 LABELS = {0: "background", 2: "pancreas", 5: "kidney_left", 7: "liver"}
 
@@ -42,14 +52,14 @@ def filled_again(path, grid, slices):
 @pytest.mark.parametrize("kind", [*DIRECTIONS, "tilted"])
 def test_filling_the_contours_gives_the_label_map_again(kind, tmp_path):
     slices, grid = make_series(kind)
-    write_rtstruct(tmp_path / "rt.dcm", Segmentation(label_map(), grid, LABELS), slices, "1.0")
+    write_rtstruct(tmp_path / "rt.dcm", labelled(grid), series_of(slices), "1.0")
     found = filled_again(tmp_path / "rt.dcm", grid, slices)
     np.testing.assert_array_equal(found, label_map())
 
 
 def test_a_label_without_voxels_is_listed_without_contours(tmp_path):
     slices, grid = make_series("axial")
-    write_rtstruct(tmp_path / "rt.dcm", Segmentation(label_map(), grid, LABELS), slices, "1.0")
+    write_rtstruct(tmp_path / "rt.dcm", labelled(grid), series_of(slices), "1.0")
     file = pydicom.dcmread(tmp_path / "rt.dcm")
     assert [region.ROIName for region in file.StructureSetROISequence][2] == "liver"
     assert "ContourSequence" not in file.ROIContourSequence[2]
@@ -57,7 +67,7 @@ def test_a_label_without_voxels_is_listed_without_contours(tmp_path):
 
 def test_it_refers_to_the_series_and_keeps_the_study(tmp_path):
     slices, grid = make_series("axial")
-    write_rtstruct(tmp_path / "rt.dcm", Segmentation(label_map(), grid, LABELS), slices, "1.0")
+    write_rtstruct(tmp_path / "rt.dcm", labelled(grid), series_of(slices), "1.0")
     file = pydicom.dcmread(tmp_path / "rt.dcm")
     frame = file.ReferencedFrameOfReferenceSequence[0]
     assert frame.FrameOfReferenceUID == slices[0].FrameOfReferenceUID
@@ -69,7 +79,5 @@ def test_it_refers_to_the_series_and_keeps_the_study(tmp_path):
 
 def test_another_number_of_slices_is_refused(tmp_path):
     slices, grid = make_series("axial")
-    with pytest.raises(DataError, match="7 slices of labels are not on a series of 6"):
-        write_rtstruct(
-            tmp_path / "rt.dcm", Segmentation(label_map(), grid, LABELS), slices[1:], "1.0"
-        )
+    with pytest.raises(DataError, match="is not on the series of 20×16×6"):
+        write_rtstruct(tmp_path / "rt.dcm", labelled(grid), series_of(slices[1:]), "1.0")

@@ -13,9 +13,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.measure import marching_cubes
 
 from attunet3d.core import Mask, whole_file
-from attunet3d.imaging.geometry import Grid
-from attunet3d.imaging.terminology import colour_of
-from attunet3d.imaging.volume import Segmentation
+from attunet3d.imaging import Grid, Segmentation, colour_of
 
 FORMATS = ("stl", "ply", "glb")
 BLUR_MM = 1.0

@@ -9,8 +9,7 @@ import numpy as np
 from pydicom.sr.coding import Code
 
 from attunet3d.core import whole_file
-from attunet3d.imaging.terminology import Term, colour_of, term_of
-from attunet3d.imaging.volume import Segmentation
+from attunet3d.imaging import Segmentation, Term, colour_of, term_of
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"

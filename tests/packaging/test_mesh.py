@@ -5,7 +5,7 @@ import pytest
 import trimesh
 
 from attunet3d.imaging import Grid, Segmentation
-from attunet3d.imaging.mesh import FORMATS, surface, write_meshes
+from attunet3d.packaging.mesh import FORMATS, surface, write_meshes
 from tests.imaging.source_series import DIRECTIONS, SPACING
 
 RADIUS = 14.0

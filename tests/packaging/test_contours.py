@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from attunet3d.imaging.contours import outlines
+from attunet3d.packaging.contours import outlines
 
 
 def filled(polygons, shape):

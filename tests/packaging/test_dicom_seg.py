@@ -7,8 +7,14 @@ import pytest
 
 from attunet3d.core import DataError
 from attunet3d.imaging import Segmentation
-from attunet3d.imaging.dicom_seg import write_dicom_seg
+from attunet3d.packaging.dicom_seg import write_dicom_seg
+from attunet3d.packaging.source_series import SourceSeries
 from tests.imaging.source_series import DIRECTIONS, LPS_TO_RAS, SHAPE, make_series
+
+
+def series(slices):
+    return SourceSeries(tuple(slices))
+
 
 LABELS = {0: "background", 2: "pancreas", 5: "kidney_left", 9: "pancreas tumour"}
 KINDS = [*DIRECTIONS, "tilted"]
@@ -54,7 +60,7 @@ def ordered(points):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_voxel_lies_where_the_grid_has_it(kind, tmp_path):
     slices, grid = make_series(kind)
-    write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid), slices, "1.0")
+    write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid), series(slices), "1.0")
     for number, value in enumerate((2, 5, 9), 1):
         wanted = grid.to_world(np.argwhere(label_map() == value))
         found = voxels_by_position(tmp_path / "seg.dcm", number)
@@ -65,7 +71,7 @@ def test_every_voxel_lies_where_the_grid_has_it(kind, tmp_path):
 def test_highdicom_gives_the_same_masks_by_source_instance(kind, tmp_path):
     slices, grid = make_series(kind)
     shuffled = [slices[k] for k in (3, 0, 6, 1, 5, 2, 4)]
-    write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid), slices, "1.0")
+    write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid), series(slices), "1.0")
     file = highdicom.seg.segread(tmp_path / "seg.dcm")
     pixels = file.get_pixels_by_source_instance(
         [slice_.SOPInstanceUID for slice_ in shuffled], assert_missing_frames_are_empty=True
@@ -78,7 +84,7 @@ def test_highdicom_gives_the_same_masks_by_source_instance(kind, tmp_path):
 
 def test_segments_are_coded_and_refer_to_their_study(tmp_path):
     slices, grid = make_series("axial")
-    write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid), slices, "1.0")
+    write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid), series(slices), "1.0")
     file = pydicom.dcmread(tmp_path / "seg.dcm")
     assert (file.Modality, file.StudyInstanceUID) == ("SEG", slices[0].StudyInstanceUID)
     assert file.FrameOfReferenceUID == slices[0].FrameOfReferenceUID
@@ -93,14 +99,13 @@ def test_segments_are_coded_and_refer_to_their_study(tmp_path):
 
 def test_an_empty_label_map_is_written(tmp_path):
     slices, grid = make_series("axial")
-    write_dicom_seg(
-        tmp_path / "seg.dcm", segmentation(grid, np.zeros(SHAPE, np.uint8)), slices, "1.0"
-    )
+    empty = np.zeros(SHAPE, np.uint8)
+    write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid, empty), series(slices), "1.0")
     assert not pydicom.dcmread(tmp_path / "seg.dcm").pixel_array.any()
 
 
 def test_a_label_map_of_another_series_is_refused(tmp_path):
     slices, grid = make_series("axial")
-    with pytest.raises(DataError, match=r"20×16×7 voxels is not on the series .* 6 slices"):
-        write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid), slices[:-1], "1.0")
+    with pytest.raises(DataError, match=r"20×16×7 voxels is not on the series of 20×16×6"):
+        write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid), series(slices[:-1]), "1.0")
     assert not list(tmp_path.iterdir())

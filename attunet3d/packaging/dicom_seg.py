@@ -7,25 +7,24 @@ requires it; nothing of them is written anywhere else.
 """
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import highdicom
 import numpy as np
 from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues
-from pydicom import Dataset, dcmwrite
+from pydicom import dcmwrite
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from attunet3d.core import DataError, whole_file
-from attunet3d.imaging.terminology import colour_of, term_of
-from attunet3d.imaging.volume import Segmentation
+from attunet3d.imaging import Segmentation, colour_of, term_of
+from attunet3d.packaging.source_series import SourceSeries
 
 SERIES_NUMBER = 900  # above those that scanners give, so that it is listed behind them
 
 
 def write_dicom_seg(
-    path: Path, segmentation: Segmentation, slices: Sequence[Dataset], version: str
+    path: Path, segmentation: Segmentation, source: SourceSeries, version: str
 ) -> None:
     """Write a label map as one DICOM Segmentation of its source series.
 
@@ -33,20 +32,22 @@ def write_dicom_seg(
         path: `.dcm`.
         segmentation: Its array is (I, J, K): column, row and slice of the source. Each label but
             0, the background, becomes a segment.
-        slices: The K instances of the source in the order of the third axis; their pixel data are
-            not needed.
+        source: The series it was made from.
         version: Of the software and model, for the algorithm's identification.
 
     Raises:
         DataError: The label map does not have the source's size, or has no label but background.
         WriteError: The disk is full or the folder read-only; nothing is left behind.
     """
-    _compare(path, segmentation, slices)
+    source.require_size(segmentation.array.shape, path)
     names = {value: name for value, name in sorted(segmentation.labels.items()) if value}
     if not names:
         raise DataError("has no label but the background", path=path, cure="name a label")
     numbers = np.zeros(256, np.uint8)  # DICOM numbers segments from 1 without a gap
     numbers[list(names)] = np.arange(1, len(names) + 1)
+    frames = numbers[segmentation.array.transpose(2, 1, 0)]  # (K, J, I): slice, row, column
+    if source.frames is not None:
+        frames = frames[np.argsort(source.frames)]  # in the order of the file
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="attunet3d", version=version, family=codes.DCM.ArtificialIntelligence
     )
@@ -55,8 +56,8 @@ def write_dicom_seg(
         for number, (value, name) in enumerate(names.items(), 1)
     ]
     seg = highdicom.seg.Segmentation(
-        source_images=list(slices),
-        pixel_array=numbers[segmentation.array.transpose(2, 1, 0)],  # (K, J, I): frame, row, column
+        source_images=list(source.datasets),
+        pixel_array=frames,
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=segments,
         series_instance_uid=highdicom.UID(),
@@ -74,16 +75,6 @@ def write_dicom_seg(
     content = io.BytesIO()
     dcmwrite(content, seg, enforce_file_format=True)
     whole_file.write_bytes(path, content.getvalue())
-
-
-def _compare(path: Path, segmentation: Segmentation, slices: Sequence[Dataset]) -> None:
-    first = slices[0]
-    size = (int(first.Columns), int(first.Rows), len(slices))
-    if segmentation.array.shape != size:
-        shape = "×".join(map(str, segmentation.array.shape))
-        rule = f"the label map of {shape} voxels is not on the series of {size[0]}×{size[1]}"
-        cure = "give the series that was segmented"
-        raise DataError(f"{rule} pixels and {size[2]} slices", path=path, cure=cure)
 
 
 def _describe(

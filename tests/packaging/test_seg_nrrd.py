@@ -6,7 +6,7 @@ import pytest
 import SimpleITK
 
 from attunet3d.imaging import Grid, Segmentation
-from attunet3d.imaging.seg_nrrd import itk_snap_labels, slicer_colours, write_seg_nrrd
+from attunet3d.packaging.seg_nrrd import itk_snap_labels, slicer_colours, write_seg_nrrd
 from tests.imaging.source_series import DIRECTIONS, LPS_TO_RAS, make_series
 
 LABELS = {0: "background", 2: "pancreas", 5: "kidney_left", 7: "liver"}
