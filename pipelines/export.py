@@ -30,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--keep-largest", action="append", default=[], metavar="LABEL", help=largest
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what another rule made")
-    plain = "--" in (argv or ())  # names that begin with a dash; the other parser drops the sign
-    arguments = (parser.parse_args if plain else parser.parse_intermixed_args)(argv)
+    arguments = command_line.parse(parser, argv)
 
     from attunet3d.inference import export  # torch comes with it; --help does without
 

@@ -25,32 +25,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="a manifest's cases, seen ones too")
     parser.add_argument("--root", type=Path, help="where the manifest's paths begin")
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: CUDA, else cpu)")
-    parser.add_argument("--save-probabilities", action="store_true", help="for `export`")
-    parser.add_argument("--save-attention", action="store_true", help="the gates' coefficients")
+    parser.add_argument("--memory", metavar="24GB", help="budget for one pass over the body")
+    saved = "for `export`", "the gates' coefficients"
+    for kind, what in zip(("probabilities", "attention"), saved, strict=True):
+        parser.add_argument(f"--save-{kind}", dest=kind, action="store_true", help=what)
     parser.add_argument("--series", help="DICOM series: number, UID or part of its description")
     parser.add_argument("--orthogonal", action="store_true", help="straighten a tilted gantry")
     parser.add_argument("--overwrite", action="store_true", help="redo what is done")
     parser.add_argument("--locator", metavar="MODEL", help="coarse model; its box is segmented")
     setting = "such as inference.overlap=0.25, inference.mode=whole, inference.mirror=true"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=setting)
-    plain = "--" in (argv or ())  # names that begin with a dash; the other parser drops the sign
-    arguments = (parser.parse_args if plain else parser.parse_intermixed_args)(argv)
+    arguments = command_line.parse(parser, argv)
 
+    from attunet3d.core import parse_memory
     from attunet3d.datasets import Split
     from attunet3d.inference import CohortOptions, Predictor, find_cases, segment_cohort
 
-    predictor = Predictor.load(arguments.model, arguments.device, arguments.set, arguments.locator)
-    split = Split.of_models([*arguments.model, *filter(None, [arguments.locator])])
+    model, device, settings = arguments.model, arguments.device, arguments.set
+    memory = parse_memory(arguments.memory)
+    predictor = Predictor.load(model, device, settings, arguments.locator, memory)
+    split = Split.of_models([*model, *filter(None, [arguments.locator])])
     scans = find_cases(
         arguments.input, arguments.root, arguments.fold, everything=arguments.all, split=split
     )
-    options = CohortOptions(
-        probabilities=arguments.save_probabilities,
-        attention=arguments.save_attention,
-        overwrite=arguments.overwrite,
-        series=arguments.series,
-        orthogonal=arguments.orthogonal,
-    )
+    options = CohortOptions.of(vars(arguments))
     outcome = segment_cohort(predictor, scans, arguments.out_dir, options, split)
     print(f"{arguments.out_dir}: {outcome}", file=sys.stderr)
     return 1 if outcome.failures else 0

@@ -37,6 +37,7 @@ from .memory import GIGABYTE as GIGABYTE
 from .memory import available_bytes as available_bytes
 from .memory import machine_total_bytes as machine_total_bytes
 from .memory import memory_class as memory_class
+from .memory import parse_memory as parse_memory
 from .memory import total_bytes as total_bytes
 from .model_config import InferenceConfig as InferenceConfig
 from .model_config import NetworkConfig as NetworkConfig

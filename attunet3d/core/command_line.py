@@ -4,6 +4,7 @@ Exit status: 0 all done; 1 some cases failed, the rest are done; 2 the call itse
 130 and 143 stopped by Ctrl-C and by SIGTERM.
 """
 
+import argparse
 import contextlib
 import ctypes
 import logging
@@ -55,6 +56,16 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
         keep_freed_memory()
         warnings.simplefilter("default" if options["debug"] else "ignore")
         return _status(main, arguments, debug=options["debug"])
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse arguments whose options may stand among the paths.
+
+    After a `--`, names may begin with a dash; options then come before it, as the parser for
+    options among the paths would drop the sign.
+    """
+    plain = "--" in (argv or ())
+    return (parser.parse_args if plain else parser.parse_intermixed_args)(argv)
 
 
 class _Options(TypedDict):

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
+from attunet3d.core.errors import SettingsError
+
 if TYPE_CHECKING:
     import torch
 
@@ -138,3 +140,26 @@ def _kept_by_malloc_bytes() -> int:
     with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows
         return int(_mallinfo2().fordblks)
     return 0
+
+
+def parse_memory(text: str | None) -> int | None:
+    """A budget as the command line has it, in bytes; None stays None.
+
+    Raises:
+        SettingsError: It is not a positive number of gigabytes.
+
+    Example:
+        >>> parse_memory("24GB"), parse_memory("1.5 gb")
+        (24000000000, 1500000000)
+    """
+    if text is None:
+        return None
+    number = text.strip().lower().removesuffix("gb")
+    try:
+        budget = round(float(number) * GIGABYTE)
+    except (ValueError, OverflowError):
+        budget = 0
+    if budget <= 0:
+        rule = f"--memory {text}: is not a positive number of gigabytes"
+        raise SettingsError(rule, value=text, cure="write it as 24GB")
+    return budget

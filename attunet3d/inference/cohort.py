@@ -8,9 +8,9 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,11 @@ class CohortOptions:
         if self.orthogonal and self.kinds:
             rule = "--orthogonal is for label maps only: maps stay on the scan's grid"
             raise SettingsError(rule, cure=f"leave --save-{self.kinds[0]} out")
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> "CohortOptions":
+        """The options among a command's flags."""
+        return cls(**{part.name: flags[part.name] for part in fields(cls)})
 
     @property
     def choices(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from attunet3d.core import (
 from attunet3d.inference.engine import mixes_before_upsampling
 from attunet3d.models import finest_channels
 
-MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}  # of the budget, for one pass; a CPU's memory is shared
+MEMORY_SHARE = {"cpu": 0.5, "mps": 0.5, "cuda": 0.8}  # of the budget; programs share the first two
 CUDNN_VALUES = 2**31  # of a tensor; with more cuDNN 9.8 to 9.14 computed wrongly, or not at all
 
 

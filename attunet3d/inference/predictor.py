@@ -10,13 +10,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from attunet3d.core import Box, Float32s, LabelMap, ModelError, Size, label_values, machine
+from attunet3d.core import Box, LabelMap, ModelError, label_values, machine
 from attunet3d.imaging import (
     Grid,
     NetworkImage,
@@ -31,44 +29,17 @@ from attunet3d.imaging import (
     to_network_grid,
 )
 from attunet3d.inference import ensemble
-from attunet3d.inference.chunks import Chunk, ChunkBuilder
-from attunet3d.inference.decision import background, choose, decide
+from attunet3d.inference.decision import decide
 from attunet3d.inference.inferer import Inferer
+from attunet3d.inference.labelling import Labelling
 from attunet3d.inference.localisation import Faces, box_around
+from attunet3d.inference.map_output import MapArrays, Maps, MapsByKind, OpenMaps
 from attunet3d.inference.memory import default_budget
-from attunet3d.inference.record import Execution, Record, Stopwatch
+from attunet3d.inference.record import Execution, Prediction, Record, Stopwatch
 from attunet3d.inference.sliding_window import Slab
 from attunet3d.models import Checkpoint, load_model
 
 MEMORY_ONLY = ("window_batch", "max_voxels")  # settings on which no label map depends
-
-
-class Maps(Protocol):
-    """Takes maps on a scan's grid box by box, such as `imaging.MapWriter`."""
-
-    def write(self, box: Box, values: Float32s) -> None:
-        """Take the values (maps, i, j, k) in a box; boxes do not overlap, and the rest is 0."""
-
-
-OpenMaps = Callable[[str, int], Maps]
-"""(kind, number of maps) → where they go; a second call for a kind begins it again."""
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """The result for one scan.
-
-    Args:
-        segmentation: The label map on the scan's grid.
-        record: What was done.
-        probabilities: (I, J, K, classes - 1) of the foreground labels in order, when asked for.
-        attention: (I, J, K, maps) coefficients in [0, 1], finest level first, when asked for.
-    """
-
-    segmentation: Segmentation
-    record: Record
-    probabilities: Float32s | None = None
-    attention: Float32s | None = None
 
 
 class Predictor:
@@ -161,8 +132,10 @@ class Predictor:
 
     @overload
     def predict(self, scan: str | Path | Volume) -> Segmentation: ...
+
     @overload
     def predict(self, scan: Any) -> Any: ...
+
     def predict(self, scan: Any) -> Any:
         """Return the label map of one scan, on that scan's grid.
 
@@ -194,10 +167,10 @@ class Predictor:
             UserError: As `segment_into`.
         """
         kinds = ["probabilities"] * probabilities + ["attention"] * attention
-        kept: dict[str, _Arrays] = {}
+        kept: dict[str, MapArrays] = {}
 
         def open_maps(kind: str, count: int) -> Maps:
-            kept[kind] = _Arrays(volume.grid.shape, count)
+            kept[kind] = MapArrays(volume.grid.shape, count)
             return kept[kind]
 
         segmentation, record = self.segment_into(volume, kinds, open_maps)
@@ -260,44 +233,27 @@ class Predictor:
 
     def _label_map(self, job: "_Job", image: NetworkImage, faces: Faces | None = None) -> LabelMap:
         """The label map of `image` on the scan's grid; maps are handed on along the way."""
-        grid, values = job.volume.grid, sorted(self.labels)
-        wants_logits = "probabilities" in job.kinds
-        labels, maps = background(grid), _MapsOfOneRun(job.open_maps)
-        builder = ChunkBuilder(image.grid, grid, logits=wants_logits)
-        slabs = self.inferer.slabs(
-            image.tensor,
-            job.execution,
-            all_logits=wants_logits,
-            attention="attention" in job.kinds,
+        probabilities, attention = (kind in job.kinds for kind in ("probabilities", "attention"))
+        labelling = Labelling(
+            image.grid,
+            job.volume.grid,
+            sorted(self.labels),
+            MapsByKind(job.open_maps),
+            self.activation if probabilities else None,
         )
-        planes = image.grid.shape[2]
+        slabs = self.inferer.slabs(
+            image.tensor, job.execution, all_logits=probabilities, attention=attention
+        )
         for slab in job.watch.items("network", slabs):
             with job.watch.stage("network"):  # a GPU has finished only when the sum is known
                 _require_finite(slab, job.volume.name)
             if faces is not None:
                 faces.note(slab)
-            for chunk in job.watch.items("decision", builder.add(slab)):
-                with job.watch.stage("decision"):
-                    choose(chunk, values, labels)
-                with job.watch.stage("maps"):
-                    self._hand_on(chunk, maps)
-            job.progress((slab.start + slab.logits.shape[3]) / planes)
+            labelling.add(slab, job.watch)
+            job.progress((slab.start + slab.logits.shape[3]) / image.grid.shape[2])
         with job.watch.stage("decision"):
-            keep_largest_(labels, self.keep_largest)
-        return labels
-
-    def _hand_on(self, chunk: Chunk, maps: "_MapsOfOneRun") -> None:
-        """Resample the chunk's maps to the scan's grid."""
-        if chunk.logits is not None:
-            for box, logits in chunk.resampled(chunk.logits):
-                maps.write("probabilities", box, self._probabilities(logits))
-        if chunk.attention is not None:
-            for box, values in chunk.resampled(chunk.attention):
-                maps.write("attention", box, values.clamp(0, 1))
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        """Of the foreground labels (K - 1, i, j, k), from all logits (K, i, j, k)."""
-        return logits[1:].sigmoid() if self.activation == "sigmoid" else logits.softmax(0)[1:]
+            keep_largest_(labelling.labels, self.keep_largest)
+        return labelling.labels
 
     def _record(self, job: "_Job") -> Record:
         execution = job.execution
@@ -330,30 +286,6 @@ class _Job:
     progress: Callable[[float], None]
     execution: Execution = field(default_factory=Execution)
     watch: Stopwatch = field(default_factory=Stopwatch)
-
-
-class _MapsOfOneRun:
-    """Opens each kind of maps when the first values of it come."""
-
-    def __init__(self, open_maps: OpenMaps) -> None:
-        self._open_maps = open_maps
-        self._open: dict[str, Maps] = {}
-
-    def write(self, kind: str, box: Box, values: Tensor) -> None:
-        """Take the values (maps, i, j, k) in a box."""
-        if kind not in self._open:
-            self._open[kind] = self._open_maps(kind, len(values))
-        self._open[kind].write(box, values.cpu().numpy())
-
-
-class _Arrays:
-    """Maps in memory, (I, J, K, maps) in Fortran order."""
-
-    def __init__(self, shape: Size, count: int) -> None:
-        self.array: Float32s = np.zeros((*shape, count), np.float32, order="F")
-
-    def write(self, box: Box, values: Float32s) -> None:
-        self.array[box] = np.moveaxis(values, 0, -1)
 
 
 def _require_finite(slab: Slab, name: str) -> None:

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from attunet3d.core import Float32s
+from attunet3d.imaging import Segmentation
+
 Item = TypeVar("Item")
 
 
@@ -47,6 +50,23 @@ class Record:
     """What is odd about the scan."""
     seconds: dict[str, float]
     """Seconds by stage."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The result for one scan.
+
+    Args:
+        segmentation: The label map on the scan's grid.
+        record: What was done.
+        probabilities: (I, J, K, classes - 1) of the foreground labels in order, when asked for.
+        attention: (I, J, K, maps) coefficients in [0, 1], finest level first, when asked for.
+    """
+
+    segmentation: Segmentation
+    record: Record
+    probabilities: Float32s | None = None
+    attention: Float32s | None = None
 
 
 class Stopwatch:
