@@ -23,6 +23,10 @@ from benchmarks.accuracy.recipes import Recipe
 from benchmarks.accuracy.scores import score_cases
 
 ROOT = Path(__file__).parents[2]
+PEERS = {
+    "monai": "benchmarks.accuracy.monai_peer",
+    "nnunet": "benchmarks.accuracy.nnunet_peer",
+}
 CALIBRATION_STEPS = (8, 24)
 
 
@@ -84,8 +88,8 @@ def run_piece(
 
 
 def _training(recipe: Recipe, manifest: Path, run: Path, steps: int, seed: int) -> list[str]:
-    if recipe.system == "monai":
-        return _monai("train", recipe, manifest, run, {"steps": steps, "seed": seed})
+    if recipe.system in PEERS:
+        return _peer("train", recipe, manifest, run, {"steps": steps, "seed": seed})
     values = recipe.settings | {"training.steps": steps, "training.seed": seed}
     sets = [part for name, value in values.items() for part in ("--set", f"{name}={_yaml(value)}")]
     cache = ["--cache", str(manifest.parent / "cache")]
@@ -93,8 +97,8 @@ def _training(recipe: Recipe, manifest: Path, run: Path, steps: int, seed: int) 
 
 
 def _inference(recipe: Recipe, manifest: Path, run: Path, predictions: Path) -> list[str]:
-    if recipe.system == "monai":
-        return _monai("infer", recipe, manifest, run, {"predictions": str(predictions)})
+    if recipe.system in PEERS:
+        return _peer("infer", recipe, manifest, run, {"predictions": str(predictions)})
     return _attunet3d("infer", str(run), str(manifest), str(predictions))
 
 
@@ -102,10 +106,10 @@ def _attunet3d(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "attunet3d", *arguments, "--device", "cpu"]
 
 
-def _monai(what: str, recipe: Recipe, manifest: Path, run: Path, more: dict[str, Any]) -> list[str]:
+def _peer(what: str, recipe: Recipe, manifest: Path, run: Path, more: dict[str, Any]) -> list[str]:
     job = {"network": recipe.network, "manifest": str(manifest), "run": str(run)}
     job |= {**recipe.settings, **more}
-    return [sys.executable, "-m", "benchmarks.accuracy.monai_peer", what, json.dumps(job)]
+    return [sys.executable, "-W", "ignore", "-m", PEERS[recipe.system], what, json.dumps(job)]
 
 
 def _yaml(value: object) -> str:

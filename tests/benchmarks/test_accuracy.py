@@ -54,8 +54,9 @@ def test_every_recipe_can_be_trained_and_differs_from_its_base_where_it_says():
 
     for name, entry in yaml.safe_load(FILE.read_text(encoding="utf-8")).items():
         recipe = find_recipe(name)
-        assert recipe.system in ("attunet3d", "monai")
-        assert recipe.preset or recipe.network
+        assert recipe.system in ("attunet3d", *pieces_module.PEERS)
+        assert bool(recipe.preset) == (recipe.system == "attunet3d")
+        assert bool(recipe.network) == (recipe.system == "monai")
         assert entry.get("set", {}).items() <= dict(recipe.settings).items()
         if recipe.system == "attunet3d":
             from attunet3d.core import find_config
