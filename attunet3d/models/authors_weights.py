@@ -40,7 +40,7 @@ _RULES: list[tuple[str, Callable[[re.Match[str]], str]]] = [
 
 @dataclass(frozen=True, eq=False)
 class AuthorsWeights:
-    """Weights under our names, and the network that they are of."""
+    """Weights under our names, and the network that they belong to."""
 
     in_channels: int
     out_channels: int
@@ -48,7 +48,7 @@ class AuthorsWeights:
     gate: str
     """"double", "single" or "none"."""
     old: bool
-    """Without `num_batches_tracked`: of torch 0.3, whose upsampling aligned corners."""
+    """Whether `num_batches_tracked` is missing: torch 0.3, whose upsampling aligned corners."""
     weights: dict[str, Tensor]
 
     def settings(self, align_corners: bool) -> dict[str, Any]:
@@ -77,16 +77,18 @@ def our_name(name: str) -> str:
         if match:
             return f"{rename(match)}.{leaf}"
     raise ModelError(
-        f"entry {name!r} is in none of the authors' CT networks (unet_CT_multi_att_dsv_3D,"
-        " unet_CT_single_att_dsv_3D, unet_CT_dsv_3D); convert a state of one of these"
+        f"entry {name!r:.200} is in none of the authors' CT networks (unet_CT_multi_att_dsv_3D,"
+        " unet_CT_single_att_dsv_3D, unet_CT_dsv_3D)",
+        value=name,
+        cure="convert a state of one of these",
     )
 
 
 def read(state_dict: Mapping[str, Tensor]) -> AuthorsWeights:
-    """Rename a state and tell the network from its shapes.
+    """Rename the entries of a state, and find out the network from their shapes.
 
     Raises:
-        ModelError: An entry is unknown, or one that must be there is missing.
+        ModelError: An entry is unknown or missing, or the gates subsample by another factor than 2.
     """
     weights = {our_name(str(name).removeprefix("module.")): state_dict[name] for name in state_dict}
     counters = [
@@ -97,6 +99,13 @@ def read(state_dict: Mapping[str, Tensor]) -> AuthorsWeights:
     uncounted = [name for name in counters if name not in weights]
     weights |= {name: torch.tensor(0) for name in uncounted}
     gates = [n for n in (0, 1) if f"skips.0.gates.{n}.theta.weight" in weights]
+    for name, value in weights.items():
+        if name.endswith("theta.weight") and tuple(value.shape[2:]) != (2, 2, 2):
+            raise ModelError(
+                f"the gates of the state subsample by {list(value.shape[2:])} voxels, must be by 2",
+                value=tuple(value.shape[2:]),
+                cure="only networks with attention_dsample=(2, 2, 2), the authors' CT setting, fit",
+            )
     try:
         return AuthorsWeights(
             in_channels=weights["encoder.0.0.weight"].shape[1],

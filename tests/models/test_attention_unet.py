@@ -115,6 +115,11 @@ def test_a_state_of_something_else_is_refused():
     part = {key: value for key, value in authors_state("multi").items() if "conv1" in key}
     with pytest.raises(ModelError, match="not the whole"):
         AttentionUNet3D.from_authors_state_dict(part)
+    other = authors_state("multi")
+    for name in [name for name in other if name.endswith("theta.weight")]:
+        other[name] = other[name][..., :1, :1, :1]  # attention_dsample=(1, 1, 1)
+    with pytest.raises(ModelError, match=r"subsample by \[1, 1, 1\] voxels, must be by 2"):
+        AttentionUNet3D.from_authors_state_dict(other)
     torn = authors_state("multi")
     del torn["dsv4.dsv.0.bias"]
     with pytest.raises(ModelError, match="not of the authors"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attunet3d.core import ModelError, presets
+from attunet3d.core import FileError, ModelError, WriteError, presets
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.checkpoint import load_model
 from attunet3d.models.conversion import convert_weights, load_state
@@ -67,14 +67,18 @@ def test_files_of_old_and_new_torch_are_read(zipped, tmp_path):
     assert torch.equal(load_state(path)["a.weight"], state["a.weight"])
 
 
-def test_weights_of_torch_0_3_bring_a_warning_unless_corners_are_aligned(tmp_path, capsys):
+def test_weights_of_torch_0_3_bring_a_warning_unless_corners_are_aligned(tmp_path, caplog, capsys):
     path, out = tmp_path / "old.pth", tmp_path / "model.safetensors"
     state = {k: v for k, v in authors_state("single").items() if "num_batches" not in k}
     torch.save(state, path)
     assert main([str(path), str(out)]) == 0
-    assert "need --align-corners" in capsys.readouterr().err
+    assert "need --align-corners" in caplog.text
+    caplog.clear()
+    capsys.readouterr()
+    out.unlink()
     assert main([str(path), str(out), "--align-corners", "--label", "a", "--label", "b"]) == 0
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
+    assert capsys.readouterr().err == f"{out}: a model for infer, package and train\n"
     assert load_model(out).config.network.gate == "single"
     assert load_model(out).labels == {0: "background", 1: "a", 2: "b"}
 
@@ -132,11 +136,19 @@ def test_a_shape_that_does_not_fit_is_named(tmp_path):
         convert_weights(path, tmp_path / "model.safetensors")
 
 
+def test_a_file_that_exists_is_not_replaced(authors_file, tmp_path):
+    out = tmp_path / "model.safetensors"
+    out.write_bytes(b"somebody's")
+    with pytest.raises(WriteError, match="exists already; delete it or name another"):
+        convert_weights(authors_file, out)
+    assert out.read_bytes() == b"somebody's"
+
+
 def test_wrong_calls_are_told(authors_file, tmp_path):
     out = tmp_path / "model.safetensors"
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(FileError, match="cannot be read"):
         convert_weights(tmp_path / "missing.pth", out)
-    with pytest.raises(ModelError, match=r"must end in \.safetensors"):
+    with pytest.raises(WriteError, match=r"must end in \.safetensors"):
         convert_weights(authors_file, tmp_path / "model.pth")
     with pytest.raises(ModelError, match="2 classes beside the background, but 1 names"):
         convert_weights(authors_file, out, names=["pancreas"])
