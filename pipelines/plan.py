@@ -32,9 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from attunet3d.core import find_config, machine
     from attunet3d.training import plan_file  # torch comes with it; --help does without
 
-    manifest = Manifest.load(arguments.manifest, arguments.root)
+    manifest = Manifest.load(arguments.manifest, arguments.root).require_files()
     manifest.fold()  # refuses a template and a manifest without training cases
-    config = find_config(arguments.config).with_overrides(arguments.set)
+    settings = [*manifest.training_settings(), *arguments.set]
+    config = find_config(arguments.config).with_overrides(settings)
     config = plan_file.without_wrong_flips(config, manifest.labels)
     file = arguments.out or plan_file.default_path(arguments.manifest, arguments.config)
     device = machine.pick_device(arguments.device)

@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     device = machine.pick_device(arguments.device, training=True)
     manifest = Manifest.load(arguments.manifest, arguments.root).require_files()
-    config = find_config(arguments.config).with_overrides(arguments.set)
+    settings = [*manifest.training_settings(), *arguments.set]
+    config = find_config(arguments.config).with_overrides(settings)
     config = plan_file.without_wrong_flips(config, manifest.labels)
     cases, run_dir, more = manifest.fold(arguments.fold), arguments.run_dir, arguments.steps_more
     run_folder.refuse_wrong_folder(run_dir, resume=(resume := arguments.resume or more > 0))
@@ -47,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             plan = plan_file.shared_plan(manifest, config, file, device, arguments.memory)
             config = run_folder.begin(run_dir, plan, cases, device)
         cache = arguments.cache or run_dir / "cache"
-        trainer = Trainer(
-            run_folder.prepare(cases, manifest, config, cache), config, run_dir, device
-        )
+        data = run_folder.prepare(cases, manifest, config, cache)
+        trainer = Trainer(data, config, run_dir, device)
         if resume:
             trainer.resume()
         run_report.finish(trainer, trainer.fit())

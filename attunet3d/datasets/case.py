@@ -1,4 +1,4 @@
-"""One case of a manifest, and how its entry and the labels' names are read from JSON."""
+"""One case of a manifest, and how its entry is read from JSON."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -33,51 +33,13 @@ class Case:
     """Voxel axes of the scan along which the label is mirrored when read; None: as it is."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Checksums of the files "image" and "label", where they are known."""
+    annotated: tuple[str, ...] | None = None
+    """Names of the labels that were looked for in this case; None: all of them."""
 
     @property
     def patient(self) -> str:
         """The group, or the case itself where none is given."""
         return self.group if self.group is not None else self.id
-
-
-def parse_labels(values: object) -> dict[int, str]:
-    """Label names by value, from `{"1": name}` or `{name: 1}`; 0 is the background.
-
-    Raises:
-        DataError: A value is no whole number of 0 … 255, a name comes twice, or what is
-            meant is not supported (regions, an ignored label).
-
-    Example:
-        >>> parse_labels({"background": 0, "pancreas": 1})
-        {0: 'background', 1: 'pancreas'}
-    """
-    if not isinstance(values, Mapping) or not values:
-        raise DataError('labels must be names by value, as {"0": "background", "1": "liver"}')
-    named: dict[int, str] = {}
-    for key, item in values.items():
-        value, name = (key, item) if isinstance(item, str) else (item, key)
-        if isinstance(value, list):
-            raise DataError(
-                f"label {name!r:.80}: is a region of several values, which is not supported; give"
-                " every voxel one label and every label one value"
-            )
-        number = _label_value(value, name)
-        if number in named:
-            raise DataError(f"labels: value {number} has two names; keep one")
-        if not case_names.is_name(name):
-            raise DataError(
-                f"label {name!r:.80}: must be short text without control characters; rename it"
-            )
-        if name.strip().lower() == "ignore":
-            raise DataError(
-                "label 'ignore': unlabelled voxels are not supported; leave these cases out or"
-                " label them whole"
-            )
-        named[number] = name
-    named.setdefault(0, "background")
-    if len(named) < 2 or len(set(named.values())) < len(named):
-        raise DataError("labels: there must be one besides the background, and no name twice")
-    return dict(sorted(named.items()))
 
 
 def parse_modality(values: object) -> str:
@@ -108,16 +70,6 @@ def parse_modality(values: object) -> str:
             cure="leave this data set out",
         )
     return names[0]
-
-
-def _label_value(value: object, name: object) -> int:
-    digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 3
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not (digits or whole) or not 0 <= int(str(value)) <= 255:
-        raise DataError(
-            f"label {name!r:.80}: value {str(value)[:80]!r} must be a whole number of 0 … 255"
-        )
-    return int(str(value))
 
 
 def parse_cases(values: Mapping[str, Any], part: str, place: Place) -> Iterator[Case]:
@@ -154,6 +106,7 @@ def case_values(case: Case, root: Path) -> dict[str, Any]:
     for key in ("fold", "group", "label_flip"):
         if getattr(case, key) is not None:
             values[key] = getattr(case, key)
+    values |= {} if case.annotated is None else {"annotated": list(case.annotated)}
     return values | ({"sha256": dict(case.sha256)} if case.sha256 else {})
 
 
@@ -173,6 +126,11 @@ def _case(entry: Mapping[str, Any], place: Place) -> Case:
         isinstance(value, str) for value in checksums.values()
     ):
         raise DataError('sha256: must be checksums by file, as {"image": "9f86…"}')
+    annotated = entry.get("annotated")
+    if annotated is not None and not (
+        isinstance(annotated, list) and annotated and all(map(case_names.is_name, annotated))
+    ):
+        raise DataError(f'annotated {annotated!r:.80}: must be label names, as ["pancreas"]')
     given = entry.get("id")
     return Case(
         id=case_names.check_id(_derived_id(image, label) if given is None else given),
@@ -182,6 +140,7 @@ def _case(entry: Mapping[str, Any], place: Place) -> Case:
         group=None if group is None else str(group),
         label_flip=flip,
         sha256=dict(checksums),
+        annotated=None if annotated is None else tuple(annotated),
     )
 
 

@@ -25,7 +25,8 @@ import numpy as np
 
 from attunet3d.core import ENDINGS, DataError, UserError, case_names, read_json, stem
 from attunet3d.datasets import manifest
-from attunet3d.datasets.case import Case, parse_labels
+from attunet3d.datasets.case import Case
+from attunet3d.datasets.label_names import parse_labels
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging import read_label
 
@@ -92,7 +93,7 @@ def renamed(found: Manifest, names: Mapping[str, str]) -> Manifest:
         DataError: A value or name is not allowed, or a name comes twice.
     """
     labels = {str(value): name for value, name in found.labels.items()}
-    return replace(found, labels=parse_labels({**labels, **names})) if names else found
+    return replace(found, labels=parse_labels({**labels, **names}).labels) if names else found
 
 
 def grouped(found: Manifest, pattern: str | None) -> Manifest:
@@ -106,7 +107,7 @@ def grouped(found: Manifest, pattern: str | None) -> Manifest:
         DataError: The pattern is none, or an id does not match.
 
     Example:
-        >>> from attunet3d.datasets.case import Case, parse_labels
+        >>> from attunet3d.datasets.case import Case
         >>> case = Case(id="p07_late", image=Path("/data/p07_late.nii.gz"))
         >>> labels = {0: "background", 1: "liver"}
         >>> found = Manifest(name="a", labels=labels, root=Path("/data"), training=(case,))
@@ -146,8 +147,6 @@ def _placed(folder: Path, root: Path, path: str) -> Path:
 def _nnunet(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest's values of an nnU-Net raw data set."""
     channels = values.get("channel_names", {"0": "CT"})
-    if values.get("regions_class_order"):
-        raise DataError("regions_class_order: regions are not supported; one label a voxel")
     if isinstance(explicit := values.get("dataset"), Mapping):
         pairs = [_listed(case_id, entry) for case_id, entry in explicit.items()]
     else:
@@ -157,6 +156,7 @@ def _nnunet(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
             key: values[key] for key in ("name", "licence", "license", "reference") if key in values
         },
         "labels": values.get("labels"),
+        "regions_class_order": values.get("regions_class_order"),
         "modality": channels,
         "training": pairs,
         "test": list(_pairs(folder, "imagesTs", "labelsTs")),

@@ -17,7 +17,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ from attunet3d.datasets.case import (
     Place,
     case_values,
     parse_cases,
-    parse_labels,
     parse_modality,
 )
+from attunet3d.datasets.case_uniqueness import check_unique
+from attunet3d.datasets.label_names import IGNORE, LabelNames, label_values, parse_labels
 
 HELD_OUT_FOLDS = 5  # without folds or a validation list, one patient in five is held out
 __all__ = ["Case", "DataError", "Manifest", "parse"]
@@ -45,6 +46,10 @@ class Manifest:
     name: str
     labels: dict[int, str]
     root: Path
+    ignore: int | None = None
+    """The label value of voxels that nobody has labelled; it is not among `labels`."""
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Label values of each region, by its name; see `LabelNames`."""
     modality: str = "CT"
     licence: str = ""
     source: str = ""
@@ -55,7 +60,7 @@ class Manifest:
     """Image and label are patterns that `attunet3d manifest --template` turns into paths."""
 
     def __post_init__(self) -> None:
-        _check_cases(self)
+        check_unique({part: getattr(self, part) for part in _LISTS})
 
     @classmethod
     def load(cls, path: Path, root: Path | None = None) -> "Manifest":
@@ -94,12 +99,33 @@ class Manifest:
         """Plain values as `load` reads them, without the root."""
         root = self.root.resolve()
         values: dict[str, Any] = {"name": self.name}
-        values["labels"] = {str(value): name for value, name in sorted(self.labels.items())}
+        values |= label_values(LabelNames(self.labels, self.ignore, self.regions))
         values |= {key: getattr(self, key) for key in ("modality", "licence", "source")}
         values |= {"template": True} if self.template else {}
         for part in _LISTS:
             values[part] = [case_values(case, root) for case in getattr(self, part)]
         return values
+
+    @property
+    def value_names(self) -> dict[int, str]:
+        """Every value that a label map may hold, with what it means."""
+        names = {value: name for name, values in self.regions.items() for value in values}
+        return names | self.labels | ({} if self.ignore is None else {self.ignore: IGNORE})
+
+    def training_settings(self) -> list[str]:
+        """What the labels ask of a training, as `--set` takes it.
+
+        Raises:
+            DataError: The labels are of a kind that cannot be trained on yet.
+        """
+        cure = "leave such cases out"
+        if parts := [case.id for case in (*self.training, *self.validation) if case.annotated]:
+            rule = f"case {parts[0]!r} is annotated in part, which cannot be trained on yet"
+            raise DataError(f"manifest {self.name!r}: {rule}", cure=cure)
+        if self.regions:
+            rule = "regions that overlap cannot be trained on yet"
+            raise DataError(f"manifest {self.name!r}: {rule}", cure="give every voxel one label")
+        return [] if self.ignore is None else [f"training.ignore_index={self.ignore}"]
 
     def __str__(self) -> str:
         """How many cases there are, and how many validate in each fold."""
@@ -227,10 +253,11 @@ def parse(values: object, root: Path, name: str = "", place: Place | None = None
             "is the dataset.json of nnU-Net; list its cases with attunet3d manifest DATA_DIR"
         )
     place = place or partial(case_names.inside, root)
+    names = parse_labels(values.get("labels"), values.get("regions_class_order"))
     lists: dict[str, Any] = {key: tuple(parse_cases(values, key, place)) for key in _LISTS}
     return Manifest(
         name=_text(values, "name") or name,
-        labels=parse_labels(values.get("labels")),
+        **vars(names),
         root=root.resolve(),
         modality=parse_modality(values.get("modality", "CT")),
         licence=_text(values, "licence") or _text(values, "license"),
@@ -266,27 +293,3 @@ def _root(path: Path, values: object) -> Path:
     if not isinstance(given, str) or not given.isprintable():
         raise DataError(f"root {str(given)[:80]!r}: must be the path of a folder")
     return path.resolve().parent / given
-
-
-def _check_cases(manifest: Manifest) -> None:
-    """No two cases of one name or one scan, no patient in two places."""
-    names: dict[str, str] = {}
-    images: dict[Path, str] = {}
-    places: dict[str, tuple[str, str]] = {}
-    for part in _LISTS:
-        for case in getattr(manifest, part):
-            _claim(names, case_names.folded(case.id), case, "have one file name; rename one")
-            _claim(images, case.image.resolve(), case, "are one scan; keep one of them")
-            place = part if case.fold is None else f"fold {case.fold}"
-            other, where = places.setdefault(case.patient, (case.id, place))
-            if where != place:
-                raise DataError(
-                    f"case {case.id!r}: is in {place}, case {other!r} of the same patient"
-                    f" {case.patient!r} in {where}; keep a patient's cases together"
-                )
-
-
-def _claim(taken: dict[Any, str], key: object, case: Case, rule: str) -> None:
-    if key in taken:
-        raise DataError(f"cases {taken[key]!r} and {case.id!r}: {rule}")
-    taken[key] = case.id

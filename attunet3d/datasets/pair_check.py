@@ -24,6 +24,7 @@ from attunet3d.datasets import label_fit
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
 from attunet3d.datasets.label_fit import TISSUE_HU
+from attunet3d.datasets.label_names import IGNORE
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging import Volume, coverage_warnings, hounsfield_warnings, read_label
 
@@ -73,7 +74,7 @@ def check_pairs(
     jobs = [(case, part != "test") for part in _PARTS for case in getattr(cases, part)]
 
     def check(job: tuple[Case, bool]) -> list[Problem]:
-        return _check(*job, labels=cases.labels, tissue_hu=(low, high))
+        return _check(*job, labels=cases.value_names, tissue_hu=(low, high))
 
     problems: list[Problem] = []
     with ThreadPoolExecutor(workers) as pool, progress(len(jobs), "manifest") as bar:
@@ -121,6 +122,9 @@ def check_case(
     yield from (problem(f"{name}: {text}", **facts) for text, facts in _values(label, labels))
     if image is None:
         return
+    ignored = [value for value, meaning in labels.items() if meaning == IGNORE]
+    if ignored:  # nobody says that an organ is there
+        label = replace(label, array=np.where(label.array == ignored[0], 0, label.array))
     if label.array.shape != image.array.shape:
         yield problem(
             f"{name}: has shape {label.array.shape}, its scan {image.array.shape}; give the label"

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+
 from attunet3d.core import (
     DataError,
     Progress,
@@ -44,6 +46,7 @@ class _Pair:
     predictions: tuple[Path, ...]  # one, unless it is missing or not unique
     references: tuple[Path, ...]
     case: Case | None = None  # of a manifest
+    manifest: Manifest | None = None
 
 
 def evaluate(
@@ -89,11 +92,12 @@ def evaluate(
             path=reference,
             cure="give PREDICTIONS first, then REFERENCE; or take the CASE.json files away",
         )
-    references, names, cases = _references(reference, root, fold, everything, split)
+    references, cases, manifest = _references(reference, root, fold, everything, split)
+    names = {value: name for value, name in manifest.labels.items() if value} if manifest else {}
     _check_names(names, named)
     found = _by_id(find_scans(predictions))
     pairs = [
-        _Pair(name, found.get(name, ()), paths, cases.get(name))
+        _Pair(name, found.get(name, ()), paths, cases.get(name), manifest)
         for name, paths in references.items()
     ]
     with locked_folder(out_dir, "evaluate"):
@@ -118,17 +122,16 @@ def evaluate(
 
 def _references(
     path: Path, root: Path | None, fold: int | None, everything: bool, split: Split
-) -> tuple[dict[str, tuple[Path, ...]], dict[int, str], dict[str, Case]]:
-    """References by case; of a manifest also the labels' names and the cases."""
+) -> tuple[dict[str, tuple[Path, ...]], dict[str, Case], Manifest | None]:
+    """References by case; of a manifest also the cases and the manifest itself."""
     if path.suffix.lower() != ".json":
         if fold is not None or root is not None or everything:
             raise DataError("is not a manifest; --fold, --all and --root go with one", path=path)
-        return _by_id(find_scans(path)), {}, {}
+        return _by_id(find_scans(path)), {}, None
     manifest = Manifest.load(path, root)
     cases = held_out(manifest, split, fold=fold, everything=everything, labelled=True)
     labelled = _by_id([(case.id, case.label) for case in cases if case.label])
-    names = {value: name for value, name in manifest.labels.items() if value}
-    return labelled, names, {case.id: case for case in cases}
+    return labelled, {case.id: case for case in cases}, manifest
 
 
 def _by_id(files: Sequence[tuple[str, Path]]) -> dict[str, tuple[Path, ...]]:
@@ -213,9 +216,19 @@ def _score_pair(
             f"{pair.predictions[0]}: lies up to {here.distance_mm(there):.4g} mm from its reference"
             f" (at most {GRID_TOLERANCE_MM} mm); check which of the two headers is wrong"
         )
-    return metrics.score_labels(
-        prediction.array, reference.array, there, tolerance_mm=tolerance_mm, done=done
-    )
+    found, expected = prediction.array, reference.array
+    manifest = pair.manifest
+    if manifest is not None and manifest.ignore is not None:
+        known = expected != manifest.ignore
+        found, expected = np.where(known, found, 0), np.where(known, expected, 0)
+    if manifest is None or not manifest.regions:
+        return metrics.score_labels(found, expected, there, tolerance_mm=tolerance_mm, done=done)
+    regions = {value: manifest.regions.get(name) for value, name in manifest.labels.items()}
+    return {
+        value: metrics.score(np.isin(found, parts), np.isin(expected, parts), there, tolerance_mm)
+        for value, parts in regions.items()
+        if parts
+    }
 
 
 def _read_reference(pair: _Pair) -> Volume:

@@ -368,3 +368,23 @@ def test_an_unforeseen_error_fails_its_case_only(folders, monkeypatch):
     summary = evaluate(*folders)
     assert list(summary.scores) == ["b", "c"]
     assert "out of memory" in summary.failures["a"]
+
+
+def test_ignored_voxels_count_nowhere_and_regions_are_scored_whole(folders, tmp_path):
+    """Voxel (2,1,1) of the reference is unknown; then whole = 1 or 2, and part = 2 alone."""
+    predictions, reference, out = folders
+    write(predictions, "a", {(1, 1, 1): 1, (2, 1, 1): 1, (3, 1, 1): 2})
+    write(reference, "a", {(1, 1, 1): 1, (2, 1, 1): 3, (3, 1, 1): 1})
+    path = manifest_of(tmp_path, training=[("a", None, True)])
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"labels": {"1": "organ", "2": "tumour", "3": "ignore"}}))
+    summary = evaluate(predictions, path, out, everything=True)
+    assert summary.values(1, "dice") == pytest.approx([2 / 3])  # 1 of 1 and 2 voxels
+    assert summary.values(1, "volume_ml_prediction") == pytest.approx([0.02])
+    assert summary.values(2, "dice") == [0]
+    labels = {"whole": [1, 2], "tumour": 2, "ignore": 3}
+    regions = {"labels": labels, "regions_class_order": [1, 2]}
+    path.write_text(json.dumps(content | regions))
+    summary = evaluate(predictions, path, out, everything=True)
+    assert summary.labels == {1: "whole", 2: "tumour"}
+    assert (summary.values(1, "dice"), summary.values(2, "dice")) == ([1], [0])

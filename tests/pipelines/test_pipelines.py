@@ -323,3 +323,29 @@ def test_labels_without_a_name_are_told(tmp_path, capsys):
     assert "warning: no name for label 1; give one by --label 1=NAME\n" in capsys.readouterr().err
     call("manifest", tmp_path / "data", "--out", tmp_path / "n.json", "--label", "1=pancreas")
     assert "no name" not in capsys.readouterr().err
+
+
+def test_an_ignored_label_is_honoured_from_the_manifest_to_the_scores(tmp_path):
+    """Voxels that nobody labelled are in no loss and in no score; the model does not know them."""
+    write_phantoms(tmp_path / "data", 2, 1, matrix=32)
+    for path in (tmp_path / "data" / "labelsTr").iterdir():
+        image = nibabel.load(path)
+        array = np.asarray(image.dataobj).copy()
+        array[: array.shape[0] // 2][array[: array.shape[0] // 2] == 0] = 9
+        nibabel.save(nibabel.Nifti1Image(array, image.affine, image.header), path)
+    about = json.loads((tmp_path / "data" / "dataset.json").read_text(encoding="utf-8"))
+    about["labels"]["9"] = "ignore"
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(about))
+    manifest, run, out = tmp_path / "m.json", tmp_path / "run", tmp_path / "out"
+    assert call("manifest", tmp_path / "data", "--out", manifest) == 0
+    sets = [part for setting in FAST for part in ("--set", setting)]
+    assert call("train", manifest, "demo_cpu", run, "--device", "cpu", *sets) == 0
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    assert config["training"]["ignore_index"] == 9
+    assert call("infer", run, manifest, out, "--device", "cpu") == 0
+    sidecar = json.loads(next(out.glob("phantom*.json")).read_text(encoding="utf-8"))
+    assert "ignore" not in sidecar["labels"].values()
+    assert call("evaluate", out, manifest, tmp_path / "scores") == 0
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text(encoding="utf-8"))
+    assert "9" not in summary["labels"]
+    assert 9 not in summary["values_taken_as_background"]

@@ -1,0 +1,85 @@
+"""Names, regions and the ignored value, as nnU-Net's documentation describes them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from attunet3d.core import DataError
+from attunet3d.datasets.formats import read_data_set
+from attunet3d.datasets.label_names import LabelNames, label_values, parse_labels
+from attunet3d.datasets.manifest import Manifest
+
+BRATS = {
+    "background": 0,
+    "whole tumor": [1, 2, 3],
+    "tumor core": [2, 3],
+    "enhancing tumor": 3,
+    "ignore": 4,
+}
+REGIONS = {"whole tumor": (1, 2, 3), "tumor core": (2, 3), "enhancing tumor": (3,)}
+
+
+def nnunet(folder: Path, **values: object) -> Path:
+    """A raw data set of one case, its files empty."""
+    for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).touch()
+    about = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz", **values}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_regions_and_the_ignored_value_come_through_a_manifest(tmp_path: Path) -> None:
+    """nnU-Net's own example; the file written says the same as the one read."""
+    found = read_data_set(nnunet(tmp_path / "data", labels=BRATS, regions_class_order=[1, 2, 3]))
+    assert found.labels == {
+        0: "background",
+        1: "whole tumor",
+        2: "tumor core",
+        3: "enhancing tumor",
+    }
+    assert (found.regions, found.ignore) == (REGIONS, 4)
+    assert found.value_names[4] == "ignore"
+    found.save(tmp_path / "m.json")
+    assert Manifest.load(tmp_path / "m.json") == found
+    with pytest.raises(DataError, match="regions that overlap cannot be trained on yet"):
+        found.training_settings()
+
+
+def test_an_ignored_value_is_not_a_label_and_sets_the_training(tmp_path: Path) -> None:
+    """In nnU-Net's file and in ours, whatever the case of its letters."""
+    labels = {"background": 0, "liver": 1, "Ignore": 2}
+    found = read_data_set(nnunet(tmp_path, labels=labels))
+    assert (found.labels, found.ignore) == ({0: "background", 1: "liver"}, 2)
+    assert found.training_settings() == ["training.ignore_index=2"]
+    found.save(tmp_path / "m.json")
+    assert Manifest.load(tmp_path / "m.json") == found
+    assert json.loads((tmp_path / "m.json").read_text())["labels"]["2"] == "ignore"
+
+
+def test_what_was_looked_for_in_a_case_is_kept(tmp_path: Path) -> None:
+    """And no training takes what was not for background."""
+    entry = {"id": "a", "image": "a.nii", "label": "l.nii", "annotated": ["liver"]}
+    (tmp_path / "m.json").write_text(json.dumps({"labels": {"1": "liver"}, "training": [entry]}))
+    found = Manifest.load(tmp_path / "m.json")
+    assert found.training[0].annotated == ("liver",)
+    found.save(tmp_path / "n.json")
+    assert Manifest.load(tmp_path / "n.json").training == found.training
+    with pytest.raises(DataError, match="case 'a' is annotated in part") as caught:
+        found.training_settings()
+    assert caught.value.cure == "leave such cases out"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        LabelNames({0: "background", 1: "a", 7: "b"}),
+        LabelNames({0: "background", 1: "a"}, ignore=255),
+        LabelNames({0: "background", 1: "a", 2: "b"}, 3, {"b": (2,), "a": (1, 2)}),
+    ],
+)
+def test_names_are_written_as_they_are_read(names: LabelNames) -> None:
+    """Through JSON and back."""
+    values = json.loads(json.dumps(label_values(names)))
+    assert parse_labels(values["labels"], values.get("regions_class_order")) == names
