@@ -28,6 +28,7 @@ SECTIONS = {
 MAY_BE_NONE = {
     "network.strides",
     "network.blocks",
+    "network.width",
     "network.gate_bias",
     "preprocessing.spacing_mm",
     "preprocessing.hu_window",

@@ -62,5 +62,5 @@ def test_a_configuration_is_shown_by_what_differs_from_the_defaults():
     text = config_summary(find_config("oktay2018"))
     assert "training.patch_size" in text
     assert "training.seed" not in text
-    assert "one patch of 160×160×96 voxels; a training step" in text
+    assert "one patch of 160×160×96 voxels; training takes" in text
     assert "the plan chooses the size" in config_summary(find_config("pancreas_ct"))
