@@ -15,7 +15,7 @@ import numpy as np
 
 from attunet3d.core import Array, DataError, Floats
 from attunet3d.imaging.dicom_file import Frame, read_header
-from attunet3d.imaging.dicom_pixels import stored_values
+from attunet3d.imaging.dicom_pixels import hounsfield
 from attunet3d.imaging.geometry import LPS_TO_RAS, Grid
 
 MOST_SLICES = 10_000
@@ -101,7 +101,7 @@ def read_series(
     affine[:3, 3] = LPS_TO_RAS @ np.array(first.position)
     if not all(frame.file.scaled for frame in stack.frames):
         odd.append("no RescaleSlope is given; stored values are taken as HU")
-    return _hounsfield(stack, folder), Grid(size, affine), [*warnings, *odd]
+    return hounsfield(stack.frames), Grid(size, affine), [*warnings, *odd]
 
 
 def find_series(folder: Path, series: str | None = None) -> tuple[Stack, list[str]]:
@@ -250,7 +250,7 @@ def _check_gap(gap: float, frames: tuple[Frame, ...], folder: Path) -> None:
         raise DataError(rule, path=folder, value=gap, cure=cure)
     said = max(abs(frame.gap or 0.0) for frame in frames)
     if said and gap > 1.5 * said:
-        rule = f"slices lie {gap:g} mm apart, and SpacingBetweenSlices is {said:g} mm: some miss"
+        rule = f"slices are missing: they lie {gap:g} mm apart, SpacingBetweenSlices is {said:g}"
         raise DataError(rule, path=folder, value=gap, cure=AGAIN)
 
 
@@ -264,27 +264,3 @@ def _ends(frames: tuple[Frame, ...]) -> list[str]:
     if consecutive and numbers[0] > 1:
         return [f"instance numbers begin at {numbers[0]}: slices may be missing at an end"]
     return []
-
-
-def _hounsfield(stack: Stack, folder: Path) -> Array:
-    """Stored values × slope + intercept of each frame, (I, J, K): int16 where exact."""
-    pixels, count = stack.frames[0].file.pixels, len(stack.frames)
-    scales = {value for frame in stack.frames for value in (frame.slope, frame.intercept)}
-    dtype = np.dtype(np.int16 if all(scale.is_integer() for scale in scales) else np.float32)
-    volume: Array = np.empty((pixels.columns, pixels.rows, count), dtype, order="F")
-    place = {(frame.file.path, frame.number): k for k, frame in enumerate(stack.frames)}
-    for file in {frame.file.path: frame.file for frame in stack.frames}.values():
-        try:
-            stored = stored_values(file)
-        except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror})", path=file.path) from None
-        for number, values in enumerate(stored):
-            k = place.get((file.path, number))
-            if k is None:
-                continue
-            frame = stack.frames[k]
-            scaled = values * np.float64(frame.slope) + frame.intercept  # exact for 32-bit integers
-            if volume.dtype == np.int16 and not (scaled.min() >= -(2**15) and scaled.max() < 2**15):
-                volume = volume.astype(np.float32, order="F")
-            volume[..., k] = scaled.T
-    return volume

@@ -1,14 +1,13 @@
 """One DICOM file's header: what kind of object it is, and where each of its frames lies.
 
 pydicom reads the header from a memory map, so that a length beyond the end of the file takes no
-memory. Values are parsed here from their bytes: pydicom's own conversion warns with the value,
-and values may name a person. No message contains a tag's text.
+memory. No message contains a tag's text, which may name a person.
 """
 
 import mmap
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,9 @@ from pydicom.uid import (
 )
 
 from attunet3d.core import DataError
+from attunet3d.imaging.dicom_tags import COPY, integer, items, number, numbers, text
 
 CT_CLASSES = {CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
-COPY = "copy or export the series again"
 PREAMBLE = 128
 MOST_FRAMES = 10_000
 TAGS: list[str] = [
@@ -40,15 +39,6 @@ TAGS: list[str] = [
     *("ImageOrientationPatient", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope"),
     *("RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
-GROUPS = {  # functional group that holds a tag in an enhanced object
-    "ImagePositionPatient": "PlanePositionSequence",
-    "ImageOrientationPatient": "PlaneOrientationSequence",
-    "PixelSpacing": "PixelMeasuresSequence",
-    "SliceThickness": "PixelMeasuresSequence",
-    "SpacingBetweenSlices": "PixelMeasuresSequence",
-    "RescaleSlope": "PixelValueTransformationSequence",
-    "RescaleIntercept": "PixelValueTransformationSequence",
-}
 
 
 @dataclass(frozen=True)
@@ -129,14 +119,15 @@ def read_header(path: Path) -> tuple[list[Frame], str]:
     kind, name = _kind(dataset)
     if not name:
         raise DataError("is damaged: it does not say what it is (SOP class)", path=path, cure=COPY)
-    if "LOCALIZER" in _text(dataset, "ImageType"):
+    if "LOCALIZER" in text(dataset, "ImageType"):
         return [], "localiser"
     if kind not in CT_CLASSES:
         return [], name
-    modality = _text(dataset, "Modality")
-    if modality != "CT":
-        plain = modality if re.fullmatch("[A-Z]{2}", modality) else "unknown"
-        return [], f"image of modality {plain}"
+    modality = text(dataset, "Modality")
+    if re.fullmatch("[A-Z]{2,}", modality) and modality != "CT":
+        return [], f"image of modality {modality}"
+    if modality not in ("CT", ""):
+        raise DataError("has a damaged Modality", path=path, cure=COPY)
     try:
         return list(_frames(dataset, path)), ""
     except DataError:
@@ -146,8 +137,14 @@ def read_header(path: Path) -> tuple[list[Frame], str]:
 
 
 def _kind(dataset: Any) -> tuple[str, str]:
-    """An object's SOP class, and its name; no name where the file breaks off before telling it."""
-    kind = _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")
+    """An object's SOP class and its name; no name where the file is cut off or contradicts itself.
+
+    The class stands in the data set and in the meta group; anonymisers may empty the former.
+    """
+    inner, outer = text(dataset, "SOPClassUID"), text(dataset.file_meta, "MediaStorageSOPClassUID")
+    kind = inner or outer
+    if inner and outer and inner != outer:
+        return kind, ""
     known = UID(kind, IGNORE).name if re.fullmatch(r"[0-9.]+", kind) else kind
     if known != kind:
         return kind, known.removesuffix(" Storage")
@@ -186,68 +183,76 @@ def _without_preamble(start: bytes) -> bool:
 
 
 def _frames(dataset: Dataset, path: Path) -> Iterator[Frame]:
-    shared = _items(dataset, "SharedFunctionalGroupsSequence")
-    each = _items(dataset, "PerFrameFunctionalGroupsSequence")
+    shared = items(dataset, "SharedFunctionalGroupsSequence")
+    each = items(dataset, "PerFrameFunctionalGroupsSequence")
     file = _file(dataset, path, shared, each)
     count = file.pixels.frames
     if count > 1 and len(each) != count:
         rule = f"holds {count} frames, and says where {len(each)} of them lie"
         raise DataError(rule, path=path, value=count, cure=COPY)
-    for number in range(count):
-        places = [*each[number : number + 1], *shared]
-        orientation = _numbers(dataset, places, "ImageOrientationPatient", 6, path)
-        rows = np.array(orientation).reshape(2, 3)
-        if np.abs(rows @ rows.T - np.eye(2)).max() > 1e-3:
-            rule = "has an ImageOrientationPatient that is not two perpendicular unit vectors"
-            raise DataError(rule, path=path, value=orientation, cure=COPY)
-        spacing = _numbers(dataset, places, "PixelSpacing", 2, path)
-        if min(spacing) <= 0:
-            rule = f"has PixelSpacing {spacing}: must be positive"
-            raise DataError(rule, path=path, value=spacing, cure=COPY)
-        slope = _number(dataset, places, "RescaleSlope", path)
+    for index in range(count):
+        groups = [*each[index : index + 1], *shared]
+        slope = number(dataset, groups, "RescaleSlope", path)
         if slope == 0:
             raise DataError("has RescaleSlope 0", path=path, value=slope, cure=COPY)
         yield Frame(
             file,
-            number,
-            _numbers(dataset, places, "ImagePositionPatient", 3, path),
-            orientation,
-            spacing,
-            _number(dataset, places, "SliceThickness", path),
-            _number(dataset, places, "SpacingBetweenSlices", path),
+            index,
+            numbers(dataset, groups, "ImagePositionPatient", 3, path),
+            _orientation(dataset, groups, path),
+            _spacing(dataset, groups, path),
+            number(dataset, groups, "SliceThickness", path),
+            number(dataset, groups, "SpacingBetweenSlices", path),
             1.0 if slope is None else slope,
-            _number(dataset, places, "RescaleIntercept", path) or 0.0,
+            number(dataset, groups, "RescaleIntercept", path) or 0.0,
         )
+
+
+def _orientation(dataset: Dataset, groups: list[Dataset], path: Path) -> tuple[float, ...]:
+    orientation = numbers(dataset, groups, "ImageOrientationPatient", 6, path)
+    rows = np.array(orientation).reshape(2, 3)
+    if np.abs(rows @ rows.T - np.eye(2)).max() > 1e-3:
+        rule = "has an ImageOrientationPatient that is not two perpendicular unit vectors"
+        raise DataError(rule, path=path, value=orientation, cure=COPY)
+    return orientation
+
+
+def _spacing(dataset: Dataset, groups: list[Dataset], path: Path) -> tuple[float, ...]:
+    spacing = numbers(dataset, groups, "PixelSpacing", 2, path)
+    if min(spacing) <= 0:
+        rule = f"has PixelSpacing {spacing}: must be positive"
+        raise DataError(rule, path=path, value=spacing, cure=COPY)
+    return spacing
 
 
 def _file(dataset: Dataset, path: Path, shared: list[Dataset], each: list[Dataset]) -> CtFile:
     if "ModalityLUTSequence" in dataset:
         rule = "stores values by a table (ModalityLUTSequence), not by slope and intercept"
         raise DataError(rule, path=path, cure="export it with a rescale slope")
-    samples = _integer(dataset, "SamplesPerPixel")
+    samples = integer(dataset, "SamplesPerPixel")
     if samples not in (1, None):
         rule = f"holds colour ({samples} samples per pixel): CT has one"
         raise DataError(rule, path=path, value=samples, cure="export the CT itself")
     return CtFile(
         path,
-        _text(dataset, "SeriesInstanceUID"),
-        _text(dataset, "FrameOfReferenceUID"),
-        _integer(dataset, "SeriesNumber"),
-        _text(dataset, "SeriesDescription"),
-        _integer(dataset, "InstanceNumber"),
-        _integer(dataset, "ImagesInAcquisition"),
+        text(dataset, "SeriesInstanceUID"),
+        text(dataset, "FrameOfReferenceUID"),
+        integer(dataset, "SeriesNumber"),
+        text(dataset, "SeriesDescription"),
+        integer(dataset, "InstanceNumber"),
+        integer(dataset, "ImagesInAcquisition"),
         _pixels(dataset, path),
-        _number(dataset, [*each[:1], *shared], "RescaleSlope", path) is not None,
+        number(dataset, [*each[:1], *shared], "RescaleSlope", path) is not None,
     )
 
 
 def _pixels(dataset: Dataset, path: Path) -> Pixels:
     sizes = {}
     for name in ("Rows", "Columns", "BitsAllocated", "BitsStored"):
-        sizes[name] = _integer(dataset, name) or 0
+        sizes[name] = integer(dataset, name) or 0
         if sizes[name] < 1:
             raise DataError(f"does not give {name}", path=path, cure=COPY)
-    frames = _integer(dataset, "NumberOfFrames") or 1
+    frames = integer(dataset, "NumberOfFrames") or 1
     if not 1 <= frames <= MOST_FRAMES:
         rule = f"claims {frames} frames: must be 1 to {MOST_FRAMES}"
         raise DataError(rule, path=path, value=frames, cure=COPY)
@@ -255,7 +260,7 @@ def _pixels(dataset: Dataset, path: Path) -> Pixels:
     if allocated not in (8, 16, 32) or stored > allocated:
         rule = f"stores {stored} bits in {allocated}: must be at most as many, in 8, 16 or 32"
         raise DataError(rule, path=path, value=allocated, cure=COPY)
-    signed = _integer(dataset, "PixelRepresentation") == 1
+    signed = integer(dataset, "PixelRepresentation") == 1
     return Pixels(
         sizes["Rows"], sizes["Columns"], frames, allocated, stored, signed, _syntax(dataset)
     )
@@ -263,59 +268,10 @@ def _pixels(dataset: Dataset, path: Path) -> Pixels:
 
 def _syntax(dataset: Any) -> UID:
     """The transfer syntax; where the file has no meta group, the plain one that was recognised."""
-    given = _text(dataset.file_meta, "TransferSyntaxUID")
+    given = text(dataset.file_meta, "TransferSyntaxUID")
     if given:
         return UID(given, IGNORE)
     implicit, little = dataset.original_encoding
     if implicit:
         return ImplicitVRLittleEndian
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-
-
-def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    return list(dataset[keyword].value) if keyword in dataset else []
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    """A tag's text from its bytes; empty where there is none."""
-    value = dataset.get_item(keyword).value if keyword in dataset else None
-    if isinstance(value, bytes):
-        return value.decode("latin-1").strip("\0 ")
-    return "" if value is None else str(value)
-
-
-def _integer(dataset: Dataset, keyword: str) -> int | None:
-    if keyword in ("SeriesNumber", "InstanceNumber", "ImagesInAcquisition", "NumberOfFrames"):
-        text = _text(dataset, keyword)  # text in the file (IS); the others are binary (US)
-        return int(text) if re.fullmatch(r"[+-]?[0-9]{1,12}", text) else None
-    value = dataset[keyword].value if keyword in dataset else None
-    return value if isinstance(value, int) else None
-
-
-def _number(dataset: Dataset, places: Sequence[Dataset], keyword: str, path: Path) -> float | None:
-    found = _numbers(dataset, places, keyword, 1, path, optional=True)
-    return found[0] if found else None
-
-
-def _numbers(
-    dataset: Dataset,
-    places: Sequence[Dataset],
-    keyword: str,
-    count: int,
-    path: Path,
-    *,
-    optional: bool = False,
-) -> tuple[float, ...]:
-    """Numbers of a frame: from its functional groups, else those of all frames, else the file."""
-    groups = [item for place in places for item in _items(place, GROUPS[keyword])]
-    text = next((text for item in [*groups, dataset] if (text := _text(item, keyword))), "")
-    if optional and not text:
-        return ()
-    try:
-        values = tuple(float(part) for part in text.split("\\"))
-    except ValueError:
-        values = ()
-    if len(values) != count or not np.isfinite(values).all():
-        what = "has no" if not text else "has a damaged"
-        raise DataError(f"{what} {keyword}: must be {count} numbers", path=path, cure=COPY)
-    return values

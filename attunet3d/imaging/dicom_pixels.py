@@ -1,4 +1,4 @@
-"""The stored values of a DICOM file's frames.
+"""Hounsfield units of DICOM frames: their stored values, scaled by each frame's slope.
 
 Plain pixels are taken as they lie, and RLE by pydicom. JPEG, JPEG-LS and JPEG 2000 go to the GDCM
 that SimpleITK brings, which was found exact for all of them and needs no further package. GDCM
@@ -6,10 +6,12 @@ takes memory for whatever a header claims, so it gets a new file of the pixels a
 file itself.
 """
 
+import os
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydicom import Dataset, FileMetaDataset, dcmwrite
@@ -27,7 +29,8 @@ from pydicom.uid import (
 )
 
 from attunet3d.core import Array, DataError
-from attunet3d.imaging.dicom_file import COPY, CtFile, Pixels, parse
+from attunet3d.imaging.dicom_file import CtFile, Frame, Pixels, parse
+from attunet3d.imaging.dicom_tags import COPY
 
 PLAIN = {
     *(ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian),
@@ -38,6 +41,34 @@ LARGEST_RATIO = 1100  # voxels per byte of a compressed image
 MOST_HEADER = 1 << 26  # bytes beside the pixels that an inflated file may have
 
 
+def hounsfield(frames: Sequence[Frame]) -> Array:
+    """Read the frames of a volume, each with its own slope and intercept.
+
+    Returns:
+        (columns, rows, frames) in Fortran order, int16 where that is exact, else float32.
+
+    Raises:
+        DataError: A file cannot be read, or its pixels cannot be decoded.
+    """
+    pixels = frames[0].file.pixels
+    scales = {value for frame in frames for value in (frame.slope, frame.intercept)}
+    dtype = np.dtype(np.int16 if all(scale.is_integer() for scale in scales) else np.float32)
+    volume: Array = np.empty((pixels.columns, pixels.rows, len(frames)), dtype, order="F")
+    place = {(frame.file.path, frame.number): k for k, frame in enumerate(frames)}
+    for file in {frame.file.path: frame.file for frame in frames}.values():
+        for number, values in enumerate(stored_values(file)):
+            k = place.get((file.path, number))
+            if k is None:  # a frame of another stack
+                continue
+            # float64 is exact for 32-bit integers
+            scaled = values * np.float64(frames[k].slope) + frames[k].intercept
+            fits = scaled.min() >= -(2**15) and scaled.max() < 2**15
+            if volume.dtype == np.int16 and not fits:
+                volume = volume.astype(np.float32, order="F")
+            volume[..., k] = scaled.T
+    return volume
+
+
 def stored_values(file: CtFile) -> Array:
     """Read a file's pixels.
 
@@ -46,38 +77,49 @@ def stored_values(file: CtFile) -> Array:
 
     Raises:
         DataError: There are fewer pixels than the header claims, or they cannot be decoded.
-        OSError: The file cannot be read.
     """
     pixels, path = file.pixels, file.path
-    shape = pixels.frames, pixels.rows, pixels.columns
-    size = path.stat().st_size
     claimed = pixels.frames * pixels.rows * pixels.columns
-    if claimed > size * LARGEST_RATIO:
-        rule = f"claims {claimed} pixels, more than its {size} bytes can hold"
-        raise DataError(rule, path=path, value=claimed, cure=COPY)
-    if pixels.syntax == DeflatedExplicitVRLittleEndian:
-        _bound_inflation(path, claimed * pixels.bits_allocated // 8 + MOST_HEADER)
-    with path.open("rb") as opened:
-        dataset = parse(opened.fileno(), path, header_only=False)
+    dataset = _dataset(file, claimed)
     data = dataset.get_item("PixelData").value if "PixelData" in dataset else b""
     if not isinstance(data, bytes) or not data:
         raise DataError("is an image without pixels", path=path, cure=COPY)
-    if pixels.syntax in PLAIN:
-        return _plain(data, pixels, path).reshape(shape)
-    try:
-        decode = _by_gdcm if pixels.syntax in BY_GDCM else _by_pydicom
-        array = decode(dataset, data, pixels)
-    except Exception as error:  # decoders raise whatever they meet
-        raise DataError(
-            f"has pixels that cannot be decoded ({pixels.syntax.name}, {type(error).__name__})",
-            path=path,
-            cure="export the series uncompressed (Explicit VR Little Endian), or install"
-            " pylibjpeg and pylibjpeg-openjpeg",
-        ) from None
+    array = _plain(data, pixels, path) if pixels.syntax in PLAIN else _decoded(dataset, data, file)
     if array.size != claimed:
         rule = f"holds {array.size} pixels, and claims {claimed}"
         raise DataError(rule, path=path, value=array.size, cure=COPY)
-    return array.reshape(shape)
+    return array.reshape(pixels.frames, pixels.rows, pixels.columns)
+
+
+def _dataset(file: CtFile, claimed: int) -> Dataset:
+    """The whole data set of a file that can hold as many pixels as are claimed."""
+    pixels, path = file.pixels, file.path
+    try:
+        with path.open("rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if claimed > size * LARGEST_RATIO:
+                rule = f"claims {claimed} pixels, more than its {size} bytes can hold"
+                raise DataError(rule, path=path, value=claimed, cure=COPY)
+            if pixels.syntax == DeflatedExplicitVRLittleEndian:
+                _bound_inflation(opened, path, claimed * pixels.bits_allocated // 8 + MOST_HEADER)
+            return parse(opened.fileno(), path, header_only=False)
+    except OSError as error:
+        rule = f"cannot be read ({error.strerror})"
+        raise DataError(rule, path=path, cure="check the file and its permissions") from None
+
+
+def _decoded(dataset: Dataset, data: bytes, file: CtFile) -> Array:
+    try:
+        decode = _by_gdcm if file.pixels.syntax in BY_GDCM else _by_pydicom
+        return decode(dataset, data, file.pixels)
+    except Exception as error:  # decoders raise whatever they meet
+        raise DataError(
+            f"has pixels that cannot be decoded ({file.pixels.syntax.name},"
+            f" {type(error).__name__})",
+            path=file.path,
+            cure="export the series uncompressed (Explicit VR Little Endian), or install"
+            " pylibjpeg and pylibjpeg-openjpeg",
+        ) from None
 
 
 def _plain(data: bytes, pixels: Pixels, path: Path) -> Array:
@@ -124,10 +166,9 @@ def _by_gdcm(dataset: Dataset, data: bytes, pixels: Pixels) -> Array:
     return array
 
 
-def _bound_inflation(path: Path, most: int) -> None:
+def _bound_inflation(file: BinaryIO, path: Path, most: int) -> None:
     """Refuse a deflated file that unpacks to more than `most` bytes, without keeping them."""
-    with path.open("rb") as file:
-        data = file.read()
+    data = file.read()
     start = 132 + 12 + int.from_bytes(data[140:144], "little")  # PS3.10: length of the meta group
     decoder, piece, total = zlib.decompressobj(-zlib.MAX_WBITS), data[start:], 0
     while piece and not decoder.eof:

@@ -6,9 +6,9 @@ SAMPLES_PER_AXIS = 96
 
 
 def hounsfield_warnings(volume: Volume) -> list[str]:
-    """What makes a scan's values look unlike Hounsfield units; empty where nothing does.
+    """Describe what makes a scan's values look unlike Hounsfield units; empty if nothing does.
 
-    A sub-sample of the voxels is looked at. Known ways of losing the scale are named: values
+    A sub-sample of the voxels is examined. Known ways of losing the scale are named: values
     scaled to 0–1 or 0–255, and raw scanner values 1024 above HU.
 
     Args:
@@ -36,7 +36,9 @@ def hounsfield_warnings(volume: Volume) -> list[str]:
     if low >= 0 and high <= 255:
         return ["values lie between 0 and 255: not HU; bring the scan in Hounsfield units"]
     if low >= -10 and high > 600:
-        return [f"values lie between {low:g} and {high:g}: not HU, 1024 too high it seems"]
+        return [
+            f"values lie between {low:g} and {high:g}: probably raw scanner values, 1024 above HU"
+        ]
     if low > -200:
         return [f"no value is below {low:g}: no air, so it may not be HU"]
     if low < -10_000 or high > 70_000:

@@ -48,6 +48,7 @@ def series_seed() -> tuple[tuple[str, bytes], ...]:
     with TemporaryDirectory() as folder:
         for k in range(3):
             image = SimpleITK.GetImageFromArray(np.full((1, 4, 5), k, np.int16))
+            image.SetSpacing((1.0, 1.0, 2.0))
             tags = {"0008|0060": "CT", "0020|000d": "1.2.3.1", "0020|000e": "1.2.3.2"}
             tags |= {"0008|0018": f"1.2.3.3.{k + 1}", "0020|0013": str(k + 1)}
             tags |= {"0020|0032": f"0\\0\\{2 * k}", "0020|0037": "1\\0\\0\\0\\1\\0"}

@@ -56,7 +56,7 @@ def test_what_is_no_number_counts_as_air_or_is_refused(tmp_path):
         (-1024, 3071, None),
         (0, 1, "between 0 and 1"),
         (0, 255, "between 0 and 255"),
-        (0, 4000, "1024 too high"),
+        (0, 4000, "1024 above HU"),
         (-100, 300, "no air"),
         (-1e6, 1e6, "not HU"),
         (-7, -7, "nothing to segment"),

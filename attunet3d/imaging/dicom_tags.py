@@ -1,0 +1,88 @@
+"""Values of DICOM tags, parsed from their bytes.
+
+pydicom's own conversion warns of odd values by quoting them, and values may name a person.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset
+
+from attunet3d.core import DataError
+
+COPY = "copy or export the series again"
+GROUPS = {  # functional group that holds a tag in an enhanced object
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "SliceThickness": "PixelMeasuresSequence",
+    "SpacingBetweenSlices": "PixelMeasuresSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+}
+
+
+def items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence; none where there is no such tag."""
+    return list(dataset[keyword].value) if keyword in dataset else []
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    """A tag's text from its bytes; empty where there is none."""
+    value = dataset.get_item(keyword).value if keyword in dataset else None
+    if isinstance(value, bytes):
+        return value.decode("latin-1").strip("\0 ")
+    return "" if value is None else str(value)
+
+
+def integer(dataset: Dataset, keyword: str) -> int | None:
+    """A whole number; None where there is none."""
+    if keyword in ("SeriesNumber", "InstanceNumber", "ImagesInAcquisition", "NumberOfFrames"):
+        given = text(dataset, keyword)  # text in the file (IS); the others are binary (US)
+        return int(given) if re.fullmatch(r"[+-]?[0-9]{1,12}", given) else None
+    value = dataset[keyword].value if keyword in dataset else None
+    return value if isinstance(value, int) else None
+
+
+def number(dataset: Dataset, groups: Sequence[Dataset], keyword: str, path: Path) -> float | None:
+    """One number of a frame, if it is given; see `numbers`."""
+    found = numbers(dataset, groups, keyword, 1, path, optional=True)
+    return found[0] if found else None
+
+
+def numbers(
+    dataset: Dataset,
+    groups: Sequence[Dataset],
+    keyword: str,
+    count: int,
+    path: Path,
+    *,
+    optional: bool = False,
+) -> tuple[float, ...]:
+    """Numbers of a frame, separated by backslashes.
+
+    Args:
+        dataset: The file's header.
+        groups: The functional groups of the frame, then those of all frames; they go first.
+        keyword: Of the tag.
+        count: How many numbers it must have.
+        path: Of the file, for messages.
+        optional: Nothing where the tag is missing or empty.
+
+    Raises:
+        DataError: The tag is missing, or does not hold `count` finite numbers.
+    """
+    found = [item for place in groups for item in items(place, GROUPS[keyword])]
+    given = next((given for item in [*found, dataset] if (given := text(item, keyword))), "")
+    if optional and not given:
+        return ()
+    try:
+        values = tuple(float(part) for part in given.split("\\"))
+    except ValueError:
+        values = ()
+    if len(values) != count or not np.isfinite(values).all():
+        what = "has no" if not given else "has a damaged"
+        raise DataError(f"{what} {keyword}: must be {count} numbers", path=path, cure=COPY)
+    return values
