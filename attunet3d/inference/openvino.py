@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attunet3d.core import DeviceError
+from attunet3d.core import DependencyError, DeviceError
 
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 GRAPHS = 2  # kept: of a full batch of windows and of what is left over in the last
@@ -31,12 +31,14 @@ def compiled(
         dtype: float32; or bfloat16, in which OpenVINO then computes where it sees fit.
 
     Raises:
-        DeviceError: OpenVINO is not installed, or the device is no CPU.
+        DependencyError: OpenVINO is not installed.
+        DeviceError: The device is not a CPU.
     """
     if device.type != "cpu":
         raise DeviceError(
-            f"inference.engine=openvino runs on CPUs, not on {device}; use --device cpu, or"
-            " --set inference.engine=torch"
+            f"inference.engine=openvino runs on CPUs, not on {device}",
+            value=str(device),
+            cure="use --device cpu, or --set inference.engine=torch",
         )
     openvino = _openvino()
 
@@ -63,8 +65,9 @@ def _openvino() -> ModuleType:
     try:
         import openvino
     except ImportError:
-        raise DeviceError(
-            "inference.engine=openvino needs the package openvino; pip install attunet3d[openvino]"
+        raise DependencyError(
+            "inference.engine=openvino needs the package openvino",
+            cure="pip install attunet3d[openvino]",
         ) from None
     return openvino  # type: ignore[no-any-return]
 

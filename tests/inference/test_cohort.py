@@ -377,6 +377,17 @@ def test_command_writes_label_maps(scans, model, tmp_path, capsys):
     assert content["settings"]["overlap"] == 0.25
 
 
+def test_the_budget_of_the_command_line_decides_and_the_sidecar_tells(scans, model, tmp_path):
+    scan = str(scans / "a.nii.gz")
+    for memory, mode in (("8GB", "whole"), ("0.00001GB", "window")):
+        out = tmp_path / memory
+        assert infer.main([str(model), scan, str(out), "--memory", memory, "--device", "cpu"]) == 0
+        content = results.read_sidecar(out / "a.json")
+        assert (content["mode"], content["precision"]) == (mode, "float32")
+    wrong = [str(model), scan, str(tmp_path / "out"), "--memory", "much"]
+    assert command_line.run(infer.main, wrong) == 2
+
+
 def test_leading_dash_and_exit_status(scans, model, tmp_path, monkeypatch):
     monkeypatch.chdir(scans)
     assert infer.main(["--device", "cpu", "--", str(model), "-c.nii.gz", str(tmp_path / "o")]) == 0
