@@ -102,10 +102,11 @@ def _keep_open_files() -> None:
         refuse_open(path)
         unlink(path, **options)
 
-    def windows_open(path: Any, *arguments: Any, **options: Any) -> int:
-        if os.path.isdir(path):
+    def windows_open(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        nameless = flags & os.O_TMPFILE == os.O_TMPFILE  # as tempfile makes them, in its own way
+        if os.path.isdir(path) and not nameless:
             raise PermissionError(13, "Permission denied", str(path))
-        return open_file(path, *arguments, **options)
+        return open_file(path, flags, *arguments, **options)
 
     os.replace, os.unlink, os.open = windows_replace, windows_unlink, windows_open  # type: ignore[assignment]
 
