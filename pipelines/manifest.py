@@ -1,4 +1,4 @@
-"""List the cases of a data set, check every scan and label, and deal patients into folds.
+"""List the cases of a data set, check every scan and label, and assign patients to folds.
 
 DATA_DIR is a data set of the Medical Segmentation Decathlon, an nnU-Net raw data set, or folders
 of images and labels. All that is wrong is listed, one line per case and reason, on stderr and in
@@ -13,7 +13,7 @@ from attunet3d.core import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """List, check and deal, then write the manifest."""
+    """List, check and assign to folds, then write the manifest."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pair_check.log_problems(problems)
     failures = pair_check.write_failures(arguments.out, problems)
     good = pair_check.without_failures(found, problems)
-    good = listing.deal(good, arguments.data_dir, arguments.folds, arguments.seed)
+    good = listing.assign_folds(good, arguments.data_dir, arguments.folds, arguments.seed)
     good.save(arguments.out)
     print(f"{arguments.out}: {good}" + (f"; left out: see {failures}" if failures else ""))
     return 1 if failures else 0

@@ -1,4 +1,4 @@
-"""Cases and manifests: which scans and labels there are, checked and dealt into folds."""
+"""Cases and manifests: which scans and labels there are, checked and assigned to folds."""
 
 import lazy_loader
 

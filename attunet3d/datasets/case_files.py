@@ -19,9 +19,9 @@ def read_image(case: Case) -> Volume:
 
 
 def read_case_label(case: Case, image: Volume) -> Volume:
-    """The label of a case, mended by `label_flip` where the manifest says so.
+    """The label of a case, corrected by `label_flip` where the manifest has one.
 
-    This is the one way to a case's label: who reads the file itself misses the flip.
+    Always read labels through this function; reading the file directly skips `label_flip`.
 
     Args:
         case: With a label.
@@ -39,7 +39,7 @@ def read_case_label(case: Case, image: Volume) -> Volume:
     if label.array.shape != image.array.shape:
         raise DataError(
             f"case {case.id}: {case.label.name} has shape {label.array.shape}, its scan"
-            f" {image.array.shape}; label_flip mends labels of the scan's shape only"
+            f" {image.array.shape}; label_flip works for labels of the scan's shape only"
         )
     # A mirrored view would do, but all that follows takes Fortran order for granted.
     axes = tuple("ijk".index(axis) for axis in case.label_flip)

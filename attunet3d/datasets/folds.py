@@ -1,4 +1,4 @@
-"""Deal cases into folds: patients whole, folds even, the same for the same seed everywhere."""
+"""Assign cases to folds: patients whole, folds even, the same for the same seed everywhere."""
 
 import random
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ from attunet3d.core import DataError
 DEFAULT_FOLDS = 5
 
 
-def deal(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, int]:
-    """Deal cases into `count` folds.
+def assign(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, int]:
+    """Assign cases to `count` folds.
 
-    The patients are shuffled, those with most cases are dealt first, each to the fold that has
+    The patients are shuffled, those with most cases come first, each to the fold that has
     the fewest cases so far. The result depends on the ids, the groups and the seed alone, not on
     the order in which they come.
 
@@ -27,7 +27,7 @@ def deal(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, int]
         DataError: There are fewer patients than folds, or fewer than two folds.
 
     Example:
-        >>> deal({"a1": "a", "a2": "a", "b": "b", "c": "c"}, 2)
+        >>> assign({"a1": "a", "a2": "a", "b": "b", "c": "c"}, 2)
         {'a1': 0, 'a2': 0, 'b': 1, 'c': 1}
     """
     members: dict[str, list[str]] = {}
@@ -42,9 +42,9 @@ def deal(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, int]
     random.Random(seed).shuffle(patients)
     patients.sort(key=lambda patient: -len(members[patient]))  # stable: the shuffle breaks ties
     sizes = [0] * count
-    dealt: dict[str, int] = {}
+    fold_of: dict[str, int] = {}
     for patient in patients:
         fold = sizes.index(min(sizes))
         sizes[fold] += len(members[patient])
-        dealt |= dict.fromkeys(members[patient], fold)
-    return dict(sorted(dealt.items()))
+        fold_of |= dict.fromkeys(members[patient], fold)
+    return dict(sorted(fold_of.items()))

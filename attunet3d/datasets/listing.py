@@ -12,8 +12,8 @@ _log = logging.getLogger(__name__)
 
 
 def build_manifest(data_dir: Path, folds: int | None = None, seed: int = 0) -> Manifest:
-    """List the cases of a data set and deal its patients into folds; see `list_cases`, `deal`."""
-    return deal(list_cases(data_dir), data_dir, folds, seed)
+    """List the cases of a data set and assign its patients to folds, with no other option."""
+    return assign_folds(list_cases(data_dir), data_dir, folds, seed)
 
 
 def list_cases(
@@ -43,15 +43,17 @@ def list_cases(
     return formats.grouped(found, group)
 
 
-def deal(cases: Manifest, data_dir: Path, folds: int | None = None, seed: int = 0) -> Manifest:
-    """Deal the patients into folds.
+def assign_folds(
+    cases: Manifest, data_dir: Path, folds: int | None = None, seed: int = 0
+) -> Manifest:
+    """Assign the patients to folds.
 
     The folds are, in this order: `folds` new ones; those that the cases have; nnU-Net's
     `splits_final.json`; five new ones, or as many as there are patients if fewer. One patient
     gives no folds, and neither does a data set that lists its own validation cases.
 
     Args:
-        cases: What is dealt.
+        cases: What is assigned to folds.
         data_dir: Where nnU-Net's splits are looked for.
         folds: Number of folds.
         seed: Of the folds.
@@ -60,13 +62,13 @@ def deal(cases: Manifest, data_dir: Path, folds: int | None = None, seed: int = 
         UserError: There are fewer patients than folds, or the splits do not fit the cases.
     """
     if folds is not None:
-        return cases.dealt(folds, seed)
+        return cases.with_new_folds(folds, seed)
     if cases.validation or any(case.fold is not None for case in cases.training):
         return cases
     if splits := nnunet_splits.find_splits(data_dir):
         ids = {case.id for case in cases.training}
         return cases.with_folds(nnunet_splits.read_splits(splits, ids))
-    return cases.dealt(None, seed)
+    return cases.with_new_folds(None, seed)
 
 
 def _log_unnamed(found: Manifest) -> None:

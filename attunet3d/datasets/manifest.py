@@ -8,7 +8,7 @@ A superset of MONAI's data list and of the `dataset.json` of the Medical Segment
      "validation": […], "test": […]}
 
 Paths are relative to the root: the file's own folder unless `root` (in the file, relative to it) or
-the caller says otherwise. `group` is the patient, never in two folds. `label_flip` mends a label
+the caller says otherwise. `group` is the patient, never in two folds. `label_flip` corrects a label
 whose header does not fit its scan: its voxels, mirrored along the voxel axes named (letters of
 "ijk", or none), lie one to one on the scan's. What else a file holds is left alone.
 """
@@ -131,9 +131,9 @@ class Manifest:
         """How many cases there are, and how many validate in each fold."""
         folds = Counter(case.fold for case in self.training if case.fold is not None)
         sizes = "+".join(str(folds[number]) for number in sorted(folds))
-        dealt = f" in {len(folds)} folds ({sizes})" if folds else ""
+        fold_of = f" in {len(folds)} folds ({sizes})" if folds else ""
         rest = [f"{len(cases)} {part}" for part in _LISTS[1:] if (cases := getattr(self, part))]
-        return ", ".join([f"{len(self.training)} training cases{dealt}", *rest])
+        return ", ".join([f"{len(self.training)} training cases{fold_of}", *rest])
 
     def fold(self, number: int | None = None) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
         """Training and validation cases.
@@ -170,13 +170,13 @@ class Manifest:
         }
         return replace(self, **lists)
 
-    def with_folds(self, dealt: Mapping[str, int]) -> "Manifest":
+    def with_folds(self, fold_of: Mapping[str, int]) -> "Manifest":
         """The same manifest, training cases in the folds given by id; others are in none."""
-        cases = (replace(case, fold=dealt.get(case.id)) for case in self.training)
+        cases = (replace(case, fold=fold_of.get(case.id)) for case in self.training)
         return replace(self, training=tuple(cases))
 
-    def dealt(self, count: int | None = None, seed: int = 0) -> "Manifest":
-        """The same manifest with its training cases dealt into folds by patient.
+    def with_new_folds(self, count: int | None = None, seed: int = 0) -> "Manifest":
+        """The same manifest with its training cases assigned to folds by patient.
 
         Args:
             count: Number of folds; None: five, or as many as there are patients if fewer.
@@ -190,7 +190,9 @@ class Manifest:
         if count is None and patients < 2:
             return self.with_folds({})
         return self.with_folds(
-            folds.deal(groups, min(folds.DEFAULT_FOLDS, patients) if count is None else count, seed)
+            folds.assign(
+                groups, min(folds.DEFAULT_FOLDS, patients) if count is None else count, seed
+            )
         )
 
     def require_files(self) -> "Manifest":
@@ -227,8 +229,8 @@ class Manifest:
         patients = len(set(groups.values()))
         if patients < 2:
             return self.training, ()
-        dealt = folds.deal(groups, min(HELD_OUT_FOLDS, patients))
-        held = {case_id for case_id, number in dealt.items() if number == 0}
+        fold_of = folds.assign(groups, min(HELD_OUT_FOLDS, patients))
+        held = {case_id for case_id, number in fold_of.items() if number == 0}
         training = tuple(case for case in self.training if case.id not in held)
         return training, tuple(case for case in self.training if case.id in held)
 

@@ -35,7 +35,7 @@ def read_splits(path: Path, ids: Collection[str]) -> dict[str, int]:
             others than all that do not validate in it.
     """
     splits = read_json(path)
-    cure = "; deal other folds with --folds"
+    cure = "; make other folds with --folds"
     if not isinstance(splits, list) or not all(map(_is_split, splits)) or not splits:
         raise DataError(f'{path}: must be a list of {{"train": [ids], "val": [ids]}}{cure}')
     folds: dict[str, int] = {}

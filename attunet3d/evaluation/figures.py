@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from attunet3d.core import Array, DataError, whole_file
 from attunet3d.evaluation import drawing, metrics, slices
 from attunet3d.evaluation.charts import box_plot, curves_figure, plain
-from attunet3d.evaluation.slices import Hung, Voxels
+from attunet3d.evaluation.slices import View, Voxels
 
 __all__ = [
     "DataError",
@@ -73,23 +73,23 @@ def overlay_figure(
         DataError: The grids differ.
     """
     given = {"reference": reference, "prediction": prediction}
-    hung, masks = _hang(scan, {name: part for name, part in given.items() if part}, value)
-    box = slices.frame([mask.array for mask in masks.values()], hung.spacing_mm, MARGIN_MM)
+    view, masks = _views(scan, {name: part for name, part in given.items() if part}, value)
+    box = slices.frame([mask.array for mask in masks.values()], view.spacing_mm, MARGIN_MM)
     centre = slices.middle(_first_filled(masks))
     width, depth, height = (
-        (part.stop - part.start) * mm for part, mm in zip(box, hung.spacing_mm, strict=True)
+        (part.stop - part.start) * mm for part, mm in zip(box, view.spacing_mm, strict=True)
     )
     inches = np.array([2 * width + depth, max(depth, height)]) * INCHES_PER_MM
     figure = Figure(figsize=(inches[0] + 0.3, inches[1] + 1.1), dpi=120, layout="constrained")
     panels = figure.subplots(1, 3, width_ratios=[width, width, depth])
     for axes, plane in zip(panels, ("axial", "coronal", "sagittal"), strict=True):
         index = centre[slices.PLANES[plane]]
-        drawing.draw_scan(axes, hung.cut(plane, index, box), window)
+        drawing.draw_scan(axes, view.cut(plane, index, box), window)
         for name, mask in masks.items():
             piece = mask.cut(plane, index, box)
             drawing.draw_outline(axes, piece, COLORS[name], LINEWIDTHS[name])
         axes.set_title(plane, fontsize=9)
-    drawing.draw_ruler(panels[0], hung.cut("axial", centre[2], box))
+    drawing.draw_ruler(panels[0], view.cut("axial", centre[2], box))
     figure.suptitle(_headline(title, masks), fontsize=11)
     handles = [Line2D([], [], color=COLORS[name], lw=3, label=name) for name in masks]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -147,18 +147,18 @@ def save(figure: Figure, path: Path) -> None:
     whole_file.write_bytes(path, stream.getbuffer())
 
 
-def _hang(scan: Voxels, maps: Mapping[str, Voxels], value: int) -> tuple[Hung, dict[str, Hung]]:
-    hung, *parts = slices.hang_together(scan, *maps.values())
-    masks = [Hung(part.array == value, part.spacing_mm) for part in parts]
-    return hung, dict(zip(maps, masks, strict=True))
+def _views(scan: Voxels, maps: Mapping[str, Voxels], value: int) -> tuple[View, dict[str, View]]:
+    view, *parts = slices.radiological_views(scan, *maps.values())
+    masks = [View(part.array == value, part.spacing_mm) for part in parts]
+    return view, dict(zip(maps, masks, strict=True))
 
 
-def _first_filled(masks: Mapping[str, Hung]) -> Array:
+def _first_filled(masks: Mapping[str, View]) -> Array:
     arrays = [mask.array for mask in masks.values()]
     return next((array for array in arrays if array.any()), arrays[0])
 
 
-def _headline(title: str, masks: Mapping[str, Hung]) -> str:
+def _headline(title: str, masks: Mapping[str, View]) -> str:
     if "reference" not in masks:
         return plain(title)
     reached = metrics.dice(masks["prediction"].array, masks["reference"].array)
@@ -170,17 +170,17 @@ def _draw_example(
 ) -> float:
     """Draw one row of the demo's picture; returns the Dice."""
     maps = {"reference": example.reference, "prediction": example.prediction}
-    hung, masks = _hang(example.scan, maps, value)
+    view, masks = _views(example.scan, maps, value)
     index = slices.middle(_first_filled(masks))[2]
-    body = slices.frame([hung.array > window[0]], hung.spacing_mm, BODY_MARGIN_MM)
+    body = slices.frame([view.array > window[0]], view.spacing_mm, BODY_MARGIN_MM)
     for axes in panels:
-        drawing.draw_scan(axes, hung.cut("axial", index, body), window)
+        drawing.draw_scan(axes, view.cut("axial", index, body), window)
     pieces = {name: mask.cut("axial", index, body) for name, mask in masks.items()}
     for axes, (name, piece) in zip(panels[1:3], pieces.items(), strict=True):
         drawing.draw_tint(axes, piece, COLORS[name])
         drawing.draw_outline(axes, pieces["reference"], COLORS["reference"])
     if example.attention is not None:
-        _, attention = slices.hang_together(example.scan, example.attention)
+        _, attention = slices.radiological_views(example.scan, example.attention)
         drawing.draw_heat(panels[3], attention.cut("axial", index, body))
     elif len(panels) > 3:
         panels[3].set_visible(False)

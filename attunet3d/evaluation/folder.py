@@ -235,7 +235,7 @@ def _read_reference(pair: _Pair) -> Volume:
     case = pair.case
     if case is None or case.label_flip is None:
         return read_label(pair.references[0])
-    return read_case_label(case, read_image(case))  # mended as the manifest says
+    return read_case_label(case, read_image(case))  # corrected as the manifest says
 
 
 def _write(summary: Summary, out_dir: Path) -> None:

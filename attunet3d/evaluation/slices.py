@@ -1,4 +1,4 @@
-"""Slices of scans as radiologists hang them: the patient's right on the left, superior up.
+"""Slices of scans in radiological convention: the patient's right on the left, superior up.
 
 Axial slices are seen from the feet, coronal ones from the front, sagittal ones from the left
 (anterior on the left). Slices run along the voxel axes nearest to these directions; a pixel has its
@@ -15,8 +15,8 @@ import numpy as np
 from attunet3d.core import Array, Box, DataError
 from attunet3d.imaging import Grid
 
-HUNG = "LPI"  # the voxel axes of a hung scan: columns grow to the left, rows to posterior, inferior
-PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # hung voxel axis across the slice
+RADIOLOGICAL = "LPI"  # axes of a view: columns grow to the left, rows to posterior, inferior
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis of the view across the slice
 
 Point = tuple[int, int, int]
 
@@ -34,7 +34,7 @@ class Voxels(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Hung:
+class View:
     """A scan with its voxel axes along left, posterior, inferior; nothing is copied.
 
     Args:
@@ -91,7 +91,7 @@ class Slice:
         return left + (np.arange(columns) + 0.5) * width, top + (np.arange(rows) + 0.5) * height
 
 
-def hang(voxels: Voxels) -> Hung:
+def radiological_view(voxels: Voxels) -> View:
     """Turn a scan, a label map or an attention map the way it is looked at.
 
     Raises:
@@ -100,20 +100,20 @@ def hang(voxels: Voxels) -> Hung:
     Example:
         >>> from types import SimpleNamespace
         >>> scan = SimpleNamespace(array=np.zeros((4, 5, 6)), grid=Grid((4, 5, 6), np.eye(4)))
-        >>> top = hang(scan).cut("axial", 0, (slice(0, 4), slice(0, 5), slice(0, 6)))
+        >>> top = radiological_view(scan).cut("axial", 0, (slice(0, 4), slice(0, 5), slice(0, 6)))
         >>> top.pixels.shape, top.extent_mm
         ((5, 4), (0.0, 4.0, 5.0, 0.0))
     """
     if voxels.array.shape != voxels.grid.shape:
         raise DataError(f"array {voxels.array.shape}: must have the grid's {voxels.grid.shape}")
     here = orientations.io_orientation(voxels.grid.affine)
-    change = orientations.ornt_transform(here, orientations.axcodes2ornt(HUNG))
+    change = orientations.ornt_transform(here, orientations.axcodes2ornt(RADIOLOGICAL))
     array = orientations.apply_orientation(voxels.array, change)
-    return Hung(array, voxels.grid.oriented(HUNG).spacing_mm)
+    return View(array, voxels.grid.oriented(RADIOLOGICAL).spacing_mm)
 
 
-def hang_together(scan: Voxels, *others: Voxels) -> list[Hung]:
-    """`hang` several that lie on one grid.
+def radiological_views(scan: Voxels, *others: Voxels) -> list[View]:
+    """`radiological_view` several that lie on one grid.
 
     Raises:
         DataError: Their grids differ.
@@ -124,7 +124,7 @@ def hang_together(scan: Voxels, *others: Voxels) -> list[Hung]:
                 f"scan and label map lie on different grids ({scan.grid.shape} and"
                 f" {other.grid.shape} voxels, or elsewhere in the patient); resample one of them"
             )
-    return [hang(voxels) for voxels in (scan, *others)]
+    return [radiological_view(voxels) for voxels in (scan, *others)]
 
 
 def middle(mask: Array) -> Point:

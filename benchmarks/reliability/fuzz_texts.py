@@ -82,7 +82,7 @@ def splits(rng: random.Random) -> Files:
 
 
 def check_splits(path: Path) -> None:
-    """Folds are dealt to cases there are."""
+    """Folds are assigned to cases that exist."""
     if not nnunet_splits.read_splits(path, ["a", "b", "c"]).keys() <= {"a", "b", "c"}:
         raise DisagreementError("a fold for a case that is not there")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attunet3d.core import DataError
-from attunet3d.datasets.listing import build_manifest, deal, list_cases
+from attunet3d.datasets.listing import assign_folds, build_manifest, list_cases
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.datasets.manifest_template import complete
 from attunet3d.phantoms.dataset import write_phantoms
@@ -82,8 +82,8 @@ def test_nih_download_completes_the_template(nih):
     assert case.image.is_dir()
     assert case.image.parent.parent.name == "PANCREAS_0001"
     assert case.label.name == "label0001.nii.gz"
-    assert deal(found, nih) == found  # the template's folds stay
-    assert {case.fold for case in deal(found, nih, folds=5).training} == {0, 1, 2, 3, 4}
+    assert assign_folds(found, nih) == found  # the template's folds stay
+    assert {case.fold for case in assign_folds(found, nih, folds=5).training} == {0, 1, 2, 3, 4}
     assert len(found.fold(3)[0]) == 60
 
 
@@ -120,7 +120,7 @@ def decathlon(folder, training=281, test=139):
 
 
 def test_decathlon_download_completes_the_template(tmp_path):
-    found = deal(list_cases(decathlon(tmp_path), path_of("msd_task07_pancreas")), tmp_path)
+    found = assign_folds(list_cases(decathlon(tmp_path), path_of("msd_task07_pancreas")), tmp_path)
     assert found.name == "MSD Task07 Pancreas"
     assert found.labels == {0: "background", 1: "pancreas", 2: "cancer"}
     assert str(found) == "281 training cases in 5 folds (57+56+56+56+56), 139 test"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attunet3d.core import DataError
-from attunet3d.datasets.folds import deal
+from attunet3d.datasets.folds import assign
 from attunet3d.datasets.nnunet_splits import find_splits, read_splits
 
 IDS = [f"case_{number:02}" for number in range(23)]
@@ -19,20 +19,27 @@ def own(ids):
 
 
 def test_folds_are_even_and_depend_on_the_seed_alone():
-    dealt = deal(own(IDS), 5, seed=3)
+    dealt = assign(own(IDS), 5, seed=3)
     assert sorted(Counter(dealt.values()).values()) == [4, 4, 5, 5, 5]
-    assert deal(own(reversed(IDS)), 5, seed=3) == dealt
-    assert deal(own(IDS), 5, seed=4) != dealt
+    assert assign(own(reversed(IDS)), 5, seed=3) == dealt
+    assert assign(own(IDS), 5, seed=4) != dealt
 
 
 def test_the_deal_never_changes():
     # Models are compared fold by fold over years: these very numbers are part of the interface.
-    assert deal(own("abcdef"), 3, seed=0) == {"a": 0, "b": 2, "c": 1, "d": 2, "e": 0, "f": 1}
+    assert assign(own("abcdef"), 3, seed=0) == {
+        "a": 0,
+        "b": 2,
+        "c": 1,
+        "d": 2,
+        "e": 0,
+        "f": 1,
+    }
 
 
 def test_large_patients_are_dealt_first():
     groups = own(IDS) | {f"big_{number}": "big" for number in range(6)}
-    dealt = deal(groups, 4)
+    dealt = assign(groups, 4)
     assert len({dealt[f"big_{number}"] for number in range(6)}) == 1
     assert sorted(Counter(dealt.values()).values()) == [7, 7, 7, 8]
 
@@ -46,9 +53,9 @@ def test_no_patient_is_in_two_folds(groups, count, seed):
     patients = set(groups.values())
     if len(patients) < count:
         with pytest.raises(DataError, match="number of patients"):
-            deal(groups, count, seed)
+            assign(groups, count, seed)
         return
-    dealt = deal(groups, count, seed)
+    dealt = assign(groups, count, seed)
     assert set(dealt) == set(groups)
     assert set(dealt.values()) == set(range(count))  # none is empty
     for patient in patients:
@@ -58,7 +65,7 @@ def test_no_patient_is_in_two_folds(groups, count, seed):
 @pytest.mark.parametrize("count", [-1, 0, 1, 24])
 def test_wrong_counts_are_refused(count):
     with pytest.raises(DataError, match=f"^{count} folds: .* 23; choose another"):
-        deal(own(IDS), count)
+        assign(own(IDS), count)
 
 
 # --- nnU-Net's splits ------------------------------------------------------------------------

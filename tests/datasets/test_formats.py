@@ -10,7 +10,7 @@ import pytest
 from attunet3d.core import DataError
 from attunet3d.core.errors import UserError
 from attunet3d.datasets.formats import grouped, read_data_set
-from attunet3d.datasets.listing import build_manifest, deal, list_cases
+from attunet3d.datasets.listing import assign_folds, build_manifest, list_cases
 from attunet3d.datasets.manifest import Manifest
 
 DECATHLON = {"0": "background", "1": "pancreas"}
@@ -160,7 +160,7 @@ def test_splits_are_honoured_unless_folds_are_asked_for(tmp_path):
     assert [case.fold for case in build_manifest(tmp_path).training] == [0, 1, 2, 0]
     assert {case.fold for case in build_manifest(tmp_path, folds=4).training} == {0, 1, 2, 3}
     good = list_cases(tmp_path).changed(lambda case: None if case.id == "a" else case)
-    assert [case.fold for case in deal(good, tmp_path).training] == [1, 2, 0]
+    assert [case.fold for case in assign_folds(good, tmp_path).training] == [1, 2, 0]
 
 
 # --- folders ---------------------------------------------------------------------------------
@@ -339,11 +339,11 @@ def test_patients_are_found_in_the_ids(tmp_path):
     touch(tmp_path, *[f"{part}/{name}.nii.gz" for part in ("images", "labels") for name in names])
     found = list_cases(tmp_path, names=["1=liver"], group="^(p[0-9])_")
     assert [case.group for case in found.training[:3]] == ["p0", "p0", "p1"]
-    dealt = deal(found, tmp_path, folds=2)
+    dealt = assign_folds(found, tmp_path, folds=2)
     assert str(dealt) == "8 training cases in 2 folds (4+4)"
     assert list_cases(tmp_path, names=["1=liver"], group="p[0-9]").training[0].group == "p0"
     with pytest.raises(DataError, match="5 folds"):
-        deal(found, tmp_path, folds=5)
+        assign_folds(found, tmp_path, folds=5)
     with pytest.raises(DataError, match="not a regular expression"):
         grouped(found, "(")
     with pytest.raises(DataError, match="does not match case 'p0_early'"):

@@ -308,7 +308,7 @@ def test_without_folds_one_patient_in_five_is_held_out(tmp_path):
 def test_one_patient_trains_without_validation(tmp_path):
     found = listed(tmp_path, [entry("a", group="p"), entry("b", group="p")])
     assert found.fold() == (found.training, ())
-    assert found.dealt().fold() == (found.training, ())
+    assert found.with_new_folds().fold() == (found.training, ())
 
 
 def test_nothing_to_train_on_is_said(tmp_path):
@@ -342,13 +342,13 @@ def test_a_patient_is_never_in_two_places(training, rest, tmp_path):
 def test_dealt_folds_keep_patients_whole(tmp_path):
     cases = [entry(f"{n}{x}", group=f"p{n}") for n in range(7) for x in "xy"]
     found = listed(tmp_path, cases)
-    dealt = found.dealt(seed=5)
-    assert dealt == found.dealt(seed=5)
+    dealt = found.with_new_folds(seed=5)
+    assert dealt == found.with_new_folds(seed=5)
     assert str(dealt) == "14 training cases in 5 folds (4+4+2+2+2)"
     assert str(found) == "14 training cases"
     validating = [case.id for fold in range(5) for case in dealt.fold(fold)[1]]
     assert sorted(validating) == sorted(ids(found.training))
-    assert {case.fold for case in found.dealt(3).training} == {0, 1, 2}
+    assert {case.fold for case in found.with_new_folds(3).training} == {0, 1, 2}
 
 
 def test_changed_leaves_out_and_alters(tmp_path):

@@ -73,7 +73,7 @@ def texts(figure):
 def test_outlines_lie_on_the_borders_of_the_masks():
     figure = figures.overlay_figure(SCAN, REFERENCE, PREDICTION, 7, title="case 1")
     axial, coronal, sagittal = figure.axes
-    # In hung mm the patient's R 60 side starts at x = -1 (outer face), A 48 at y = -1.
+    # In mm of the view the patient's R 60 side starts at x = -1 (outer face), A 48 at y = -1.
     x, y, z = (lambda r: 61 - r), (lambda a: 49 - a), (lambda s: 45 - s)
     assert near(figure, axial, x(0), y(11), COLORS["reference"])
     assert near(figure, axial, x(-21), y(0), COLORS["reference"])

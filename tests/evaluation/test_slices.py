@@ -1,4 +1,4 @@
-"""Slices hang as radiologists hang them, whatever the voxel axes of the scan."""
+"""Slices follow the radiological convention, whatever the voxel axes of the scan."""
 
 import itertools
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from nibabel import orientations
 
 from attunet3d.core import DataError
 from attunet3d.evaluation import slices
-from attunet3d.evaluation.slices import Slice, hang, hang_together
+from attunet3d.evaluation.slices import Slice, radiological_view, radiological_views
 from attunet3d.imaging.geometry import Grid
 
 PAIRS = (("R", "L"), ("A", "P"), ("S", "I"))
@@ -36,9 +36,9 @@ def scan_with(mark_mm, codes="RAS"):
 
 def marked(plane, scan):
     """Where the marked pixel lies in a slice, in mm right of and below the slice's middle."""
-    hung = hang(scan)
-    index = np.argwhere(hung.array)[0][slices.PLANES[plane]]
-    piece = hung.cut(plane, int(index), hung.whole)
+    view = radiological_view(scan)
+    index = np.argwhere(view.array)[0][slices.PLANES[plane]]
+    piece = view.cut(plane, int(index), view.whole)
     row, column = np.argwhere(piece.pixels)[0]
     x, y = piece.centres_mm()
     left, right, bottom, top = piece.extent_mm
@@ -58,25 +58,25 @@ def test_there_are_48_axis_orders():
 
 
 def test_pixels_have_their_size_in_mm():
-    hung = hang(scan_with([0, 0, 0]))
-    assert hung.spacing_mm == SPACING
-    coronal = hung.cut("coronal", 4, hung.whole)
+    view = radiological_view(scan_with([0, 0, 0]))
+    assert view.spacing_mm == SPACING
+    coronal = view.cut("coronal", 4, view.whole)
     assert coronal.pixels.shape == (7, 11)
     assert coronal.pixel_mm == (1.0, 5.0)
     assert coronal.extent_mm == (0.0, 11.0, 35.0, 0.0)
 
 
 def test_a_cut_box_keeps_its_place():
-    hung = hang(scan_with([4, 6, 10]))
+    view = radiological_view(scan_with([4, 6, 10]))
     box = (slice(1, 5), slice(0, 4), slice(0, 3))
-    part, whole = (hung.cut("axial", 1, here) for here in (box, hung.whole))
+    part, whole = (view.cut("axial", 1, here) for here in (box, view.whole))
     assert part.extent_mm == (1.0, 5.0, 8.0, 0.0)
     np.testing.assert_array_equal(part.pixels, whole.pixels[0:4, 1:5])
 
 
 def test_hanging_copies_nothing():
     scan = scan_with([0, 0, 0], "ASL")
-    assert np.shares_memory(hang(scan).array, scan.array)
+    assert np.shares_memory(radiological_view(scan).array, scan.array)
 
 
 def test_oblique_scans_hang_along_the_nearest_axes():
@@ -86,9 +86,11 @@ def test_oblique_scans_hang_along_the_nearest_axes():
     )
     affine = np.eye(4)
     affine[:3, :3] = rotation @ np.diag([-1.0, 2.0, 3.0])
-    hung = hang(SimpleNamespace(array=np.zeros((4, 5, 6)), grid=Grid((4, 5, 6), affine)))
-    assert hung.array.shape == (4, 5, 6)
-    assert hung.spacing_mm == pytest.approx((1, 2, 3))
+    view = radiological_view(
+        SimpleNamespace(array=np.zeros((4, 5, 6)), grid=Grid((4, 5, 6), affine))
+    )
+    assert view.array.shape == (4, 5, 6)
+    assert view.spacing_mm == pytest.approx((1, 2, 3))
 
 
 def test_middle_is_the_centre_of_mass():
@@ -122,9 +124,9 @@ def test_grids_that_differ_are_refused():
     moved[2, 3] += 0.1
     other.grid = Grid(SHAPE, moved)
     with pytest.raises(DataError, match="different grids"):
-        hang_together(scan, other)
+        radiological_views(scan, other)
     with pytest.raises(DataError, match="must have the grid's"):
-        hang(SimpleNamespace(array=np.zeros((1, 1, 1)), grid=scan.grid))
+        radiological_view(SimpleNamespace(array=np.zeros((1, 1, 1)), grid=scan.grid))
 
 
 def test_centres_lie_half_a_pixel_inside():
