@@ -100,17 +100,21 @@ def _trouble_with(device: "torch.device") -> str | None:
 
 
 def computes_in_bfloat16(device: "torch.device") -> bool:
-    """Whether `device` has instructions for bfloat16.
+    """Whether `device` multiplies matrices of bfloat16 natively, so that it is worth its rounding.
 
-    Without them (GPUs before Ampere, CPUs without AVX-512 or its like) it is emulated: on an AVX2
-    CPU a pass took hundreds of times as long as in float32.
+    GPUs before Ampere and CPUs without such instructions emulate it: on an AVX2 CPU a pass took
+    hundreds of times as long as in float32. An x86 CPU needs AMX: with AVX-512's instructions for
+    bfloat16 alone a pass took twice as long. The rule looks at the machine and times nothing, so
+    that the same machine always computes alike.
     """
     import torch
 
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and onednn_takes(torch.bfloat16)
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    has_tiles = not x86 or bool(torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and has_tiles and onednn_takes(torch.bfloat16)
 
 
 @cache

@@ -124,3 +124,21 @@ def test_what_is_not_installed_is_called_absent(monkeypatch):
     found = machine.versions()
     assert found["monai"] == "absent"
     assert found["numpy"] == np.__version__
+
+
+@pytest.mark.parametrize(
+    ("processor", "tiles", "native"),
+    [
+        ("x86_64", True, True),
+        ("x86_64", False, False),
+        ("AMD64", False, False),
+        ("arm64", False, True),
+    ],
+)
+def test_an_x86_processor_computes_in_bfloat16_only_with_matrix_tiles(
+    monkeypatch, processor, tiles, native
+):
+    monkeypatch.setattr(machine, "onednn_takes", lambda dtype: True)
+    monkeypatch.setattr(machine.platform, "machine", lambda: processor)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    assert machine.computes_in_bfloat16(torch.device("cpu")) == native
