@@ -110,8 +110,7 @@ class AttentionUNet3D(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.align_corners, self.deep_supervision, self.norm = align_corners, deep_supervision, norm
         # Factors of each level against the input: (1, 1, 1), (2, 2, 2), (4, 4, 4), …
-        levels = range(len(channels))
-        self.strides = [_product(factors[:level]) for level in levels]
+        self.strides = [_product(factors[:level]) for level in range(len(channels))]
 
         def make_block(kind: str, below: int, width: int, stride: Stride = NO_STRIDE) -> nn.Module:
             return BLOCKS[kind](
@@ -140,8 +139,7 @@ class AttentionUNet3D(nn.Module):
         )
         pooled = downsampling == "max_pool"
         self.pools = nn.ModuleList(nn.MaxPool3d(f) if pooled else nn.Identity() for f in factors)
-        centre = channels[-1]
-        gated = gate != "none"
+        centre, gated = channels[-1], gate != "none"
         self.gating = PointBlock(centre, centre, norm, activation) if gated else nn.Identity()
         self.skips, self.decoder = nn.ModuleList(), nn.ModuleList()  # deepest first
         for level, (fine, coarse) in reversed(list(enumerate(pairwise(channels)))):
@@ -149,8 +147,7 @@ class AttentionUNet3D(nn.Module):
             self.decoder.append(make_block("plain", fine + coarse, fine))
         heads = channels[:1] if deep_supervision == "none" else channels[:-1]
         self.heads = nn.ModuleList(nn.Conv3d(width, out_channels, 1) for width in heads)
-        fused = deep_supervision == "fused"
-        mixed = len(heads) * out_channels
+        mixed, fused = len(heads) * out_channels, deep_supervision == "fused"
         self.final = nn.Conv3d(mixed, out_channels, 1) if fused else nn.Identity()
         self.apply(initialise)
 
@@ -163,10 +160,9 @@ class AttentionUNet3D(nn.Module):
         Shapes tell channels, classes and gates. Weights trained with torch 0.3 (they have no
         `num_batches_tracked`) need `align_corners=True`: its trilinear upsampling aligned corners.
 
-        Networks of the authors' `nonlocal_mode` "concatenation" (their CT configuration) are
-        meant. Weights trained with "concatenation_debug" or "concatenation_residual" have the same
-        names and shapes, so they cannot be told apart: they load, and give other logits than the
-        authors' code would.
+        The state must come from the authors' `nonlocal_mode` "concatenation", their CT setting: one
+        of "concatenation_debug" or "concatenation_residual" cannot be told from it, loads, and
+        gives other logits than their code.
 
         Args:
             state_dict: Of `unet_CT_multi_att_dsv_3D`, `unet_CT_single_att_dsv_3D` or
@@ -174,8 +170,7 @@ class AttentionUNet3D(nn.Module):
             align_corners: Trilinear convention that the weights were trained with.
 
         Raises:
-            ModelError: It is not a state of one of these networks, entries are missing, or have
-                shapes that do not fit.
+            ModelError: It is not the whole state of one of these networks.
         """
         from attunet3d.models import authors_weights
 
@@ -185,8 +180,7 @@ class AttentionUNet3D(nn.Module):
             network.load_state_dict(found.weights)
         except RuntimeError as error:
             details = " ".join(str(error).split())
-            rule = f"the state is not of the authors' CT network ({details})"
-            raise ModelError(rule) from None
+            raise ModelError(f"the state is not of the authors' CT network ({details})") from None
         return network.eval()
 
     @property
@@ -254,10 +248,8 @@ class AttentionUNet3D(nn.Module):
             ]
         maps: list[Tensor] = []
         for head, features in zip(self.heads, decoded, strict=True):
-            # Heads come before upsampling: the authors' order, and cheap. Not in bfloat16: CUDA's
-            # backward adds up in the type it gets, and would lose most of the 16³ terms of a
-            # coarse voxel.
-            coarse = head(features)
+            coarse = head(features)  # before upsampling: the authors' order, and cheap
+            # Not in bfloat16: CUDA's backward would lose most of the 16³ terms of a coarse voxel.
             coarse = coarse.to(torch.promote_types(coarse.dtype, torch.float32))
             maps.append(resize(coarse, decoded[0], self.align_corners))
         return [self._crop(self.final(torch.cat(maps, 1)), size, 0)]
@@ -295,7 +287,7 @@ def _triples(strides: Sequence[Sequence[int]] | None, count: int) -> list[Stride
 
 
 def _product(factors: Sequence[Stride]) -> Stride:
-    x, y, z = (prod(factor[axis] for factor in factors) for axis in range(3))
+    x, y, z = (prod(axis) for axis in zip((1, 1, 1), *factors, strict=True))
     return x, y, z
 
 

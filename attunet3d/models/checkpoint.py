@@ -71,10 +71,10 @@ def save_model(
 
     Args:
         path: `….safetensors`.
-        state_dict: Of an `AttentionUNet3D`.
+        state_dict: Of the network that `config` describes.
         config: Resolved settings.
         labels: Name of each label value, background included.
-        notes: What else shall be known of it, as plain values.
+        notes: Further facts, as plain values.
 
     Raises:
         WriteError: The disk is full or the folder read-only; the old file stands.
@@ -98,7 +98,7 @@ def load_model(path: Path) -> Checkpoint:
         path: A `.safetensors` file, or a run's folder.
 
     Raises:
-        ModelError: It is none, damaged, or its weights are not those of its configuration.
+        ModelError: It is not a model, is damaged, or its weights do not fit its configuration.
     """
     path = Path(path)
     path = path / MODEL if path.is_dir() else path
@@ -116,11 +116,11 @@ def load_model(path: Path) -> Checkpoint:
         data = path.read_bytes()
         _fill(network, data)
     except (ModelError, SettingsError) as error:
-        raise ModelError(f"{path}: {error}; this is no model of attunet3d") from None
+        raise ModelError(f"{error}; this is not a model of attunet3d", path=path) from None
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ModelError(f"cannot be read ({error.strerror})", path=path) from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
-        raise ModelError(f"{path}: its settings or labels cannot be read") from None
+        raise ModelError("its settings or labels cannot be read", path=path) from None
     return Checkpoint(network, config, labels, hashlib.sha256(data).hexdigest(), path)
 
 
@@ -128,26 +128,29 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
     """The header of a safetensors file, where the weights start, and the size of the file."""
     if path.suffix != ".safetensors":
         raise ModelError(
-            f"{path}: a model is a run folder or a .safetensors file; pickled weights are not"
-            " loaded (those of the authors' network: attunet3d convert-weights)"
+            "a model is a run folder or a .safetensors file; pickled weights are not loaded",
+            path=path,
+            cure="for weights of the authors' network: attunet3d convert-weights",
         )
     try:
         if not path.is_file():
-            raise ModelError(f"{path}: no such model; train first, or check the path")
+            raise ModelError("no such model", path=path, cure="train first, or check the path")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(LARGEST_HEADER, size - 8):
-                raise ModelError(f"{path}: is no safetensors file, or was cut off; copy it again")
+                rule = "is not a safetensors file, or was cut off"
+                raise ModelError(rule, path=path, cure="copy it again")
             header = parse_json(file.read(length))
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{path}: the safetensors file is damaged; copy it again") from None
+        raise ModelError(f"cannot be read ({error.strerror})", path=path) from None
+    except ModelError:
+        raise
+    except ValueError:
+        rule = "the safetensors file is damaged"
+        raise ModelError(rule, path=path, cure="copy it again") from None
     if not isinstance(header, dict):
-        raise ModelError(f"{path}: is no safetensors file; copy it again")
+        raise ModelError("is not a safetensors file", path=path, cure="copy it again")
     return header, 8 + length, size
 
 
@@ -155,7 +158,7 @@ def _labels(values: Any) -> dict[int, str]:
     labels = {int(value): name for value, name in dict(values).items()}
     for name in labels.values():
         if not is_name(name):
-            raise ModelError(f"label {name!r:.80} must be short text on one line")
+            raise ModelError(f"label {name!r:.80} must be short text on one line", value=name)
     if len(labels) < 2 or min(labels) != 0 or max(labels) > 255:
         raise ModelError(f"labels {sorted(labels)!s:.80} must be 0 (background) and some up to 255")
     return dict(sorted(labels.items()))
@@ -171,7 +174,7 @@ def _network(config: Config, classes: int) -> Network:
 
 
 def _compare(network: Network, header: Mapping[str, Any]) -> int:
-    """Bytes of the weights, which must be those of the network by name, shape and type."""
+    """Require the weights of the network by name, shape and type; return their bytes."""
     size = 0
     for name, wanted in network.state_dict().items():
         found = header.get(name, {})
@@ -221,10 +224,10 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read a run's state, or the one before it where it is torn or missing.
+    """Read a run's state, or the previous one where it is torn or missing.
 
-    A torn state is renamed to `damaged.pt`, or the next save would put it in place of the one
-    before, which is whole.
+    A torn state is renamed to `damaged.pt`; otherwise the next save would replace the previous
+    state, which is whole, by it.
 
     Returns:
         The state, and a warning where it is the one before.
@@ -241,39 +244,39 @@ def load_state(path: Path) -> tuple[dict[str, Any], list[str]]:
         try:
             state = _state(previous)
         except ModelError as another:
-            raise ModelError(f"{error}; and {another}; start the run anew") from None
+            cure = "start the run again"
+            raise ModelError(f"{error}; and {another}", cure=cure) from None
         with contextlib.suppress(OSError):  # missing, or a folder that is only read
             os.replace(path, path.with_name(DAMAGED))
-        return state, [f"{error}; going on from {previous}"]
+        return state, [f"{error}; continuing from {previous}"]
 
 
 def _state(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ModelError(f"{path}: no such state; start the run without --resume")
+        raise ModelError("no such state", path=path, cure="start the run without --resume")
     try:
         with path.open("rb") as file:
             content = _load_within(file)
             size = os.fstat(file.fileno()).st_size
         array = content["payload"].numpy()
-        if array.nbytes > size:  # one byte, told to stand for many
+        if array.nbytes > size:  # one byte, declared to stand for many
             raise ModelError("its parts do not fit into it; it is hostile or damaged")
         payload = array.tobytes()
         if hashlib.sha256(payload).hexdigest() != content["sha256"]:
             raise ModelError("the checksum is wrong; the file is damaged")
         state = _load_within(io.BytesIO(payload))
     except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+        raise error.within(path) from None
     except Exception as error:  # torch raises a dozen kinds, some with advice to load unsafely
-        raise ModelError(
-            f"{path}: is no state of a run, or was cut off ({type(error).__name__})"
-        ) from None
+        rule = f"is not the state of a run, or was cut off ({type(error).__name__})"
+        raise ModelError(rule, path=path) from None
     if not isinstance(state, dict):
-        raise ModelError(f"{path}: is no state of a run")
+        raise ModelError("is not the state of a run", path=path)
     return state
 
 
 def _load_within(file: BinaryIO) -> Any:
-    """What torch saved in a file; torch packs nothing, so nothing in it is larger than the file."""
+    """Load what torch saved; torch compresses nothing, so no part is larger than the file."""
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as entries:
         infos = entries.infolist()

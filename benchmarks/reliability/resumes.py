@@ -199,7 +199,7 @@ def _damaged(
     command = training.start(run_dir, resume=True)
     ended = not _saves_anew(command, path) or end(command, signal.SIGKILL) != -signal.SIGKILL
     said = training.said()
-    named = "last.pt" in said and "going on from" in said
+    named = "last.pt" in said and "continuing from" in said
     trouble = None if named else f"not noticed: {said[-300:]}"
     if ended and command.poll() != 0:
         trouble = f"status {command.poll()}: {said[-300:]}"

@@ -223,7 +223,7 @@ def test_loading_a_model_leaves_the_compiler_of_torch_alone(tmp_path, network):
 def test_two_torn_states_are_told_in_one_line(tmp_path):
     for name in ("last.pt", "previous.pt"):
         (tmp_path / name).write_bytes(b"torn")
-    with pytest.raises(ModelError, match=r"last\.pt.*previous\.pt.*anew"):
+    with pytest.raises(ModelError, match=r"last\.pt.*previous\.pt.*again"):
         load_state(tmp_path / "last.pt")
 
 
