@@ -22,7 +22,7 @@ MAY_USE = {  # room: the rooms it may import from, lowest first
     "training": "core imaging datasets models inference evaluation",
     "packaging": "core imaging models inference",
     "phantoms": "core imaging",
-    "serving": "core imaging inference evaluation",
+    "serving": "core imaging inference evaluation packaging",
 }
 LIGHT = (  # start without torch and MONAI, so that --help and data checks are quick
     *("core.config", "core.presets", "core.command_line", "imaging.geometry"),

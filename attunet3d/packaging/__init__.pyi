@@ -1,6 +1,7 @@
 from .dicom_seg import write_dicom_seg as write_dicom_seg
 from .formats import ENDINGS as ENDINGS
 from .formats import package as package
+from .label_maps import convert_label_maps as convert_label_maps
 from .mesh import write_meshes as write_meshes
 from .monai_transforms import ToNetworkGridd as ToNetworkGridd
 from .monai_transforms import ToSourceGridd as ToSourceGridd

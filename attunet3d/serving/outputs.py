@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attunet3d.evaluation import ReportCase, ReportText, write_report
-from attunet3d.imaging import read_label, read_volume
+from attunet3d.imaging import Segmentation, read_label, read_volume
+from attunet3d.packaging import SourceSeries, write_dicom_seg
 
 MASK, SIDECAR, SEG, REPORT = "scan.nii.gz", "scan.json", "scan.dcm", "report.html"
 
@@ -36,6 +37,19 @@ def _sidecar(scan: Path, result: Path) -> Path:
     return result / SIDECAR
 
 
+def _dicom_seg(scan: Path, result: Path) -> Path:
+    path = result / SEG
+    if not path.exists():
+        if not scan.is_dir():
+            raise DataError("the scan was not a DICOM series", cure="fetch label-map")
+        sidecar = json.loads((result / SIDECAR).read_text(encoding="utf-8"))
+        labels = {int(value): name for value, name in sidecar["labels"].items()}
+        volume = read_label(result / MASK)
+        segmentation = Segmentation(volume.array, volume.grid, labels)
+        write_dicom_seg(path, segmentation, SourceSeries.read(scan), __version__)
+    return path
+
+
 def _report(scan: Path, result: Path) -> Path:
     path = result / REPORT
     if not path.exists():
@@ -62,5 +76,6 @@ def _report(scan: Path, result: Path) -> Path:
 KINDS = (
     Kind("label-map", _label_map, "application/gzip", "segmentation.nii.gz"),
     Kind("sidecar", _sidecar, "application/json", "segmentation.json"),
+    Kind("dicom-seg", _dicom_seg, "application/dicom", "segmentation.dcm"),
     Kind("report", _report, "text/html; charset=utf-8", "report.html"),
 )

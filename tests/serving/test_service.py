@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 from attunet3d.core import SettingsError
@@ -128,6 +129,7 @@ def test_sidecar_report_and_states_are_there(server, tmp_path):
     report = server.client.get(f"/jobs/{job_id}/report")
     assert report.headers["content-type"].startswith("text/html")
     assert 'id="case-0"' in report.text
+    assert server.client.get(f"/jobs/{job_id}/dicom-seg").status_code == 409
     assert server.client.delete(f"/jobs/{job_id}").json()["state"] == "done"
     assert server.client.get(f"/jobs/{job_id}").status_code == 404
 
@@ -236,5 +238,8 @@ def test_a_series_is_taken_as_an_archive(server):
     job = server.wait(job_id)
     assert job["state"] == "done", job
     assert server.label_map(job_id).shape == grid.shape
+    seg = pydicom.dcmread(io.BytesIO(server.client.get(f"/jobs/{job_id}/dicom-seg").content))
+    assert seg.Modality == "SEG"
+    assert seg.StudyInstanceUID == slices[0].StudyInstanceUID
     for tag in ("Doe", "Jane", "4711", "PAT"):  # of the series' patient, and of the archive
         assert tag not in server.said()

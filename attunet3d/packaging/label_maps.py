@@ -1,0 +1,159 @@
+"""A folder of label maps in the form that another program reads: DICOM, 3D Slicer, meshes."""
+
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attunet3d import __version__
+from attunet3d.core import (
+    DataError,
+    DependencyError,
+    SettingsError,
+    UserError,
+    WriteError,
+    locked_folder,
+    progress,
+    whole_file,
+)
+from attunet3d.imaging import Segmentation, find_scans, read_label
+from attunet3d.inference import results
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of label maps.
+
+    Args:
+        module: Of this room, which writes it.
+        extra: The optional dependencies that it needs.
+        ending: Of a case's file; empty where a case becomes a folder.
+        needs_source: Whether the DICOM series is needed that the scan came from.
+    """
+
+    module: str
+    extra: str
+    ending: str
+    needs_source: bool = False
+
+
+FORMS = {
+    "dicom-seg": Form("dicom_seg", "dicom", ".dcm", needs_source=True),
+    "rtstruct": Form("rtstruct", "dicom", ".dcm", needs_source=True),
+    "seg-nrrd": Form("seg_nrrd", "slicer", ".seg.nrrd"),
+    "mesh": Form("mesh", "mesh", ""),
+    "mesh-ply": Form("mesh", "mesh", ""),
+    "mesh-glb": Form("mesh", "mesh", ""),
+}
+
+
+def convert_label_maps(
+    predictions: Path,
+    out_dir: Path,
+    name: str,
+    source: Path | None = None,
+    overwrite: bool = False,
+) -> results.Outcome:
+    """Write each label map of an output folder of `infer` in another form.
+
+    Args:
+        predictions: The folder: CASE.nii.gz and CASE.json.
+        out_dir: Gets CASE.dcm, CASE.seg.nrrd, or CASE/LABEL.stl; made when missing.
+        name: A key of `FORMS`.
+        source: What `infer` was given, for the DICOM forms: the folder of one or many series.
+        overwrite: Replace what lies in `out_dir` already.
+
+    Returns:
+        What was done, and what failed and why.
+
+    Raises:
+        DependencyError: The form needs a package that is not installed.
+        SettingsError: A DICOM form is asked for without its source.
+        UserError: A folder cannot be read or written.
+    """
+    form = FORMS[name]
+    if form.needs_source and source is None:
+        rule = f"--format {name} refers to the DICOM series that was segmented"
+        raise SettingsError(rule, cure="name its folder with --source")
+    write = _writer(form, name)
+    series = dict(find_scans(source)) if source is not None else {}
+    cases = sorted(path.stem for path in predictions.glob("*.json") if _is_sidecar(path))
+    if not cases:
+        cure = "name an output folder of `infer`"
+        raise DataError("holds no results of `infer`", path=predictions, cure=cure)
+    if len(cases) == len(series) == 1:
+        series = dict(zip(cases, series.values(), strict=True))
+    outcome = results.Outcome()
+    with locked_folder(out_dir, "export"), progress(len(cases), "export") as bar:
+        for case_id in cases:
+            try:
+                if form.needs_source and case_id not in series:
+                    rule = f"no series called {case_id!r} is in {source}"
+                    raise DataError(rule, cure="name what was given to `infer`")
+                target = out_dir / f"{case_id}{form.ending}"
+                if target.exists() and not overwrite:
+                    raise WriteError("is there already", path=target, cure="add --overwrite")
+                files = results.case_files(predictions, case_id)
+                write(target, _segmentation(files), series.get(case_id))
+                outcome.done.append(case_id)
+            except (UserError, OSError) as error:
+                outcome.failures[case_id] = results.reason(error)
+                _log.error("%s", outcome.failures[case_id], extra={"case": case_id})
+            bar.update()
+        if name == "seg-nrrd":
+            _write_tables(predictions, out_dir)
+        results.write_failures(out_dir, outcome.failures)
+    return outcome
+
+
+def _writer(form: Form, name: str) -> Callable[[Path, Segmentation, Path | None], Any]:
+    """What writes a case: (target, label map, DICOM series) → nothing."""
+    try:
+        module = importlib.import_module(f"attunet3d.packaging.{form.module}")
+        from attunet3d.packaging.source_series import SourceSeries
+    except ModuleNotFoundError as error:
+        cure = f'pip install "attunet3d[{form.extra}]"'
+        raise DependencyError(f"--format {name} needs {error.name}", cure=cure) from None
+
+    def write(target: Path, segmentation: Segmentation, series: Path | None) -> None:
+        if series is not None and form.needs_source:
+            found = SourceSeries.read(series)
+            getattr(module, f"write_{form.module}")(target, segmentation, found, __version__)
+        elif form.module == "mesh":
+            kind = "stl" if name == "mesh" else name.removeprefix("mesh-")
+            module.write_meshes(target, segmentation, kind)
+        else:
+            module.write_seg_nrrd(target, segmentation)
+
+    return write
+
+
+def _is_sidecar(path: Path) -> bool:
+    try:
+        results.read_sidecar(path)
+    except WriteError:
+        return False
+    return True
+
+
+def _segmentation(files: results.CaseFiles) -> Segmentation:
+    volume = read_label(files.mask)
+    labels = results.read_sidecar(files.sidecar)["labels"]
+    names = {int(value): str(name) for value, name in labels.items()}
+    return Segmentation(volume.array, volume.grid, names, volume.geometry)
+
+
+def _write_tables(predictions: Path, out_dir: Path) -> None:
+    """Colour tables beside the files, for whoever loads the NIfTI label maps instead."""
+    from attunet3d.packaging.seg_nrrd import itk_snap_labels, slicer_colours
+
+    names: dict[int, str] = {}
+    for path in predictions.glob("*.json"):
+        if _is_sidecar(path):
+            names |= {int(v): str(n) for v, n in results.read_sidecar(path)["labels"].items()}
+    whole_file.write_text(out_dir / "labels.ctbl", slicer_colours(names))
+    whole_file.write_text(out_dir / "itk_snap_labels.txt", itk_snap_labels(names))

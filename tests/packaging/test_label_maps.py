@@ -1,0 +1,110 @@
+"""Folders of label maps in other programs' forms, by the command as a user calls it."""
+
+import json
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+import trimesh
+
+from attunet3d.core import DependencyError
+from attunet3d.imaging import read_label
+from attunet3d.inference import Predictor, segment_cohort
+from attunet3d.packaging import label_maps
+from attunet3d.pipelines import export
+from tests.imaging.source_series import make_series
+from tests.known_network import checkpoint, write_scan
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    """Results of `infer` on a scan with a ball and on a copy of it."""
+    scans = [(name, write_scan(tmp_path / f"{name}.nii.gz")) for name in ("a", "b")]
+    assert not segment_cohort(Predictor([checkpoint()]), scans, tmp_path / "out").failures
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def dicom(tmp_path):
+    """Results of `infer` on a tilted series, and the series' folder."""
+    slices, _ = make_series("tilted")
+    folder = tmp_path / "series"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for k, slice_ in enumerate(slices):
+        values = rng.integers(0, 2000, (slice_.Rows, slice_.Columns)).astype(np.int16)
+        slice_.PixelData = values.tobytes()
+        slice_.save_as(folder / f"{(k * 3) % 7}.dcm", enforce_file_format=True)
+    scans = [("series", folder)]
+    assert not segment_cohort(Predictor([checkpoint()]), scans, tmp_path / "out").failures
+    return tmp_path / "out", folder
+
+
+def test_seg_nrrd_files_hold_the_label_maps(predictions, tmp_path):
+    assert export.main([str(predictions), str(tmp_path / "nrrd"), "--format", "seg-nrrd"]) == 0
+    for case in "ab":
+        image = SimpleITK.ReadImage(str(tmp_path / "nrrd" / f"{case}.seg.nrrd"))
+        ours = read_label(predictions / f"{case}.nii.gz").array
+        np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(image).T, ours)
+    assert "5 ball" in (tmp_path / "nrrd" / "labels.ctbl").read_text()
+    assert '"ball"' in (tmp_path / "nrrd" / "itk_snap_labels.txt").read_text()
+
+
+@pytest.mark.parametrize("ending", ["stl", "ply", "glb"])
+def test_meshes_lie_in_a_folder_for_each_case(predictions, tmp_path, ending):
+    form = "mesh" if ending == "stl" else f"mesh-{ending}"
+    assert export.main([str(predictions), str(tmp_path / "meshes"), "--format", form]) == 0
+    mesh = trimesh.load(tmp_path / "meshes" / "a" / f"ball.{ending}", force="mesh")
+    assert mesh.volume == pytest.approx(4 / 3 * np.pi * 12**3, rel=0.1)
+
+
+def test_dicom_objects_refer_to_their_series(dicom, tmp_path):
+    predictions, series = dicom
+    arguments = [str(predictions), str(tmp_path / "seg"), "--source", str(series)]
+    assert export.main([*arguments, "--format", "dicom-seg"]) == 0
+    seg = pydicom.dcmread(tmp_path / "seg" / "series.dcm")
+    assert seg.pixel_array.sum() == np.count_nonzero(
+        read_label(predictions / "series.nii.gz").array
+    )
+    arguments[1] = str(tmp_path / "rt")
+    assert export.main([*arguments, "--format", "rtstruct"]) == 0
+    structures = pydicom.dcmread(tmp_path / "rt" / "series.dcm")
+    assert [region.ROIName for region in structures.StructureSetROISequence] == ["ball"]
+
+
+def test_a_dicom_form_without_its_source_is_refused(predictions, tmp_path):
+    with pytest.raises(ValueError, match="name its folder with --source"):
+        export.main([str(predictions), str(tmp_path / "seg"), "--format", "dicom-seg"])
+
+
+def test_a_case_without_its_series_fails_by_name(predictions, dicom, tmp_path):
+    _, series = dicom
+    arguments = [str(predictions), str(tmp_path / "seg"), "--source", str(series)]
+    assert export.main([*arguments, "--format", "dicom-seg"]) == 1
+    failures = json.loads((tmp_path / "seg" / "failures.json").read_text())
+    assert "no series called 'a'" in failures["a"]
+
+
+def test_what_is_there_is_replaced_only_on_request(predictions, tmp_path):
+    arguments = [str(predictions), str(tmp_path / "nrrd"), "--format", "seg-nrrd"]
+    assert export.main(arguments) == 0
+    assert export.main(arguments) == 1
+    assert "add --overwrite" in (tmp_path / "nrrd" / "failures.json").read_text()
+    assert export.main([*arguments, "--overwrite"]) == 0
+
+
+def test_thresholds_do_not_go_with_other_forms(predictions, tmp_path, capsys):
+    arguments = [str(predictions), str(tmp_path / "a"), "--format", "mesh", "--threshold", "0.3"]
+    with pytest.raises(SystemExit):
+        export.main(arguments)
+    assert "as they are" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named_with_its_cure(predictions, tmp_path, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'highdicom'", name="highdicom")
+
+    monkeypatch.setattr(label_maps.importlib, "import_module", missing)
+    with pytest.raises(DependencyError, match=r'needs highdicom; pip install "attunet3d\[dicom\]"'):
+        label_maps.convert_label_maps(predictions, tmp_path / "x", "dicom-seg", tmp_path)
