@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from attunet3d import __version__
+from attunet3d.core import DataError
 from attunet3d.evaluation import ReportCase, ReportText, write_report
 from attunet3d.imaging import Segmentation, read_label, read_volume
 from attunet3d.packaging import SourceSeries, write_dicom_seg
