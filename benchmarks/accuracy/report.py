@@ -48,7 +48,8 @@ def _table(pieces: Sequence[Piece], reference: str, organ: str) -> str:
         row.append(f"{np.mean([piece['seconds']['train']['processor'] for piece in own]):.0f}")
         for metric in METRICS:
             values = _by_seed(own, organ, metric)
-            row.append(f"{values.mean():.3f} ± {values.std(ddof=min(len(values) - 1, 1)):.3f}")
+            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+            row.append(f"{values.mean():.3f}{spread}")
         rows.append(row + _difference(pieces, name, reference, organ))
     text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return f"\n### {organ}\n\n{text}\n"
@@ -59,7 +60,8 @@ def _by_seed(pieces: Sequence[Piece], organ: str, metric: str) -> Floats:
     seeds = defaultdict(list)
     for piece in pieces:
         seeds[piece["seed"]] += list(by_organ(piece, metric)[organ].values())
-    return np.array([np.nanmean(values) for values in seeds.values()])
+    finite = [[value for value in values if np.isfinite(value)] for values in seeds.values()]
+    return np.array([np.mean(values) if values else np.nan for values in finite])
 
 
 def _by_case(pieces: Sequence[Piece], name: str, organ: str, seeds: set[int]) -> dict[str, float]:
@@ -110,6 +112,7 @@ def curves(pieces: Sequence[Piece], file: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("Dice of the validation cases, network's grid")
     axes.set_ylim(0, 1)
-    axes.legend(fontsize=7)
+    if axes.lines:
+        axes.legend(fontsize=7)
     figure.savefig(file, dpi=120)
     plt.close(figure)
