@@ -29,14 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=setting)
     arguments = parser.parse_args(argv)
 
-    from attunet3d.core import find_config, machine
+    from attunet3d.core import machine
     from attunet3d.training import plan_file  # torch comes with it; --help does without
 
     manifest = Manifest.load(arguments.manifest, arguments.root).require_files()
     manifest.fold()  # refuses a template and a manifest without training cases
-    settings = [*manifest.training_settings(), *arguments.set]
-    config = find_config(arguments.config).with_overrides(settings)
-    config = plan_file.without_wrong_flips(config, manifest.labels)
+    config = plan_file.read_config(arguments.config, arguments.set, manifest)
     file = arguments.out or plan_file.default_path(arguments.manifest, arguments.config)
     device = machine.pick_device(arguments.device)
     plan = plan_file.shared_plan(manifest, config, file, device, arguments.memory)

@@ -1,7 +1,6 @@
 """Train a 3D Attention U-Net on the cases of a manifest.
 
-CONFIG is a preset (oktay2018, pancreas_ct, demo_cpu) or a file, such as the config.json of a run.
-What it leaves open is planned once for all folds, see attunet3d plan.
+CONFIG: a preset (oktay2018, pancreas_ct, demo_cpu) or a file; attunet3d plan fills its gaps.
 """
 
 import argparse
@@ -24,20 +23,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
     add("--resume", action="store_true", help="go on with the run in RUN_DIR")
     add("--steps-more", type=int, default=0, metavar="N", help="resume for N steps beyond its end")
+    add("--init", type=Path, metavar="MODEL", help="start from its weights, at a tenth of the rate")
+    add("--hours", type=float, metavar="H", help="as many steps as this takes")
     add("--memory", metavar="SIZE", help="plan for it, such as 24GB (default: what there is)")
     add("--plan", type=Path, metavar="PLAN", help="default: beside the manifest")
     add("--device", help="cpu, cuda or cuda:N; CUDA where there is one by default")
     add("--cache", type=Path, metavar="DIR", help="of prepared cases; folds can share it")
     arguments = parser.parse_args(argv)
 
-    from attunet3d.core import find_config, machine
+    from attunet3d.core import machine
     from attunet3d.training import Trainer, plan_file, run_folder, run_report  # torch with them
 
     device = machine.pick_device(arguments.device, training=True)
     manifest = Manifest.load(arguments.manifest, arguments.root).require_files()
-    settings = [*manifest.training_settings(), *arguments.set]
-    config = find_config(arguments.config).with_overrides(settings)
-    config = plan_file.without_wrong_flips(config, manifest.labels)
+    config = plan_file.read_config(arguments.config, arguments.set, manifest, arguments.init)
     cases, run_dir, more = manifest.fold(arguments.fold), arguments.run_dir, arguments.steps_more
     run_folder.refuse_wrong_folder(run_dir, resume=(resume := arguments.resume or more > 0))
     with locked_folder(run_dir, "train"):
@@ -50,9 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cache = arguments.cache or run_dir / "cache"
         data = run_folder.prepare(cases, manifest, config, cache)
         trainer = Trainer(data, config, run_dir, device)
-        if resume:
-            trainer.resume()
-        run_report.finish(trainer, trainer.fit())
+        trainer.start(resume=resume, init=arguments.init)
+        run_report.finish(trainer, trainer.fit(arguments.hours))
     return 0
 
 

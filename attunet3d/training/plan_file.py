@@ -7,7 +7,6 @@ of the training cases, so that the scans are read once and not once per fold.
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -20,6 +19,7 @@ from attunet3d.core import (
     SettingsError,
     TrainingError,
     WriteError,
+    find_config,
     memory_class,
     total_bytes,
     whole_file,
@@ -73,6 +73,29 @@ def memory_bytes(text: str) -> int:
     return round(gigabytes * 1e9)
 
 
+def read_config(
+    name: str, settings: Sequence[str], manifest: Manifest, init: Path | None = None
+) -> Config:
+    """The configuration that a call asks for.
+
+    Args:
+        name: A preset or a file.
+        settings: `section.name=value` each.
+        manifest: Tells which labels are ignored, and which name a side.
+        init: The model that training starts from, if there is one: then the learning rate is a
+            tenth, after a short warm-up, unless `settings` say otherwise.
+    """
+    config = find_config(name)
+    if init is not None:
+        training = config.training
+        changes: dict[str, object] = {"training.learning_rate": training.learning_rate / 10}
+        if training.schedule != "one_cycle":  # which warms up by itself
+            changes["training.warmup_steps"] = max(1, training.steps // 100)
+        config = config.replaced(changes)
+    config = config.with_overrides([*manifest.training_settings(), *settings])
+    return without_wrong_flips(config, manifest.labels)
+
+
 def without_wrong_flips(config: Config, labels: dict[int, str]) -> Config:
     """The configuration without left-right flips where labels name a side.
 
@@ -85,8 +108,7 @@ def without_wrong_flips(config: Config, labels: dict[int, str]) -> Config:
         "augmentation.flip_axes: left-right flips are off, as label %r names a side",
         labels[sided[0]],
     )
-    kept = tuple(axis for axis in axes if axis)
-    return replace(config, augmentation=replace(config.augmentation, flip_axes=kept))
+    return config.replaced({"augmentation.flip_axes": tuple(axis for axis in axes if axis)})
 
 
 def shared_plan(

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from attunet3d.core import (
     stop_requests,
     whole_file,
 )
-from attunet3d.models import checkpoint
+from attunet3d.models import Network, checkpoint, transfer_weights
 from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.components import Components
@@ -78,8 +78,13 @@ class Trainer:
         self.state = RunState()
         self.stopwatch = Stopwatch()
 
-    def fit(self) -> Result:
+    def fit(self, hours: float | None = None) -> Result:
         """Train to the last step, or until early stop, SIGTERM or Ctrl-C (which save first).
+
+        Args:
+            hours: Fit `training.steps`, and with it the schedule of the learning rate, to this
+                duration. Such a run is not reproducible: the number of steps depends on the
+                machine's speed.
 
         Raises:
             TrainingError: The loss is not finite (`on_nonfinite_loss` "stop").
@@ -87,20 +92,25 @@ class Trainer:
             SystemExit: SIGTERM or Ctrl-C; the state is saved.
         """
         settings, state = self.config.training, self.state
+        first_step, self.stopwatch = state.step, Stopwatch()
         first, last = (n * settings.accumulation for n in (state.step, settings.steps))
         with (
             own_torch_state(self.device),
             memory_error_in_one_line(self.device),
-            closing(self.batches.iterate(first, self.device, last)) as stream,
+            closing(
+                self.batches.iterate(first, self.device, last if hours is None else None)
+            ) as stream,
             RunLog(self.run_dir, state.step, self.components.logger) as log,
             stop_requests() as requests,
             progress(settings.steps, "training", "step", state.step) as bar,
         ):
             self._validate_if_due(log, requests)
-            while state.step < settings.steps and not self._stopped_early():
+            while state.step < self.config.training.steps and not self._stopped_early():
                 with self.stopwatch.waiting():
                     batches = list(islice(stream, settings.accumulation))
                 value = self._train_step(batches)
+                if hours is not None:
+                    self._fit_steps_to(hours * 3600, state.step - first_step)
                 self._after_step(value, log, requests)
                 bar.update(1, self._facts(value))
                 if requests:
@@ -113,6 +123,13 @@ class Trainer:
             seconds=round(self.stopwatch.seconds, 1),
             waiting=round(self.stopwatch.waiting_share, 3),
         )
+
+    def _fit_steps_to(self, seconds: float, done: int) -> None:
+        """Set `training.steps` to what the time allows at the speed of the steps `done` so far."""
+        left = max(0.0, seconds - self.stopwatch.seconds)
+        steps = self.state.step + int(left / self.stopwatch.seconds * done)
+        self.config = self.config.replaced({"training.steps": max(1, steps)})
+        self.update.settings = self.config.training
 
     def _train_step(self, batches: Sequence[Batch]) -> float:
         """One update of the weights; returns the loss."""
@@ -216,6 +233,13 @@ class Trainer:
         state = self.update.state() | asdict(self.state)
         checkpoint.save_state(self.run_dir / "last.pt", state)
 
+    def start(self, *, resume: bool, init: Path | None = None) -> None:
+        """Resume the run, or else take the weights of the model `init`, if there is one."""
+        if resume:
+            self.resume()
+        elif init is not None:
+            self.start_from(init)
+
     def resume(self) -> None:
         """Go on from `last.pt`, from the one before where it is torn, or from the start.
 
@@ -243,6 +267,20 @@ class Trainer:
                 path=self.run_dir / "last.pt",
                 cure="resume with the config.json of this run folder",
             ) from None
+
+    def start_from(self, model: Path) -> None:
+        """Take the weights of another model where they fit; heads by the names of labels.
+
+        Raises:
+            ModelError: It is not a model.
+        """
+        other = checkpoint.load_model(model)
+        network = cast("Network", self.update.network)
+        state = other.network.state_dict()
+        taken = transfer_weights(network, self.labels, state, other.labels)
+        _log.info("%s: took %s", other.path, taken.taken)
+        if taken.new:
+            _log.warning("%s: not taken: %s", other.path, taken.new)
 
     def _save_model(self, network: nn.Module, dice: float | None) -> None:
         notes = {"step": self.state.step, "dice_network_grid": dice}

@@ -12,7 +12,8 @@ import pytest
 
 from attunet3d import __main__ as command
 from attunet3d import __version__
-from attunet3d.core import command_line
+from attunet3d.core import Config, command_line
+from attunet3d.models import load_model
 from attunet3d.phantoms.dataset import write_phantoms
 from attunet3d.training import run_folder
 from attunet3d.training.run_log import read_rows
@@ -197,6 +198,22 @@ def test_a_finished_run_trains_longer(road, tmp_path):
     assert summary["steps"] == 6
     config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
     assert config["training"]["steps"] == 6
+
+
+def test_training_starts_from_another_model_at_a_tenth_of_the_rate(road, tmp_path, capsys):
+    sets = [part for setting in FAST for part in ("--set", setting)]
+    train = ("train", road / "m.json", "demo_cpu", tmp_path / "run", "--device", "cpu", *sets)
+    plan = ("--plan", tmp_path / "plan.json")
+    assert call(*train, *plan, "--init", road / "run", "--set", "training.steps=1") == 0
+    error = capsys.readouterr().err
+    assert "heads of background, pancreas" in error
+    assert "not taken" not in error
+    config = Config.load(tmp_path / "run" / "config.json")
+    assert config.training.learning_rate == pytest.approx(5e-4)
+    old, new = (load_model(folder).network for folder in (road / "run", tmp_path / "run"))
+    pairs = list(zip(old.parameters(), new.parameters(), strict=True))
+    assert all(float((a - b).abs().max()) < 2e-3 for a, b in pairs)  # one step away
+    assert any(float((a - b).abs().max()) > 0 for a, b in pairs)
 
 
 def test_labels_with_a_side_switch_left_right_flips_off(road, tmp_path, capsys):

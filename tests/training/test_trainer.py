@@ -430,3 +430,15 @@ def test_a_dice_that_is_equal_to_the_best_is_not_a_better_one(data, tmp_path, mo
     )
     result = trainer(data, tmp_path / "run", steps=100, early_stop=2).fit()
     assert (result.step, result.best_dice, result.best_step) == (16, 0.5, 8)
+
+
+def test_a_run_of_so_many_hours_fits_its_steps_and_schedule_to_them(data, tmp_path, monkeypatch):
+    seconds = iter(range(10**6))  # a second per look at the clock
+    monkeypatch.setattr("attunet3d.training.run_log.time.monotonic", lambda: float(next(seconds)))
+    run = trainer(data, tmp_path / "run", steps=100000, validate_every=50, save_every=50)
+    result = run.fit(hours=0.05)
+    assert 5 < result.step < 100
+    assert run.config.training.steps == result.step
+    rows = read_rows(tmp_path / "run" / "metrics.csv")
+    assert rows[-1]["dice_network_grid"]
+    assert float(rows[-1]["learning_rate"]) < 0.001  # the cosine has come down
