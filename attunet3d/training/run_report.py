@@ -23,7 +23,6 @@ _log = logging.getLogger(__name__)
 def finish(trainer: Trainer, result: Result) -> None:
     """Write curves, overlays and the summary, and log how the run went."""
     run_dir = trainer.run_dir
-    trainer.config.save(run_dir / "config.json")  # its steps may have been fitted to the hours
     figures.save(charts.curves_figure(read_rows(run_dir / "metrics.csv")), run_dir / "curves.png")
     _overlays(trainer)
     whole_file.write_text(run_dir / "summary.json", json.dumps(_summary(trainer, result), indent=2))

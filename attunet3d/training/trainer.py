@@ -115,6 +115,8 @@ class Trainer:
                 bar.update(1, self._facts(value))
                 if requests:
                     self._save_and_leave(requests)
+        if hours is not None:
+            self.config.save(self.run_dir / "config.json")
         return Result(
             step=state.step,
             best_dice=state.best_dice,
