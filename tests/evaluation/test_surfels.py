@@ -84,8 +84,10 @@ def test_oblique_and_sheared_grids_are_measured_in_the_patient() -> None:
         world = (world - lying.to_world(np.array([[31.5, 31.5, 31.5]]))).reshape(64, 64, 64, 3)
         balls = [np.linalg.norm(world - [x, 0, 0], axis=-1) <= 8 for x in (0, 2)]
         answers.append(normalised_surface_dice(*balls, lying, [1.0])[0])
-    # Of a sphere moved by 2 mm along x the part with |cos| <= 1/2 moves by less than 1 mm.
-    assert answers == pytest.approx([0.5, 0.5], abs=0.03)
+    # A sphere moved by 2 mm moves by less than 1 mm where |cos| < 1/2: half of its area. Corners
+    # half a millimetre apart blur that limit upwards, on either grid.
+    assert answers[1] == pytest.approx(answers[0], abs=0.03)
+    assert answers == pytest.approx([0.5, 0.5], abs=0.12)
 
 
 def test_the_area_of_a_plane_is_exact_on_any_grid() -> None:
