@@ -49,6 +49,8 @@ OWN_HU = {"gallbladder": (4, 18), "left kidney": (165, 205)}
 PHASE_NAMES = {"left kidney": "kidney", "oesophagus": "stomach"}
 HIDDEN = DRAWN_BY_PEOPLE | {"lung", "pancreas"}
 
+Contrast = tuple[str, float]  # phase and dose
+
 
 def fill_outlines(
     outlines: Outlines,
@@ -58,18 +60,18 @@ def fill_outlines(
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 3.0),
     name: str = "",
 ) -> tuple[Volume, Volume]:
-    """A made-up CT of a patient's true organs, and the label map.
+    """Make a synthetic CT of a patient's true organs, and its label map.
 
     A voxel's label is the organ that most of it holds. Voxels are whole blocks of the outlines'
     voxels, as near to `spacing_mm` as such blocks come.
 
     Args:
         outlines: The organs.
-        seed: Of tissue, background and noise.
+        seed: Seeds tissue, surroundings and noise.
         cohort: Its phases, texture, noise, blur, metal and `ascites_share` count; disease and
             motion do not, for the organs are given.
-        spacing_mm: Wished for; slices thicker than this stay as they are.
-        name: Of the case.
+        spacing_mm: Wanted voxel size; slices thicker than this stay as they are.
+        name: Name of the case.
 
     Returns:
         The scan (int16, HU) and the label map (uint8) with the values of `outlines.names`.
@@ -81,26 +83,46 @@ def fill_outlines(
     ]
     table, grid = coarsened(_cropped(outlines), factors)
     shares = dict(zip(outlines.names.values(), table, strict=True))
-    contrast = str(rng.choice(list(cohort.phases), p=list(cohort.phases.values())))
-    dose = draw_dose(contrast, rng)
+    phase = str(rng.choice(list(cohort.phases), p=list(cohort.phases.values())))
+    contrast = phase, draw_dose(phase, rng)
     world = _phantom_grid(outlines, grid)
     anatomy = _phantom_around(shares, world, seed)
-    drawn = replace(anatomy, tissues=in_phase(_left_over(anatomy), contrast, dose))
-    if happens(rng, cohort.ascites_share):
-        drawn = replace(drawn, wall=(*drawn.wall[:-1], (drawn.wall[-1][0], FLUID_HU)))
-    values = draw_tissues(drawn, world, min(spacing_mm)).T  # (I, J, K)
-    _add_lungs_(values, shares, anatomy, world)
-    hu = anatomy.tissues[-1].hu  # of the phantom's pancreas: the bowel about it is like it
-    for organ, share in shares.items():
-        inside = _organ(organ, share, grid, hu, rng)
-        enhanced = hu_in_phase(PHASE_NAMES.get(organ, organ), inside, contrast, dose)
-        values += share * (enhanced - values)
+    values = _surroundings(shares, anatomy, world, contrast, happens(rng, cohort.ascites_share))
+    _add_organs_(values, shares, anatomy, grid, contrast, rng)
     if "liver" in shares:
-        _add_veins_(values, shares["liver"], anatomy, world, (contrast, dose))
+        _add_veins_(values, shares["liver"], anatomy, world, contrast)
     centre = outlines.centres_mm().get("pancreas", np.zeros(3))
     scanner = replace(draw_scanner(seed, cohort, centre), motion_mm=np.zeros(3))
     scan = acquire(np.ascontiguousarray(values.T), grid, scanner, seed).T
     return Volume(scan, grid, name=name), Volume(_label(table, outlines), grid, name=name)
+
+
+def _surroundings(
+    shares: dict[str, Float32s], anatomy: Anatomy, world: Grid, contrast: Contrast, ascites: bool
+) -> Float32s:
+    """HU (I, J, K) of what is not outlined: the phantom without the outlined organs, and lungs."""
+    drawn = replace(anatomy, tissues=in_phase(_left_over(anatomy), *contrast))
+    if ascites:
+        drawn = replace(drawn, wall=(*drawn.wall[:-1], (drawn.wall[-1][0], FLUID_HU)))
+    values = draw_tissues(drawn, world, min(world.spacing_mm)).T
+    _add_lungs_(values, shares, anatomy, world)
+    return values
+
+
+def _add_organs_(
+    values: Float32s,
+    shares: dict[str, Float32s],
+    anatomy: Anatomy,
+    grid: Grid,
+    contrast: Contrast,
+    rng: np.random.Generator,
+) -> None:
+    """Mix the organs in by their shares of each voxel, in place."""
+    hu = anatomy.tissues[-1].hu  # the phantom's pancreas, whose HU the bowel around it resembles
+    for organ, share in shares.items():
+        inside = _organ(organ, share, grid, hu, rng)
+        enhanced = hu_in_phase(PHASE_NAMES.get(organ, organ), inside, *contrast)
+        values += share * (enhanced - values)
 
 
 def _label(shares: Float32s, outlines: Outlines) -> LabelMap:
@@ -216,7 +238,7 @@ def _diaphragm_mm(organs: Mask, z: Float32s, spacing_mm: tuple[float, ...]) -> F
 
 
 def _add_veins_(
-    values: Float32s, liver: Float32s, anatomy: Anatomy, grid: Grid, phase: tuple[str, float]
+    values: Float32s, liver: Float32s, anatomy: Anatomy, grid: Grid, phase: Contrast
 ) -> None:
     """A phantom's hepatic veins where they run through the true liver; in place."""
     x, y, z = points_of(grid)
