@@ -31,7 +31,7 @@ class Material:
     @property
     def manifests(self) -> list[Path]:
         """One a split."""
-        return sorted(self.folder.glob("split_*.json"))
+        return sorted(self.folder.glob("split_[0-9].json"))  # a plan may lie beside each
 
 
 def prepare(name: str, folder: Path, data: Path | None = None) -> Material:

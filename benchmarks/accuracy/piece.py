@@ -92,8 +92,8 @@ def _training(recipe: Recipe, manifest: Path, run: Path, steps: int, seed: int) 
         return _peer("train", recipe, manifest, run, {"steps": steps, "seed": seed})
     values = recipe.settings | {"training.steps": steps, "training.seed": seed}
     sets = [part for name, value in values.items() for part in ("--set", f"{name}={_yaml(value)}")]
-    cache = ["--cache", str(manifest.parent / "cache")]
-    return _attunet3d("train", str(manifest), recipe.preset, str(run), *cache, *sets)
+    own = ["--cache", str(manifest.parent / "cache"), "--plan", f"{run}.plan.json"]
+    return _attunet3d("train", str(manifest), recipe.preset, str(run), *own, *sets)
 
 
 def _inference(recipe: Recipe, manifest: Path, run: Path, predictions: Path) -> list[str]:

@@ -144,6 +144,12 @@ def test_each_patient_is_tested_by_a_model_of_the_four_others(tmp_path):
             (data / f"{name}{suffix}.nii.gz").write_bytes(b"")
     splits = write_patients(tmp_path / "patients", data)
     assert [test for _, _, (test,) in splits] == list(CONTRAST)
+    material = Material("patients", tmp_path, {})
+    for number, parts in enumerate(splits):
+        write_split(tmp_path, number, {0: "background"}, parts)
+        (tmp_path / f"split_{number}.demo_cpu.plan.json").write_text("{}")
+    tested = [json.loads(file.read_text())["test"][0]["id"] for file in material.manifests]
+    assert tested == list(CONTRAST)
     for training, validation, test in splits:
         assert sorted([*training, *test]) == sorted(CONTRAST)
         assert not validation
