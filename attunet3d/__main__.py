@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a 3D Attention U-Net on the cases of a manifest",
     "infer": "segment scans; label maps lie on each scan's own grid",
     "evaluate": "score label maps against references",
+    "report": "write a web page to look at results of infer or evaluate",
     "export": "turn saved probabilities into label maps",
     "package": "write a model for other programs: MONAI bundle, ONNX, torch.export",
     "serve": "segment scans that are sent over HTTP, with a page to drop them on",

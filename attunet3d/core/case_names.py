@@ -4,6 +4,7 @@ An id becomes the name of a file in an output folder, and a path is opened benea
 from files that others wrote, so both must be valid on Linux, macOS and Windows alike.
 """
 
+import os
 import unicodedata
 from pathlib import Path, PurePosixPath
 
@@ -152,3 +153,17 @@ def _path_error(path: object, rule: str, cure: str) -> DataError:
 
 def _shown(value: object) -> str:
     return repr(value if isinstance(value, str | int | float | None) else type(value).__name__)[:80]
+
+
+def path_from(folder: Path, path: Path) -> str:
+    """The way from a folder to a path, as files record it; absolute on another drive.
+
+    Example:
+        >>> path_from(Path("out"), Path("scans", "ct.nii.gz"))
+        '../scans/ct.nii.gz'
+    """
+    there = path.resolve()
+    try:
+        return Path(os.path.relpath(there, folder.resolve())).as_posix()
+    except ValueError:  # Windows: another drive
+        return there.as_posix()

@@ -8,3 +8,4 @@ from .metrics import dice as dice
 from .report import ReportText as ReportText
 from .report import write_report as write_report
 from .report_case import ReportCase as ReportCase
+from .report_folder import write_folder_report as write_folder_report

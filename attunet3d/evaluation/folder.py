@@ -23,6 +23,7 @@ from attunet3d.core import (
     DataError,
     Progress,
     WriteError,
+    case_names,
     locked_folder,
     machine,
     progress,
@@ -116,7 +117,8 @@ def evaluate(
             patients={name: case.patient for name, case in cases.items()},
             training_remark=split.remark(references) if cases or split.seen(references) else None,
         )
-        _write(summary, out_dir)
+        places = {"predictions": predictions, "reference": reference, "root": root}
+        _write(summary, places, out_dir)
     return summary
 
 
@@ -238,9 +240,10 @@ def _read_reference(pair: _Pair) -> Volume:
     return read_case_label(case, read_image(case))  # corrected as the manifest says
 
 
-def _write(summary: Summary, out_dir: Path) -> None:
+def _write(summary: Summary, places: Mapping[str, Path | None], out_dir: Path) -> None:
     whole_file.write_text(out_dir / "scores.csv", summary.to_csv())
-    content = {**summary.as_dict(), "versions": machine.versions()}
+    named = {what: path and case_names.path_from(out_dir, path) for what, path in places.items()}
+    content = {**summary.as_dict(), **named, "versions": machine.versions()}
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     whole_file.write_text(out_dir / "summary.json", text + "\n")
     results.write_failures(out_dir, summary.failures)

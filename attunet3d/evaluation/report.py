@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from attunet3d.core import Floats, whole_file
 from attunet3d.evaluation.report_case import HU_OF_VALUES, ReportCase, payload
+from attunet3d.evaluation.statistics import bootstrap_interval
 from attunet3d.imaging import colour_of
 
 PAGE = files("attunet3d.evaluation") / "report_page"
@@ -91,6 +91,7 @@ def _row(case: ReportCase, columns: Mapping[str, str]) -> dict[str, Any]:
     look = [number for number, name in enumerate(columns) if name in case.look]
     return {
         "id": case.name,
+        "patient": case.patient or case.name,
         "values": values,
         "shown": shown,
         "look": look,
@@ -109,9 +110,11 @@ def _report(
 ) -> str:
     statistics = []
     for number, (name, form) in enumerate(columns.items()):
-        values = [row["values"][number] for row in rows if row["values"][number] is not None]
-        if values:
-            statistics.append([name, *_statistics(np.array(values), form)])
+        known = [row for row in rows if row["values"][number] is not None]
+        if known:
+            values = np.array([row["values"][number] for row in known])
+            patients = [row["patient"] for row in known]
+            statistics.append([name, *_statistics(values, patients, form)])
     content = {
         "labels": {value: name for value, name in labels.items() if value},
         "colours": {value: colour_of(value) for value in range(1, 256)},
@@ -123,12 +126,12 @@ def _report(
     return json.dumps(content).replace("</", "<\\/")  # "</script>" in a name ends nothing
 
 
-def _statistics(values: Floats, form: str) -> list[str]:
+def _statistics(values: Floats, patients: Sequence[str], form: str) -> list[str]:
     """Number of cases, mean, 95 % interval of the mean, median, least and largest, as text."""
     numbers = [values.mean(), np.median(values), values.min(), values.max()]
     mean, median, least, most = (form.format(number) for number in numbers)
     interval = "–"
-    if len(values) > 1:
-        found = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=0)
-        interval = " to ".join(form.format(bound) for bound in found.confidence_interval)
+    if len(set(patients)) > 1:
+        low, high = bootstrap_interval(values, patients)
+        interval = f"{form.format(low)} to {form.format(high)}"
     return [str(len(values)), mean, interval, median, f"{least} to {most}"]

@@ -42,6 +42,7 @@ class ReportCase:
         facts: A line of text about the case.
         warnings: What was odd about it.
         look: Columns whose value asks a person to look.
+        patient: Whose scan it is; None: a patient of its own.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ReportCase:
     facts: str = ""
     warnings: tuple[str, ...] = ()
     look: tuple[str, ...] = ()
+    patient: str | None = None
 
 
 def payload(case: ReportCase) -> str:

@@ -101,6 +101,7 @@ class Summary:
             "values_taken_as_background": list(self.other_values),
             "seen_in_training": list(self.seen_in_training),
             "training_remark": self.training_remark,
+            "patients": {case: name for case, name in self.patients.items() if name != case},
         }
 
     def to_csv(self) -> str:

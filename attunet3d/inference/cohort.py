@@ -21,6 +21,7 @@ from attunet3d.core import (
     Progress,
     SettingsError,
     UserError,
+    case_names,
     locked_folder,
     progress,
 )
@@ -261,6 +262,7 @@ class _Cohort:
         record = replace(record, seconds={"reading": round(loaded.seconds, 4), **record.seconds})
         facts = {
             **self.options.choices,
+            "scan": case_names.path_from(self.out_dir, job.scan),
             "scan_checksum": loaded.checksum,
             "role_in_training": self.split.role(job.files.case_id),
         }

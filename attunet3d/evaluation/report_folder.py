@@ -1,0 +1,112 @@
+"""The report of an output folder: what `infer` or `evaluate` wrote becomes the cases of a page.
+
+Numbers are read first, so that the cases can be sorted; the volumes of a case are read when its
+turn comes. A case whose scan or label map cannot be read is left out and named.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from attunet3d import __version__
+from attunet3d.core import DataError, Float32s, UserError, progress
+from attunet3d.evaluation.report import ReportText, write_report
+from attunet3d.evaluation.report_case import ReportCase
+from attunet3d.evaluation.report_found import FoundCase
+from attunet3d.evaluation.report_predictions import of_predictions
+from attunet3d.evaluation.report_scores import of_scores
+from attunet3d.imaging import find_scans, read_volume
+from attunet3d.inference import results
+
+NAME = "report.html"
+GRID_TOLERANCE_MM = 1e-3
+FOOTER = (
+    f"Made by attunet3d {__version__}. Research software: not for the diagnosis, treatment or"
+    " measurement of patients."
+)
+_log = logging.getLogger(__name__)
+
+
+def write_folder_report(
+    folder: Path, path: Path | None = None, scans: Path | None = None
+) -> results.Outcome:
+    """Write the page about an output folder of `infer` or of `evaluate`.
+
+    Args:
+        folder: What one of the two commands wrote.
+        path: Of the page; None: `report.html` in the folder.
+        scans: Where the scans lie now, by case id; None: where the sidecars say.
+
+    Returns:
+        The cases on the page, and the reasons of those that are not.
+
+    Raises:
+        DataError: The folder holds nothing to report on, or no case could be read.
+        WriteError: The page cannot be written.
+    """
+    found = of_scores(folder) if (folder / "scores.csv").is_file() else of_predictions(folder)
+    moved = dict(find_scans(scans)) if scans is not None else None
+    outcome = results.Outcome()
+    with progress(len(found.cases), "report") as bar:
+
+        def loaded() -> Iterator[ReportCase]:
+            for case in found.cases:
+                with bar.item():
+                    try:
+                        yield _load(case, moved)
+                        outcome.done.append(case.name)
+                    except UserError as error:
+                        _leave_out(outcome, case, error)
+            if not outcome.done:
+                raise DataError(
+                    "no case of it can be shown",
+                    path=folder,
+                    cure="name the folder of the scans with --scans",
+                )
+
+        words = ReportText(found.title, found.subtitle, found.order, FOOTER)
+        write_report(path or folder / NAME, words, found.labels, found.columns, loaded())
+    return outcome
+
+
+def _leave_out(outcome: results.Outcome, case: FoundCase, error: UserError) -> None:
+    name = case.name
+    outcome.failures[name] = results.reason(error)
+    _log.error("%s; it is left out", outcome.failures[name], extra={"case": name})
+
+
+def _load(case: FoundCase, moved: Mapping[str, Path] | None) -> ReportCase:
+    """Read a case's volumes, which must all lie on the scan's grid."""
+    path = case.scan if moved is None else moved.get(case.name)
+    if path is None:
+        cure = "name the folder of the scans with --scans"
+        raise DataError("the scan is not known" if moved is None else "has no scan", cure=cure)
+    scan = read_volume(path, series=case.series)
+    layers = {}
+    for what, read in case.layers.items():
+        label = read(scan)
+        if not label.grid.matches(scan.grid, GRID_TOLERANCE_MM):
+            rule = f"the {what} lies on another grid than this scan"
+            raise DataError(rule, path=path, cure="name the scans that were segmented: --scans")
+        layers[what] = label.array
+    attention = None if case.attention is None else finest_gate(case.attention)
+    return ReportCase(
+        name=case.name,
+        scan=scan,
+        layers=layers,
+        attention=attention,
+        values=case.values,
+        facts=case.facts,
+        warnings=case.warnings,
+        look=case.look,
+        patient=case.patient,
+    )
+
+
+def finest_gate(path: Path) -> Float32s:
+    """The first of a case's attention maps (I, J, K), which is of the finest gated level."""
+    maps = nibabel.load(path)
+    return np.asarray(maps.dataobj[..., 0], np.float32)

@@ -1,0 +1,196 @@
+"""The report of folders that `infer` and `evaluate` wrote, by the command and in a browser."""
+
+import json
+import re
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+from playwright.sync_api import sync_playwright
+
+from attunet3d.core import DataError, UserError
+from attunet3d.evaluation import write_folder_report
+from attunet3d.evaluation.folder import evaluate
+from attunet3d.inference.cohort import CohortOptions, segment_cohort
+from attunet3d.inference.predictor import Predictor
+from attunet3d.inference.scans import find_cases
+from attunet3d.pipelines import report
+from tests.evaluation.test_report import CHROMIUM, coloured, in_browser, pixels
+from tests.known_network import AFFINE, ball, checkpoint, write_scan
+
+RADII = {"small": 8.0, "middle": 10.0, "large": 12.0}  # mm, of the ball in each scan
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with `scans`, `predictions` of them with attention maps, and `references`."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "scans").mkdir()
+    (folder / "references").mkdir()
+    for name, radius in RADII.items():
+        write_scan(folder / "scans" / f"{name}.nii.gz", ball(radius_mm=radius))
+        label = (ball(radius_mm=10.0) > 100).astype(np.uint8) * 5  # right for "middle" alone
+        nibabel.save(nibabel.Nifti1Image(label, AFFINE), folder / "references" / f"{name}.nii.gz")
+    cases = find_cases(folder / "scans")
+    options = CohortOptions(attention=True)
+    segment_cohort(Predictor([checkpoint()]), cases, folder / "predictions", options)
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy to change."""
+    return shutil.copytree(made, tmp_path / "made")
+
+
+def content(path):
+    text = path.read_text(encoding="utf-8")
+    return json.loads(re.search(r'id="report" type="application/json">(.*)</script>', text)[1])
+
+
+def payloads(path):
+    text = path.read_text(encoding="utf-8")
+    found = re.findall(r'<script id="case-\d+" type="application/json">(.*)</script>', text)
+    return [json.loads(part) for part in found]
+
+
+def change_sidecar(folder, name, **entries):
+    path = folder / "predictions" / f"{name}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def test_volumes_of_the_sidecars_fill_the_table_and_scans_are_found_by_them(folder):
+    outcome = write_folder_report(folder / "predictions")
+    page = folder / "predictions" / "report.html"
+    shown = content(page)
+    assert sorted(outcome.done) == sorted(RADII)
+    assert shown["columns"] == ["ball ml"]
+    assert shown["labels"] == {"5": "ball"}
+    for row in shown["cases"]:
+        sidecar = json.loads((folder / "predictions" / f"{row['id']}.json").read_text())
+        assert row["values"] == [sidecar["volumes"]["ball"]["ml"]]
+    for case in payloads(page):
+        assert [layer["name"] for layer in case["layers"]] == ["prediction"]
+        assert case["attention"]
+
+
+def test_doubt_sorts_the_cases_and_marks_what_to_look_at(folder):
+    doubt = {"large": ("ok", 0.70), "middle": ("look", 0.90), "small": ("look", 0.60)}
+    for name, (word, expected) in doubt.items():
+        entry = {"word": word, "expected_dice": expected}
+        change_sidecar(folder, name, doubt={"ball": entry})
+    write_folder_report(folder / "predictions")
+    shown = content(folder / "predictions" / "report.html")
+    assert [row["id"] for row in shown["cases"]] == ["small", "middle", "large"]
+    assert shown["columns"] == ["ball ml", "ball expected Dice"]
+    assert [row["look"] for row in shown["cases"]] == [[1], [1], []]
+    assert shown["cases"][0]["facts"].startswith("ball: look; ")
+
+
+def test_cases_with_warnings_come_first_where_nothing_tells_doubt(folder):
+    for name in RADII:
+        change_sidecar(folder, name, warnings=["the scan is cut"] if name == "small" else [])
+    write_folder_report(folder / "predictions")
+    rows = content(folder / "predictions" / "report.html")["cases"]
+    assert [row["id"] for row in rows] == ["small", "large", "middle"]
+    assert rows[0]["warnings"] == ["the scan is cut"]
+
+
+def test_scores_are_sorted_by_dice_with_both_label_maps(folder):
+    evaluate(folder / "predictions", folder / "references", folder / "scores")
+    write_folder_report(folder / "scores")
+    shown = content(folder / "scores" / "report.html")
+    dice = [row["values"][0] for row in shown["cases"]]
+    assert dice == sorted(dice)
+    assert shown["cases"][-1]["id"] == "middle"
+    assert shown["columns"] == ["ball Dice", "ball NSD 2 mm", "ball HD95 mm", "ball Δ ml"]
+    for case in payloads(folder / "scores" / "report.html"):
+        assert [layer["name"] for layer in case["layers"]] == ["prediction", "reference"]
+
+
+def test_references_of_a_manifest_are_found_and_intervals_are_over_its_patients(folder):
+    cases = [
+        {
+            "id": name,
+            "image": f"scans/{name}.nii.gz",
+            "label": f"references/{name}.nii.gz",
+            "group": "one patient",
+        }
+        for name in RADII
+    ]
+    labels = {"0": "background", "5": "ball"}
+    values = {"name": "balls", "labels": labels, "root": ".", "test": cases}
+    (folder / "m.json").write_text(json.dumps(values))
+    for path in (folder / "predictions").glob("*.json"):
+        path.unlink()  # other programs' label maps: the manifest tells the scans
+    evaluate(folder / "predictions", folder / "m.json", folder / "scores")
+    assert sorted(write_folder_report(folder / "scores").done) == sorted(RADII)
+    shown = content(folder / "scores" / "report.html")
+    assert shown["statistics"][0][:2] == ["ball Dice", "3"]
+    assert shown["statistics"][0][3] == "–"  # no interval from one patient
+
+
+def test_a_moved_scan_is_named_and_found_again_by_its_folder(folder, capsys):
+    (folder / "moved").mkdir()
+    (folder / "scans" / "large.nii.gz").rename(folder / "moved" / "large.nii.gz")
+    out = folder / "predictions"
+    assert report.main([str(out)]) == 1
+    assert "2 done, 1 failed" in capsys.readouterr().err
+    assert report.main([str(out), "--scans", str(folder / "moved")]) == 1
+    assert [row["id"] for row in content(out / "report.html")["cases"]] == ["large"]
+
+
+def test_another_scan_than_the_segmented_one_is_refused(folder):
+    other = np.diag([3.0, 3.0, 3.0, 1.0])
+    for name in RADII:
+        write_scan(folder / "scans" / f"{name}.nii.gz", affine=other)
+    with pytest.raises(DataError, match="no case of it can be shown; name .* --scans"):
+        write_folder_report(folder / "predictions")
+    assert not (folder / "predictions" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("scores.csv", "a,b\n1,2\n"),
+        ("scores.csv", "case,label\n"),
+        ("summary.json", "{}"),
+        ("summary.json", '{"labels": {"1": 3}}'),
+    ],
+)
+def test_what_evaluate_did_not_write_is_one_line(folder, name, text):
+    evaluate(folder / "predictions", folder / "references", folder / "scores")
+    (folder / "scores" / name).write_text(text)
+    with pytest.raises(UserError, match=r"scores"):
+        write_folder_report(folder / "scores")
+
+
+def test_a_folder_of_neither_is_refused(tmp_path):
+    with pytest.raises(DataError, match="neither sidecars of `infer` nor scores of `evaluate`"):
+        report.main([str(tmp_path)])
+
+
+@in_browser
+def test_the_commands_page_opens_the_worst_case_with_prediction_and_reference(folder, capsys):
+    evaluate(folder / "predictions", folder / "references", folder / "scores")
+    page = folder / "page.html"
+    assert report.main([str(folder / "scores"), "--out", str(page)]) == 0
+    with sync_playwright() as driver:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        tab, errors = browser.new_page(), []
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.goto(page.as_uri())
+        worst = tab.locator("#cases tbody button").first.inner_text()
+        tab.locator("#cases tbody button").first.click()
+        tab.wait_for_function("document.getElementById('position').textContent !== ''")
+        assert tab.inner_text("#viewer-heading") == worst != "middle"
+        prediction = pixels(tab, "canvas-axial")
+        assert coloured(prediction) > 0.01
+        tab.locator("select[aria-label='labels of']").select_option(label="reference")
+        assert (pixels(tab, "canvas-axial") != prediction).any()
+        tab.check("#attention")
+        assert coloured(pixels(tab, "canvas-axial")) > 0.01
+        browser.close()
+    assert not errors
