@@ -33,6 +33,7 @@ def commands(out_dir: Path) -> Iterator[list[str]]:
     yield ["train", manifest, "demo_cpu", run, "--fold", "0", "--device", "cpu"]
     yield ["infer", run, scans, predictions, "--save-attention", "--device", "cpu"]
     yield ["evaluate", predictions, answers, scores]
+    yield ["report", scores]
 
 
 def picture(out_dir: Path) -> Path:

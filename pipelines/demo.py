@@ -1,6 +1,7 @@
-"""Run the whole workflow on phantom abdomens: train, segment unseen ones, evaluate, draw.
+"""Run the whole workflow on phantom abdomens: train, segment unseen ones, evaluate, report.
 
-Takes about two minutes on two CPU cores and needs no data. OUT_DIR/demo.png is the picture.
+Takes about two minutes on two CPU cores and needs no data. OUT_DIR/demo.png is the
+picture, OUT_DIR/scores/report.html the page to look at.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from attunet3d.core import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the phantoms, then run manifest, train, infer and evaluate on them."""
+    """Write the phantoms, then run manifest, train, infer, evaluate and report on them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if status:
             return status
     print(f"\nthe picture: {demonstration.picture(arguments.out_dir)}")
+    print(f"the page: {arguments.out_dir / 'scores' / 'report.html'}")
     return 0
 
 

@@ -145,7 +145,7 @@ def test_another_scan_than_the_segmented_one_is_refused(folder):
     other = np.diag([3.0, 3.0, 3.0, 1.0])
     for name in RADII:
         write_scan(folder / "scans" / f"{name}.nii.gz", affine=other)
-    with pytest.raises(DataError, match="no case of it can be shown; name .* --scans"):
+    with pytest.raises(DataError, match=r"no case of it can be shown; name .* --scans"):
         write_folder_report(folder / "predictions")
     assert not (folder / "predictions" / "report.html").exists()
 
