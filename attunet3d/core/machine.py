@@ -122,7 +122,7 @@ def onednn_takes(dtype: "torch.dtype") -> bool:
     """Whether this processor and this torch convolve `dtype` by oneDNN."""
     import torch
 
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -102,5 +102,5 @@ def stack_diagonally(convolutions: Sequence[nn.Conv3d]) -> WeightAndBias:
     The matrix is dense, though half of it is zeros: libraries are slow at groups of few channels.
     """
     weights, biases = zip(*(weight_and_bias(part) for part in convolutions), strict=True)
-    matrix: Tensor = torch.block_diag(*(weight.flatten(1) for weight in weights))  # type: ignore[no-untyped-call]
+    matrix: Tensor = torch.block_diag(*(weight.flatten(1) for weight in weights))
     return matrix[:, :, None, None, None], torch.cat(biases)

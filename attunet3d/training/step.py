@@ -126,7 +126,7 @@ class TrainingStep:
                 image = memory_layout.copy_in_layout(batch.image, self.layout)
                 logits = self.network(image)  # list of (B, C, X, Y, Z), finest first
             value: Tensor = self.criterion(logits, batch.label) / len(batches)
-            self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(value).backward()
             losses.append(value.detach())
         total, updated = self._apply_gradient(torch.stack(losses).sum())
         if not updated:

@@ -66,11 +66,13 @@ class Job:
 
 def build_network(job: Job) -> nn.Module:
     levels = len(job.channels)
+    network: nn.Module
     if job.network == "AttentionUnet":
-        return AttentionUnet(3, 1, job.classes, channels=job.channels, strides=(2,) * (levels - 1))
-    if job.network == "DynUNet":
+        halved = (2,) * (levels - 1)
+        network = AttentionUnet(3, 1, job.classes, channels=job.channels, strides=halved)
+    elif job.network == "DynUNet":
         strides = (1,) + (2,) * (levels - 1)
-        return DynUNet(
+        network = DynUNet(
             spatial_dims=3,
             in_channels=1,
             out_channels=job.classes,
@@ -81,15 +83,17 @@ def build_network(job: Job) -> nn.Module:
             deep_supervision=True,
             deep_supr_num=2,
         )
-    if job.network == "SegResNetDS":
-        return SegResNetDS(
+    elif job.network == "SegResNetDS":
+        network = SegResNetDS(
             init_filters=job.channels[0],
             out_channels=job.classes,
             blocks_down=(1, 2, 2, 4),
             dsdepth=3,
             norm="INSTANCE_NVFUSER" if torch.cuda.is_available() else "INSTANCE",
         )
-    raise SystemExit(f"{job.network}: unknown network")
+    else:
+        raise SystemExit(f"{job.network}: unknown network")
+    return network
 
 
 def fixed_transforms(job: Job, keys: tuple[str, ...]) -> list[Any]:
@@ -208,5 +212,6 @@ def _finest(logits: Any) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(sys.argv[2]).items()}
+    values: dict[str, Any] = json.loads(sys.argv[2])
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     {"train": train, "infer": infer}[sys.argv[1]](Job(**values))

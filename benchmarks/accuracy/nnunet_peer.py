@@ -151,5 +151,6 @@ def infer(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(sys.argv[2]).items()}
+    values: dict[str, Any] = json.loads(sys.argv[2])
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     {"train": train, "infer": infer}[sys.argv[1]](Job(**values))

@@ -90,7 +90,7 @@ def run_piece(
 def _training(recipe: Recipe, manifest: Path, run: Path, steps: int, seed: int) -> list[str]:
     if recipe.system in PEERS:
         return _peer("train", recipe, manifest, run, {"steps": steps, "seed": seed})
-    values = recipe.settings | {"training.steps": steps, "training.seed": seed}
+    values = {**recipe.settings, "training.steps": steps, "training.seed": seed}
     sets = [part for name, value in values.items() for part in ("--set", f"{name}={_yaml(value)}")]
     own = ["--cache", str(manifest.parent / "cache"), "--plan", f"{run}.plan.json"]
     return _attunet3d("train", str(manifest), recipe.preset, str(run), *own, *sets)

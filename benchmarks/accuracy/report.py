@@ -57,7 +57,7 @@ def _table(pieces: Sequence[Piece], reference: str, organ: str) -> str:
 
 def _by_seed(pieces: Sequence[Piece], organ: str, metric: str) -> Floats:
     """The cohort's mean for each seed; a missing distance is left out."""
-    seeds = defaultdict(list)
+    seeds: defaultdict[int, list[float]] = defaultdict(list)
     for piece in pieces:
         seeds[piece["seed"]] += list(by_organ(piece, metric)[organ].values())
     finite = [[value for value in values if np.isfinite(value)] for values in seeds.values()]

@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-POSIX_NAMES = ("sysconf", "O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY", "umask", "sched_getaffinity")
-POSIX_NAMES += ("fork", "mkfifo", "fchmod", "chown")
+POSIX_NAMES = (
+    *("sysconf", "O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY", "umask", "sched_getaffinity"),
+    *("fork", "mkfifo", "fchmod", "chown"),
+)
 
 
 def without_proc() -> None:
@@ -34,7 +36,7 @@ def without_proc() -> None:
             raise FileNotFoundError(2, "No such file or directory", str(path))
         return real_os_open(path, *arguments, **options)
 
-    io.open = builtins.open = open_
+    io.open = builtins.open = open_  # type: ignore[assignment]
     os.open = os_open
 
 

@@ -3,6 +3,7 @@
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from attunet3d.inference.results import case_files
 @pytest.mark.parametrize(
     "good", ["a", "pancreas_001", "-c", "Ä 7", "s0001.v2", "con_1", "0", "x" * 200, "com10"]
 )
-def test_ids_that_name_a_file_everywhere(good, tmp_path):
+def test_ids_that_name_a_file_everywhere(good: str, tmp_path: Path) -> None:
     assert check_id(good) == good
     assert case_files(tmp_path, good).mask.parent == tmp_path  # `results` takes them, too
     (tmp_path / f"{good}.nii.gz").touch()
@@ -31,20 +32,20 @@ def test_ids_that_name_a_file_everywhere(good, tmp_path):
         *(None, 7, ["a"], "é" * 101),
     ],
 )
-def test_ids_that_are_refused(bad):
+def test_ids_that_are_refused(bad: Any) -> None:
     with pytest.raises(DataError, match=r"^id ") as error:
         check_id(bad)
     assert "rename the case" in str(error.value)
     assert str(error.value).isprintable()
 
 
-def test_ids_that_some_file_systems_take_for_one():
+def test_ids_that_some_file_systems_take_for_one() -> None:
     assert folded("Case") == folded("cASE")
     assert folded("caf\u00e9") == folded("cafe\u0301")
     assert folded("a1") != folded("a2")
 
 
-def test_paths_lie_beneath_the_root(tmp_path):
+def test_paths_lie_beneath_the_root(tmp_path: Path) -> None:
     assert inside(tmp_path, "imagesTr/a.nii.gz") == tmp_path.resolve() / "imagesTr" / "a.nii.gz"
     assert inside(tmp_path, "./a..b.nii") == tmp_path.resolve() / "a..b.nii"
 
@@ -67,12 +68,12 @@ def test_paths_lie_beneath_the_root(tmp_path):
         *(None, 3, ["a"]),
     ],
 )
-def test_paths_that_are_refused(bad, tmp_path):
+def test_paths_that_are_refused(bad: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^path "):
         inside(tmp_path, bad)
 
 
-def test_links_may_not_lead_out_of_the_root(tmp_path):
+def test_links_may_not_lead_out_of_the_root(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     outside.mkdir()
@@ -85,7 +86,7 @@ def test_links_may_not_lead_out_of_the_root(tmp_path):
             inside(root, path)
 
 
-def test_links_within_the_root_and_a_linked_root_are_fine(tmp_path):
+def test_links_within_the_root_and_a_linked_root_are_fine(tmp_path: Path) -> None:
     root = tmp_path / "disk"
     (root / "store").mkdir(parents=True)
     (root / "store" / "a.nii").touch()
@@ -96,7 +97,7 @@ def test_links_within_the_root_and_a_linked_root_are_fine(tmp_path):
     assert inside(tmp_path / "link", "a.nii") == real
 
 
-def test_a_ring_of_links_never_leads_out(tmp_path):
+def test_a_ring_of_links_never_leads_out(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with suppress(DataError):  # Python before 3.13 refuses to resolve it
@@ -104,7 +105,7 @@ def test_a_ring_of_links_never_leads_out(tmp_path):
 
 
 @given(st.text(max_size=40))
-def test_whatever_is_taken_stays_inside(text):
+def test_whatever_is_taken_stays_inside(text: str) -> None:
     root = Path(os.sep, "data", "root")
     try:
         path = inside(root, text)
@@ -114,7 +115,7 @@ def test_whatever_is_taken_stays_inside(text):
 
 
 @given(st.text(max_size=20))
-def test_whatever_id_is_taken_is_one_name(text):
+def test_whatever_id_is_taken_is_one_name(text: str) -> None:
     try:
         check_id(text)
     except DataError:
@@ -130,5 +131,5 @@ def test_whatever_id_is_taken_is_one_name(text):
         *(("a.mha", "a"), ("PANCREAS_0001", "PANCREAS_0001"), ("a.txt", "a.txt")),
     ],
 )
-def test_stems(name, expected):
+def test_stems(name: str, expected: str) -> None:
     assert stem(name) == expected

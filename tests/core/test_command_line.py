@@ -5,6 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from signal import Signals
+from typing import Any
 
 import pytest
 
@@ -12,18 +16,29 @@ from attunet3d.core import command_line
 from attunet3d.core.errors import UserError
 
 
-def test_the_process_keeps_its_own_handlers():
+def test_the_process_keeps_its_own_handlers() -> None:
     before = signal.getsignal(signal.SIGTERM)
     command_line.run(lambda argv: 0, [])
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_main_gets_its_arguments_without_those_of_every_command(tmp_path):
-    seen, path = [], tmp_path / "log.txt"
+class Calls:
+    """A main that keeps its arguments and ends well."""
+
+    def __init__(self) -> None:
+        self.arguments: list[Sequence[str] | None] = []
+
+    def __call__(self, arguments: Sequence[str] | None) -> int:
+        self.arguments.append(arguments)
+        return 0
+
+
+def test_main_gets_its_arguments_without_those_of_every_command(tmp_path: Path) -> None:
+    seen, path = Calls(), tmp_path / "log.txt"
     for file in (["--log-file", str(path)], [f"--log-file={path}"]):
         arguments = ["a", "--quiet", *file, "--set", "b=1", "--", "--quiet"]
-        assert command_line.run(lambda argv: seen.append(argv) or 0, arguments) == 0
-    assert seen == [["a", "--set", "b=1", "--", "--quiet"]] * 2
+        assert command_line.run(seen, arguments) == 0
+    assert seen.arguments == [["a", "--set", "b=1", "--", "--quiet"]] * 2
     assert len(path.read_text(encoding="utf-8").splitlines()) == 2
 
 
@@ -34,12 +49,16 @@ def test_main_gets_its_arguments_without_those_of_every_command(tmp_path):
         (["--log-file", "missing/log.txt"], "missing/log.txt: no log can be written here"),
     ],
 )
-def test_a_log_file_that_cannot_be_had_is_a_wrong_call(arguments, words, capsys):
+def test_a_log_file_that_cannot_be_had_is_a_wrong_call(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command_line.run(lambda argv: 0, arguments) == 2
     assert capsys.readouterr().err.startswith(f"attunet3d: error: {words}")
 
 
-def test_a_log_file_gets_the_error_and_the_traceback_of_an_internal_one(tmp_path, capsys):
+def test_a_log_file_gets_the_error_and_the_traceback_of_an_internal_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "log.txt"
     assert command_line.run(raising(UserError("torn")), ["--log-file", str(path)]) == 2
     assert command_line.run(raising(RuntimeError("odd")), ["--log-file", str(path)]) == 2
@@ -49,22 +68,22 @@ def test_a_log_file_gets_the_error_and_the_traceback_of_an_internal_one(tmp_path
     assert "Traceback" not in capsys.readouterr().err
 
 
-def raising(error):
-    def main(argv):
+def raising(error: Exception) -> Callable[..., Any]:
+    def main(argv: list[Any]) -> None:
         raise error
 
     return main
 
 
 @pytest.mark.parametrize("status", [0, 1])
-def test_the_exit_status_is_what_main_returns(status):
+def test_the_exit_status_is_what_main_returns(status: int) -> None:
     assert command_line.run(lambda argv: status, []) == status
 
 
-def test_main_gets_the_arguments_without_debug():
-    seen = []
-    assert command_line.run(lambda argv: seen.append(argv) or 0, ["--debug", "a", "b"]) == 0
-    assert seen == [["a", "b"]]
+def test_main_gets_the_arguments_without_debug() -> None:
+    seen = Calls()
+    assert command_line.run(seen, ["--debug", "a", "b"]) == 0
+    assert seen.arguments == [["a", "b"]]
 
 
 @pytest.mark.parametrize(
@@ -77,21 +96,23 @@ def test_main_gets_the_arguments_without_debug():
         (SystemExit("words"), 2, ""),
     ],
 )
-def test_what_main_raises_is_a_status_and_a_line(error, status, line, capsys):
+def test_what_main_raises_is_a_status_and_a_line(
+    error: Exception, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command_line.run(raising(error), []) == status
     printed = capsys.readouterr().err
     assert line in printed
     assert "Traceback" not in printed
 
 
-def test_debug_shows_where():
+def test_debug_shows_where() -> None:
     with pytest.raises(UserError, match="torn"):
         command_line.run(raising(UserError("torn")), ["--debug"])
     with pytest.raises(ValueError, match="odd"):
         command_line.run(raising(ValueError("odd")), ["--debug"])
 
 
-def process(code, **changes):
+def process(code: str, **changes: Any) -> subprocess.Popen[str]:
     """A process that runs `code` as a command's main."""
     script = f"from attunet3d.core import command_line\ndef main(argv):\n{code}\n"
     script += "raise SystemExit(command_line.run(main, []))"
@@ -107,7 +128,9 @@ def process(code, **changes):
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
 )
-def test_signals_end_with_their_status_and_let_go_of_what_is_open(number, status):
+def test_signals_end_with_their_status_and_let_go_of_what_is_open(
+    number: Signals, status: int
+) -> None:
     code = """
     import time
     try:
@@ -117,6 +140,8 @@ def test_signals_end_with_their_status_and_let_go_of_what_is_open(number, status
         print("closed", flush=True)
 """
     child = process(code)
+    assert child.stdout
+    assert child.stderr
     assert child.stdout.readline() == "ready\n"
     time.sleep(0.05)
     child.send_signal(number)
@@ -126,8 +151,10 @@ def test_signals_end_with_their_status_and_let_go_of_what_is_open(number, status
     assert "Traceback" not in err
 
 
-def test_a_reader_that_goes_away_is_no_error():
+def test_a_reader_that_goes_away_is_no_error() -> None:
     child = process("    for n in range(100000):\n        print(n)\n    return 0")
+    assert child.stdout
+    assert child.stderr
     child.stdout.readline()
     child.stdout.close()
     assert child.wait(20) == 0
@@ -135,7 +162,7 @@ def test_a_reader_that_goes_away_is_no_error():
     child.stderr.close()
 
 
-def test_what_the_terminal_cannot_show_is_replaced():
+def test_what_the_terminal_cannot_show_is_replaced() -> None:
     child = process('    print("4×4 mm")\n    return 0', PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     out, err = child.communicate(timeout=20)
     assert (child.returncode, out, err) == (0, "4?4 mm\n", "")
@@ -158,7 +185,7 @@ FAULTS = """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
-def test_freed_memory_is_kept_unless_asked_not_to():
+def test_freed_memory_is_kept_unless_asked_not_to() -> None:
     faults = {}
     for way in ("ours", "system"):
         out, _ = process(FAULTS, ATTUNET3D_MALLOC=way).communicate(timeout=60)
@@ -183,7 +210,7 @@ MAPPED = """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
-def test_blocks_beyond_2_gib_are_kept_as_well():
+def test_blocks_beyond_2_gib_are_kept_as_well() -> None:
     """A whole pass has such; one that is mapped goes back to the kernel when it is freed."""
     for way, mapped, kept in (("ours", "0", "True"), ("system", "1", "False")):
         out, err = process(MAPPED, ATTUNET3D_MALLOC=way).communicate(timeout=60)

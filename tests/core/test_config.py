@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -47,27 +50,30 @@ FIELDS = [
 ]
 
 
-def field_schema(name):
+def field_schema(name: str) -> dict[str, Any]:
     """The schema of a field; of a field that may be null, that of its other type."""
     section, field = name.split(".")
     found = SCHEMA[SECTIONS[section].__name__]["properties"][field]
-    return found | next((part for part in found.get("anyOf", []) if part["type"] != "null"), {})
+    result: dict[str, Any] = found | next(
+        (part for part in found.get("anyOf", []) if part["type"] != "null"), {}
+    )
+    return result
 
 
 NUMBERS = [name for name in FIELDS if field_schema(name).get("type") in ("integer", "number")]
 
 
-def build(name, value):
+def build(name: str, value: Any) -> Config:
     section, field = name.split(".")
     return Config.from_dict({section: {field: value}})
 
 
-def value_of(config, name):
+def value_of(config: Config, name: str) -> Any:
     section, field = name.split(".")
     return getattr(getattr(config, section), field)
 
 
-def refusal(*arguments, call=build):
+def refusal(*arguments: Any, call: Callable[..., Any] = build) -> str:
     with pytest.raises(SettingsError) as caught:
         call(*arguments)
     message = str(caught.value)
@@ -76,7 +82,7 @@ def refusal(*arguments, call=build):
     return message
 
 
-def refuses(name, value):
+def refuses(name: str, value: str | float | None) -> bool:
     try:
         build(name, value)
     except SettingsError as error:
@@ -114,18 +120,22 @@ def refuses(name, value):
         ("inference.mode", "slide", "one of auto, window, whole, got 'slide'"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name_rule_and_value(name, value, rule):
+def test_a_value_out_of_range_is_refused_by_name_rule_and_value(
+    name: str, value: Any, rule: str
+) -> None:
     message = refusal(name.partition("[")[0], value)
     assert message.startswith(f"{name} must be {rule}")
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_every_number_has_a_smallest_and_a_largest_value(name):
+def test_every_number_has_a_smallest_and_a_largest_value(name: str) -> None:
     found = field_schema(name)
     low, high = (
         found.get(f"{kind}imum", found.get(f"exclusive{kind.capitalize()}imum"))
         for kind in ("min", "max")
     )
+    assert low is not None
+    assert high is not None
     beyond = [low - 1, high + 1, float("nan"), float("inf"), -float("inf"), 10**400, None, "text"]
     beyond += [found[key] for key in ("exclusiveMinimum", "exclusiveMaximum") if key in found]
     if name in MAY_BE_NONE:
@@ -161,18 +171,18 @@ def test_every_number_has_a_smallest_and_a_largest_value(name):
         ("training.loss", None, "one of dice, dice_ce"),
     ],
 )
-def test_a_value_of_another_type_is_refused(name, value, rule):
+def test_a_value_of_another_type_is_refused(name: str, value: Any, rule: str) -> None:
     message = refusal(name.partition("[")[0], value)
     assert message.startswith(f"{name} must be {rule}")
 
 
 @pytest.mark.parametrize("value", [[], {}, [["dice"]]])
-def test_a_choice_that_is_a_container_is_refused(value):
+def test_a_choice_that_is_a_container_is_refused(value: list[list[str]] | dict[Any, Any]) -> None:
     assert refusal("training.loss", value).startswith("training.loss must be one of dice, ")
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_none_is_allowed_where_the_plan_decides_and_nowhere_else(name):
+def test_none_is_allowed_where_the_plan_decides_and_nowhere_else(name: str) -> None:
     if name in MAY_BE_NONE:
         assert value_of(build(name, None), name) is None
     else:
@@ -180,13 +190,13 @@ def test_none_is_allowed_where_the_plan_decides_and_nowhere_else(name):
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_every_default_is_a_valid_value(name):
+def test_every_default_is_a_valid_value(name: str) -> None:
     default = value_of(Config(), name)
     assert value_of(build(name, default), name) == default
 
 
 @pytest.mark.parametrize("cls", [Config, *SECTIONS.values()])
-def test_configurations_are_frozen_and_take_names_only(cls):
+def test_configurations_are_frozen_and_take_names_only(cls: Any) -> None:
     config = cls()
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(config, dataclasses.fields(cls)[0].name, None)
@@ -194,12 +204,12 @@ def test_configurations_are_frozen_and_take_names_only(cls):
         cls(None)
 
 
-def test_a_configuration_built_in_python_is_checked_as_well():
+def test_a_configuration_built_in_python_is_checked_as_well() -> None:
     with pytest.raises(SettingsError, match=r"training\.steps must be a whole number >= 1, got 0"):
         TrainingConfig(steps=0)
 
 
-def test_ignore_index_needs_a_loss_that_knows_it():
+def test_ignore_index_needs_a_loss_that_knows_it() -> None:
     assert TrainingConfig(ignore_index=255, loss="ce").ignore_index == 255
     assert TrainingConfig(ignore_index=255, loss="dice_ce").ignore_index == 255
     for loss in ("dice", "bce", "focal", "tversky"):
@@ -222,12 +232,14 @@ def test_ignore_index_needs_a_loss_that_knows_it():
         ({"network": None}, "network must be a mapping of settings by name, got None"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest_known_one(values, message):
+def test_an_unknown_name_is_refused_with_the_nearest_known_one(
+    values: dict[str, Any], message: str
+) -> None:
     assert refusal(values, call=Config.from_dict).startswith(message)
 
 
 # Files.
-def test_what_is_saved_is_loaded_again_whatever_it_holds(tmp_path):
+def test_what_is_saved_is_loaded_again_whatever_it_holds(tmp_path: Path) -> None:
     config = Config.from_dict(
         {
             "network": {
@@ -254,7 +266,7 @@ def test_what_is_saved_is_loaded_again_whatever_it_holds(tmp_path):
     assert Config.from_dict({}) == Config()
 
 
-def test_a_yaml_file_may_write_powers_of_ten_as_people_do(tmp_path):
+def test_a_yaml_file_may_write_powers_of_ten_as_people_do(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(
         "training:\n  learning_rate: 1e-4\n  weight_decay: 3E-5\n  patch_size: [96, 96, 64]\n"
@@ -278,13 +290,13 @@ def test_a_yaml_file_may_write_powers_of_ten_as_people_do(tmp_path):
         ("\x00", "cannot be read as a configuration"),
     ],
 )
-def test_a_wrong_file_is_refused_by_its_name(tmp_path, text, message):
+def test_a_wrong_file_is_refused_by_its_name(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     assert refusal(path, call=Config.load).startswith(f"{path}: {message}")
 
 
-def test_a_missing_file_a_folder_and_bytes_that_are_no_text_are_refused(tmp_path):
+def test_a_missing_file_a_folder_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     assert "No such file" in refusal(tmp_path / "none.yaml", call=Config.load)
     assert "cannot be read as a configuration" in refusal(tmp_path, call=Config.load)
     (tmp_path / "scan.nii.gz").write_bytes(b"\x1f\x8b\xff\xfe")
@@ -293,13 +305,13 @@ def test_a_missing_file_a_folder_and_bytes_that_are_no_text_are_refused(tmp_path
     )
 
 
-def test_a_file_far_larger_than_settings_are_is_not_even_read(tmp_path):
+def test_a_file_far_larger_than_settings_are_is_not_even_read(tmp_path: Path) -> None:
     path = tmp_path / "large.json"
     path.write_text('{"training": {}}' + " " * 100_000)
     assert "larger than 100000 bytes" in refusal(path, call=Config.load)
 
 
-def test_a_deeply_nested_file_is_refused_and_not_a_crash(tmp_path):
+def test_a_deeply_nested_file_is_refused_and_not_a_crash(tmp_path: Path) -> None:
     path = tmp_path / "deep.yaml"
     path.write_text("[" * 20_000)
     assert "cannot be read as a configuration" in refusal(path, call=Config.load)
@@ -314,7 +326,7 @@ def test_a_deeply_nested_file_is_refused_and_not_a_crash(tmp_path):
         "!!python/module:os",
     ],
 )
-def test_a_tag_runs_no_code(tmp_path, tag):
+def test_a_tag_runs_no_code(tmp_path: Path, tag: str) -> None:
     path, trace = tmp_path / "evil.yaml", tmp_path / "trace"
     path.write_text("training: " + tag.format(trace))
     assert "cannot be read as a configuration" in refusal(path, call=Config.load)
@@ -346,7 +358,7 @@ def test_a_tag_runs_no_code(tmp_path, tag):
         ("inference.mirror=true", True),
     ],
 )
-def test_an_override_sets_its_value_and_nothing_else(setting, value):
+def test_an_override_sets_its_value_and_nothing_else(setting: str, value: Any) -> None:
     config = Config().with_overrides([setting])
     name = setting.partition("=")[0].strip()
     assert value_of(config, name) == value
@@ -356,7 +368,7 @@ def test_an_override_sets_its_value_and_nothing_else(setting, value):
     ]
 
 
-def test_overrides_are_applied_together_and_the_last_of_a_name_wins():
+def test_overrides_are_applied_together_and_the_last_of_a_name_wins() -> None:
     start = Config.from_dict({"preprocessing": {"hu_window": [-100, 240]}})
     config = start.with_overrides(
         ["training.ignore_index=255", "training.loss=focal", "training.loss=ce"]
@@ -389,18 +401,18 @@ def test_overrides_are_applied_together_and_the_last_of_a_name_wins():
         ("training.steps=" + "[" * 9999, "write a number, a name or a list such as [1, 2, 3]"),
     ],
 )
-def test_a_wrong_override_is_refused(setting, message):
+def test_a_wrong_override_is_refused(setting: str, message: str) -> None:
     assert message in refusal([setting], call=Config().with_overrides)
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_every_setting_has_its_one_sentence_which_the_schema_shows(name):
+def test_every_setting_has_its_one_sentence_which_the_schema_shows(name: str) -> None:
     sentence = field_schema(name)["description"]
     assert sentence.endswith(".")
     assert sentence[0].isupper()
 
 
-def test_the_schema_accepts_every_preset_and_refuses_what_the_configuration_refuses():
+def test_the_schema_accepts_every_preset_and_refuses_what_the_configuration_refuses() -> None:
     validator = jsonschema.Draft202012Validator(json_schema())
     for name in PRESETS:
         values = json.loads(json.dumps(find_config(name).to_dict()))
@@ -410,7 +422,7 @@ def test_the_schema_accepts_every_preset_and_refuses_what_the_configuration_refu
 
 
 # Values by name, and what changed.
-def test_values_are_replaced_by_name_without_becoming_text():
+def test_values_are_replaced_by_name_without_becoming_text() -> None:
     config = Config().replaced({"training.seed": 7, "training.patch_size": (96, 96, 64)})
     assert (config.training.seed, config.training.patch_size) == (7, (96, 96, 64))
     assert config.by_name()["training.seed"] == 7
@@ -419,7 +431,7 @@ def test_values_are_replaced_by_name_without_becoming_text():
         Config().replaced({"training.sed": 1})
 
 
-def test_changed_settings_are_those_that_differ_also_where_one_is_none():
+def test_changed_settings_are_those_that_differ_also_where_one_is_none() -> None:
     old = Config().replaced({"network.gate_bias": 3.0})
     assert changed_settings(old, old) == {}
     new = old.replaced({"network.gate_bias": None, "training.steps": 5})
@@ -429,7 +441,7 @@ def test_changed_settings_are_those_that_differ_also_where_one_is_none():
     }
 
 
-def test_configurations_of_equal_settings_are_equal_and_hash_alike():
+def test_configurations_of_equal_settings_are_equal_and_hash_alike() -> None:
     assert len({Config(), Config.from_dict({}), Config().replaced({"training.seed": 1})}) == 2
 
 
@@ -441,7 +453,9 @@ def test_configurations_of_equal_settings_are_equal_and_hash_alike():
         ("48,48,3", "got [48, 48, 3]; the nearest are [48, 48, 4] and [48, 48, 4]"),
     ],
 )
-def test_a_patch_that_the_strides_do_not_divide_is_refused_with_the_nearest_sizes(patch, cure):
+def test_a_patch_that_the_strides_do_not_divide_is_refused_with_the_nearest_sizes(
+    patch: str, cure: str
+) -> None:
     strides = "network.strides=[[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2]]"
     Config().with_overrides([strides, "training.patch_size=48,48,4"])
     message = refusal([strides, f"training.patch_size={patch}"], call=Config().with_overrides)
@@ -449,7 +463,7 @@ def test_a_patch_that_the_strides_do_not_divide_is_refused_with_the_nearest_size
     assert message.endswith(cure)
 
 
-def test_an_error_carries_its_value_its_cure_and_its_file(tmp_path):
+def test_an_error_carries_its_value_its_cure_and_its_file(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("training: {stepz: 1}")
     with pytest.raises(SettingsError) as caught:
         Config.load(tmp_path / "a.yaml")
@@ -458,7 +472,7 @@ def test_an_error_carries_its_value_its_cure_and_its_file(tmp_path):
     assert caught.value.cure == "did you mean training.steps?"
 
 
-def test_labels_of_keep_largest_are_found_by_value_and_by_name():
+def test_labels_of_keep_largest_are_found_by_value_and_by_name() -> None:
     labels = {0: "background", 1: "pancreas", 3: "tumour"}
     assert label_values(("tumour", 1), labels) == (3, 1)
     for wrong in (2, 0, "background"):

@@ -1,6 +1,7 @@
 """What the subject of `info` is."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -19,12 +20,16 @@ from attunet3d.core.kind import kind_of
         ("slice", "", "scan"),
     ],
 )
-def test_a_file_is_known_by_its_ending_and_json_by_what_it_holds(tmp_path, name, content, kind):
+def test_a_file_is_known_by_its_ending_and_json_by_what_it_holds(
+    tmp_path: Path, name: str, content: str, kind: str
+) -> None:
     (tmp_path / name).write_text(content)
     assert kind_of(str(tmp_path / name)) == kind
 
 
-def test_a_run_folder_is_a_model_another_folder_a_scan_and_an_unknown_name_a_preset(tmp_path):
+def test_a_run_folder_is_a_model_another_folder_a_scan_and_an_unknown_name_a_preset(
+    tmp_path: Path,
+) -> None:
     assert kind_of(str(tmp_path)) == "scan"
     (tmp_path / "model.safetensors").touch()
     assert kind_of(str(tmp_path)) == "model"

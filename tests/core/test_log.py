@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def speak() -> None:
     ],
 )
 def test_stderr_gets_what_was_asked_for_one_line_each(
-    options: dict[str, bool], lines: list[str], capsys: pytest.CaptureFixture[str]
+    options: dict[str, Any], lines: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with log.messages(**options):
         speak()

@@ -1,7 +1,10 @@
 """The machine a run finds itself on."""
 
+import platform
 import random
 import re
+from importlib import metadata
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +14,16 @@ from attunet3d.core import DeviceError, machine
 from attunet3d.core.errors import UserError
 
 
-def test_without_a_name_the_device_is_cuda_where_there_is_one_else_the_cpu():
+def test_without_a_name_the_device_is_cuda_where_there_is_one_else_the_cpu() -> None:
     assert machine.pick_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert machine.pick_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "meta", "cpu cuda"])
-def test_a_name_that_is_not_a_devices_is_refused_with_the_ones_there_are(name, training):
+def test_a_name_that_is_not_a_devices_is_refused_with_the_ones_there_are(
+    name: str, training: bool
+) -> None:
     with pytest.raises(DeviceError) as caught:
         machine.pick_device(name, training=training)
     others = "" if training else ", mps"
@@ -26,12 +31,14 @@ def test_a_name_that_is_not_a_devices_is_refused_with_the_ones_there_are(name, t
     assert caught.value.value == name
 
 
-def test_training_refuses_an_apple_gpu():
+def test_training_refuses_an_apple_gpu() -> None:
     with pytest.raises(DeviceError, match=r"--device mps: must be one of cpu, cuda, cuda:N$"):
         machine.pick_device("mps", training=True)
 
 
-def test_a_device_that_is_not_on_this_machine_is_refused_with_the_cure(monkeypatch):
+def test_a_device_that_is_not_on_this_machine_is_refused_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     with pytest.raises(DeviceError) as caught:
         machine.pick_device(f"cuda:{count}")
@@ -43,7 +50,9 @@ def test_a_device_that_is_not_on_this_machine_is_refused_with_the_cure(monkeypat
         machine.pick_device("mps")
 
 
-def test_an_apple_gpu_without_the_networks_operators_gives_way_to_the_cpu(monkeypatch, caplog):
+def test_an_apple_gpu_without_the_networks_operators_gives_way_to_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     if torch.backends.mps.is_built():
         monkeypatch.setattr(machine, "_trouble_with", lambda device: "it lacks an operator")
@@ -52,27 +61,28 @@ def test_an_apple_gpu_without_the_networks_operators_gives_way_to_the_cpu(monkey
     assert "the CPU is used" in caplog.text
 
 
-def test_a_device_that_computes_as_the_cpu_does_is_kept(monkeypatch):
+def test_a_device_that_computes_as_the_cpu_does_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine._trouble_with(torch.device("cpu")) is None
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(machine, "_trouble_with", lambda device: None)
     assert machine.pick_device("mps") == torch.device("mps")
 
 
-def test_a_device_that_computes_other_numbers_is_noticed(monkeypatch):
+def test_a_device_that_computes_other_numbers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any]
     real, calls = torch.nn.functional.conv3d, []
 
-    def conv3d(*arguments, **options):  # the first call is the device's
+    def conv3d(*arguments: Any, **options: Any) -> torch.Tensor:  # the first call is the device's
         calls.append(None)
         return real(*arguments, **options) + (len(calls) == 1) * torch.rand(8, 8, 8)
 
     monkeypatch.setattr(torch.nn.functional, "conv3d", conv3d)
-    assert "differ from the CPU's by" in machine._trouble_with(torch.device("cpu"))
+    assert "differ from the CPU's by" in str(machine._trouble_with(torch.device("cpu")))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_is_found_by_its_names():
+def test_cuda_is_found_by_its_names() -> None:
     assert machine.pick_device("cuda").type == "cuda"
     assert machine.pick_device("cuda:0").index == 0
 
@@ -86,16 +96,16 @@ def test_cuda_is_found_by_its_names():
         (RuntimeError("shape mismatch"), False),
     ],
 )
-def test_memory_running_out_is_told_from_other_errors(error, memory):
+def test_memory_running_out_is_told_from_other_errors(error: RuntimeError, memory: bool) -> None:
     assert machine.ran_out_of_memory(error) == memory
 
 
-def draws():
+def draws() -> tuple[float, float, list[float]]:
     return random.random(), np.random.rand(), torch.rand(2).tolist()
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 + 5])
-def test_one_seed_rules_python_numpy_and_torch(seed):
+def test_one_seed_rules_python_numpy_and_torch(seed: int) -> None:
     machine.seed_everything(seed)
     first = draws()
     machine.seed_everything(seed)
@@ -104,7 +114,7 @@ def test_one_seed_rules_python_numpy_and_torch(seed):
     assert all(a != b for a, b in zip(draws(), first, strict=True))
 
 
-def test_versions_name_what_computes_the_numbers():
+def test_versions_name_what_computes_the_numbers() -> None:
     found = machine.versions()
     assert set(found) == {"python", "attunet3d", "torch", "monai", "numpy", "nibabel", "SimpleITK"}
     assert found["torch"] == torch.__version__
@@ -112,15 +122,16 @@ def test_versions_name_what_computes_the_numbers():
     assert all(re.match(r"\d+\.\d+", version) for version in found.values())
 
 
-def test_what_is_not_installed_is_called_absent(monkeypatch):
-    real = machine.metadata.version
+def test_what_is_not_installed_is_called_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
 
-    def version(name):
+    def version(name: str) -> str:
         if name == "monai":
-            raise machine.metadata.PackageNotFoundError(name)
-        return real(name)
+            raise metadata.PackageNotFoundError(name)
+        found: str = real(name)
+        return found
 
-    monkeypatch.setattr(machine.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     found = machine.versions()
     assert found["monai"] == "absent"
     assert found["numpy"] == np.__version__
@@ -136,9 +147,9 @@ def test_what_is_not_installed_is_called_absent(monkeypatch):
     ],
 )
 def test_an_x86_processor_computes_in_bfloat16_only_with_matrix_tiles(
-    monkeypatch, processor, tiles, native
-):
+    monkeypatch: pytest.MonkeyPatch, processor: str, tiles: bool, native: bool
+) -> None:
     monkeypatch.setattr(machine, "onednn_takes", lambda dtype: True)
-    monkeypatch.setattr(machine.platform, "machine", lambda: processor)
+    monkeypatch.setattr(platform, "machine", lambda: processor)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     assert machine.computes_in_bfloat16(torch.device("cpu")) == native

@@ -1,5 +1,9 @@
 """Presets: the paper's numbers, and where a configuration is found."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from attunet3d.core import SettingsError
@@ -90,24 +94,24 @@ DEFAULTS_THAT_PRESETS_REST_ON = {
 
 
 @pytest.mark.parametrize("preset", SETTINGS, ids=lambda preset: preset.__name__)
-def test_a_preset_says_these_numbers_and_no_others(preset):
+def test_a_preset_says_these_numbers_and_no_others(preset: Callable[..., Any]) -> None:
     found = changed_settings(Config(), preset())
     assert {name: new for name, (_, new) in found.items()} == SETTINGS[preset]
 
 
-def test_the_defaults_that_presets_rest_on_are_these():
+def test_the_defaults_that_presets_rest_on_are_these() -> None:
     values = Config().by_name()
     assert {name: values[name] for name in DEFAULTS_THAT_PRESETS_REST_ON} == (
         DEFAULTS_THAT_PRESETS_REST_ON
     )
 
 
-def test_every_preset_is_pinned():
+def test_every_preset_is_pinned() -> None:
     assert list(SETTINGS) == list(PRESETS.values())
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_configurations_like_any_other(name, tmp_path):
+def test_presets_are_configurations_like_any_other(name: str, tmp_path: Path) -> None:
     config = find_config(name)
     assert config == PRESETS[name]()
     config.save(tmp_path / "config.json")
@@ -116,7 +120,7 @@ def test_presets_are_configurations_like_any_other(name, tmp_path):
     assert config.with_overrides(["training.steps=7"]).training.steps == 7
 
 
-def test_files_of_a_user(tmp_path):
+def test_files_of_a_user(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("training: {steps: 3}")
     assert find_config(tmp_path / "mine.yaml") == Config().with_overrides(["training.steps=3"])
     (tmp_path / "mine.yaml").write_text("training: {stepps: 3}")
@@ -133,6 +137,6 @@ def test_files_of_a_user(tmp_path):
         ("none.yaml", "is neither a file nor a preset"),
     ],
 )
-def test_unknown_names(name, cure):
+def test_unknown_names(name: str, cure: str) -> None:
     with pytest.raises(SettingsError, match=cure):
         find_config(name)

@@ -5,6 +5,8 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +14,11 @@ from attunet3d.core import WriteError, whole_file
 from attunet3d.core.errors import UserError
 
 
-def names(folder):
+def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     whole_file.write_bytes(tmp_path / "a.bin", b"\x00\xff" * 1000)
     whole_file.write_text(tmp_path / "b.txt", "Größe 3 µl\n")
     assert (tmp_path / "a.bin").read_bytes() == b"\x00\xff" * 1000
@@ -25,12 +27,12 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", memoryview(b"view"), bytes(3_000_000)])
-def test_any_bytes_are_written_whole(tmp_path, data):
+def test_any_bytes_are_written_whole(tmp_path: Path, data: memoryview | bytes) -> None:
     whole_file.write_bytes(tmp_path / "a", data)
     assert (tmp_path / "a").read_bytes() == bytes(data)
 
 
-def test_the_new_file_replaces_the_old_one(tmp_path):
+def test_the_new_file_replaces_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old and longer")
     whole_file.write_bytes(path, b"new")
@@ -38,10 +40,10 @@ def test_the_new_file_replaces_the_old_one(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
-def test_the_check_sees_the_whole_file_before_it_has_its_name(tmp_path):
+def test_the_check_sees_the_whole_file_before_it_has_its_name(tmp_path: Path) -> None:
     path, seen = tmp_path / "scan.nii.gz", []
 
-    def check(temporary):
+    def check(temporary: Path) -> None:
         seen.append((temporary.read_bytes(), temporary.parent, temporary.name, path.exists()))
 
     whole_file.write_bytes(path, b"whole", check)
@@ -51,11 +53,11 @@ def test_the_check_sees_the_whole_file_before_it_has_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("error", [UserError("wrong"), KeyboardInterrupt(), RuntimeError("bug")])
-def test_what_the_check_raises_cancels_the_write(tmp_path, error):
+def test_what_the_check_raises_cancels_the_write(tmp_path: Path, error: Exception) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
 
-    def check(temporary):
+    def check(temporary: Path) -> None:
         raise error
 
     with pytest.raises(type(error)):
@@ -64,7 +66,7 @@ def test_what_the_check_raises_cancels_the_write(tmp_path, error):
     assert names(tmp_path) == ["a"]
 
 
-def test_a_missing_folder_is_told_in_one_line(tmp_path):
+def test_a_missing_folder_is_told_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "a"
     with pytest.raises(WriteError) as caught:
         whole_file.write_bytes(path, b"new")
@@ -74,7 +76,7 @@ def test_a_missing_folder_is_told_in_one_line(tmp_path):
     assert "\n" not in message
 
 
-def test_a_file_that_stands_where_a_folder_should_is_told(tmp_path):
+def test_a_file_that_stands_where_a_folder_should_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("stands")
     with pytest.raises(WriteError, match=r"Not a directory"):
         whole_file.write_bytes(tmp_path / "file" / "a", b"new")
@@ -85,14 +87,14 @@ def test_a_file_that_stands_where_a_folder_should_is_told(tmp_path):
     assert (tmp_path / "file").read_text(encoding="utf-8") == "stands"
 
 
-def test_a_folder_is_no_place_for_a_file(tmp_path):
+def test_a_folder_is_no_place_for_a_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(WriteError, match="folder: cannot be written"):
         whole_file.write_bytes(tmp_path / "folder", b"new")
     assert names(tmp_path) == ["folder"]
 
 
-def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path):
+def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path) -> None:
     """The size limit of a process ends a write in its middle, as a full disk does."""
     path = tmp_path / "a"
     path.write_bytes(b"old")
@@ -115,7 +117,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
-def test_a_killed_writer_leaves_the_old_file(tmp_path):
+def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
     code = (
@@ -130,7 +132,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
-def test_sweeping_leaves_what_is_being_written_and_what_is_not_ours(tmp_path):
+def test_sweeping_leaves_what_is_being_written_and_what_is_not_ours(tmp_path: Path) -> None:
     others = [".a.tmp", ".writing-", ".writing-12345678.tmp", "writing-12345678.a.tmp"]
     for name in others:
         (tmp_path / name).touch()
@@ -140,7 +142,7 @@ def test_sweeping_leaves_what_is_being_written_and_what_is_not_ours(tmp_path):
     whole_file.sweep(tmp_path / "missing")
 
 
-def test_a_file_written_in_pieces_appears_whole_and_only_without_an_error(tmp_path):
+def test_a_file_written_in_pieces_appears_whole_and_only_without_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with whole_file.replacing(path) as file:
         file.write(b"first ")
@@ -153,12 +155,12 @@ def test_a_file_written_in_pieces_appears_whole_and_only_without_an_error(tmp_pa
     assert names(tmp_path) == ["a"]
 
 
-def test_readers_beside_a_writer_see_whole_files_only(tmp_path):
+def test_readers_beside_a_writer_see_whole_files_only(tmp_path: Path) -> None:
     path, seen, stop = tmp_path / "a", set(), threading.Event()
     contents = [bytes([letter]) * 200_000 for letter in b"abcdef"]
     whole_file.write_bytes(path, contents[0])
 
-    def read():
+    def read() -> None:
         while not stop.is_set():
             seen.add(path.read_bytes())
 
@@ -171,7 +173,7 @@ def test_readers_beside_a_writer_see_whole_files_only(tmp_path):
     assert seen <= set(contents)
 
 
-def test_writers_of_one_name_leave_one_whole_file(tmp_path):
+def test_writers_of_one_name_leave_one_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     contents = [bytes([letter]) * 50_000 for letter in b"abcdef"]
     writers = [threading.Thread(target=whole_file.write_bytes, args=(path, c)) for c in contents]
@@ -184,7 +186,7 @@ def test_writers_of_one_name_leave_one_whole_file(tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0o027, 0o077, 0o002])
-def test_files_are_as_readable_as_the_user_makes_all_files(tmp_path, umask):
+def test_files_are_as_readable_as_the_user_makes_all_files(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         whole_file.write_bytes(tmp_path / "a", b"")
@@ -193,28 +195,33 @@ def test_files_are_as_readable_as_the_user_makes_all_files(tmp_path, umask):
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
 
 
-def test_the_umask_of_the_process_is_never_touched(tmp_path, monkeypatch):
+def test_the_umask_of_the_process_is_never_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Setting it to read it, in two threads, can leave the process with the wrong one for good."""
 
-    def umask(mask):
+    def umask(mask: Any) -> None:
         raise AssertionError
 
     monkeypatch.setattr(os, "umask", umask)
     whole_file.write_bytes(tmp_path / "a", b"")
 
 
-def test_names_as_long_as_the_file_system_allows_can_be_written(tmp_path):
+def test_names_as_long_as_the_file_system_allows_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 255)
     whole_file.write_bytes(path, b"whole")
     assert names(tmp_path) == [path.name]
 
 
-def test_without_locks_nothing_open_is_renamed_and_leftovers_go(tmp_path, monkeypatch):
+def test_without_locks_nothing_open_is_renamed_and_leftovers_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on Windows, where an open file can be neither renamed nor deleted."""
     monkeypatch.setattr(whole_file, "fcntl", None)
+    opened: list[Any]
     replace, opened = os.replace, []
 
-    def windows_replace(source, target):
+    def windows_replace(source: Path, target: Path) -> None:
         assert all(file.closed for file in opened)
         replace(source, target)
 

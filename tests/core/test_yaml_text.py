@@ -1,5 +1,7 @@
 """YAML is read as version 1.2 says, within bounds."""
 
+from typing import Any
+
 import pytest
 
 from attunet3d.core.yaml_text import parse_yaml
@@ -36,7 +38,7 @@ from attunet3d.core.yaml_text import parse_yaml
         ('{"a": [1, null, true]}', {"a": [1, None, True]}),
     ],
 )
-def test_yaml_is_read_as_version_1_2_says(text, value):
+def test_yaml_is_read_as_version_1_2_says(text: str, value: Any) -> None:
     found = parse_yaml(text)
     assert found == value
     assert type(found) is type(value)
@@ -57,12 +59,12 @@ def test_yaml_is_read_as_version_1_2_says(text, value):
         ("a: [", "expected"),
     ],
 )
-def test_yaml_that_settings_never_need_is_refused(text, reason):
+def test_yaml_that_settings_never_need_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_yaml(text)
 
 
-def test_an_alias_that_would_stand_for_a_gigabyte_is_refused():
+def test_an_alias_that_would_stand_for_a_gigabyte_is_refused() -> None:
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in ("ab", "bc", "cd", "de")]
     with pytest.raises(ValueError, match="aliases are not allowed"):
