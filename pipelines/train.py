@@ -7,12 +7,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from attunet3d.core import command_line, locked_folder
-from attunet3d.datasets import Manifest
+from attunet3d.core import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Plan, prepare, train and finish a run."""
+    """Train what the arguments describe."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("manifest", type=Path, metavar="MANIFEST")
@@ -31,26 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--cache", type=Path, metavar="DIR", help="of prepared cases; folds can share it")
     arguments = parser.parse_args(argv)
 
-    from attunet3d.core import machine
-    from attunet3d.training import Trainer, plan_file, run_folder, run_report  # torch with them
+    from attunet3d.training import TrainingCall, train_run  # torch comes with them
 
-    device = machine.pick_device(arguments.device, training=True)
-    manifest = Manifest.load(arguments.manifest, arguments.root).require_files()
-    config = plan_file.read_config(arguments.config, arguments.set, manifest, arguments.init)
-    cases, run_dir, more = manifest.fold(arguments.fold), arguments.run_dir, arguments.steps_more
-    run_folder.refuse_wrong_folder(run_dir, resume=(resume := arguments.resume or more > 0))
-    with locked_folder(run_dir, "train"):
-        if resume:
-            config = run_folder.go_on(run_dir, config, cases, device, more)
-        else:
-            file = arguments.plan or plan_file.default_path(arguments.manifest, arguments.config)
-            plan = plan_file.shared_plan(manifest, config, file, device, arguments.memory)
-            config = run_folder.begin(run_dir, plan, cases, device)
-        cache = arguments.cache or run_dir / "cache"
-        data = run_folder.prepare(cases, manifest, config, cache)
-        trainer = Trainer(data, config, run_dir, device)
-        trainer.start(resume=resume, init=arguments.init)
-        run_report.finish(trainer, trainer.fit(arguments.hours))
+    call = TrainingCall.of(vars(arguments))
+    train_run(call, arguments.run_dir, call.manifest.fold(arguments.fold))
     return 0
 
 

@@ -13,6 +13,8 @@ from .loss import build_loss as build_loss
 from .optimisation import build_optimiser as build_optimiser
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan
+from .run import TrainingCall as TrainingCall
+from .run import train_run as train_run
 from .run_log import read_rows as read_rows
 from .step import TrainingStep as TrainingStep
 from .trainer import Trainer as Trainer
