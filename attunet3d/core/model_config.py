@@ -116,6 +116,8 @@ class InferenceConfig(Settings):
     """Precision of the forward pass; auto: bfloat16 on GPUs that pass a self-test, else float32."""
     engine: Literal["torch", "openvino"] = "torch"
     """What runs the network; openvino: faster on CPUs, from the extra `attunet3d[openvino]`."""
+    decision: Literal["argmax", "dice"] = "argmax"
+    """The label of the largest logit, or labels that make the expected Dice largest (RankSEG)."""
     keep_largest: tuple[LabelValue | str, ...] = ()
     """Labels, by value or name, of which only the largest connected component is kept."""
     max_voxels: Annotated[int, Meta(ge=1, le=2**40)] = 1024 * 1024 * 900

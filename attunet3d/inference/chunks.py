@@ -27,6 +27,9 @@ GPU_TABLE_VALUES = 2**26
 PIECE_VALUES = 2**22  # of resampled values handed on at once (16 MB)
 EDGE = 1e-3  # voxels; rounding of the outer faces
 
+Ranges = tuple[Range, Range, Range]
+"""Of planes, rows and columns."""
+
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
@@ -64,14 +67,37 @@ class Chunk:
             A box of the scan and its values (channels, i, j, k), float32, 16 MB or one row at most.
         """
         back = [self.sampler.target_axes.index(axis) for axis in range(3)]
-        columns = (0, len(self.sampler.columns))
-        for planes, rows in _pieces(self.sampler, len(table)):
-            part = self.sampler.part(planes, rows, columns)
+        for ranges in self.pieces(len(table)):
+            part = self.sampler.part(*ranges)
             shape = (len(table), len(part.planes), len(part.rows), len(part.columns))
             values = torch.empty(shape, device=table.device)
             for channel, source in zip(values, table, strict=True):
                 channel.copy_(part(source))
-            yield self.target(planes, rows, columns), values.permute(0, *(a + 1 for a in back))
+            yield self.target(*ranges), values.permute(0, *(a + 1 for a in back))
+
+    def pieces(self, channels: int, within: Ranges | None = None) -> Iterator[Ranges]:
+        """Ranges of target planes, rows and columns with at most `PIECE_VALUES` values each.
+
+        Args:
+            channels: Values per voxel.
+            within: Ranges to divide; None: all of the chunk's.
+        """
+        sampler = self.sampler
+        (top, bottom), (left, right), columns = within or (
+            (0, len(sampler.planes)),
+            (0, len(sampler.rows)),
+            (0, len(sampler.columns)),
+        )
+        row = max(1, channels * (columns[1] - columns[0]))
+        rows = max(1, min(right - left, PIECE_VALUES // row))
+        planes = max(1, PIECE_VALUES // (row * max(1, right - left)))
+        for plane in range(top, bottom, planes):
+            for first in range(left, right, rows):
+                yield (
+                    (plane, min(plane + planes, bottom)),
+                    (first, min(first + rows, right)),
+                    columns,
+                )
 
 
 class ChunkBuilder:
@@ -186,16 +212,3 @@ def _inside(network: Grid, source: Grid) -> Box | None:
             return None
         parts.append(slice(int(hit[0]), int(hit[-1]) + 1))
     return parts[0], parts[1], parts[2]
-
-
-def _pieces(sampler: Sampler, channels: int) -> Iterator[tuple[Range, Range]]:
-    """Ranges of planes and rows such that a piece has at most `PIECE_VALUES` values."""
-    row = channels * len(sampler.columns)
-    rows = min(len(sampler.rows), max(1, PIECE_VALUES // row))
-    planes = max(1, PIECE_VALUES // (row * len(sampler.rows)))
-    for top in range(0, len(sampler.planes), planes):
-        for left in range(0, len(sampler.rows), rows):
-            yield (
-                (top, min(top + planes, len(sampler.planes))),
-                (left, min(left + rows, len(sampler.rows))),
-            )

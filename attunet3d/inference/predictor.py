@@ -31,7 +31,7 @@ from attunet3d.imaging import (
 from attunet3d.inference import ensemble
 from attunet3d.inference.decision import decide
 from attunet3d.inference.inferer import Inferer
-from attunet3d.inference.labelling import Labelling
+from attunet3d.inference.labelling import Labelling, Rule
 from attunet3d.inference.localisation import Faces, box_around
 from attunet3d.inference.map_output import MapArrays, Maps, MapsByKind, OpenMaps
 from attunet3d.inference.memory import default_budget
@@ -239,7 +239,11 @@ class Predictor:
             job.volume.grid,
             sorted(self.labels),
             MapsByKind(job.open_maps),
-            self.activation if probabilities else None,
+            Rule(
+                decision=self.config.inference.decision,
+                activation=self.activation,
+                probabilities=probabilities,
+            ),
         )
         slabs = self.inferer.slabs(
             image.tensor, job.execution, all_logits=probabilities, attention=attention
@@ -251,6 +255,7 @@ class Predictor:
                 faces.note(slab)
             labelling.add(slab, job.watch)
             job.progress((slab.start + slab.logits.shape[3]) / image.grid.shape[2])
+        labelling.finish(job.watch)
         with job.watch.stage("decision"):
             keep_largest_(labelling.labels, self.keep_largest)
         return labelling.labels
