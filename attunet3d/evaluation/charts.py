@@ -1,7 +1,6 @@
 """Charts of numbers: the curves of a run, the scores of many cases."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,11 +12,11 @@ from attunet3d.core import DataError, Floats
 
 CURVES = {"loss": "loss", "learning_rate": "learning rate", "dice_network_grid": "validation Dice"}
 INK, ACCENT = "#1f5f8b", "#ff9000"
-SMOOTHED = 0.04  # width of the moving mean over the loss, of the whole run
+SMOOTHED = 0.04  # width of the moving mean over the loss, as a share of the run
 
 
 def plain(name: str) -> str:
-    r"""A name from a file as text for a figure: no formulas, no control characters.
+    r"""Make a name from a file safe for a figure: no formulas, no control characters.
 
     Example:
         >>> print(plain("case$1$"))
@@ -31,16 +30,16 @@ def curves_figure(rows: Sequence[Mapping[str, str | float | None]]) -> Figure:
     """Loss, learning rate and validation Dice against the step.
 
     Args:
-        rows: Of `metrics.csv`: `step` and any of `loss`, `learning_rate`, `dice_network_grid`; a
-            value that is missing, blank or not finite is not drawn.
+        rows: The rows of `metrics.csv`: `step` and any of `loss`, `learning_rate`,
+            `dice_network_grid`. A value that is missing, blank or not finite is not drawn.
 
     Raises:
-        DataError: There is no row with a step.
+        DataError: No row has a step and a value.
     """
     curves = {name: _curve(rows, name) for name in CURVES}
     drawn = {name: points for name, points in curves.items() if len(points)}
     if not drawn:
-        raise DataError("no curve to draw; metrics.csv has no row with a step and a value")
+        raise DataError("no curve to draw: no row of metrics.csv has a step and a value")
     figure = Figure(figsize=(7, 1.0 + 1.9 * len(drawn)), dpi=120, layout="constrained")
     panels = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, points) in zip(panels, drawn.items(), strict=True):
@@ -50,10 +49,10 @@ def curves_figure(rows: Sequence[Mapping[str, str | float | None]]) -> Figure:
 
 
 def box_plot(scores: Mapping[str, Mapping[str, Sequence[float]]], title: str = "") -> Figure:
-    """A panel for each metric, in it a box for each label and a dot for each case.
+    """One panel per metric with a box per label and a dot per case.
 
     Args:
-        scores: Metric → label → values of the cases; NaN stands for undefined and is not drawn.
+        scores: Metric → label → values of the cases; NaN means undefined and is not drawn.
         title: The line above all.
 
     Raises:
@@ -61,7 +60,7 @@ def box_plot(scores: Mapping[str, Mapping[str, Sequence[float]]], title: str = "
     """
     labels = list(next(iter(scores.values()), {}))
     if not labels:
-        raise DataError("no scores to draw; no case was scored")
+        raise DataError("no scores to draw: no case was scored")
     size = 0.8 + 2.9 * len(scores), 1.3 + 0.38 * max(2, len(labels))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
@@ -76,16 +75,13 @@ def box_plot(scores: Mapping[str, Mapping[str, Sequence[float]]], title: str = "
 
 def _curve(rows: Sequence[Mapping[str, str | float | None]], name: str) -> Floats:
     """Steps and finite values (n, 2) of one column."""
-    pairs = [(_number(row.get("step")), _number(row.get(name))) for row in rows]
+    pairs = [[_number(row.get(column)) for column in ("step", name)] for row in rows]
     points = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     return points[np.isfinite(points).all(axis=1)]
 
 
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):  # None, blank
-        return float("nan")
+def _number(cell: str | float | None) -> float:
+    return float(cell) if isinstance(cell, (int, float)) or cell else float("nan")
 
 
 def _draw_curve(axes: Axes, name: str, points: Floats) -> None:
@@ -107,18 +103,17 @@ def _draw_curve(axes: Axes, name: str, points: Floats) -> None:
 
 
 def _draw_boxes(axes: Axes, metric: str, values: Sequence[Sequence[float]]) -> None:
-    arrays = [np.array(part, dtype=np.float64) for part in values]
-    finite = [part[np.isfinite(part)] for part in arrays]
-    filled = [row for row, part in enumerate(finite) if len(part)]
+    finite = {row: np.array([v for v in part if np.isfinite(v)]) for row, part in enumerate(values)}
+    finite = {row: part for row, part in finite.items() if len(part)}
     axes.set_title(plain(metric), fontsize=10)
     axes.grid(axis="x", alpha=0.25)
     axes.xaxis.set_major_locator(MaxNLocator(4))  # more would run into each other
-    if not filled:
+    if not finite:
         axes.text(0.5, 0.5, "undefined", transform=axes.transAxes, ha="center", color="grey")
         return
     axes.boxplot(
-        [finite[row] for row in filled],
-        positions=filled,
+        list(finite.values()),
+        positions=list(finite),
         orientation="horizontal",
         widths=0.6,
         showfliers=False,  # every case is drawn as a dot
@@ -128,7 +123,6 @@ def _draw_boxes(axes: Axes, metric: str, values: Sequence[Sequence[float]]) -> N
         capprops={"color": INK},
         medianprops={"color": ACCENT, "linewidth": 2},
     )
-    for row in filled:
-        part = finite[row]
-        spread = 0.2 * np.sin(2.4 * np.arange(len(part)))  # so that equal scores are seen apart
+    for row, part in finite.items():
+        spread = 0.2 * np.sin(2.4 * np.arange(len(part)))  # equal scores would hide each other
         axes.plot(part, row + spread, "o", color=INK, markersize=3, alpha=0.5)

@@ -1,4 +1,4 @@
-"""What is drawn on a slice: the scan in grey, outlines, tints, heat, and a ruler."""
+"""Drawing on a slice: the scan in grey, outlines, tints, heat, and a ruler."""
 
 from typing import Any
 
@@ -9,59 +9,64 @@ from matplotlib.colors import to_rgb
 
 from attunet3d.evaluation.slices import Slice
 
-EDGES = {"sagittal": "APSI", "coronal": "RLSI", "axial": "RLAP"}  # left, right, top, bottom
+SIDES = {"sagittal": "APSI", "coronal": "RLSI", "axial": "RLAP"}  # left, right, top, bottom
+PLACES = (0.015, 0.5, "left"), (0.985, 0.5, "right"), (0.5, 0.985, "top"), (0.5, 0.015, "bottom")
 RULER_MM = 50
 WHITE: dict[str, Any] = {  # readable on bone, too
     "color": "white",
+    "fontsize": 8,
     "path_effects": [patheffects.withStroke(linewidth=1.5, foreground="black")],
 }
 
 
 def draw_scan(axes: Axes, piece: Slice, window_hu: tuple[float, float]) -> None:
-    """Draw a slice of a scan in grey, with letters for where the patient's sides are.
+    """Draw a slice of a scan in grey, with letters for the patient's sides.
 
     Args:
-        axes: Gets millimetres on both axes, y downwards.
+        axes: Will have millimetres on both axes, y downwards.
         piece: The slice.
-        window_hu: What is drawn black and white.
+        window_hu: The values drawn black and white.
     """
-    low, high = window_hu
     x0, x1, y0, y1 = piece.extent_mm
     axes.imshow(
         piece.pixels,
         cmap="gray",
-        vmin=low,
-        vmax=high,
+        vmin=window_hu[0],
+        vmax=window_hu[1],
         extent=piece.extent_mm,
         interpolation="bilinear",  # as viewers do; outlines and tints show the voxels
     )
     axes.set(xticks=[], yticks=[], xlim=(x0, x1), ylim=(y0, y1), autoscale_on=False)
-    left, right, top, bottom = tuple(EDGES[piece.plane])
-    style: dict[str, Any] = {**WHITE, "transform": axes.transAxes, "fontsize": 8}
-    axes.text(0.015, 0.5, left, ha="left", va="center", **style)
-    axes.text(0.985, 0.5, right, ha="right", va="center", **style)
-    axes.text(0.5, 0.985, top, ha="center", va="top", **style)
-    axes.text(0.5, 0.015, bottom, ha="center", va="bottom", **style)
+    for side, (x, y, place) in zip(SIDES[piece.plane], PLACES, strict=True):
+        ha, va = (place, "center") if place in ("left", "right") else ("center", place)
+        axes.text(x, y, side, ha=ha, va=va, transform=axes.transAxes, **WHITE)
 
 
 def draw_ruler(axes: Axes, piece: Slice) -> None:
     """Draw a bar of 5 cm into the lower left corner."""
     left, right, bottom, top = piece.extent_mm
     x, y = left + 0.04 * (right - left), bottom - 0.06 * (bottom - top)
-    axes.plot([x, x + RULER_MM], [y, y], linewidth=2, solid_capstyle="butt", **WHITE)
-    text = f"{RULER_MM // 10} cm"
-    axes.annotate(text, (x, y), (0, 3), textcoords="offset points", fontsize=8, **WHITE)
+    line = {name: value for name, value in WHITE.items() if name != "fontsize"}
+    axes.plot([x, x + RULER_MM], [y, y], linewidth=2, solid_capstyle="butt", **line)
+    axes.annotate(f"{RULER_MM // 10} cm", (x, y), (0, 3), textcoords="offset points", **WHITE)
 
 
 def draw_outline(axes: Axes, piece: Slice, color: str, linewidth: float = 1.5) -> None:
-    """Draw the outline of a slice of a mask; nothing when the mask is not in this slice."""
+    """Draw the outline of a slice of a mask, or nothing if the slice does not meet the mask."""
     if not piece.pixels.any():
         return
-    (x, y), (width, height) = piece.centres_mm(), piece.pixel_mm
-    # A ring of zeros closes the outlines that the frame cuts.
-    x, y = np.r_[x[0] - width, x, x[-1] + width], np.r_[y[0] - height, y, y[-1] + height]
+    # A ring of zeros closes outlines that reach the edge of the frame.
     inside = np.pad(piece.pixels != 0, 1).astype(np.float32)
-    axes.contour(x, y, inside, levels=[0.5], colors=[color], linewidths=linewidth)
+    (rows, columns), (left, right, bottom, top) = piece.pixels.shape, piece.extent_mm
+    width, height = (right - left) / columns, (bottom - top) / rows
+    axes.contour(
+        inside,
+        levels=[0.5],
+        colors=[color],
+        linewidths=linewidth,
+        origin="upper",
+        extent=(left - width, right + width, bottom + height, top - height),
+    )
 
 
 def draw_tint(axes: Axes, piece: Slice, color: str, opacity: float = 0.5) -> None:

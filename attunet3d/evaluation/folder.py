@@ -30,7 +30,7 @@ from attunet3d.core import (
     whole_file,
 )
 from attunet3d.datasets import Case, Manifest, Role, Split, held_out, read_case_label, read_image
-from attunet3d.evaluation import figures, metrics
+from attunet3d.evaluation import charts, figures, metrics
 from attunet3d.evaluation.metrics import LabelScore
 from attunet3d.evaluation.scores import Summary, completed
 from attunet3d.imaging import Volume, find_scans, read_label
@@ -255,4 +255,4 @@ def _write(summary: Summary, places: Mapping[str, Path | None], out_dir: Path) -
         heading: {name: summary.values(value, metric) for value, name in summary.labels.items()}
         for metric, heading in PLOTTED.items()
     }
-    figures.save(figures.box_plot(plotted, f"{len(summary.scores)} cases"), path)
+    figures.save(charts.box_plot(plotted, f"{len(summary.scores)} cases"), path)

@@ -5,60 +5,18 @@ Axial slices are seen from the feet, coronal ones from the front, sagittal ones 
 true size in mm, so thick slices look as thick as they are.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import nibabel.orientations as orientations
 import numpy as np
 
-from attunet3d.core import Array, Box, DataError
-from attunet3d.imaging import Grid
+from attunet3d.core import Array, Box, DataError, Mask, Size, Triple
+from attunet3d.imaging import Segmentation, Volume, extent
 
 RADIOLOGICAL = "LPI"  # axes of a view: columns grow to the left, rows to posterior, inferior
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis of the view across the slice
 
-Point = tuple[int, int, int]
-
-
-class Voxels(Protocol):
-    """Any array with its grid: a `Volume`, a `Segmentation`."""
-
-    @property
-    def array(self) -> Array:
-        """(I, J, K)."""
-
-    @property
-    def grid(self) -> Grid:
-        """Where the voxels lie."""
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """A scan with its voxel axes along left, posterior, inferior; nothing is copied.
-
-    Args:
-        array: (L, P, I) view of the scan.
-        spacing_mm: Of its axes.
-    """
-
-    array: Array
-    spacing_mm: tuple[float, float, float]
-
-    @property
-    def whole(self) -> Box:
-        """The box of everything."""
-        a, b, c = (slice(0, size) for size in self.array.shape)
-        return a, b, c
-
-    def cut(self, plane: str, index: int, box: Box) -> "Slice":
-        """The slice number `index` across `plane`, cut to `box` of this array."""
-        across = PLANES[plane]
-        column, row = (axis for axis in range(3) if axis != across)  # L before P before I
-        pixels = np.take(self.array, index, axis=across).T  # (rows, columns)
-        first = box[column].start * self.spacing_mm[column], box[row].start * self.spacing_mm[row]
-        size = self.spacing_mm[column], self.spacing_mm[row]
-        return Slice(plane, pixels[box[row], box[column]], size, first)
+Voxels = Volume | Segmentation
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,69 +26,72 @@ class Slice:
     Args:
         plane: "axial", "coronal" or "sagittal".
         pixels: (rows, columns), top row first.
-        pixel_mm: Width and height of a pixel.
-        first_mm: Left and top edge of the first pixel.
+        extent_mm: Left, right, bottom and top edge; millimetres run to the right and downwards.
     """
 
     plane: str
     pixels: Array
-    pixel_mm: tuple[float, float]
-    first_mm: tuple[float, float]
-
-    @property
-    def extent_mm(self) -> tuple[float, float, float, float]:
-        """Left, right, bottom and top edge; millimetres run to the right and downwards."""
-        (rows, columns), (width, height) = self.pixels.shape, self.pixel_mm
-        left, top = self.first_mm
-        return left, left + columns * width, top + rows * height, top
-
-    def centres_mm(self) -> tuple[Array, Array]:
-        """Positions of the pixel centres along the columns and along the rows."""
-        (rows, columns), (width, height) = self.pixels.shape, self.pixel_mm
-        left, top = self.first_mm
-        return left + (np.arange(columns) + 0.5) * width, top + (np.arange(rows) + 0.5) * height
+    extent_mm: tuple[float, float, float, float]
 
 
-def radiological_view(voxels: Voxels) -> View:
-    """Turn a scan, a label map or an attention map the way it is looked at.
+@dataclass(frozen=True, eq=False)
+class View:
+    """A scan with its voxel axes along left, posterior, inferior.
 
-    Raises:
-        DataError: The array has not its grid's shape.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> scan = SimpleNamespace(array=np.zeros((4, 5, 6)), grid=Grid((4, 5, 6), np.eye(4)))
-        >>> top = radiological_view(scan).cut("axial", 0, (slice(0, 4), slice(0, 5), slice(0, 6)))
-        >>> top.pixels.shape, top.extent_mm
-        ((5, 4), (0.0, 4.0, 5.0, 0.0))
+    Args:
+        array: (L, P, I), a view of the scan's own memory.
+        spacing_mm: Voxel size along these axes.
     """
-    if voxels.array.shape != voxels.grid.shape:
-        raise DataError(f"array {voxels.array.shape}: must have the grid's {voxels.grid.shape}")
-    here = orientations.io_orientation(voxels.grid.affine)
-    change = orientations.ornt_transform(here, orientations.axcodes2ornt(RADIOLOGICAL))
-    array = orientations.apply_orientation(voxels.array, change)
-    return View(array, voxels.grid.oriented(RADIOLOGICAL).spacing_mm)
+
+    array: Array
+    spacing_mm: Triple
+
+    def cut(self, plane: str, index: int, box: Box | None = None) -> Slice:
+        """Slice number `index` across `plane`, cut to `box` of this array if there is one."""
+        across = PLANES[plane]
+        column, row = (axis for axis in range(3) if axis != across)  # L before P before I
+        pixels = np.take(self.array, index, axis=across).T  # (rows, columns)
+        width, height = self.spacing_mm[column], self.spacing_mm[row]
+        x, y = (box[column], box[row]) if box else map(slice, (0, 0), pixels.shape[::-1])
+        edges = x.start * width, x.stop * width, y.stop * height, y.start * height
+        return Slice(plane, pixels[y, x], edges)
 
 
 def radiological_views(scan: Voxels, *others: Voxels) -> list[View]:
-    """`radiological_view` several that lie on one grid.
+    """Turn a scan, and label or attention maps on its grid, so that they are seen as in a viewer.
 
     Raises:
-        DataError: Their grids differ.
+        DataError: The grids differ, or an array does not have its grid's shape.
+
+    Example:
+        >>> from attunet3d.imaging import Grid
+        >>> scan = Volume(np.zeros((4, 5, 6)), Grid((4, 5, 6), np.eye(4)))
+        >>> (view,) = radiological_views(scan)
+        >>> view.cut("axial", 0).pixels.shape, view.cut("axial", 0).extent_mm
+        ((5, 4), (0.0, 4.0, 5.0, 0.0))
     """
-    for other in others:
-        if not scan.grid.matches(other.grid):
+    views = []
+    for voxels in (scan, *others):
+        if not scan.grid.matches(voxels.grid):
             raise DataError(
                 f"scan and label map lie on different grids ({scan.grid.shape} and"
-                f" {other.grid.shape} voxels, or elsewhere in the patient); resample one of them"
+                f" {voxels.grid.shape} voxels, or elsewhere in the patient)",
+                cure="resample one of them",
             )
-    return [radiological_view(voxels) for voxels in (scan, *others)]
+        shape = voxels.array.shape
+        if shape != voxels.grid.shape:
+            raise DataError(f"array {shape}: must have the grid's {voxels.grid.shape}", value=shape)
+        here = orientations.io_orientation(voxels.grid.affine)
+        change = orientations.ornt_transform(here, orientations.axcodes2ornt(RADIOLOGICAL))
+        array = orientations.apply_orientation(voxels.array, change)
+        views.append(View(array, voxels.grid.oriented(RADIOLOGICAL).spacing_mm))
+    return views
 
 
-def middle(mask: Array) -> Point:
-    """Voxel nearest to the centre of mass of a mask (I, J, K), in planes that meet the mask.
+def middle(mask: Mask) -> Size:
+    """The voxel nearest to the centre of mass of a mask (I, J, K), in planes that meet the mask.
 
-    The middle of the array when the mask is empty.
+    If the mask is empty, the middle of the array.
 
     Example:
         >>> mask = np.zeros((9, 3, 3), bool)
@@ -138,29 +99,27 @@ def middle(mask: Array) -> Point:
         >>> middle(mask)[1:], middle(mask)[0] in (0, 8)
         ((1, 1), True)
     """
-    found = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        profile = np.count_nonzero(mask, axis=others)
-        if not profile.any():
-            return (mask.shape[0] // 2, mask.shape[1] // 2, mask.shape[2] // 2)
+    found = [size // 2 for size in mask.shape]
+    for axis in range(3) if mask.any() else ():
+        profile = np.count_nonzero(mask, axis=_others(axis))
         centre = profile @ np.arange(len(profile)) / profile.sum()
-        planes = np.flatnonzero(profile)  # the centre of two apart may lie in neither
-        found.append(int(planes[np.abs(planes - centre).argmin()]))
+        planes = np.flatnonzero(profile)  # two parts may have their centre in neither
+        found[axis] = int(planes[np.abs(planes - centre).argmin()])
     a, b, c = found
     return a, b, c
 
 
-def frame(masks: Sequence[Array], spacing_mm: Sequence[float], margin_mm: float) -> Box:
-    """The box around all masks with a margin on each side; the whole array when all are empty."""
-    together = np.logical_or.reduce(masks)
+def frame(mask: Mask, spacing_mm: Triple, margin_mm: float) -> Box:
+    """The box around a mask with a margin on each side; if it is empty, the whole array."""
     box = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        hit = np.flatnonzero(together.any(axis=others))
+    for axis, size in enumerate(mask.shape):
+        line = mask.any(axis=_others(axis))
+        span = extent(line) if line.any() else slice(0, size)
         margin = round(margin_mm / spacing_mm[axis])
-        size = together.shape[axis]
-        low, high = (hit[0] - margin, hit[-1] + 1 + margin) if len(hit) else (0, size)
-        box.append(slice(max(0, int(low)), min(size, int(high))))
+        box.append(slice(max(0, span.start - margin), min(size, span.stop + margin)))
     a, b, c = box
     return a, b, c
+
+
+def _others(axis: int) -> tuple[int, ...]:
+    return tuple(other for other in range(3) if other != axis)

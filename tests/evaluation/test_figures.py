@@ -1,7 +1,5 @@
 """Figures show what they say: colours at known places, numbers, names."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from matplotlib import image
@@ -9,17 +7,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
 from attunet3d.core import DataError
-from attunet3d.evaluation import figures
+from attunet3d.evaluation import charts, figures
 from attunet3d.evaluation.charts import plain
 from attunet3d.evaluation.figures import COLORS, Example
 from attunet3d.imaging.geometry import Grid
+from attunet3d.imaging.volume import Volume
 
 SHAPE = (60, 50, 16)
 GRID = Grid(SHAPE, np.array([[-2.0, 0, 0, 60], [0, 2.0, 0, -50], [0, 0, 6.0, -48], [0, 0, 0, 1]]))
 
 
 def voxels(array):
-    return SimpleNamespace(array=np.asfortranarray(array), grid=GRID)
+    return Volume(np.asfortranarray(array), GRID)
 
 
 def box_mask(low, high, value=1):
@@ -144,7 +143,7 @@ def test_the_window_makes_black_and_white():
 
 
 def test_a_label_map_of_another_grid_is_refused():
-    other = SimpleNamespace(array=np.zeros((5, 5, 5), np.uint8), grid=Grid((5, 5, 5), np.eye(4)))
+    other = Volume(np.zeros((5, 5, 5), np.uint8), Grid((5, 5, 5), np.eye(4)))
     with pytest.raises(DataError, match="different grids"):
         figures.overlay_figure(SCAN, None, other, 7)
 
@@ -154,7 +153,7 @@ def example(number, **changes):
     return Example(name=f"phantom {number}", **parts)
 
 
-def test_the_demo_picture_has_a_row_a_scan_and_a_column_a_step():
+def test_the_demo_picture_has_a_row_per_scan_and_a_column_per_step():
     found = example(2, prediction=REFERENCE)
     figure = figures.demo_figure([example(1), found], 7, "pancreas", title="unseen")
     assert len(figure.axes) == 6
@@ -196,7 +195,7 @@ def run_rows():
 
 
 def test_curves_show_the_numbers_of_the_run():
-    figure = figures.curves_figure(run_rows())
+    figure = charts.curves_figure(run_rows())
     loss, rate, reached = figure.axes
     np.testing.assert_allclose(loss.lines[0].get_xydata()[:2], [[0, 2], [1, 1]])
     assert set(rate.lines[0].get_ydata()) == {0.001}
@@ -208,10 +207,10 @@ def test_curves_show_the_numbers_of_the_run():
 
 def test_curves_leave_out_what_is_blank_or_not_finite():
     rows = [{"step": 0, "loss": 1.0}, {"step": 1, "loss": float("nan")}, {"step": 2, "loss": ""}]
-    (axes,) = figures.curves_figure(rows).axes
+    (axes,) = charts.curves_figure(rows).axes
     assert axes.lines[0].get_xydata().tolist() == [[0, 1]]
     with pytest.raises(DataError, match="no curve"):
-        figures.curves_figure(rows[1:])
+        charts.curves_figure(rows[1:])
 
 
 def test_boxes_have_the_median_and_every_case():
@@ -219,7 +218,7 @@ def test_boxes_have_the_median_and_every_case():
         "Dice": {"pancreas": [0.5, 0.7, 0.9], "li$v$er": [0.8]},
         "HD95": {"pancreas": [4.0, float("nan"), 6.0], "li$v$er": []},
     }
-    figure = figures.box_plot(scores, "4 cases")
+    figure = charts.box_plot(scores, "4 cases")
     rendered(figure)
     dice, hd95 = figure.axes
     medians = [line.get_xdata()[0] for line in dice.lines if line.get_color() == "#ff9000"]
@@ -231,11 +230,11 @@ def test_boxes_have_the_median_and_every_case():
 
 
 def test_a_metric_that_is_nowhere_defined_is_said_to_be():
-    figure = figures.box_plot({"HD95": {"pancreas": [float("nan")]}})
+    figure = charts.box_plot({"HD95": {"pancreas": [float("nan")]}})
     assert "undefined" in texts(figure)
     rendered(figure)
     with pytest.raises(DataError, match="no scores"):
-        figures.box_plot({})
+        charts.box_plot({})
 
 
 def test_saved_figures_are_whole_and_the_same_each_time(tmp_path):
