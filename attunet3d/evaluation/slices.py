@@ -113,7 +113,7 @@ def frame(mask: Mask, spacing_mm: Triple, margin_mm: float) -> Box:
     """The box around a mask with a margin on each side; if it is empty, the whole array."""
     box = []
     for axis, size in enumerate(mask.shape):
-        line = mask.any(axis=_others(axis))
+        line = np.any(mask, axis=_others(axis))
         span = extent(line) if line.any() else slice(0, size)
         margin = round(margin_mm / spacing_mm[axis])
         box.append(slice(max(0, span.start - margin), min(size, span.stop + margin)))
