@@ -18,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", nargs="+", help="run folder or .safetensors; several: ensemble")
+    several = "run folder, cross-validation or .safetensors; several: ensemble"
+    parser.add_argument("model", nargs="+", help=several)
     parser.add_argument("input", type=Path, metavar="INPUT")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
     parser.add_argument("--fold", type=int, metavar="K", help="a manifest's validation cases")

@@ -1,9 +1,9 @@
 """Say what a model, a configuration, a manifest or a scan is, in words and numbers.
 
-MODEL is a run folder or a .safetensors file, CONFIG a preset (oktay2018, pancreas_ct, demo_cpu) or
-a YAML or JSON file. Of both, the settings that differ from the defaults and a table of the
-network's layers are shown. --schema prints the JSON schema of CONFIG, with which editors complete
-and check such files.
+MODEL is a run folder, a cross-validation or a .safetensors file, CONFIG a preset (oktay2018,
+pancreas_ct, demo_cpu) or a YAML or JSON file. Of both, the settings that differ from the defaults
+and a table of the network's layers are shown. --schema prints the JSON schema of CONFIG, with which
+editors complete and check such files.
 """
 
 import argparse
@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from attunet3d.core import find_config, json_schema, kind_of  # --help does without them
     from attunet3d.datasets import Manifest, manifest_summary
     from attunet3d.imaging import read_volume, scan_summary
-    from attunet3d.models import config_summary, load_model, model_summary
+    from attunet3d.inference import load_as_one
+    from attunet3d.models import config_summary, model_summary
 
     subject = arguments.subject
     if arguments.schema:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if kind == "config":
         print(config_summary(find_config(subject)))
     elif kind == "model":
-        print(model_summary(load_model(Path(subject))))
+        print(model_summary(load_as_one(Path(subject))))
     elif kind == "manifest":
         print(manifest_summary(Manifest.load(Path(subject))))
     else:

@@ -1,6 +1,7 @@
 """Write a trained model for other programs.
 
-RUN_DIR is a run folder or a .safetensors file. OUT becomes, by format:
+RUN_DIR is a run folder, a cross-validation (the mean of its folds) or a .safetensors file. OUT
+becomes, by format:
 
 bundle     a MONAI bundle, a folder; `python -m monai.bundle run` segments scans with it
 onnx       OUT.onnx, the network for any input size; needs onnx and onnxscript

@@ -18,7 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("config", metavar="CONFIG")
     add("run_dir", type=Path, metavar="RUN_DIR")
     add("--root", type=Path, help="where the manifest's paths begin")
-    add("--fold", type=int, metavar="K", help="the fold that validates")
+    fold = "the fold that validates; all: a cross-validation"
+    add("--fold", type=command_line.fold, metavar="K|all", help=fold)
+    add("--final", action="store_true", help="after --fold all, train on all cases as well")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
     add("--resume", action="store_true", help="go on with the run in RUN_DIR")
     add("--steps-more", type=int, default=0, metavar="N", help="resume for N steps beyond its end")
@@ -30,10 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--cache", type=Path, metavar="DIR", help="of prepared cases; folds can share it")
     arguments = parser.parse_args(argv)
 
-    from attunet3d.training import TrainingCall, train_run  # torch comes with them
+    from attunet3d.training import TrainingCall, cross_validate, train_run  # torch comes with them
 
     call = TrainingCall.of(vars(arguments))
-    train_run(call, arguments.run_dir, call.manifest.fold(arguments.fold))
+    if arguments.fold == "all":
+        cross_validate(call, arguments.run_dir, final=arguments.final)
+    else:
+        train_run(call, arguments.run_dir, call.manifest.fold(arguments.fold))
     return 0
 
 

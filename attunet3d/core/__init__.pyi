@@ -20,6 +20,9 @@ from .command_line import keep_freed_memory as keep_freed_memory
 from .config import Config as Config
 from .config import changed_settings as changed_settings
 from .config import json_schema as json_schema
+from .ensemble_file import ENSEMBLE as ENSEMBLE
+from .ensemble_file import Members as Members
+from .ensemble_file import save_ensemble as save_ensemble
 from .errors import DataError as DataError
 from .errors import DependencyError as DependencyError
 from .errors import DeviceError as DeviceError

@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from attunet3d import __version__
 from attunet3d.core import log, signals
@@ -66,6 +66,15 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     """
     plain = "--" in (argv or ())
     return (parser.parse_args if plain else parser.parse_intermixed_args)(argv)
+
+
+def fold(text: str) -> int | Literal["all"]:
+    """The value of `--fold`, for argparse: a number, or "all".
+
+    Raises:
+        ValueError: It is neither.
+    """
+    return "all" if text == "all" else int(text)
 
 
 class _Options(TypedDict):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from attunet3d.core.ensemble_file import ENSEMBLE
 from attunet3d.core.presets import PRESETS
 from attunet3d.core.text import read_json
 
@@ -26,7 +27,9 @@ def kind_of(name: str) -> Kind:
     path = Path(name)
     if name in PRESETS or path.suffix in (".yaml", ".yml") or not (path.suffix or path.exists()):
         return "config"
-    if path.suffix == ".safetensors" or (path / "model.safetensors").is_file():
+    if path.suffix == ".safetensors" or any(
+        (path / name).is_file() for name in ("model.safetensors", ENSEMBLE)
+    ):
         return "model"
     if path.suffix == ".json":
         values = read_json(path)

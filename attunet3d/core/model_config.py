@@ -1,7 +1,7 @@
 """What a trained model is made of and how it is used: network, preprocessing, inference."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -19,6 +19,7 @@ Features = Annotated[int, Meta(ge=1, le=4096)]
 Blocks = Annotated[int, Meta(ge=1, le=32)]
 Stride = Annotated[int, Meta(ge=1, le=16)]
 Millimetres = Annotated[float, Meta(ge=0.01, le=100)]
+Millilitres = Annotated[float, Meta(gt=0, le=10_000)]
 LabelValue = Annotated[int, Meta(ge=1, le=255)]
 
 
@@ -120,6 +121,8 @@ class InferenceConfig(Settings):
     """The label of the largest logit, or labels that make the expected Dice largest (RankSEG)."""
     keep_largest: tuple[LabelValue | str, ...] = ()
     """Labels, by value or name, of which only the largest connected component is kept."""
+    smallest_ml: dict[str, Millilitres] = field(default_factory=dict)
+    """By label name, the volume in ml that a connected component must have to be kept."""
     max_voxels: Annotated[int, Meta(ge=1, le=2**40)] = 1024 * 1024 * 900
     """Largest scan accepted, in voxels."""
 

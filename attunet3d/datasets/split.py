@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from attunet3d.core import DataError, FileError, read_json
+from attunet3d.core import DataError, FileError, Members, read_json
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.manifest import Manifest
 
@@ -37,9 +37,9 @@ class Split:
         """Read the `plan.json` beside each model; a case counts as seen if one member saw it.
 
         Args:
-            models: Run folders or the weights in them.
+            models: Run folders, cross-validations, or the weights in them.
         """
-        splits = [_recorded(Path(model)) for model in models]
+        splits = [_recorded(model) for model in Members.of(models).paths]
         roles: dict[str, Role] = {}
         for role in ("validation", "training"):  # the latter outweighs the former
             roles |= {name: role for split in splits if split for name in split[role]}
@@ -111,6 +111,13 @@ def held_out(
     if everything or fold is not None:
         return cases
     chosen = _unseen(cases, manifest, split)
+    if not chosen and len(split.seen([case.id for case in cases])) == len(cases):
+        raise DataError(
+            f"manifest {manifest.name!r}: all {len(cases)} cases were seen in training, by one"
+            " member of an ensemble at least",
+            cure="--all takes them all the same; a cross-validation scores each case by the fold"
+            " that has not seen it",
+        )
     if not chosen:
         raise DataError(
             f"manifest {manifest.name!r}: no {kind} is known to be held out from training",

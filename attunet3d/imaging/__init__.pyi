@@ -3,8 +3,10 @@ from . import nifti as nifti
 from . import nifti_header as nifti_header
 from . import preprocessing as preprocessing
 from . import volume as volume
+from .components import drop_small_ as drop_small_
 from .components import extent as extent
 from .components import keep_largest_ as keep_largest_
+from .components import numbered_components as numbered_components
 from .conversions import as_kind_of as as_kind_of
 from .conversions import as_volume as as_volume
 from .coverage import coverage_warnings as coverage_warnings

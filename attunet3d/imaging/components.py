@@ -1,6 +1,6 @@
 """Connected parts of masks and of label maps."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +25,33 @@ def large_components(mask: Mask, share: float = 1.0) -> Mask:
         >>> large_components(np.array([1, 0, 1, 1], bool).reshape(4, 1, 1)).ravel().tolist()
         [False, False, True, True]
     """
-    found, count = ndimage.label(mask.T, NEIGHBOURS)  # (K, J, I): i is fastest
-    parts = found.T  # (I, J, K), numbered from 1 in the order of their first voxels
-    if count <= 1:
+    parts, sizes = numbered_components(mask)
+    if len(sizes) <= 2:
         return mask.copy()
-    sizes = np.bincount(parts.ravel("K"))
-    sizes[0] = 0
     if share >= 1:
         largest: Mask = parts == sizes.argmax()
         return largest
     kept: Mask = (sizes >= share * sizes.max())[parts]
     return kept
+
+
+def numbered_components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """The connected parts of `mask` (I, J, K), numbered from 1 in the order of their first voxels.
+
+    Returns:
+        (I, J, K) the number of each voxel's part, 0 outside the mask; and the voxels of each part,
+        by its number, where number 0 has none.
+
+    Example:
+        >>> parts, sizes = numbered_components(np.array([1, 0, 1, 1], bool).reshape(4, 1, 1))
+        >>> parts.ravel().tolist(), sizes.tolist()
+        ([1, 0, 2, 2], [0, 1, 2])
+    """
+    found, _ = ndimage.label(mask.T, NEIGHBOURS)  # (K, J, I): i is fastest
+    parts = found.T
+    sizes = np.bincount(parts.ravel("K"))
+    sizes[0] = 0
+    return parts, sizes
 
 
 def keep_largest_(labels: npt.NDArray[np.uint8], values: Collection[int]) -> None:
@@ -51,6 +67,35 @@ def keep_largest_(labels: npt.NDArray[np.uint8], values: Collection[int]) -> Non
         >>> labels.ravel().tolist()
         [2, 0, 1, 1, 0, 0, 0, 2]
     """
+    _keep_(labels, values, lambda value, mask: large_components(mask))
+
+
+def drop_small_(labels: npt.NDArray[np.uint8], fewest: Mapping[int, float]) -> None:
+    """Set the parts of a label that have too few voxels to 0, in place.
+
+    Args:
+        labels: (I, J, K) label values, Fortran order.
+        fewest: By label value, the voxels that a part must have to stay.
+
+    Example:
+        >>> labels = np.array([2, 0, 1, 1, 0, 1, 0, 2], np.uint8).reshape(8, 1, 1)
+        >>> drop_small_(labels, {1: 2})
+        >>> labels.ravel().tolist()
+        [2, 0, 1, 1, 0, 0, 0, 2]
+    """
+
+    def kept(value: int, mask: Mask) -> Mask:
+        parts, sizes = numbered_components(mask)
+        large: Mask = (sizes >= fewest[value])[parts] & mask
+        return large
+
+    _keep_(labels, fewest, kept)
+
+
+def _keep_(
+    labels: npt.NDArray[np.uint8], values: Collection[int], kept: Callable[[int, Mask], Mask]
+) -> None:
+    """Set what `kept` leaves out of the mask of each of the labels `values` to 0, in place."""
     if not values:
         return
     memory = labels.T  # (K, J, I): the order in which memory is walked
@@ -60,9 +105,9 @@ def keep_largest_(labels: npt.NDArray[np.uint8], values: Collection[int]) -> Non
     memory = memory[extent(rows.any(1)), extent(rows.any(0))]
     for value, box in enumerate(ndimage.find_objects(memory), start=1):
         if box is not None and value in values:
-            region = memory[box]
+            region = memory[box].T  # (I, J, K)
             mask = region == value
-            region[mask & ~large_components(mask)] = 0
+            region[mask & ~kept(value, mask)] = 0
 
 
 def extent(line: Mask) -> slice:

@@ -13,6 +13,9 @@ from .engine import make_engine as make_engine
 from .engine import mirrored as mirrored
 from .ensemble import activation as activation
 from .ensemble import as_member as as_member
+from .ensemble import load_as_one as load_as_one
+from .post_processing import PostProcessing as PostProcessing
+from .post_processing import fewest_voxels as fewest_voxels
 from .precision import deviation as deviation
 from .predictor import Predictor as Predictor
 from .record import Execution as Execution

@@ -4,15 +4,15 @@ Their logits are averaged, so a label, a voxel and a Hounsfield unit must mean t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from attunet3d.core import Config, ModelError
+from attunet3d.core import Config, Members, ModelError
 from attunet3d.datasets import labels_with_side
 from attunet3d.inference.inferer import Member
-from attunet3d.models import Checkpoint
+from attunet3d.models import Checkpoint, MeanNetwork, load_model
 
 MOST_NAMED = 3  # differences in an error
 
@@ -49,6 +49,33 @@ def common_config(members: Sequence[Checkpoint], settings: Sequence[str]) -> Con
             cure="give one by --set inference.window=[x,y,z]",
         )
     return replace(configs[0], inference=replace(configs[0].inference, window=window))
+
+
+def load_members(models: Sequence[str | Path]) -> tuple[list[Checkpoint], list[str]]:
+    """Load the models, of a cross-validation its folds', and the settings that come with them.
+
+    Raises:
+        UserError: One cannot be read.
+    """
+    found = Members.of(models)
+    return [load_model(path) for path in found.paths], list(found.settings)
+
+
+def load_as_one(path: Path) -> Checkpoint:
+    """Load a model; of a cross-validation one network that gives the mean of its folds' logits.
+
+    Raises:
+        UserError: It cannot be read, or its members do not belong together.
+    """
+    members, settings = load_members([path])
+    config = common_config(members, settings) if settings or len(members) > 1 else members[0].config
+    if len(members) == 1:
+        return replace(members[0], config=config)
+    for member in members[1:]:
+        here, first = (asdict(one.config.network) for one in (member, members[0]))
+        require_equal(member.path, "network", here, first)
+    network = MeanNetwork([member.network for member in members]).eval()
+    return Checkpoint(network, config, members[0].labels, fingerprint(members), path)
 
 
 def activation(config: Config) -> Literal["softmax", "sigmoid"]:

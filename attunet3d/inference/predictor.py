@@ -14,7 +14,7 @@ from typing import Any, overload
 
 import torch
 
-from attunet3d.core import Box, LabelMap, ModelError, label_values, machine
+from attunet3d.core import Box, LabelMap, ModelError, machine
 from attunet3d.imaging import (
     Grid,
     NetworkImage,
@@ -24,7 +24,6 @@ from attunet3d.imaging import (
     as_volume,
     coverage_warnings,
     hounsfield_warnings,
-    keep_largest_,
     read_volume,
     to_network_grid,
 )
@@ -35,6 +34,7 @@ from attunet3d.inference.labelling import Labelling, Rule
 from attunet3d.inference.localisation import Faces, box_around
 from attunet3d.inference.map_output import MapArrays, Maps, MapsByKind, OpenMaps
 from attunet3d.inference.memory import default_budget
+from attunet3d.inference.post_processing import PostProcessing
 from attunet3d.inference.record import Execution, Prediction, Record, Stopwatch
 from attunet3d.inference.sliding_window import Slab
 from attunet3d.models import Checkpoint, load_model
@@ -67,7 +67,7 @@ class Predictor:
     ) -> None:
         self.config = ensemble.common_config(members, settings)
         self.labels = members[0].labels
-        self.keep_largest = label_values(self.config.inference.keep_largest, self.labels)
+        self.post_processing = PostProcessing.of(self.config.inference, self.labels)
         self.fingerprint = ensemble.fingerprint(members)
         self.device = machine.pick_device(None if device is None else str(device))
         self.budget = memory or default_budget(self.device)
@@ -95,7 +95,7 @@ class Predictor:
         locator: str | Path | None = None,
         memory: int | None = None,
     ) -> "Predictor":
-        """Load run folders or `.safetensors` files; several make an ensemble.
+        """Load run folders, a cross-validation or `.safetensors` files; several make an ensemble.
 
         Raises:
             UserError: A model cannot be read, or the models do not belong together.
@@ -103,9 +103,9 @@ class Predictor:
         paths = [models] if isinstance(models, str | Path) else list(models)
         if not paths:
             raise ModelError("no model was given", cure="name a run folder or a .safetensors file")
-        members = [load_model(Path(path)) for path in paths]
+        members, own = ensemble.load_members(paths)
         coarse = None if locator is None else load_model(Path(locator))
-        return cls(members, device, settings, coarse, memory)
+        return cls(members, device, [*own, *settings], coarse, memory)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -257,7 +257,7 @@ class Predictor:
             job.progress((slab.start + slab.logits.shape[3]) / image.grid.shape[2])
         labelling.finish(job.watch)
         with job.watch.stage("decision"):
-            keep_largest_(labelling.labels, self.keep_largest)
+            self.post_processing.apply_(labelling.labels, job.volume.grid)
         return labelling.labels
 
     def _record(self, job: "_Job") -> Record:

@@ -13,6 +13,7 @@ from .gate import GridAttentionGate as GridAttentionGate
 from .layer_table import LayerRow as LayerRow
 from .layer_table import layer_table as layer_table
 from .layer_table import layer_text as layer_text
+from .mean_network import MeanNetwork as MeanNetwork
 from .memory import bytes_per_voxel as bytes_per_voxel
 from .memory import finest_channels as finest_channels
 from .memory import fixed_bytes as fixed_bytes

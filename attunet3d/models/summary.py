@@ -8,6 +8,7 @@ from attunet3d.core import Config, NetworkConfig, Size, as_table, changed_settin
 from attunet3d.models.build import build_network
 from attunet3d.models.checkpoint import Checkpoint
 from attunet3d.models.layer_table import layer_table, layer_text
+from attunet3d.models.mean_network import MeanNetwork
 from attunet3d.models.memory import training_bytes
 
 PATCH: Size = (96, 96, 96)  # looked at where the settings leave the size to the plan
@@ -45,9 +46,11 @@ def network_summary(config: NetworkConfig, classes: int, patch: Size, words: str
 
 
 def model_summary(model: Checkpoint) -> str:
-    """Labels, checksum, settings and layers of a trained model."""
+    """Labels, checksum, settings and layers of a trained model, or of an ensemble's members."""
     labels = ", ".join(f"{value} {name}" for value, name in sorted(model.labels.items()))
     head = f"labels: {labels}\nSHA-256: {model.fingerprint}\n"
+    if isinstance(model.network, MeanNetwork):
+        head = f"the mean of {len(model.network.members)} networks\n{head}"
     return f"{head}\n{config_summary(model.config, len(model.labels))}"
 
 

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.build import Network
 from attunet3d.models.published.forms import HEADS
+from attunet3d.models.published.network import PublishedNetwork
 from attunet3d.models.slices import SliceNetwork
 
 
@@ -78,9 +79,10 @@ def head_prefixes(network: Network) -> tuple[str, ...]:
     """Beginnings of the names of entries that have a row per class."""
     if isinstance(network, AttentionUNet3D):
         return ("heads.", "final.")
-    inner = network.network if isinstance(network, SliceNetwork) else network
+    inner: nn.Module = network.network if isinstance(network, SliceNetwork) else network
     prefix = "network." if isinstance(network, SliceNetwork) else ""
-    return tuple(prefix + head for head in HEADS[type(inner)])
+    heads = HEADS[type(inner)] if isinstance(inner, PublishedNetwork) else ()
+    return tuple(prefix + head for head in heads)
 
 
 def _copy_classes(

@@ -26,9 +26,9 @@ import torch
 from monai.bundle import ConfigParser
 
 from attunet3d import __version__
-from attunet3d.core import ModelError, PreprocessingConfig, Size, label_values, whole_file
-from attunet3d.inference import activation, as_member
-from attunet3d.models import Checkpoint, Network
+from attunet3d.core import ModelError, PreprocessingConfig, Size, whole_file
+from attunet3d.inference import PostProcessing, activation, as_member
+from attunet3d.models import Checkpoint, MeanNetwork, Network
 
 METADATA, INFERENCE = Path("configs", "metadata.json"), Path("configs", "inference.json")
 WEIGHTS, README, LICENSE = Path("models", "model.pt"), Path("docs", "README.md"), Path("LICENSE")
@@ -127,11 +127,18 @@ def _network(model: Checkpoint, window: Size) -> dict[str, Any]:
             config="@network_settings",
             in_channels=1,
             out_channels=len(model.labels),
+            **_members(model),
         ),
         "network": "$@network_def.to(@device)",
         "inferer": _target("attunet3d.WindowInferer", **inferer),
         "handlers": [_monai("handlers.CheckpointLoader", load_dict={"model": "@network"}, **load)],
     }
+
+
+def _members(model: Checkpoint) -> dict[str, int]:
+    """The number of networks of an ensemble; nothing of a single one."""
+    network = model.network
+    return {"members": len(network.members)} if isinstance(network, MeanNetwork) else {}
 
 
 def _transforms(model: Checkpoint) -> dict[str, Any]:
@@ -144,8 +151,8 @@ def _transforms(model: Checkpoint) -> dict[str, Any]:
     }
     back: dict[str, Any] = {"keys": ["pred"], "like": "image", "values": "@label_values"}
     load = {"keys": "image", "reader": "NibabelReader", "ensure_channel_first": True}
-    largest = label_values(model.config.inference.keep_largest, model.labels)
-    back |= {"keep_largest": largest}
+    kept = PostProcessing.of(model.config.inference, model.labels)
+    back |= {"keep_largest": kept.keep_largest, "smallest_ml": list(kept.smallest_ml.items())}
     save: dict[str, Any] = {"keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg"}
     save |= {"output_dtype": "uint8", "separate_folder": False, "resample": False}
     return {

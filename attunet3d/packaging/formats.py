@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from attunet3d.core import ModelError, Size, WriteError, progress, whole_file
-from attunet3d.models import Checkpoint, load_model
+from attunet3d.inference import load_as_one
+from attunet3d.models import Checkpoint
 from attunet3d.packaging import bundle, exported_program, onnx_model
 
 ENDINGS = {"bundle": "", "onnx": ".onnx", "exported": ".pt2"}
@@ -28,7 +29,7 @@ def package(source: Path, out: Path, form: str) -> tuple[Path, list[str]]:
     """Write a model in another format.
 
     Args:
-        source: A run folder or a `.safetensors` file.
+        source: A run folder, a cross-validation or a `.safetensors` file.
         out: What to write; the format's ending is added where it is missing.
         form: "bundle", "onnx" or "exported".
 
@@ -53,7 +54,7 @@ def package(source: Path, out: Path, form: str) -> tuple[Path, list[str]]:
         "exported": _write_exported,
     }
     with progress(2, "package", "step") as bar:
-        model = load_model(source)
+        model = load_as_one(source)
         window = model.config.window
         if window is None:
             cure = "train with training.patch_size=[x,y,z]"

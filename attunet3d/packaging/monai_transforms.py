@@ -30,7 +30,7 @@ from attunet3d.imaging import (
     normalise_,
     resample,
 )
-from attunet3d.inference import Slab, decide
+from attunet3d.inference import PostProcessing, Slab, decide
 
 SOURCE_AFFINE, SOURCE_SHAPE = "source_affine", "source_shape"  # in `MetaTensor.meta`
 
@@ -95,6 +95,7 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
         like: The entry that `ToNetworkGridd` made, on whose grid the logits lie.
         values: The label value of each class, background first.
         keep_largest: Label values of which only the largest connected component is kept.
+        smallest_ml: Pairs of a label value and the volume that a component of it must have.
         allow_missing_keys: Skip entries that are not there.
     """
 
@@ -105,10 +106,14 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
         *,
         values: Sequence[int] = (0, 1),
         keep_largest: Sequence[int] = (),
+        smallest_ml: Sequence[tuple[int, float]] = (),
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.like, self.values, self.keep_largest = like, tuple(values), keep_largest
+        self.like, self.values = like, tuple(values)
+        self.post_processing = PostProcessing(
+            keep_largest=tuple(keep_largest), smallest_ml=dict(smallest_ml)
+        )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The entries as uint8 label maps (1, I, J, K) on the source grid.
@@ -127,7 +132,8 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
                     f" {self.like} {network.shape} with {len(self.values)} labels"
                 )
             slabs = [Slab(0, _plain(logits))]
-            labels = decide(slabs, network, source, self.values, self.keep_largest)
+            labels = decide(slabs, network, source, self.values)
+            self.post_processing.apply_(labels, source)
             result[key] = _placed(torch.from_numpy(labels)[None], source, data[self.like], None)
         return result
 

@@ -8,6 +8,7 @@ from .cache import build_cache as build_cache
 from .cached_case import ARRAYS as ARRAYS
 from .cached_case import load_case as load_case
 from .components import Components as Components
+from .cross_validation import cross_validate as cross_validate
 from .loss import build_criterion as build_criterion
 from .loss import build_loss as build_loss
 from .optimisation import build_optimiser as build_optimiser

@@ -1,0 +1,87 @@
+"""`ensemble.json`: what makes a cross-validation's folder one model.
+
+    {"members": ["fold0", "fold1", …],       run folders inside it, whose logits are averaged
+     "inference": {"keep_largest": […], …},  settings of inference that hold for all of them
+     …}                                      why, for a reader
+
+Wherever a model is asked for, such a folder stands for its members.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attunet3d.core import whole_file
+from attunet3d.core.case_names import is_name
+from attunet3d.core.errors import ModelError
+from attunet3d.core.text import read_json
+
+ENSEMBLE = "ensemble.json"
+
+
+@dataclass(frozen=True)
+class Members:
+    """The models that a call's MODEL arguments stand for.
+
+    Args:
+        paths: Run folders or `.safetensors` files.
+        settings: Of inference, as `--set` takes them, which come with the models.
+    """
+
+    paths: tuple[Path, ...]
+    settings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, models: Iterable[str | Path]) -> "Members":
+        """Replace each cross-validation's folder by its members.
+
+        Raises:
+            FileError: An `ensemble.json` cannot be read.
+            ModelError: It is not one, or the models come with different settings.
+        """
+        found = [_members(Path(model)) for model in models]
+        for one in found[1:]:
+            if one.settings != found[0].settings:
+                raise ModelError(
+                    f"its settings are {list(one.settings)}, the first model's"
+                    f" {list(found[0].settings)}",
+                    path=one.paths[0].parent,
+                    cure="models used together must agree; name the folds instead",
+                )
+        paths = tuple(path for one in found for path in one.paths)
+        return cls(paths, found[0].settings if found else ())
+
+
+def save_ensemble(
+    folder: Path, members: Iterable[str], inference: Mapping[str, Any], **more: object
+) -> None:
+    """Make `folder` one model of the run folders `members` inside it.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
+    content = {"members": list(members), "inference": dict(inference), **more}
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    whole_file.write_text(folder / ENSEMBLE, text + "\n")
+
+
+def _members(model: Path) -> Members:
+    """The members of one MODEL."""
+    file = model / ENSEMBLE
+    if not file.is_file():
+        return Members((model,))
+    content = read_json(file)
+    values = content if isinstance(content, dict) else {}
+    members, inference = values.get("members"), values.get("inference")
+    if not (members and isinstance(members, list) and all(map(_is_folder_name, members))):
+        raise ModelError("members must be names of run folders beside it", path=file)
+    if not isinstance(inference, dict) or not all(map(str.isidentifier, inference)):
+        raise ModelError("inference must hold settings by name", path=file)
+    settings = (f"inference.{name}={json.dumps(value)}" for name, value in inference.items())
+    return Members(tuple(model / name for name in members), tuple(settings))
+
+
+def _is_folder_name(name: object) -> bool:
+    return isinstance(name, str) and is_name(name) and Path(name).name == name

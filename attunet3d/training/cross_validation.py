@@ -1,0 +1,167 @@
+"""Cross-validation: a model per fold, and each case predicted by the model that has not seen it.
+
+    RUN/fold0 …                         a run folder per fold; see `run_folder`
+    RUN/cache                           prepared cases, shared by the folds
+    RUN/cross_validation/manifest.json  the cases that have been held out once
+    RUN/cross_validation/predictions    their label maps, before any post-processing
+    RUN/cross_validation/scores.csv, summary.json, boxplot.png   as `evaluate` writes them
+    RUN/ensemble.json                   makes RUN one model: the mean of the folds' logits, and the
+                                        post-processing that was chosen on those label maps
+    RUN/final                           with `final`: a run on all cases, without validation
+
+A call that was stopped is finished by the same call with `resume`: folds that are done are skipped,
+the one that was stopped goes on, and so do the predictions.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from attunet3d.core import (
+    ENSEMBLE,
+    Config,
+    DataError,
+    TrainingError,
+    locked_folder,
+    save_ensemble,
+)
+from attunet3d.datasets import Case, Manifest, Split
+from attunet3d.evaluation import folder, post_processing
+from attunet3d.inference import Predictor, results, segment_cohort
+from attunet3d.training import run_folder
+from attunet3d.training.run import TrainingCall, train_run
+from attunet3d.training.run_folder import CONFIG, Cases
+
+RESULTS, FINAL = "cross_validation", "final"
+_log = logging.getLogger(__name__)
+
+
+def cross_validate(call: TrainingCall, run_dir: Path, *, final: bool = False) -> None:
+    """Train a model per fold, score all of them on what they have not seen, and make them one.
+
+    With `hours`, the first fold gets its share of them, and the others take as many steps.
+
+    Args:
+        call: What to train.
+        run_dir: Made when missing.
+        final: Train on all cases as well, afterwards.
+
+    Raises:
+        DataError: The manifest has fewer than two folds.
+        TrainingError: The folder holds what it should not.
+        UserError: As `train_run`.
+    """
+    folds = {f"fold{n}": call.manifest.fold(n) for n in _numbers(call.manifest)}
+    _refuse_wrong_folder(call, run_dir, list(folds))
+    trainings = len(folds) + final
+    with locked_folder(run_dir, "train"):
+        call = replace(call, cache=call.cache or run_dir / "cache")
+        hours = None if call.hours is None else call.hours / trainings
+        for number, (name, cases) in enumerate(folds.items(), 1):
+            _log.info("%s: training %d of %d", run_dir / name, number, trainings)
+            if number > 1 and hours is not None:
+                call, hours = _with_steps_of(call, run_dir / next(iter(folds))), None
+            _train(replace(call, hours=hours), run_dir / name, cases)
+        held_out = [case for _, validation in folds.values() for case in validation]
+        _predict(call, run_dir, folds)
+        _score(call.manifest, run_dir / RESULTS, held_out)
+        _make_ensemble(call.manifest, run_dir, list(folds), held_out)
+        if final:
+            _log.info("%s: training %d of %d", run_dir / FINAL, trainings, trainings)
+            call = replace(_with_steps_of(call, run_dir / next(iter(folds))), hours=None)
+            everyone = (*call.manifest.training, *call.manifest.validation)
+            _train(call, run_dir / FINAL, (everyone, ()))
+
+
+def _numbers(manifest: Manifest) -> list[int]:
+    numbers = sorted({case.fold for case in manifest.training if case.fold is not None})
+    if len(numbers) < 2:
+        raise DataError(
+            f"--fold all: manifest {manifest.name!r} has fewer than two folds",
+            value=len(numbers),
+            cure="make it again by attunet3d manifest --folds 5",
+        )
+    return numbers
+
+
+def _refuse_wrong_folder(call: TrainingCall, run_dir: Path, folds: list[str]) -> None:
+    if (run_dir / CONFIG).exists():
+        cure = "name another folder for the cross-validation"
+        raise TrainingError("holds a run of one fold", path=run_dir, cure=cure)
+    begun = any((run_dir / name / CONFIG).exists() for name in folds)
+    if begun and not call.resume:
+        cure = "add --resume to go on with it, or name another folder"
+        raise TrainingError("holds a cross-validation", path=run_dir, cure=cure)
+    if call.resume and not begun:
+        cure = "check the path, or leave --resume out to begin a cross-validation"
+        raise TrainingError("holds no cross-validation to resume", path=run_dir, cure=cure)
+    if call.steps_more:
+        rule = "--steps-more goes with one run, not with --fold all"
+        raise TrainingError(rule, cure="lengthen each fold by itself")
+
+
+def _train(call: TrainingCall, run_dir: Path, cases: Cases) -> None:
+    """Begin a run, go on with it, or see that it is done."""
+    begun = (run_dir / CONFIG).exists()
+    if begun and (run_dir / "summary.json").exists():
+        same = call if call.hours is None else _with_steps_of(call, run_dir)
+        run_folder.go_on(run_dir, same.config, cases, call.device)  # refuses other settings
+        _log.info("%s: is done", run_dir)
+        return
+    train_run(replace(call, resume=begun), run_dir, cases)
+
+
+def _with_steps_of(call: TrainingCall, run_dir: Path) -> TrainingCall:
+    """The same call for as many steps as a run took."""
+    steps = Config.load(run_dir / CONFIG).training.steps
+    return replace(call, config=call.config.replaced({"training.steps": steps}))
+
+
+def _predict(call: TrainingCall, run_dir: Path, folds: Mapping[str, Cases]) -> None:
+    """Segment each case on its scanner's grid by the model of the fold that held it out."""
+    predictions = run_dir / RESULTS / "predictions"
+    failures: dict[str, str] = {}
+    for name, (_, validation) in folds.items():
+        predictor = Predictor.load(run_dir / name, call.device)
+        scans = [(case.id, case.image) for case in validation]
+        split = Split.of_models([run_dir / name])
+        failures |= segment_cohort(predictor, scans, predictions, split=split).failures
+    results.write_failures(predictions, failures)
+
+
+def _score(manifest: Manifest, out_dir: Path, held_out: list[Case]) -> None:
+    """Score the predictions per label and patient, and print the table."""
+    listed = replace(manifest, training=tuple(held_out), validation=(), test=())
+    listed.save(out_dir / "manifest.json")
+    summary = folder.evaluate(
+        out_dir / "predictions", out_dir / "manifest.json", out_dir, root=manifest.root
+    )
+    print(summary.table())
+
+
+def _make_ensemble(
+    manifest: Manifest, run_dir: Path, folds: list[str], held_out: list[Case]
+) -> None:
+    """Choose the post-processing, and write the file that makes the folds one model."""
+    predictions = run_dir / RESULTS / "predictions"
+    choices = post_processing.choose_post_processing(predictions, manifest, held_out)
+    chosen = post_processing.settings(choices)
+    reasons = {name: asdict(choice) for name, choice in choices.items()}
+    save_ensemble(run_dir, folds, chosen, post_processing=reasons)
+    print("\n".join(_in_words(choices)))
+    _log.info("%s: is one model now (%s)", run_dir, ENSEMBLE)
+
+
+def _in_words(choices: dict[str, post_processing.Choice]) -> Iterator[str]:
+    for name, choice in choices.items():
+        if choice.chosen is None:
+            kept = "every component"
+        elif choice.chosen == post_processing.LARGEST:
+            kept = "the largest component"
+        else:
+            kept = f"components of at least {choice.chosen} ml"
+        yield (
+            f"{name}: keeps {kept}; the best rule ({choice.best}) changes the mean Dice of"
+            f" {choice.dice:.3f} by {choice.gain:+.3f} ({choice.low:+.3f} to {choice.high:+.3f})"
+        )
