@@ -2,7 +2,7 @@
 # versions of constraints.txt, so that a new release of another package changes no result here.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test test-newest lock rooms reliability clean
+.PHONY: demo test test-newest lock rooms reliability mutants clean
 
 demo: .venv/made
 	$(BIN)/attunet3d demo demo
@@ -30,6 +30,11 @@ rooms: .venv/made
 # Odd and hostile files, kills, faults and fuzzing: benchmarks/reliability.md, in 15 minutes.
 reliability: .venv/made
 	$(BIN)/python -m benchmarks.reliability
+
+# Change operators and numbers of ten core modules; a test must fail (benchmarks/mutants.py). An hour.
+mutants: .venv/made
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mutants]'
+	$(BIN)/python -m benchmarks.mutants
 
 .venv/made: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "attunet3d needs Python 3.11 or newer; run make PYTHON=python3.11")'

@@ -13,7 +13,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from multiprocessing.connection import Connection
@@ -58,7 +59,7 @@ class Outcome:
 
 
 def emulated(name: str) -> bool:
-    """Whether a way is in bfloat16 by its name, and this processor has no instructions for that.
+    """Whether a way is in bfloat16 by its name where this processor has no instructions for that.
 
     Emulation takes minutes where the others take seconds, and measures nothing that is used: such
     ways are left out.
@@ -71,7 +72,11 @@ def emulated(name: str) -> bool:
 
 
 def compare(ways: Sequence[Way], repeats: int = 5) -> list[Outcome]:
-    """Run all `ways` in turn, `repeats` times; the first is what ratios refer to."""
+    """Run all `ways` in turn, `repeats` times; the first is what ratios refer to.
+
+    Ways in bfloat16 are left out where it is emulated.
+    """
+    ways = [way for way in ways if not emulated(way.name)]
     context = multiprocessing.get_context("spawn")
     pipes: list[Connection] = []
     processes = []
@@ -148,35 +153,78 @@ def _status_mb(name: str) -> float:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """A markdown table: median seconds, ratio to the first way, peak memory."""
-    first = outcomes[0]
-    lines = ["| way | median s | min–max s | times ours | peak MB |", "|---|---|---|---|---|"]
-    for outcome in outcomes:
-        spread = f"{min(outcome.seconds):.3f}–{max(outcome.seconds):.3f}"
-        ratio = outcome.median / first.median
-        cells = [
-            outcome.name,
-            f"{outcome.median:.3f}",
-            spread,
-            f"{ratio:.2f}",
-            f"{outcome.peak_mb:.0f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown(
+        {
+            "way": outcome.name,
+            "median s": f"{outcome.median:.3f}",
+            "min–max s": f"{min(outcome.seconds):.3f}–{max(outcome.seconds):.3f}",
+            "times ours": f"{outcome.median / outcomes[0].median:.2f}",
+            "peak MB": f"{outcome.peak_mb:.0f}",
+        }
+        for outcome in outcomes
+    )
+
+
+def markdown(lines: Iterable[Mapping[str, Any]]) -> str:
+    """A markdown table of lines that share their columns; None is a dash."""
+    listed = list(lines)
+    heads = [name.replace("_", " ") for name in listed[0]]
+    cells = [heads, ["---"] * len(heads)]
+    cells += [["–" if value is None else str(value) for value in line.values()] for line in listed]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
 def rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """The same for JSON."""
-    first = outcomes[0]
     return [
         {
             "way": outcome.name,
             "seconds": [round(s, 4) for s in outcome.seconds],
             "median_s": round(outcome.median, 4),
-            "times_ours": round(outcome.median / first.median, 3),
+            "times_ours": round(outcome.median / outcomes[0].median, 3),
             "peak_mb": round(outcome.peak_mb, 1),
         }
         for outcome in outcomes
     ]
+
+
+def repeated(
+    work: Callable[[], Any],
+    repeats: int,
+    *,
+    warm: int = 1,
+    batch: int = 1,
+    wait: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Seconds of one `work` in this process, a number per repeat.
+
+    Args:
+        work: What is timed.
+        repeats: How often.
+        warm: Calls before, which are not timed.
+        batch: Calls per repeat.
+        wait: Called before either look at the clock, for work that is done elsewhere.
+    """
+    for _ in range(warm):
+        work()
+    seconds = []
+    for _ in range(repeats):
+        wait()
+        began = time.perf_counter()
+        for _ in range(batch):
+            work()
+        wait()
+        seconds.append((time.perf_counter() - began) / batch)
+    return seconds
+
+
+def parser(about: str | None, repeats: int, small: str = "a run of seconds") -> ArgumentParser:
+    """The options that all benchmarks share: --small, --repeats and --out."""
+    made = ArgumentParser(description=(about or "").splitlines()[0])
+    made.add_argument("--small", action="store_true", help=small)
+    made.add_argument("--repeats", type=int, default=repeats)
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    return made
 
 
 def save(name: str, content: dict[str, Any], folder: Path = RESULTS) -> Path:

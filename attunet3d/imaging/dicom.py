@@ -153,8 +153,11 @@ def series_folders(folder: Path) -> list[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
+            path = Path(place, name)
+            if name.startswith(".") or not path.is_file():  # opening a named pipe may never end
+                continue
             try:
-                frames, _ = read_header(Path(place, name)) if name[0] != "." else ([], "")
+                frames, _ = read_header(path)
             except (DataError, OSError):  # it is one all the same; reading it will tell more
                 found[place].append(Path(place))
                 break

@@ -55,8 +55,6 @@ def sections() -> dict[str, tuple[str, str, tuple[str, ...]]]:
         "cohort": ("inference", "cohort", ()),
         **training["train"],
         **ceilings[0],
-        "heuristics": ("training", "heuristics", (PRESETS[0],)),
-        "upsampling": ("upsampling", "upsampling", ()),
         **training["compiled"],
         **ceilings[1],
     }

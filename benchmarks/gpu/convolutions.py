@@ -22,7 +22,7 @@ class Convolutions(TorchDispatchMode):
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.calls: Counter[tuple[Any, ...]] = Counter()
 
@@ -103,7 +103,7 @@ def _flops(key: tuple[Any, ...]) -> float:
     else:
         output, wanted = _output_shape(x, weight, rest), 1
     places = torch.Size(x[2:] if transposed else output[2:]).numel()
-    return 2.0 * wanted * x[0] * places * torch.Size(weight).numel()
+    return float(2 * wanted * x[0] * places * torch.Size(weight).numel())
 
 
 def _output_shape(x: Any, weight: Any, rest: list[Any]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ def correctness(setting: Setting) -> Section:
 @contextmanager
 def tensor_float_32(*, allowed: bool) -> Iterator[None]:
     """Convolutions and products in float32 with or without TF32."""
-    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    flags: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [flag.allow_tf32 for flag in flags]
     for flag in flags:
         flag.allow_tf32 = allowed

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks import measure
+
 Found = Mapping[str, Any]
 LAYOUTS = ("contiguous", "channels_last")
 PRESET = "oktay2018"
@@ -52,12 +54,16 @@ def goals(found: Found) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The same as markdown."""
-    lines = ["| what | found | goal on an H200 | reached |", "|---|---|---|---|"]
-    for row in rows:
-        value = "–" if row["found"] is None else f"{row['found']:.3g}"
-        reached = {True: "yes", False: "no", None: "–"}[row["reached"]]
-        lines.append(f"| {row['what']} | {value} | {row['goal'] or '–'} | {reached} |")
-    return "\n".join(lines)
+    reached = {True: "yes", False: "no", None: None}
+    return measure.markdown(
+        {
+            "what": row["what"],
+            "found": None if row["found"] is None else f"{row['found']:.3g}",
+            "goal on an H200": row["goal"] or None,
+            "reached": reached[row["reached"]],
+        }
+        for row in rows
+    )
 
 
 def least_ms(found: Found, network: str) -> float | None:

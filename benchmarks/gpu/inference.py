@@ -5,7 +5,8 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -40,13 +41,13 @@ def passes(setting: Setting) -> Section:
     batches = WINDOW_BATCHES[:1] if setting.small else WINDOW_BATCHES
     for number in batches:
         x = torch.randn(number, 1, *size, device=setting.device)
-        yield f"windows, {number} a pass", lambda x=x: windows(setting, part.engine, x)
+        yield f"windows, {number} a pass", partial(windows, setting, part.engine, x)
     for name, shape in (SMALL_ABDOMENS if setting.small else ABDOMENS).items():
         image = torch.randn(1, *shape, device=setting.device)
-        yield f"whole {name}", lambda image=image: whole(setting, image)
+        yield f"whole {name}", partial(whole, setting, image)
         if name in ("2 mm", "small"):
             forward, x = part.engine(torch.bfloat16), padded(image, part.divisor)
-            yield f"operations {name}", lambda f=forward, x=x: kernels(lambda: f(x), setting.device)
+            yield f"operations {name}", partial(kernels, partial(forward, x), setting.device)
 
 
 def trials(setting: Setting) -> Section:
@@ -71,7 +72,7 @@ def windows(
     return record | {"windows_a_second": rounded(1e3 * len(x) / record["ms"])}
 
 
-def padded(image: torch.Tensor, divisor: tuple[int, int, int]) -> torch.Tensor:
+def padded(image: torch.Tensor, divisor: Sequence[int]) -> torch.Tensor:
     """(1, 1, x, y, z) of sizes that the network's strides divide."""
     missing = [-size % part for size, part in zip(image.shape[1:], divisor, strict=True)]
     x, y, z = missing
@@ -100,7 +101,8 @@ def bare(setting: Setting, image: torch.Tensor) -> Result:
     x = padded(image, network.divisor)
     with torch.no_grad(), mixed, Convolutions(setting.device) as convolutions:
         network(x)
-    return convolutions.seconds(setting)
+    found: Result = convolutions.seconds(setting)
+    return found
 
 
 def cohort(setting: Setting) -> Section:

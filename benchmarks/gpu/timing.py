@@ -4,9 +4,9 @@ import contextlib
 import os
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from attunet3d.core import versions
+from benchmarks import measure
 
 Result = dict[str, Any]
 Step = tuple[str, Callable[[], Any]]  # a name in the section's results, and what gives them
@@ -21,6 +22,7 @@ Section = Iterator[Step]
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 LONGEST_MESSAGE = 600
+CPU_EVENTS = torch._C._autograd.DeviceType.CPU  # kernels count with the operation that calls them
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,9 @@ def timed(
     work: Callable[[], Any], setting: Setting, *, batch: int = 1, warm: int = 3
 ) -> list[float]:
     """Seconds of one `work`, a number a repeat; each repeat queues `batch` of them, then waits."""
-    for _ in range(1 if setting.small else warm):
-        work()
-    seconds = []
-    for _ in range(setting.repeats):
-        synchronise(setting.device)
-        began = time.perf_counter()
-        for _ in range(batch):
-            work()
-        synchronise(setting.device)
-        seconds.append((time.perf_counter() - began) / batch)
-    return seconds
+    warm = 1 if setting.small else warm
+    wait = partial(synchronise, setting.device)
+    return measure.repeated(work, setting.repeats, warm=warm, batch=batch, wait=wait)
 
 
 def milliseconds(seconds: list[float]) -> Result:
@@ -115,7 +109,8 @@ def kernels(work: Callable[[], Any], device: torch.device, count: int = 14) -> l
     found = [
         (row.key, float(getattr(row, name)), row.count)
         for row in profiler.key_averages()
-        if row.device_type == torch.autograd.DeviceType.CPU  # kernels count with what calls them
+        if row.device_type
+        == torch._C._autograd.DeviceType.CPU  # kernels count with what calls them
     ]
     total = sum(time_us for _, time_us, _ in found) or 1.0
     found.sort(key=lambda entry: -entry[1])

@@ -58,9 +58,11 @@ def build(network: str, config: Config) -> nn.Module:
     from monai.networks.nets import AttentionUnet, DynUNet
 
     if network == "AttentionUnet":
-        return AttentionUnet(3, 1, 2, channels, steps).train()
-    kernel = [3] * len(channels)
-    return DynUNet(3, 1, 2, kernel, [1, *steps], steps, filters=channels).train()
+        peer: nn.Module = AttentionUnet(3, 1, 2, channels, steps)
+    else:
+        kernel = [3] * len(channels)
+        peer = DynUNet(3, 1, 2, kernel, [1, *steps], steps, filters=channels)
+    return peer.train()
 
 
 class Steps:
@@ -143,18 +145,6 @@ def loss_alone(steps: Steps) -> Result:
     return milliseconds(timed(work, steps.setting))
 
 
-def heuristics(setting: Setting, config_name: str) -> Section:
-    """Ours with the algorithms that cuDNN takes without trying them."""
-
-    def work() -> Result:
-        steps = Steps("ours", preset(config_name, setting.small), setting)
-        torch.backends.cudnn.benchmark = False  # before the first: cuDNN keeps what it took
-        steps.lay_out("channels_last")
-        return steps.measured()
-
-    yield "channels_last", work
-
-
 def compiled(setting: Setting, config_name: str, network: str) -> Section:
     """`torch.compile` in the layout that was the faster without it."""
     if setting.small:
@@ -207,6 +197,7 @@ def ceiling(setting: Setting, config_name: str) -> Section:
         with Convolutions(setting.device) as convolutions:
             steps()
         del steps
-        return convolutions.seconds(setting)
+        found: Result = convolutions.seconds(setting)
+        return found
 
     yield "convolutions", work

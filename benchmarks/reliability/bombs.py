@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.reliability import ours
-from benchmarks.reliability.call import ROOT
+from benchmarks.reliability import infer_verdicts
+from benchmarks.reliability.command import ROOT
 from benchmarks.reliability.corpus_files import Corpus, Entry, at
 from benchmarks.reliability.model import make_model
 from benchmarks.reliability.nifti_bytes import CODES, header, packed, stored
 from benchmarks.reliability.peers import PEERS, load_rows
+from benchmarks.reliability.rows import row
 from benchmarks.reliability.verdicts import OVER, RIGHT, Verdict
 
 MOST_SECONDS, MOST_MB = 2.0, 1000.0
@@ -89,26 +90,24 @@ def run(folder: Path, small: bool) -> dict[str, Any]:
     entries = make_bombs(corpus, small)
     text = folder / "no_scan.nii.gz"
     text.write_text("not a scan\n")
-    starts = [ours.run_infer(text, model, folder / f"start{n}").cpu_seconds for n in range(STARTS)]
-    start = statistics.median(starts)
+    starts = [infer_verdicts.run_infer(text, model, folder / f"start{n}") for n in range(STARTS)]
+    start = statistics.median(start.cpu_seconds for start in starts)
     table = [_ours(entry, corpus, model, folder, start) for entry in entries]
     peers = {peer: _peer(peer, corpus, folder) for peer in PEERS}
-    for row in table:
-        for peer, found in peers.items():
-            row[peer] = found[row["file"]]
-        print(f"bombs: {row['file']}: {row['verdict']}, {row['seconds']} s", flush=True)
-    bad = [row for row in table if row["verdict"] != RIGHT]
-    peak, slowest = (max(row[name] for row in table) for name in ("peak_mb", "seconds"))
+    for line in table:
+        line |= {peer: found[line["file"]] for peer, found in peers.items()}
+        print(f"bombs: {line['file']}: {line['verdict']}, {line['seconds']} s", flush=True)
+    bad = [line for line in table if line["verdict"] != RIGHT]
+    peak, slowest = (max(line[name] for line in table) for name in ("peak_mb", "seconds"))
     note = f"peak {peak:.0f} MB, slowest refusal {slowest:.1f} s beyond start-up of {start:.1f} s"
-    good = len(table) - len(bad)
-    row = {"what": "bombs", "tried": len(table), "good": good, "bad": len(bad), "note": note}
-    return {"start_seconds": round(start, 2), "bombs": table, "rows": [row]}
+    rows = [row("bombs", len(table), len(bad), note)]
+    return {"start_seconds": round(start, 2), "bombs": table, "rows": rows}
 
 
 def _ours(entry: Entry, corpus: Path, model: Path, folder: Path, start: float) -> dict[str, Any]:
-    out = folder / "out_bombs" / ours.case_id(entry.file)
-    called = ours.run_infer(corpus / entry.file, model, out, seconds=60)
-    verdict = ours.judge([entry], corpus, out, called)[0]
+    out = folder / "out_bombs" / infer_verdicts.case_id(entry.file)
+    called = infer_verdicts.run_infer(corpus / entry.file, model, out, seconds=60)
+    verdict = infer_verdicts.judge([entry], corpus, out, called)[0]
     seconds = max(0.0, called.cpu_seconds - start)  # a hang ends at 60 s
     if verdict.verdict == RIGHT and (seconds > MOST_SECONDS or called.peak_mb > MOST_MB):
         verdict = Verdict(entry.file, OVER, "refused, but too slowly or too dearly")
@@ -120,6 +119,6 @@ def _ours(entry: Entry, corpus: Path, model: Path, folder: Path, start: float) -
 def _peer(peer: str, corpus: Path, folder: Path) -> dict[str, Any]:
     """The peer's row for each file."""
     path = folder / f"{peer}_bombs.json"
-    module = [sys.executable, "-m", "benchmarks.reliability.peers", peer, corpus, path]
-    subprocess.run(module, cwd=ROOT, check=True)
+    module = [sys.executable, "-m", "benchmarks.reliability.peers", peer]
+    subprocess.run([*module, corpus, path], cwd=ROOT, check=True)
     return {row["file"]: row for row in load_rows(path)}

@@ -11,12 +11,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability import ours
-from benchmarks.reliability.call import ROOT, attunet3d
-from benchmarks.reliability.corpus_files import Entry, load_index, make_corpus
+from benchmarks.reliability import infer_verdicts
+from benchmarks.reliability.command import ROOT, attunet3d
+from benchmarks.reliability.corpus_files import Entry, load_index
+from benchmarks.reliability.corpus_recipes import make_corpus
 from benchmarks.reliability.model import make_model
 from benchmarks.reliability.pair_files import load_pairs, make_pairs
 from benchmarks.reliability.peers import PEERS, load_rows
+from benchmarks.reliability.rows import row
 from benchmarks.reliability.verdicts import (
     BAD_ACCEPTED,
     GOOD_REFUSED,
@@ -59,10 +61,10 @@ def _readers(name: str, corpus: Path, model: Path, folder: Path) -> dict[str, An
     print(f"corpus: {name}: {OURS}: {found[OURS]['counts']}", flush=True)
     files = {peer: folder / f"{peer}_{name}.json" for peer in PEERS}
     module = [sys.executable, "-m", "benchmarks.reliability.peers"]
-    running = [subprocess.Popen([*module, p, corpus, f], cwd=ROOT) for p, f in files.items()]
-    for process in running:
+    running = {p: subprocess.Popen([*module, p, corpus, f], cwd=ROOT) for p, f in files.items()}
+    for peer, process in running.items():
         if process.wait() != 0:
-            raise SystemExit(f"{process.args}: status {process.returncode}")
+            raise SystemExit(f"{peer}: status {process.returncode}")
     for peer, file in files.items():
         found[peer] = _summary(load_rows(file))
         print(f"corpus: {name}: {peer}: {found[peer]['counts']}", flush=True)
@@ -70,11 +72,13 @@ def _readers(name: str, corpus: Path, model: Path, folder: Path) -> dict[str, An
 
 
 def _ours(entries: list[Entry], corpus: Path, model: Path, out: Path) -> dict[str, Any]:
-    called = ours.run_infer(corpus / "scans", model, out)
-    verdicts = ours.judge(entries, corpus, out, called)
-    faults = [f"leaked: {leak}" for leak in ours.leaks(entries, out, called)]
-    faults += [f"no cure: {text}" for text in ours.without_cure(ours.failures_of(out))]
-    expected = 1 if ours.failures_of(out) else 0
+    called = infer_verdicts.run_infer(corpus / "scans", model, out)
+    verdicts = infer_verdicts.judge(entries, corpus, out, called)
+    faults = [f"leaked: {leak}" for leak in infer_verdicts.leaks(entries, out, called)]
+    faults += [
+        f"no cure: {text}" for text in infer_verdicts.without_cure(infer_verdicts.failures_of(out))
+    ]
+    expected = 1 if infer_verdicts.failures_of(out) else 0
     if called.status != expected or called.crashed:
         faults.append(f"status {called.status}, {'traceback or killed' if called.crashed else ''}")
     return {
@@ -100,10 +104,9 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _row(what: str, result: dict[str, Any]) -> dict[str, Any]:
     bad = result["tried"] - result["counts"][RIGHT] + len(result["faults"])
-    seconds, peak = result["seconds"], result["peak_mb"]
-    note = "; ".join(result["faults"][:3]) or f"{seconds:.0f} s, peak {peak} MB"
-    good = result["counts"][RIGHT]
-    return {"what": what, "tried": result["tried"], "good": good, "bad": bad, "note": note}
+    note = "; ".join(result["faults"][:3])
+    note = note or f"{result['seconds']:.0f} s, peak {result['peak_mb']} MB"
+    return row(what, result["tried"], bad, note)
 
 
 def _pairs(name: str, pairs: Path, entries: list[Entry], folder: Path) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def _pairs(name: str, pairs: Path, entries: list[Entry], folder: Path) -> dict[s
 
 
 def _judge_pair(entry: Entry, listed: set[str], lines: list[str]) -> Verdict:
-    case = ours.case_id(entry.file)
+    case = infer_verdicts.case_id(entry.file)
     errors = [line for line in lines if line.startswith(f"{case}: error: ")]
     warned = [line for line in lines if line.startswith(f"{case}: warning: ")]
     if entry.expect == "refuse":

@@ -129,21 +129,3 @@ def load_index(folder: Path) -> list[Entry]:
             facts["must_not_leak"] = tuple(facts.get("must_not_leak", ()))
             entries.append(Entry(**facts))
     return entries
-
-
-def make_corpus(folder: Path, small: bool = False) -> list[Entry]:
-    """Write the corpus into `folder`; `small` keeps every sixth file, of every group some."""
-    from benchmarks.reliability import corpus_containers, corpus_headers
-
-    corpus = Corpus(folder)
-    for module in (corpus_headers, corpus_containers):
-        for group in module.GROUPS:
-            corpus.group = group.__name__
-            group(corpus)
-    if small:
-        for entry in [e for i, e in enumerate(corpus.entries) if i % 6]:
-            path = folder / entry.file
-            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-        corpus.entries = corpus.entries[::6]
-    corpus.save()
-    return corpus.entries

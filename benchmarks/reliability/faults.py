@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability import faults_infer, faults_train, struck_cohort, subjects
-from benchmarks.reliability.preloaded import Preloaded
+from benchmarks.reliability import cohort_check, faults_infer, faults_train, inputs
+from benchmarks.reliability.fork_server import ForkServer
+from benchmarks.reliability.rows import row
 
 
 def run(folder: Path, small: bool) -> dict[str, Any]:
@@ -32,21 +33,20 @@ def run(folder: Path, small: bool) -> dict[str, Any]:
         if found is None:
             print(f"not possible here: {what}", flush=True)
             return
-        row = {"what": what, "tried": 1, "good": int(not found), "bad": int(bool(found))}
-        rows.append({**row, "note": "; ".join(found)[:200]})
+        rows.append(row(what, 1, int(bool(found)), "; ".join(found)[:200]))
         troubles.extend(f"{what}: {text}" for text in found)
         print(f"{'bad ' if found else 'good'} {what}", flush=True)
 
-    with Preloaded() as parent:
-        cohort = struck_cohort.prepare(parent, folder / "infer")
+    with ForkServer() as server:
+        cohort = cohort_check.prepare(server, folder / "infer")
         for fault in faults_infer.FAULTS[: 6 if small else None]:
             strike(fault, cohort)
         if not small:
-            training = faults_train.prepare(parent, folder / "train")
-            for fault in faults_train.FAULTS:
-                strike(fault, training)
+            training = faults_train.prepare(server, folder / "train")
+            for training_fault in faults_train.FAULTS:
+                strike(training_fault, training)
     return {"rows": rows, "troubles": troubles}
 
 
 if __name__ == "__main__":
-    subjects.main(run, __doc__)
+    inputs.main(run, __doc__)

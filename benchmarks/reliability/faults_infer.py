@@ -11,20 +11,21 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from attunet3d.inference import results
 from attunet3d.models import checkpoint
-from benchmarks.reliability.preloaded import POLL, Hook, wait
+from benchmarks.reliability.cohort_check import CASES, COUNT, CohortCheck
+from benchmarks.reliability.fork_server import POLL, Hook, wait
 from benchmarks.reliability.small_disk import remount, small_disk
-from benchmarks.reliability.struck_cohort import CASES, COUNT, Cohort
 
 MAPS = ("--save-probabilities", "--save-attention")
 
 
-def full_disk(cohort: Cohort) -> list[str] | None:
+def full_disk(cohort: CohortCheck) -> list[str] | None:
     """infer: the disk is full (tmpfs); enlarged, the same call finishes."""
     scans, out = cohort.copy("full")
     with small_disk(out, 520) as mounted:  # enough for one case's maps
@@ -38,15 +39,15 @@ def full_disk(cohort: Cohort) -> list[str] | None:
         return found + cohort.troubles(cohort.call(scans, out, *MAPS), out, {})
 
 
-def file_limit(cohort: Cohort) -> list[str]:
+def file_limit(cohort: CohortCheck) -> list[str]:
     """infer: writes end in their middle (limit on file size); without it the same call finishes."""
     scans, out = cohort.copy("limit")
-    outcome = cohort.call(scans, out, *MAPS, hook=("hooks", "limit_files", [30_000]))
+    outcome = cohort.call(scans, out, *MAPS, hook=("fault_injection", "limit_files", [30_000]))
     found = cohort.troubles(outcome, out, dict.fromkeys(CASES, "File too large"))
     return found + cohort.troubles(cohort.call(scans, out, *MAPS), out, {})
 
 
-def memory_runs_out(cohort: Cohort) -> list[str]:
+def memory_runs_out(cohort: CohortCheck) -> list[str]:
     """infer: GPU memory runs out at a window (simulated): fewer windows a pass, then the CPU."""
     found = []
     for calls, on_gpu, words in (
@@ -54,7 +55,7 @@ def memory_runs_out(cohort: Cohort) -> list[str]:
         ([3, 4], True, ["windows one at a time", "stitched in the CPU's memory"]),
     ):
         scans, out = cohort.copy(f"memory_{len(words)}")
-        hook: Hook = ("hooks", "run_out_of_memory", [calls, on_gpu])
+        hook: Hook = ("fault_injection", "run_out_of_memory", [calls, on_gpu])
         found += cohort.troubles(cohort.call(scans, out, hook=hook), out, {})
         told = [results.read_sidecar(out / f"{case}.json")["fallbacks"] for case in CASES]
         hit = [texts for texts in told if texts]
@@ -64,39 +65,41 @@ def memory_runs_out(cohort: Cohort) -> list[str]:
     return found
 
 
-def memory_fails_one(cohort: Cohort) -> list[str]:
+def memory_fails_one(cohort: CohortCheck) -> list[str]:
     """infer: memory runs out for one case whatever is tried: that case fails."""
     scans, out = cohort.copy("memory_one")
-    hook: Hook = ("hooks", "run_out_of_memory", [[0, 1], False])
+    hook: Hook = ("fault_injection", "run_out_of_memory", [[0, 1], False])
     return cohort.troubles(cohort.call(scans, out, hook=hook), out, {CASES[0]: "out of memory"})
 
 
-def vanished(cohort: Cohort) -> list[str]:
+def vanished(cohort: CohortCheck) -> list[str]:
     """infer: a scan vanishes after it was listed, or a folder, pipe or half stands there."""
 
     def half(path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-1000])
 
     def replaced(make: Callable[[Path], None]) -> Callable[[Path], None]:
-        return lambda path: (path.unlink(), make(path))[1]
+        def replace_by(path: Path) -> None:
+            path.unlink()
+            make(path)
+
+        return replace_by
 
     changes: dict[str, tuple[Callable[[Path], None], str]] = {
         "gone": (Path.unlink, "No such file"),
         "folder": (replaced(Path.mkdir), "scan_3.nii.gz: "),
-        "pipe": (replaced(os.mkfifo), "no regular file"),
+        "pipe": (replaced(os.mkfifo), "not a regular file"),
         "half": (half, "breaks off|damaged"),
     }
     found = []
     for name, (change, words) in changes.items():
         for attempt in range(3):  # the scan may be read before it is changed
             scans, out = cohort.copy(f"vanished_{name}_{attempt}")
-            arguments = ["infer", cohort.model, scans, out, "--device", "cpu"]
-            said = cohort.folder / "said.txt"
-            command = cohort.parent.start(arguments, said)
+            command = cohort.start(scans, out)
             while not out.exists() and command.poll() is None:  # listed by then
                 time.sleep(POLL)
             change(scans / "scan_3.nii.gz")
-            outcome = wait(command), said.read_text(encoding="utf-8")
+            outcome = wait(command), cohort.said.read_text(encoding="utf-8")
             if outcome[0] != 0:
                 break
         trouble = cohort.troubles(outcome, out, {"scan_3": words})
@@ -104,7 +107,7 @@ def vanished(cohort: Cohort) -> list[str]:
     return found
 
 
-def pipes(cohort: Cohort) -> list[str]:
+def pipes(cohort: CohortCheck) -> list[str]:
     """infer: named pipes among the scans and in place of a sidecar: no hang."""
     scans, out = cohort.copy("pipes")
     out.mkdir()
@@ -119,40 +122,36 @@ def pipes(cohort: Cohort) -> list[str]:
     return found + ([] if status in (1, 2) else [f"DICOM folder: {status}: {said[-200:]}"])
 
 
-def read_only(cohort: Cohort) -> list[str] | None:
+def read_only(cohort: CohortCheck) -> list[str] | None:
     """infer: the output folder is read-only (tmpfs); writable again, the same call finishes."""
     scans, out = cohort.copy("read_only")
     with small_disk(out, 20_000) as mounted:
         if not mounted:
             return None
         remount(out, "ro")
-        said = cohort.call(scans, out)
-        found = cohort.troubles(said, out, dict.fromkeys(CASES, "Read-only file system"))
+        found = cohort.refused(cohort.call(scans, out), "Read-only file system")
         remount(out, "rw")
         return found + cohort.troubles(cohort.call(scans, out), out, {})
 
 
-def no_rights(cohort: Cohort) -> list[str] | None:
+def no_rights(cohort: CohortCheck) -> list[str] | None:
     """infer: a scan and the output folder that the user may not read or write."""
     if os.geteuid() != 0:
         return None
     scans, out = cohort.copy("rights")
-    hook: Hook = ("hooks", "become_nobody", [])
+    hook: Hook = ("fault_injection", "become_nobody", [])
     for path in (*cohort.folder.parents, cohort.folder, scans.parent):
         path.chmod(path.stat().st_mode | 0o111)
-    (cohort.folder / "said.txt").chmod(0o666)
+    cohort.said.chmod(0o666)
     (scans / "scan_1.nii.gz").chmod(0o000)
     out.mkdir()
-    locked = cohort.call(scans, out, hook=hook)
-    unread = {"scan_1": "cannot be read .*Permission denied"}
-    bad = dict.fromkeys(CASES, "cannot be written .Permission denied")
-    found = cohort.troubles(locked, out, bad | unread)
+    found = cohort.refused(cohort.call(scans, out, hook=hook), "Permission denied")
     out.chmod(0o777)
-    opened = cohort.call(scans, out, hook=hook)
-    return found + cohort.troubles(opened, out, unread)
+    unread = {"scan_1": "cannot be read .*Permission denied"}
+    return found + cohort.troubles(cohort.call(scans, out, hook=hook), out, unread)
 
 
-def output_is_input(cohort: Cohort) -> list[str]:
+def output_is_input(cohort: CohortCheck) -> list[str]:
     """infer: results would overwrite scans: refused, the scans untouched."""
     scans, _ = cohort.copy("onto_itself")
     before = {path: path.read_bytes() for path in scans.iterdir()}
@@ -172,7 +171,7 @@ def output_is_input(cohort: Cohort) -> list[str]:
     return found
 
 
-def output_is_precious(cohort: Cohort) -> list[str]:
+def output_is_precious(cohort: CohortCheck) -> list[str]:
     """infer: label maps of others stand in the output folder: kept unless --overwrite."""
     scans, out = cohort.copy("precious")
     shutil.copytree(cohort.folder / "answers", out)
@@ -186,7 +185,7 @@ def output_is_precious(cohort: Cohort) -> list[str]:
     return found + cohort.troubles(cohort.call(scans, out, "--overwrite"), out, {})
 
 
-def links(cohort: Cohort) -> list[str]:
+def links(cohort: CohortCheck) -> list[str]:
     """infer: links where results go: what they point to is never written."""
     scans, out = cohort.copy("links")
     out.mkdir()
@@ -202,7 +201,7 @@ def links(cohort: Cohort) -> list[str]:
     return found + ([] if not (out / "nowhere").exists() else ["written through a link"])
 
 
-def blocked(cohort: Cohort) -> list[str]:
+def blocked(cohort: CohortCheck) -> list[str]:
     """infer: a folder, or a file that may not be replaced (chattr +i), where a result goes."""
     scans, out = cohort.copy("blocked")
     shutil.copytree(cohort.folder / "answers", out)
@@ -221,7 +220,7 @@ def blocked(cohort: Cohort) -> list[str]:
             subprocess.run(["chattr", "-i", stuck], check=True)
 
 
-def broken_weights(cohort: Cohort) -> list[str]:
+def broken_weights(cohort: CohortCheck) -> list[str]:
     """infer: weights that are NaN are refused; weights that give infinities fail their cases."""
     scans, out = cohort.copy("weights")
     found, loaded = [], checkpoint.load_model(cohort.model)
@@ -231,33 +230,29 @@ def broken_weights(cohort: Cohort) -> list[str]:
         path = scans.parent / f"{name}.safetensors"
         checkpoint.save_model(path, weights, loaded.config, loaded.labels)
         assert torch.isfinite(next(iter(weights.values()))).all() == (name == "huge")
-        here = Cohort(cohort.parent, cohort.folder, path, scans, cohort.answers)
+        here = replace(cohort, model=path)
         outcome = here.call(scans, out)
         if name == "nan":
-            right = outcome[0] == 2 and "NaN" in outcome[1] and len(outcome[1].splitlines()) == 1
-            found += [] if right else [f"status {outcome[0]}: {outcome[1][-300:]}"]
+            found += here.refused(outcome, "NaN")
         else:
             found += here.troubles(outcome, out, dict.fromkeys(CASES, "NaN or infinity"))
     return found
 
 
-def deaf_stderr(cohort: Cohort) -> list[str]:
+def deaf_stderr(cohort: CohortCheck) -> list[str]:
     """infer: what it says goes to a full disk: the cases are done and failures.json is written."""
     scans, out = cohort.copy("deaf")
     (scans / "bad.nii.gz").write_text("no scan")
-    arguments = ["infer", cohort.model, scans, out, "--device", "cpu"]
-    status = wait(cohort.parent.start(arguments, Path("/dev/full")))
+    status = wait(cohort.start(scans, out, said=Path("/dev/full")))
     failures = json.loads((out / "failures.json").read_text(encoding="utf-8"))
     found = [] if status and list(failures) == ["bad"] else [f"status {status}: {failures}"]
     return found + cohort.wrong(out, CASES)
 
 
-def stopped_twice(cohort: Cohort) -> list[str]:
+def stopped_twice(cohort: CohortCheck) -> list[str]:
     """infer: Ctrl-C again while it waits for the last write: whole files, and the rest later."""
     scans, out = cohort.copy("twice")
-    said = cohort.folder / "said.txt"
-    arguments = ["infer", cohort.model, scans, out, "--device", "cpu", *MAPS]
-    command = cohort.parent.start(arguments, said)
+    command = cohort.start(scans, out, *MAPS)
     while not list(out.glob("*.nii.gz")) and command.poll() is None:
         time.sleep(POLL)
     for _ in range(3):
@@ -268,20 +263,8 @@ def stopped_twice(cohort: Cohort) -> list[str]:
     return found + cohort.troubles(cohort.call(scans, out, *MAPS), out, {})
 
 
-FAULTS: list[Callable[[Cohort], list[str] | None]] = [
-    full_disk,
-    file_limit,
-    memory_runs_out,
-    memory_fails_one,
-    output_is_input,
-    pipes,
-    vanished,
-    read_only,
-    no_rights,
-    output_is_precious,
-    links,
-    blocked,
-    broken_weights,
-    deaf_stderr,
-    stopped_twice,
+FAULTS: list[Callable[[CohortCheck], list[str] | None]] = [
+    *(full_disk, file_limit, memory_runs_out, memory_fails_one, output_is_input, pipes, vanished),
+    *(read_only, no_rights, output_is_precious, links, blocked, broken_weights),
+    *(deaf_stderr, stopped_twice),
 ]

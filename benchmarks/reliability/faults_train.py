@@ -12,27 +12,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attunet3d.models import load_model, load_state
-from benchmarks.reliability import subjects
-from benchmarks.reliability.preloaded import POLL, Hook, Preloaded, spawn, wait
-from benchmarks.reliability.resumes import Training, difference, uninterrupted
+from benchmarks.reliability import inputs
+from benchmarks.reliability.fork_server import POLL, ForkServer, Hook, spawn, wait
+from benchmarks.reliability.resumes import Training
 from benchmarks.reliability.small_disk import remount, small_disk
 
 LOST_AT = 13  # the call of the loss that gives NaN; two a step in the first kind of training
 
 
-def prepare(parent: Preloaded, folder: Path) -> Training:
+def prepare(server: ForkServer, folder: Path) -> Training:
     """A training set, and how a run ends when nothing strikes."""
-    manifest, configs = subjects.train_subjects(parent, folder)
-    name = next(iter(subjects.TRAININGS))
-    training = Training(parent, folder, manifest, configs[0], name)
-    uninterrupted(training, 1)
+    manifest, configs = inputs.training_inputs(server, folder)
+    name = next(iter(inputs.TRAININGS))
+    training = Training(server, folder, manifest, configs[0], name)
+    training.uninterrupted(1)
     return training
 
 
 def nan_stops(training: Training) -> list[str]:
     """train: the loss is NaN at a step: stops with step, cases and last good state; resumes."""
     run_dir = training.folder / "nan"
-    status, said = _call(training, run_dir, hook=("hooks", "lose_the_number", [LOST_AT]))
+    status, said = _call(training, run_dir, hook=("fault_injection", "lose_the_number", [LOST_AT]))
     step = LOST_AT // 2
     words = rf"step {step}: the loss is not finite .*phantom_.*last good state is .*last\.pt"
     right = status == 2 and re.search(words, said) and len(_errors(said)) == 1
@@ -46,7 +46,9 @@ def nan_skipped(training: Training) -> list[str]:
     """train: the loss is NaN at a step, to be skipped by option: counted, and a sound model."""
     run_dir = training.folder / "skipped"
     option = ("--set", "training.on_nonfinite_loss=skip")
-    status, said = _call(training, run_dir, *option, hook=("hooks", "lose_the_number", [LOST_AT]))
+    status, said = _call(
+        training, run_dir, *option, hook=("fault_injection", "lose_the_number", [LOST_AT])
+    )
     if status != 0:
         return [f"status {status}: {said[-400:]}"]
     skipped = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["skipped_steps"]
@@ -103,12 +105,11 @@ def _call(
 ) -> tuple[int | None, str]:
     arguments = [*training.arguments(run_dir, resume=False), *more]
     run_dir.parent.mkdir(exist_ok=True)
-    return training.parent.call(arguments, training.folder / "said.txt", hook)
+    return training.server.call(arguments, training.folder / "said.txt", hook)
 
 
 def _resumed(training: Training, run_dir: Path) -> list[str]:
-    status = wait(training.start(run_dir, resume=True))
-    trouble = difference(training, run_dir) if status == 0 else training.said()[-400:]
+    trouble = training.resumed(run_dir)
     return [f"resumed: {trouble}"] if trouble else []
 
 
@@ -117,9 +118,5 @@ def _errors(said: str) -> list[str]:
 
 
 FAULTS: list[Callable[[Training], list[str] | None]] = [
-    nan_stops,
-    nan_skipped,
-    full_disk,
-    cache_vanishes,
-    group_stopped,
+    *(nan_stops, nan_skipped, full_disk, cache_vanishes, group_stopped),
 ]

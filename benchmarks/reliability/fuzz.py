@@ -33,6 +33,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reliability.rows import row
+
 INPUTS, SMALL_INPUTS = 12_000, 600
 HANG_SECONDS = 5.0
 PATIENCE_SECONDS = 20.0  # of the watchdog, which cannot tell a hang from a busy machine
@@ -57,13 +59,7 @@ class Tally:
         kinds = Counter(reason.split(":")[0] for _, reason in self.bad)
         note = f"{self.taken} read, {self.refused} refused; slowest {1000 * self.slowest:.0f} ms"
         found = ", ".join(f"{number} × {kind}" for kind, number in kinds.most_common())
-        return {
-            "what": f"fuzz: {name}",
-            "tried": tried,
-            "good": tried - len(self.bad),
-            "bad": len(self.bad),
-            "note": f"{note}; {found}" if found else note,
-        }
+        return row(f"fuzz: {name}", tried, len(self.bad), f"{note}; {found}" if found else note)
 
 
 def run(folder: Path, small: bool = False, seconds: float | None = None) -> dict[str, Any]:
@@ -95,8 +91,8 @@ def run(folder: Path, small: bool = False, seconds: float | None = None) -> dict
         "failures": {name: tally.bad for name, tally in tallies.items() if tally.bad},
     }
     (folder / "fuzz.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    tried = sum(row["tried"] for row in rows)
-    print(f"{tried} inputs in {spent:.0f} s, {sum(row['bad'] for row in rows)} failures")
+    tried = sum(line["tried"] for line in rows)
+    print(f"{tried} inputs in {spent:.0f} s, {sum(line['bad'] for line in rows)} failures")
     return result
 
 
@@ -275,8 +271,8 @@ def main() -> int:
         call = [sys.executable, "-m", module, str(folder), str(arguments.atheris)]
         return subprocess.run(call, check=False).returncode
     result = run(folder, arguments.small, arguments.seconds)
-    for row in result["rows"]:
-        print(f"| {' | '.join(str(value) for value in row.values())} |")
+    for line in result["rows"]:
+        print(f"| {' | '.join(str(value) for value in line.values())} |")
     return 1 if result["failures"] else 0
 
 

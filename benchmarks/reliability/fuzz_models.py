@@ -16,7 +16,7 @@ import torch
 from attunet3d.core import Config, FileError
 from attunet3d.models import build_network, checkpoint, conversion
 from attunet3d.training import ARRAYS, load_case
-from benchmarks.reliability.disagreement import DisagreementError, Files
+from benchmarks.reliability.fuzz_input import DisagreementError, Files
 from benchmarks.reliability.mutations import json_text, mutated, rezipped
 
 SETTINGS = Config().with_overrides(["network.channels=[2, 4]", "network.gate=single"])

@@ -1,5 +1,6 @@
 """Fuzzed: NIfTI files, each field by its name; what is taken must be what nibabel reads."""
 
+import logging
 import random
 import struct
 from functools import cache
@@ -10,10 +11,10 @@ import nibabel as nib
 import numpy as np
 
 from attunet3d.imaging import Volume, read_label, read_volume
-from benchmarks.reliability.disagreement import MOST_VOXELS, DisagreementError, Files
+from benchmarks.reliability.fuzz_input import MOST_VOXELS, DisagreementError, Files
 from benchmarks.reliability.mutations import gzipped, mutated, packed
 
-nib.imageglobals.logger.setLevel("CRITICAL")  # it tells of every header that it mends
+logging.getLogger("nibabel.global").setLevel("CRITICAL")  # it tells of every header it fixes
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
 NIFTI1 = {"sizeof_hdr": (0, "i"), "dim_info": (39, "b"), "datatype": (70, "h"), "bitpix": (72, "h")}

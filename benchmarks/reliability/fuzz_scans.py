@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK
 
 from attunet3d.imaging import read_volume
-from benchmarks.reliability.disagreement import MOST_VOXELS, DisagreementError, Files
+from benchmarks.reliability.fuzz_input import MOST_VOXELS, DisagreementError, Files
 from benchmarks.reliability.mutations import mutated
 
 

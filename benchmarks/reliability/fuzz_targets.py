@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.reliability import fuzz_models, fuzz_nifti, fuzz_scans, fuzz_texts
-from benchmarks.reliability.disagreement import Files
+from benchmarks.reliability.fuzz_input import Files
 
 
 @dataclass(frozen=True)

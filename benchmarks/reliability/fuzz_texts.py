@@ -2,14 +2,15 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 from attunet3d.core import Config
 from attunet3d.datasets import Manifest, nnunet_splits
 from attunet3d.inference import results
-from benchmarks.reliability.disagreement import DisagreementError, Files
+from benchmarks.reliability.fuzz_input import DisagreementError, Files
 from benchmarks.reliability.mutations import json_text, yaml_text
 
-CASES = [
+CASES: list[dict[str, Any]] = [
     {"id": "a", "image": "images/a.nii.gz", "label": "labels/a.nii.gz", "fold": 0, "group": "p"},
     {
         "image": ["b.nii.gz"],
@@ -18,10 +19,20 @@ CASES = [
         "sha256": {"image": "9f"},
     },
 ]
-MANIFEST = {"name": "n", "labels": {"0": "background", "1": "liver"}, "modality": {"0": "CT"}}
+MANIFEST: dict[str, Any] = {
+    "name": "n",
+    "labels": {"0": "background", "1": "liver"},
+    "modality": {"0": "CT"},
+}
 MANIFEST |= {"licence": "CC0", "source": "s", "root": "..", "training": CASES, "test": ["c.nii.gz"]}
 SPLITS = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]
-SIDECAR = {"case": "a", "labels": {"0": "background"}, "volumes": {}, "model": "ff", "settings": {}}
+SIDECAR: dict[str, Any] = {
+    "case": "a",
+    "labels": {"0": "background"},
+    "volumes": {},
+    "model": "ff",
+    "settings": {},
+}
 SIDECAR |= {"files": {"a.nii.gz": "0" * 64}, "warnings": [], "seconds": {"reading": 0.1}}
 CONFIG = """
 network:

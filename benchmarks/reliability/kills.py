@@ -4,8 +4,8 @@
 
 Kills come early, at a random time after the first new file, and in the middle of a write (while a
 temporary file stands). After each, every file in the output folder is opened, in full and by two
-readers, and held against a call that was never killed. A few kills later the same call is let
-finish: it must do the rest, leave what was done untouched, say so, and sweep the leftovers.
+readers, and compared with those of a call that was never killed. After a few kills the same call
+runs to its end: it must do the rest, leave what was done untouched, say so, and remove leftovers.
 """
 
 import hashlib
@@ -26,12 +26,15 @@ import numpy as np
 from attunet3d.core import whole_file
 from attunet3d.imaging import read_label
 from attunet3d.inference import results
-from benchmarks.reliability import subjects
-from benchmarks.reliability.preloaded import POLL, Command, Preloaded, end, spawn
+from benchmarks.reliability import inputs
+from benchmarks.reliability.fork_server import POLL, Command, ForkServer, end, spawn
+from benchmarks.reliability.rows import row
 
 MOMENTS = {"early": 0.15, "after the first file": 0.45, "while writing": 0.4}  # and their shares
 LONGEST_EARLY = 0.15  # seconds
 FOLDERS = (".", "probabilities", "attention")
+OPTIONS = ("--save-probabilities", "--save-attention", "--device", "cpu")
+Files = dict[str, tuple[int, int, str]]  # identity, time and checksum by name
 
 
 @dataclass
@@ -39,7 +42,6 @@ class Tally:
     """What was tried and what went wrong."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    bad_kills: Counter[str] = field(default_factory=Counter)
     opened: int = 0
     finished: int = 0
     repeated: int = 0
@@ -49,141 +51,132 @@ class Tally:
 
 
 @dataclass
-class Subject:
-    """One command over one folder, and its right answers."""
+class Series:
+    """One command over one folder, its right answers, and what came of killing it."""
 
-    parent: Preloaded
+    server: ForkServer
     folder: Path
-    model: Path
-    scans: Path
+    arguments: list[str | Path]
     cases: list[str]
     answers: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each image that a call writes that nobody kills."""
     seconds: float = 1.0
     """What such a call takes."""
+    own_process: bool = False
+    tally: Tally = field(default_factory=Tally)
 
-    def arguments(self, out: Path) -> list[str | Path]:
-        """Of the command."""
-        wishes = ("--save-probabilities", "--save-attention", "--device", "cpu")
-        return ["infer", self.model, self.scans, out, *wishes]
-
-    def start(self, out: Path, *, own_process: bool) -> Command:
+    def start(self, out: Path) -> Command:
         """Start the command, forked or as a process of its own."""
-        said = self.folder / "said.txt"
-        if own_process:
-            return spawn(self.arguments(out), said)
-        return self.parent.start(self.arguments(out), said)
+        said, arguments = self.folder / "said.txt", [*self.arguments, out, *OPTIONS]
+        return spawn(arguments, said) if self.own_process else self.server.start(arguments, said)
 
     def finish(self, out: Path) -> tuple[int | None, str]:
         """Run the command to its end."""
-        return self.parent.call(self.arguments(out), self.folder / "said.txt")
+        return self.server.call([*self.arguments, out, *OPTIONS], self.folder / "said.txt")
+
+    def trouble(self, place: str, text: str) -> None:
+        """Note what is not as it should be."""
+        self.tally.troubles.append(f"{place}: {text}")
 
 
 def run(folder: Path, small: bool) -> dict[str, Any]:
     """Kill `infer`, and return rows of what was tried and what held."""
     own, forked, asked = (1, 6, 2) if small else (10, 90, 10)
-    with Preloaded() as parent:
-        subject = _subject(parent, folder, 3 if small else 8)
-        kinds = [signal.SIGKILL] * forked, [signal.SIGTERM, signal.SIGINT] * (asked // 2)
-        named = {
-            "infer killed by SIGKILL": _series(subject, kinds[0], own_process=False),
-            "infer killed by SIGKILL, started anew": _series(
-                subject, [signal.SIGKILL] * own, own_process=True
-            ),
-            "infer stopped by SIGTERM or SIGINT": _series(subject, kinds[1], own_process=False),
-        }
-    rows = [_row(what, tally) for what, tally in named.items()]
-    tallies = list(named.values())
-    opened, finished = sum(t.opened for t in tallies), sum(t.finished for t in tallies)
-    repeated = sum(t.repeated for t in tallies)
-    wrong = sum("does not open" in text for t in tallies for text in t.troubles)
+    by_request = [signal.SIGTERM, signal.SIGINT]
+    kinds = {
+        "infer killed by SIGKILL": ([signal.SIGKILL] * forked, False),
+        "infer killed by SIGKILL, started anew": ([signal.SIGKILL] * own, True),
+        "infer stopped by SIGTERM or SIGINT": (by_request * (asked // 2), False),
+    }
+    rows, tallies = [], []
+    with ForkServer() as server:
+        plain = _series(server, folder, 3 if small else 8)
+        for what, (signals, own_process) in kinds.items():
+            series = Series(**{**vars(plain), "own_process": own_process, "tally": Tally()})
+            _carry_out(series, signals)
+            tallies.append(series.tally)
+            rows.append(_row(what, series.tally))
+    troubles = [text for tally in tallies for text in tally.troubles]
+    opened, finished, repeated = (
+        sum(getattr(tally, name) for tally in tallies)
+        for name in ("opened", "finished", "repeated")
+    )
+    wrong = sum("does not open" in text for text in troubles)
     rows += [
-        _counts(
-            "files opened after a kill", opened, wrong, "all maps and sidecars, by two readers"
-        ),
-        _counts("next calls that finish the rest", finished, repeated, "done files stay untouched"),
+        row("files opened after a kill", opened, wrong, "all maps and sidecars, by two readers"),
+        row("next calls that finish the rest", finished, repeated, "done files stay untouched"),
     ]
-    return {"rows": rows, "troubles": [text for tally in tallies for text in tally.troubles]}
+    return {"rows": rows, "troubles": troubles}
 
 
-def _subject(parent: Preloaded, folder: Path, count: int) -> Subject:
-    model, scans = subjects.infer_subjects(parent, folder, count, 32)
+def _series(server: ForkServer, folder: Path, count: int) -> Series:
+    model, scans = inputs.infer_inputs(server, folder, count, 32)
     cases = [f"scan_{number}" for number in range(count)]
-    subject = Subject(parent, folder, model, scans, cases)
+    series = Series(server, folder, ["infer", model, scans], cases)
     for name in ("warm", "answers"):
         began = time.monotonic()
-        status, said = subject.finish(folder / name)
+        status, said = series.finish(folder / name)
         assert status == 0, said
-        subject.seconds = time.monotonic() - began
+        series.seconds = time.monotonic() - began
     images = _images(folder / "answers")
     assert len(images) == 3 * count
-    subject.answers = {name: _sha256(path) for name, path in images.items()}
-    return subject
+    series.answers = {name: _sha256(path) for name, path in images.items()}
+    return series
 
 
-def _series(subject: Subject, numbers: list[signal.Signals], *, own_process: bool) -> Tally:
+def _carry_out(series: Series, signals: list[signal.Signals]) -> None:
     """Send the signals, a few to each output folder, and let the last call finish each."""
-    tally, rng, pending = Tally(), random.Random(len(numbers) + own_process), list(numbers)
-    name = f"out_{numbers[-1].name}_{'own' if own_process else 'forked'}"
-    for place in range(10 * len(numbers)):
+    rng, pending = random.Random(len(signals) + series.own_process), list(signals)
+    name = f"out_{signals[-1].name}_{'own' if series.own_process else 'forked'}"
+    for place in range(10 * len(signals)):
         if not pending:
             break
-        out = subject.folder / f"{name}_{place}"
-        done: dict[str, tuple[int, int, str]] = {}
+        out = series.folder / f"{name}_{place}"
+        done: Files = {}
         for _ in range(rng.randint(2, 6)):
-            if pending and _kill_one(subject, out, tally, rng, (pending[-1], own_process)):
+            if pending and _kill_one(series, out, rng, pending[-1]):
                 pending.pop()
-            done = _check(subject, out, tally, done)
-        _finish(subject, out, tally, done)
-        print(f"{name}: {sum(tally.kills.values())} of {len(numbers)} kills", flush=True)
-    return tally
+            done = _check(series, out, done)
+        _finish(series, out, done)
+        print(f"{name}: {sum(series.tally.kills.values())} of {len(signals)} kills", flush=True)
 
 
-def _kill_one(
-    subject: Subject, out: Path, tally: Tally, rng: random.Random, how: tuple[signal.Signals, bool]
-) -> bool:
+def _kill_one(series: Series, out: Path, rng: random.Random, number: signal.Signals) -> bool:
     """Start the command and end it at a random moment; False where it was finished before."""
-    number, own_process = how
     moment = rng.choices(list(MOMENTS), list(MOMENTS.values()))[0]
     before = _names(out)
-    command = subject.start(out, own_process=own_process)
-    if not _await(command, out, before, moment, rng, subject.seconds):
+    command = series.start(out)
+    if moment == "early":
+        time.sleep(rng.uniform(0, LONGEST_EARLY))
+    elif not _wait_for_file(command, out, before, moment, rng):
+        return False
+    elif moment == "after the first file":
+        time.sleep(rng.uniform(0, 0.7 * series.seconds))
+    if command.poll() is not None:
         return False
     status = end(command, number)
-    wanted = {-signal.SIGKILL} if number == signal.SIGKILL else {128 + number}
     if status == 0:
         return False  # it was done in that very moment
-    tally.kills[moment] += 1
-    tally.leftovers += bool(_names(out, whole_file.PREFIX))
-    if status not in wanted:
-        tally.bad_kills[moment] += 1
-        tally.troubles.append(f"{out.name}: status {status} after {number.name}")
+    series.tally.kills[moment] += 1
+    series.tally.leftovers += bool(_names(out, whole_file.PREFIX))
+    if status != (-signal.SIGKILL if number == signal.SIGKILL else 128 + number):
+        series.trouble(out.name, f"status {status} after {number.name}")
     return True
 
 
-def _await(
-    command: Command,
-    out: Path,
-    before: set[str],
-    moment: str,
-    rng: random.Random,
-    seconds: float,
+def _wait_for_file(
+    command: Command, out: Path, before: set[str], moment: str, rng: random.Random
 ) -> bool:
-    """Wait for the moment; False when the command ended first."""
-    if moment == "early":
-        time.sleep(rng.uniform(0, LONGEST_EARLY))
-        return command.poll() is None
-    beginning = whole_file.PREFIX if moment == "while writing" else ""
-    seen: set[str] = set()
-    for _ in range(rng.randint(1, 4) if moment == "while writing" else 1):
-        while not (new := _names(out, beginning) - before - seen):
+    """Wait for the first new file, or for one to four temporary ones; False when it ended first."""
+    writing = moment == "while writing"
+    beginning, seen = whole_file.PREFIX if writing else "", before
+    for _ in range(rng.randint(1, 4) if writing else 1):
+        while not (new := _names(out, beginning) - seen):
             if command.poll() is not None:
                 return False
             time.sleep(POLL)
-        seen |= new
-    if moment == "after the first file":
-        time.sleep(rng.uniform(0, 0.7 * seconds))
-    return command.poll() is None
+        seen = seen | new
+    return True
 
 
 def _names(out: Path, beginning: str = "") -> set[str]:
@@ -204,100 +197,80 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _check(
-    subject: Subject, out: Path, tally: Tally, done: dict[str, tuple[int, int, str]]
-) -> dict[str, tuple[int, int, str]]:
-    """Open everything; return identity, time and checksum of the files of cases that are done."""
-    now: dict[str, tuple[int, int, str]] = {}
+def _check(series: Series, out: Path, done: Files) -> Files:
+    """Open everything; return the files of cases that are done, which must not change."""
+    now: Files = {}
     for name, path in _images(out).items():
         if path.name.startswith("."):
             continue
-        tally.opened += 1
-        fault = _image_fault(path, _sha256(path), subject.answers[name])
-        if fault:
-            tally.troubles.append(f"{out.name}/{name}: does not open as it should: {fault}")
+        series.tally.opened += 1
+        if fault := _image_fault(path, series.answers[name]):
+            series.trouble(f"{out.name}/{name}", f"does not open as it should: {fault}")
     for sidecar in out.glob("[!.]*.json"):
-        tally.opened += 1
-        names = _claimed(subject, out, sidecar, tally)
-        for name in names:
-            path = out / name
-            found = path.stat()
-            now[name] = (found.st_ino, found.st_mtime_ns, _sha256(path))
-    _unchanged(out, tally, done, now)
+        series.tally.opened += 1
+        for path in _files_of(series, out, sidecar):
+            facts = path.stat()
+            name = str(path.relative_to(out))
+            now[name] = (facts.st_ino, facts.st_mtime_ns, _sha256(path))
+    changed = sorted(name for name, facts in done.items() if now.get(name) != facts)
+    if changed:
+        series.tally.repeated += 1
+        series.trouble(out.name, f"done before and written again: {', '.join(changed)}")
     return now
 
 
-def _image_fault(path: Path, found: str, wanted: str) -> str | None:
+def _image_fault(path: Path, wanted: str) -> str | None:
     try:
         np.asarray(nibabel.load(path).dataobj)
-        if path.parent.name not in ("probabilities", "attention"):
+        if path.parent.name not in FOLDERS:
             read_label(path)
     except Exception as error:  # any: it is what is looked for
         return f"{type(error).__name__}: {error}"
-    return None if found == wanted else "other bytes than those of a call that nobody killed"
+    return None if _sha256(path) == wanted else "other bytes than those of a call nobody killed"
 
 
-def _claimed(subject: Subject, out: Path, sidecar: Path, tally: Tally) -> list[str]:
+def _files_of(series: Series, out: Path, sidecar: Path) -> list[Path]:
     """The files of a done case: those that its sidecar names, and itself."""
+    place = f"{out.name}/{sidecar.name}"
     try:
         content = results.read_sidecar(sidecar)
-        names = [*content["files"], sidecar.name]
-        files = results.case_files(out, sidecar.stem)
-        whole = results.intact(files, content, [out / name for name in content["files"]])
+        paths = [out / name for name in content["files"]]
+        whole = results.intact(results.case_files(out, sidecar.stem), content, paths)
     except Exception as error:
-        tally.troubles.append(f"{out.name}/{sidecar.name}: does not open: {error}")
+        series.trouble(place, f"does not open: {error}")
         return []
-    if not whole or len(names) != 4 or sidecar.stem not in subject.cases:
-        tally.troubles.append(f"{out.name}/{sidecar.name}: does not open files as it names them")
-    return names
+    if not whole or len(paths) != 3 or sidecar.stem not in series.cases:
+        series.trouble(place, "does not open files as it names them")
+    return [*paths, sidecar]
 
 
-def _unchanged(
-    out: Path,
-    tally: Tally,
-    done: dict[str, tuple[int, int, str]],
-    now: dict[str, tuple[int, int, str]],
-) -> None:
-    changed = sorted(name for name, facts in done.items() if now.get(name) != facts)
-    if changed:
-        tally.repeated += 1
-        tally.troubles.append(f"{out.name}: done before and written again: {', '.join(changed)}")
-
-
-def _finish(
-    subject: Subject, out: Path, tally: Tally, done: dict[str, tuple[int, int, str]]
-) -> None:
+def _finish(series: Series, out: Path, done: Files) -> None:
     """Let the command end, and check that it did what was left and nothing else."""
-    status, said = subject.finish(out)
-    tally.finished += 1
-    before = tally.repeated
-    now = _check(subject, out, tally, done)
+    status, said = series.finish(out)
+    series.tally.finished += 1
+    before = series.tally.repeated
+    now = _check(series, out, done)
     skipped = sum(name.endswith(".json") for name in done)
     counts = {what: int(count) for count, what in re.findall(r"(\d+) (done before|done)\b", said)}
-    wanted = {"done": len(subject.cases) - skipped, "done before": skipped}
+    wanted = {"done": len(series.cases) - skipped, "done before": skipped}
     problems = [f"status {status}"] if status != 0 else []
     if counts != {what: count for what, count in wanted.items() if count}:
         problems.append(f"said {counts}, not {wanted}")
-    if len(now) != 4 * len(subject.cases):
+    if len(now) != 4 * len(series.cases):
         problems.append(f"{len(now)} files")
     if list(out.rglob(".*")):
         problems.append("temporary files are left")
     if problems:
-        tally.repeated = before + 1
-        tally.troubles.append(f"{out.name}: the call that finishes: {'; '.join(problems)}")
+        series.tally.repeated = before + 1
+        series.trouble(out.name, f"the call that finishes: {'; '.join(problems)}")
 
 
 def _row(what: str, tally: Tally) -> dict[str, Any]:
     tried = sum(tally.kills.values())
     places = {text.split("/")[0].split(":")[0] for text in tally.troubles}
     moments = ", ".join(f"{count} {moment}" for moment, count in sorted(tally.kills.items()))
-    note = f"{moments}; {tally.leftovers} hit a write"
-    return _counts(what, tried, min(tried, len(places)), note)
-
-
-def _counts(what: str, tried: int, bad: int, note: str) -> dict[str, Any]:
-    return {"what": what, "tried": tried, "good": tried - bad, "bad": bad, "note": note}
+    return row(what, tried, min(tried, len(places)), f"{moments}; {tally.leftovers} hit a write")
 
 
 if __name__ == "__main__":
-    subjects.main(run, __doc__)
+    inputs.main(run, __doc__)

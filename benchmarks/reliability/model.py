@@ -5,6 +5,7 @@ no ReLU clips it) to a head that subtracts the threshold; no training, no chance
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ SETTINGS = [
 def make_model(folder: Path) -> Path:
     """Write `model.safetensors` into `folder`, which is made; returns the folder."""
     config = Config().with_overrides(SETTINGS)
-    network = build_network(config.network, 1, 2).eval()
+    network: Any = build_network(config.network, 1, 2).eval()
     for name, value in network.state_dict().items():
         if name.endswith("running_var"):
             value.fill_(1 - 1e-5)  # BatchNorm adds 1e-5 before the root

@@ -104,7 +104,8 @@ def packed(code: str, endian: str, rng: random.Random) -> bytes:
         except OverflowError:
             return struct.pack(endian + code, float("inf"))
     bits = 8 * struct.calcsize(code)
-    return (rng.choice(WHOLE) % 2**bits).to_bytes(bits // 8, "little" if endian == "<" else "big")
+    whole: int = rng.choice(WHOLE) % 2**bits
+    return whole.to_bytes(bits // 8, "little" if endian == "<" else "big")
 
 
 def gzipped(data: bytes, rng: random.Random) -> bytes:

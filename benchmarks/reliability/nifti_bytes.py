@@ -86,7 +86,7 @@ class Scan:
 
     def voxels(self) -> Array:
         """HU (I, J, K)."""
-        index = np.stack(np.indices(self.shape), -1)
+        index = np.stack([*np.indices(self.shape)], -1)
         to_ball = (index - self.middle) @ self.affine[:3, :3].T
         middle = (np.array(self.shape) - 1) / 2
         body = (((index - middle) / (np.array(self.shape) * 0.48)) ** 2).sum(-1) <= 1

@@ -2,7 +2,7 @@
 
     python -m benchmarks.reliability.resumes FOLDER [--small]
 
-Each kind of training in `subjects.TRAININGS` runs once to its end. Then it runs again, is ended a
+Each kind of training in `inputs.TRAININGS` runs once to its end. Then it runs again, is ended a
 few times at random moments (from the first second of the call on, so that the preparation of the
 data and the final figures are hit as well), resumed with --resume each time, and must end with the
 same `model.safetensors` and the same state in `last.pt`, bit for bit. SIGTERM and SIGINT must save,
@@ -21,38 +21,80 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability import subjects
-from benchmarks.reliability.endings import End, ending
-from benchmarks.reliability.preloaded import POLL, Command, Preloaded, end, spawn, wait
+from benchmarks.reliability import inputs
+from benchmarks.reliability.fork_server import POLL, Command, ForkServer, end, spawn, wait
+from benchmarks.reliability.rows import row
+from benchmarks.reliability.run_state import RunState, run_state
 
-AN_INTERRUPTED_RUN = 5  # at most; some are done before
+INTERRUPTIONS_A_RUN = 5  # at most; some are done before
 MOST_RUNS = 20  # of one kind; seven or so are needed
+DAMAGES = ("cut", "with a flipped bit", "empty", "gone")
+NOTES = {
+    "SIGTERM": "saves, says how to go on, status 143",
+    "SIGINT": "saves, says how to go on, status 130",
+    "SIGKILL before its first save": "begins anew, with --resume where there is a run",
+    "SIGKILL later": "at a random moment",
+}
 
 
 @dataclass
 class Training:
     """One kind of training, and how its run ends that nobody stops."""
 
-    parent: Preloaded
+    server: ForkServer
     folder: Path
     manifest: Path
     config: Path
     name: str
     seconds: float = 0.0
-    answer: End | None = None
+    answer: RunState | None = None
 
     def arguments(self, run: Path, *, resume: bool) -> list[str | Path]:
         """Of the command."""
-        cache = ["--cache", self.folder / "cache", "--fold", "0", "--device", "cpu"]
+        cache: list[str | Path] = [
+            "--cache",
+            self.folder / "cache",
+            "--fold",
+            "0",
+            "--device",
+            "cpu",
+        ]
         return ["train", self.manifest, self.config, run, *cache, *["--resume"] * resume]
 
     def start(self, run: Path, *, resume: bool) -> Command:
-        """Start the command, forked."""
-        return self.parent.start(self.arguments(run, resume=resume), self.folder / "said.txt")
+        """Start the command, forked; what was killed before there was a run begins anew."""
+        resume = resume and (run / "config.json").is_file()
+        return self.server.start(self.arguments(run, resume=resume), self.folder / "said.txt")
 
     def said(self) -> str:
         """What the latest command said."""
         return (self.folder / "said.txt").read_text(encoding="utf-8", errors="replace")
+
+    def difference(self, run_dir: Path) -> str | None:
+        """What came out otherwise than of the run that nobody stopped; None: nothing."""
+        assert self.answer is not None
+        found = run_state(run_dir)
+        parts = [name for name in vars(found) if getattr(found, name) != getattr(self.answer, name)]
+        left = [path.name for path in run_dir.rglob("*.tmp")]
+        return f"other {', '.join(parts)}" if parts else f"left {left}" if left else None
+
+    def resumed(self, run_dir: Path) -> str | None:
+        """Resume a run to its end; what is then not as in the run that nobody stopped."""
+        status = wait(self.start(run_dir, resume=True))
+        return self.difference(run_dir) if status == 0 else f"{status}: {self.said()[-400:]}"
+
+    def uninterrupted(self, times: int) -> None:
+        """Run it to its end so many times, and keep how it ended and how long the last took."""
+        first = self.folder / f"{self.config.stem}_whole"
+        for _ in range(times):  # the first also prepares the cache
+            shutil.rmtree(first, ignore_errors=True)
+            began = time.monotonic()
+            status = wait(self.start(first, resume=False))
+            assert status == 0, self.said()
+            self.seconds = time.monotonic() - began
+            found = run_state(first)
+            assert self.answer in (None, found), "two runs of one seed differ"
+            self.answer = found
 
 
 @dataclass
@@ -67,67 +109,67 @@ class Tally:
     troubles: list[str] = field(default_factory=list)
 
     def note(self, kind: str, trouble: str | None) -> None:
-        """Count one try."""
+        """Count one interruption."""
         self.kinds[kind] += 1
         if trouble:
             self.bad[kind] += 1
             self.troubles.append(f"{kind}: {trouble}")
 
+    def note_run(self, name: str, trouble: str | None) -> None:
+        """Count one run that came to its end."""
+        self.runs += 1
+        if trouble:
+            self.other += 1
+            self.troubles.append(f"{name}: {trouble}")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As the table has them."""
+        other = "noticed; continues from previous.pt"
+        found = [
+            row(f"train: {kind}", tried, self.bad[kind], NOTES.get(kind, other))
+            for kind, tried in sorted(self.kinds.items())
+        ]
+        note = "model, state (EMA, optimiser, schedule, scaler) and metrics as never interrupted"
+        what = "interrupted trainings that end bit-identical"
+        return [*found, row(what, self.runs, self.other, note)]
+
 
 def run(folder: Path, small: bool) -> dict[str, Any]:
     """Kill and resume `train`, and return rows of what was tried and what held."""
     tally = Tally()
-    with Preloaded() as parent:
-        manifest, configs = subjects.train_subjects(parent, folder)
-        named = list(zip(subjects.TRAININGS, configs, strict=True))[: 1 if small else None]
+    with ForkServer() as server:
+        manifest, configs = inputs.training_inputs(server, folder)
+        named = list(zip(inputs.TRAININGS, configs, strict=True))[: 1 if small else None]
         for number, (name, config) in enumerate(named):
-            training = Training(parent, folder, manifest, config, name)
-            uninterrupted(training, 1 if small else 2)
+            training = Training(server, folder, manifest, config, name)
+            training.uninterrupted(1 if small else 2)
             print(f"{name}: {training.seconds:.1f} s uninterrupted", flush=True)
-            rng = random.Random(number)
-            plan = [partial(_killed, training, tally, rng)] * (2 if small else 14)
-            for stop in (signal.SIGTERM, signal.SIGINT) * (1 if small else 2):
-                plan.append(partial(_stopped, training, tally, rng, stop))
-            for damage in DAMAGES[: 1 if small else None]:
-                plan.append(partial(_damaged, training, tally, rng, damage))
-            rng.shuffle(plan)
-            _carry_out(training, tally, plan)
+            _carry_out(training, tally, random.Random(number), small)
         if not small:
             _as_a_person_does(training, tally)
-    return {"rows": _rows(tally), "troubles": tally.troubles}
+    return {"rows": tally.rows(), "troubles": tally.troubles}
 
 
-def uninterrupted(training: Training, times: int) -> None:
-    """Run it to its end so many times, and keep how it ended and how long the last took."""
-    first = training.folder / f"{training.config.stem}_whole"
-    for _ in range(times):  # the first also prepares the cache
-        shutil.rmtree(first, ignore_errors=True)
-        began = time.monotonic()
-        status = wait(training.start(first, resume=False))
-        assert status == 0, training.said()
-        training.seconds = time.monotonic() - began
-        ends = training.answer, ending(first)
-        assert ends[0] in (None, ends[1]), "two runs of one seed differ"
-        training.answer = ends[1]
-
-
-def _carry_out(training: Training, tally: Tally, plan: list[Callable[[Path], bool]]) -> None:
-    """Interrupt runs as planned, a few times each, and resume each to its end."""
+def _carry_out(training: Training, tally: Tally, rng: random.Random, small: bool) -> None:
+    """Interrupt runs in every way, a few times each, and resume each to its end."""
+    stops = (signal.SIGTERM, signal.SIGINT) * (1 if small else 2)
+    plan: list[Callable[[Path], bool]] = [
+        *[partial(_killed, training, tally, rng)] * (2 if small else 14),
+        *(partial(_stopped, training, tally, rng, stop) for stop in stops),
+        *(partial(_damaged, training, tally, rng, how) for how in DAMAGES[: 1 if small else None]),
+    ]
+    rng.shuffle(plan)
     for _ in range(MOST_RUNS):
         if not plan:
             return
         run_dir = training.folder / f"run_{tally.runs}"
-        tally.runs += 1
-        for _ in range(AN_INTERRUPTED_RUN):
+        for _ in range(INTERRUPTIONS_A_RUN):
             if not plan or not plan[-1](run_dir):
                 break  # it came to its end
             plan.pop()
-        status = wait(training.start(run_dir, resume=True))
-        trouble = difference(training, run_dir) if status == 0 else f"resumed with {status}"
-        if trouble:
-            tally.other += 1
-            tally.troubles.append(f"{run_dir.name}, {training.name}: {trouble}: {training.said()}")
-        else:
+        trouble = training.resumed(run_dir)
+        tally.note_run(f"{run_dir.name}, {training.name}", trouble)
+        if not trouble:
             shutil.rmtree(run_dir)
         print(f"{training.name}: {dict(tally.kinds)}, {tally.other} differ", flush=True)
     tally.troubles.append(f"{training.name}: {len(plan)} interruptions did not come about")
@@ -152,27 +194,46 @@ def _stopped(
 ) -> bool:
     """SIGTERM or SIGINT while it trains; False when the call had ended."""
     command = training.start(run_dir, resume=True)
-    if not _saves(command, run_dir, rng.randint(1, 4)):
+    if not _saves(command, run_dir / "last.pt", rng.randint(1, 4)):
         return False
     status = end(command, number)
     if status == 0:
         return False
     said = training.said()
-    trouble = None
-    if status != 128 + number or "--resume" not in said or "Traceback" in said:
-        trouble = f"status {status}, said {said[-200:]}"
-    tally.note(number.name, trouble)
+    right = status == 128 + number and "--resume" in said and "Traceback" not in said
+    tally.note(number.name, None if right else f"status {status}, said {said[-200:]}")
     return True
 
 
-def _saves(command: Command, run_dir: Path, count: int) -> bool:
+def _damaged(
+    training: Training, tally: Tally, rng: random.Random, damage: str, run_dir: Path
+) -> bool:
+    """Kill, damage the last state, resume until the next save, and kill again."""
+    command, path = training.start(run_dir, resume=True), run_dir / "last.pt"
+    if not _saves(command, path, 3) or end(command, signal.SIGKILL) != -signal.SIGKILL:
+        return False
+    if not path.exists():  # killed between two renames: damage enough
+        path = run_dir / "previous.pt"
+    _damage(path, damage, rng)
+    command = training.start(run_dir, resume=True)
+    killed = _saves(command, path, 1) and end(command, signal.SIGKILL) == -signal.SIGKILL
+    said = training.said()
+    named = "last.pt" in said and "continuing from" in said
+    trouble = None if named else f"not noticed: {said[-300:]}"
+    if not killed and command.poll() != 0:
+        trouble = f"status {command.poll()}: {said[-300:]}"
+    tally.note(f"last.pt {damage}", trouble)
+    return True
+
+
+def _saves(command: Command, path: Path, count: int) -> bool:
     """Wait for `count` saves of the state; False when the command ended first."""
-    seen = {0, _time_of(run_dir / "last.pt")}
+    seen = {0, _time_of(path)}
     enough = len(seen) + count
     while len(seen) < enough:
         if command.poll() is not None:
             return False
-        seen.add(_time_of(run_dir / "last.pt"))
+        seen.add(_time_of(path))
         time.sleep(POLL)
     return True
 
@@ -183,40 +244,6 @@ def _time_of(path: Path) -> int:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
-
-
-def _damaged(
-    training: Training, tally: Tally, rng: random.Random, damage: str, run_dir: Path
-) -> bool:
-    """Kill, damage the last state, resume until the next save, and kill again."""
-    command = training.start(run_dir, resume=True)
-    if not _saves(command, run_dir, 3) or end(command, signal.SIGKILL) != -signal.SIGKILL:
-        return False
-    path = run_dir / "last.pt"
-    if not path.exists():  # killed between two renames: damage enough
-        path = run_dir / "previous.pt"
-    _damage(path, damage, rng)
-    command = training.start(run_dir, resume=True)
-    ended = not _saves_anew(command, path) or end(command, signal.SIGKILL) != -signal.SIGKILL
-    said = training.said()
-    named = "last.pt" in said and "continuing from" in said
-    trouble = None if named else f"not noticed: {said[-300:]}"
-    if ended and command.poll() != 0:
-        trouble = f"status {command.poll()}: {said[-300:]}"
-    tally.note(f"last.pt {damage}", trouble)
-    return True
-
-
-def _saves_anew(command: Command, path: Path) -> bool:
-    before = _time_of(path)
-    while _time_of(path) in (0, before):
-        if command.poll() is not None:
-            return False
-        time.sleep(POLL)
-    return True
-
-
-DAMAGES = ("cut", "with a flipped bit", "empty", "gone")
 
 
 def _damage(path: Path, damage: str, rng: random.Random) -> None:
@@ -236,44 +263,13 @@ def _as_a_person_does(training: Training, tally: Tally) -> None:
     """Once in processes of their own, nothing forked."""
     run_dir, said = training.folder / "run_own", training.folder / "said.txt"
     command: Command = spawn(training.arguments(run_dir, resume=False), said)
-    assert _saves(command, run_dir, 2), training.said()
+    assert _saves(command, run_dir / "last.pt", 2), training.said()
     tally.note("SIGKILL later", None)
     end(command, signal.SIGKILL)
-    tally.runs += 1
     status = wait(spawn(training.arguments(run_dir, resume=True), said))
-    trouble = difference(training, run_dir) if status == 0 else f"resumed with {status}"
-    if trouble:
-        tally.other += 1
-        tally.troubles.append(f"started anew: {trouble}: {training.said()}")
-
-
-def difference(training: Training, run_dir: Path) -> str | None:
-    """What came out otherwise than of the run that nobody stopped; None: nothing."""
-    assert training.answer is not None
-    found = ending(run_dir)
-    parts = [name for name in vars(found) if getattr(found, name) != getattr(training.answer, name)]
-    left = [path.name for path in run_dir.rglob("*.tmp")]
-    return f"other {', '.join(parts)}" if parts else f"left {left}" if left else None
-
-
-def _rows(tally: Tally) -> list[dict[str, Any]]:
-    notes = {
-        "SIGTERM": "saves, says how to go on, status 143",
-        "SIGINT": "saves, says how to go on, status 130",
-        "SIGKILL before its first save": "begins anew with --resume",
-        "SIGKILL later": "at a random moment",
-    }
-    rows = []
-    for kind, tried in sorted(tally.kinds.items()):
-        bad, note = tally.bad[kind], notes.get(kind, "noticed; goes on from previous.pt")
-        what = f"train: {kind}"
-        rows.append({"what": what, "tried": tried, "good": tried - bad, "bad": bad, "note": note})
-    note = "model, state (EMA, optimiser, schedule, scaler) and metrics as never interrupted"
-    good = tally.runs - tally.other
-    what = "interrupted trainings that end bit-identical"
-    last = {"what": what, "tried": tally.runs, "good": good, "bad": tally.other, "note": note}
-    return [*rows, last]
+    trouble = training.difference(run_dir) if status == 0 else f"{status}: {training.said()}"
+    tally.note_run("started anew", trouble)
 
 
 if __name__ == "__main__":
-    subjects.main(run, __doc__)
+    inputs.main(run, __doc__)

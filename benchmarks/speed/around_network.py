@@ -9,7 +9,6 @@ its tutorials (LoadImaged … Invertd of the logits, AsDiscreted, SaveImaged). L
 plain float64 computation of our own rule on every tenth plane.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from attunet3d.core import PreprocessingConfig
 from attunet3d.imaging import (
     Segmentation,
     hounsfield_warnings,
@@ -29,11 +27,16 @@ from attunet3d.imaging import (
 )
 from attunet3d.inference import case_files, decide, whole_volume, write_sidecar
 from benchmarks import measure
-from benchmarks.speed.clinical_scan import CLINICAL, SMALL, write_clinical_scan
+from benchmarks.speed.clinical_scan import (
+    CLINICAL,
+    GRID_MM,
+    HU,
+    SMALL,
+    preprocessing,
+    write_clinical_scan,
+)
 from benchmarks.speed.monai_chain import tutorial_chain
 
-SPACING_MM = 1.5
-HU = (-160.0, 240.0)
 LABELS = {0: "background", 1: "above the middle"}
 LEAST_AGREEMENT = 0.9995
 PLANES = slice(None, None, 10)
@@ -41,17 +44,6 @@ PLANES = slice(None, None, 10)
 
 def null_network(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([-x, x], 1)
-
-
-def preprocessing(crop_to_body: bool) -> PreprocessingConfig:
-    middle, half = (HU[0] + HU[1]) / 2, (HU[1] - HU[0]) / 2
-    return PreprocessingConfig(
-        spacing_mm=(SPACING_MM,) * 3,
-        hu_window=HU,
-        mean_hu=middle,
-        std_hu=half,
-        crop_to_body=crop_to_body,
-    )
 
 
 def ours(scan: Path, folder: Path, crop_to_body: bool) -> Callable[[], str]:
@@ -74,14 +66,14 @@ def ours(scan: Path, folder: Path, crop_to_body: bool) -> Callable[[], str]:
 
 
 def monai(scan: Path, folder: Path) -> Callable[[], str]:
-    return tutorial_chain(scan, folder, SPACING_MM, HU, null_network)
+    return tutorial_chain(scan, folder, GRID_MM, HU, null_network)
 
 
 def reference(scan: Path) -> np.ndarray:
     """Our rule in float64 on some planes: positions by the affines, linear, clipped, linear."""
     volume = read_volume(scan)
-    target = volume.grid.oriented("RAS").with_spacing((SPACING_MM,) * 3)
-    assert max(SPACING_MM / size for size in volume.grid.spacing_mm) < 2  # no mean: see `taps`
+    target = volume.grid.oriented("RAS").with_spacing((GRID_MM,) * 3)
+    assert max(GRID_MM / size for size in volume.grid.spacing_mm) < 2  # no mean: see `taps`
     image = sample(volume.array.astype(np.float64), volume.grid, target, slice(None))
     image = (np.clip(image, *HU) - sum(HU) / 2) / ((HU[1] - HU[0]) / 2)
     return (sample(image, target, volume.grid, PLANES) > 0).astype(np.uint8)
@@ -99,11 +91,7 @@ def sample(array: np.ndarray, source: Any, target: Any, planes: slice) -> np.nda
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a run of seconds")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
-    options = parser.parse_args()
+    options = measure.parser(__doc__, repeats=5).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         scan = write_clinical_scan(folder, SMALL if options.small else CLINICAL)

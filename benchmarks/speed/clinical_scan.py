@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attunet3d.core import PreprocessingConfig
 from attunet3d.imaging import Grid, write_nifti
 from attunet3d.phantoms import make_phantom
 
@@ -17,6 +18,20 @@ CLINICAL = (512, 512, 200)
 SMALL = (128, 128, 64)  # the middle of it
 SPACING_MM = (0.78, 0.78, 1.25)
 OUTSIDE_HU = -1024
+GRID_MM = 1.5
+HU = (-160.0, 240.0)
+
+
+def preprocessing(crop_to_body: bool) -> PreprocessingConfig:
+    """To a grid of 1.5 mm and values from -1 to 1."""
+    middle, half = (HU[0] + HU[1]) / 2, (HU[1] - HU[0]) / 2
+    return PreprocessingConfig(
+        spacing_mm=(GRID_MM,) * 3,
+        hu_window=HU,
+        mean_hu=middle,
+        std_hu=half,
+        crop_to_body=crop_to_body,
+    )
 
 
 def write_clinical_scan(folder: Path, shape: tuple[int, int, int] = CLINICAL) -> Path:

@@ -10,7 +10,6 @@ the processor computes in it, in bfloat16. MONAI's takes minutes a turn: one mea
 default, and none but that with --repeats 0.
 """
 
-import argparse
 import math
 import tempfile
 from collections.abc import Callable
@@ -20,16 +19,21 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from attunet3d.core import Config, InferenceConfig, PreprocessingConfig, machine
+from attunet3d.core import Config, InferenceConfig, machine
 from attunet3d.imaging import network_grid, read_volume
 from attunet3d.inference import Predictor, case_files, window_starts, write_case
 from attunet3d.models import AttentionUNet3D, save_model
 from benchmarks import measure
-from benchmarks.speed.clinical_scan import CLINICAL, SMALL, write_clinical_scan
+from benchmarks.speed.clinical_scan import (
+    CLINICAL,
+    GRID_MM,
+    HU,
+    SMALL,
+    preprocessing,
+    write_clinical_scan,
+)
 from benchmarks.speed.monai_chain import tutorial_chain
 
-SPACING_MM = 1.5
-HU = (-160.0, 240.0)
 WINDOW, SMALL_WINDOW = 96, 32
 CHANNELS = (16, 32, 64, 128, 256)
 OVERLAP = 0.5
@@ -40,18 +44,13 @@ LABELS = {0: "background", 1: "pancreas"}
 
 
 def config(crop_to_body: bool, window: int) -> Config:
-    middle, half = (HU[0] + HU[1]) / 2, (HU[1] - HU[0]) / 2
-    preprocessing = PreprocessingConfig(
-        spacing_mm=(SPACING_MM,) * 3,
-        hu_window=HU,
-        mean_hu=middle,
-        std_hu=half,
-        crop_to_body=crop_to_body,
-    )
-    inference = InferenceConfig(window=(window,) * 3, overlap=OVERLAP)
     plain = Config()
-    network = replace(plain.network, channels=CHANNELS)
-    return replace(plain, network=network, preprocessing=preprocessing, inference=inference)
+    return replace(
+        plain,
+        network=replace(plain.network, channels=CHANNELS),
+        preprocessing=preprocessing(crop_to_body),
+        inference=InferenceConfig(window=(window,) * 3, overlap=OVERLAP),
+    )
 
 
 def ours(
@@ -79,7 +78,8 @@ def monai_network() -> torch.nn.Module:
 
     torch.manual_seed(0)
     strides = (2,) * (len(CHANNELS) - 1)
-    return AttentionUnet(3, 1, len(LABELS), channels=CHANNELS, strides=strides).eval()
+    network: torch.nn.Module = AttentionUnet(3, 1, len(LABELS), channels=CHANNELS, strides=strides)
+    return network.eval()
 
 
 def monai(scan: Path, folder: Path, window: int) -> Callable[[], str]:
@@ -87,14 +87,14 @@ def monai(scan: Path, folder: Path, window: int) -> Callable[[], str]:
 
     network = monai_network()
     inferer = SlidingWindowInferer((window,) * 3, 1, overlap=OVERLAP, mode="gaussian")
-    return tutorial_chain(scan, folder, SPACING_MM, HU, lambda image: inferer(image, network))
+    return tutorial_chain(scan, folder, GRID_MM, HU, lambda image: inferer(image, network))
 
 
 def gigaflops(network: torch.nn.Module, window: int) -> float:
     """Of one window."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network.eval()(torch.zeros(1, 1, *(window,) * 3))
-    return round(counter.get_total_flops() / 1e9, 1)
+    return round(float(counter.get_total_flops()) / 1e9, 1)
 
 
 def number_of_windows(scan: Path, window: int, crop_to_body: bool) -> int:
@@ -103,11 +103,7 @@ def number_of_windows(scan: Path, window: int, crop_to_body: bool) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a run of seconds")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
-    options = parser.parse_args()
+    options = measure.parser(__doc__, repeats=1).parse_args()
     window = SMALL_WINDOW if options.small else WINDOW
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -120,7 +116,6 @@ def main() -> None:
             measure.Way("attunet3d, whole, bfloat16", ours, (*parts, True, WHOLE_BFLOAT16), True),
             measure.Way("MONAI AttentionUnet", monai, parts),
         ]
-        ways = [way for way in ways if not measure.emulated(way.name)]
         outcomes = measure.compare(ways, options.repeats)
         shapes = {read_volume(Path(outcome.result)).grid.shape for outcome in outcomes}
         windows = {crop: number_of_windows(scan, window, crop) for crop in (False, True)}

@@ -13,9 +13,9 @@ statistics of a few forward passes (`random`), and 30 steps of learning where so
 (`trained`). Exact means 1e-5 of the largest logit; bfloat16 must choose the same class in 99.9 %.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ def trained_network(image: Tensor) -> AttentionUNet3D:
     """30 steps of telling smoothed soft tissue (above 70 HU) from the rest."""
     label = F.avg_pool3d(image, 5, 1, 2)[:, 0].gt(0.3).long()
     torch.manual_seed(0)
-    network = AttentionUNet3D().train().to(memory_format=torch.channels_last_3d)
+    network = AttentionUNet3D().train()
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     memory_layout.keep_gradients_dense(network, torch.channels_last_3d)
     for part in network.modules():
         if isinstance(part, torch.nn.BatchNorm3d):
@@ -117,22 +118,14 @@ def ways(folder: Path, weights: str) -> list[measure.Way]:
         measure.Way("eager", peer, (folder, weights, "eager")),
         measure.Way("eager, command line", peer, (folder, weights, "kept"), command_line=True),
     ]
-    for name in (name for name in GOALS if not measure.emulated(name)):
+    for name in GOALS:
         engine, precision = name.split()
-        if engine == "openvino" and not installed():
+        if engine == "openvino" and find_spec("openvino") is None:
             print("openvino is not installed: pip install attunet3d[openvino]")
             continue
         arguments = (folder, weights, engine, getattr(torch, precision))
         made.append(measure.Way(name, ours, arguments, command_line=True))
     return made
-
-
-def installed() -> bool:
-    try:
-        import openvino  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def judged(outcomes: list[measure.Outcome]) -> list[dict[str, Any]]:
@@ -160,22 +153,9 @@ def judged(outcomes: list[measure.Outcome]) -> list[dict[str, Any]]:
     return found
 
 
-def shown(found: list[dict[str, Any]]) -> str:
-    lines = ["| way | times faster | goal | error / largest logit | same class |"]
-    lines += ["|---|---|---|---|---|"]
-    for row in found:
-        goal = f"≥ {row['goal']}" if row["goal"] else ""
-        numbers = f"{row['relative_error']:.1e} | {row['same_class']:.3%}"
-        lines.append(f"| {row['way']} | {row['times_faster']} | {goal} | {numbers} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--small", action="store_true", help="48³ voxels, one set of weights")
-    args = parser.parse_args()
+    small = "48³ voxels, one set of weights"
+    args = measure.parser(__doc__, repeats=7, small=small).parse_args()
     size = 48 if args.small else 96
     content: dict[str, Any] = {"size": size}
     makers = {"random": random_network, "trained": trained_network}
@@ -188,7 +168,7 @@ def main() -> None:
             repeats = args.repeats if weights == "random" else 1
             outcomes = measure.compare(ways(folder, weights), repeats)
             found = judged(outcomes)
-            print(f"\n{weights} weights\n\n{measure.table(outcomes)}\n\n{shown(found)}")
+            print(f"\n{weights} weights\n\n{measure.table(outcomes)}\n\n{measure.markdown(found)}")
             content[weights] = {"ways": measure.rows(outcomes), "against_eager": found}
     print(measure.save("forward_pass", content, args.out))
 

@@ -8,13 +8,13 @@ thread and with two. A pass is that of `attunet3d infer` in float32 over 96³ vo
 timed one by one; an item is two augmented patches of 96³, made by one thread.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,17 @@ KINDS = {  # of operators, by part of their names
     "clamp_min": "ReLU",
 }
 ITEMS = 12
+CHANGES: tuple[str, ...] = ("mirror", "add_noise", "blur", "scale_brightness", "scale_contrast")
+CHANGES += ("lower_resolution", "change_gamma")
 
 
 class Operators(TorchDispatchMode):
     """Seconds and floating-point operations of everything that runs, by kind."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.seconds: Counter[str] = Counter()
-        self.flop: Counter[str] = Counter()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.flop: dict[str, float] = defaultdict(float)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -66,17 +68,6 @@ class Operators(TorchDispatchMode):
         return result
 
 
-def turns(work: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of `work`, once unmeasured before."""
-    work()
-    taken = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - began)
-    return taken
-
-
 def limits(repeats: int) -> dict[str, float]:
     """GFLOP/s of a matrix product with two threads, GB/s (read and written) with one and two.
 
@@ -87,9 +78,9 @@ def limits(repeats: int) -> dict[str, float]:
     found = {}
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        seconds = min(turns(lambda: target.copy_(source), repeats))
+        seconds = min(measure.repeated(lambda: target.copy_(source), repeats))
         found[f"copy_gb_a_second_{threads}"] = round(8e-9 * COPIED / seconds, 1)
-    seconds = min(turns(lambda: matrix @ matrix, repeats))
+    seconds = min(measure.repeated(lambda: matrix @ matrix, repeats))
     found["product_gflop_a_second"] = round(2e-9 * MATRIX**3 / seconds, 1)
     return found
 
@@ -99,7 +90,7 @@ def forward_pass(edge: int, repeats: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     forward = make_engine(AttentionUNet3D().eval(), CPU, torch.float32)
     image = torch.randn(1, 1, edge, edge, edge)
-    whole = statistics.median(turns(lambda: forward(image), repeats))
+    whole = statistics.median(measure.repeated(lambda: forward(image), repeats))
     runs = []
     for _ in range(repeats):
         with Operators() as operators:
@@ -107,18 +98,18 @@ def forward_pass(edge: int, repeats: int) -> list[dict[str, Any]]:
         runs.append(operators)
     flop = runs[0].flop
     taken = {kind: statistics.median(run.seconds[kind] for run in runs) for kind in runs[0].seconds}
-    lines = [_line("the pass", whole, flop.total())]
+    lines = [_line("the pass", whole, sum(flop.values()))]
     lines += [_line(kind, seconds, flop[kind]) for kind, seconds in taken.items()]
     return sorted(lines, key=lambda line: -line["ms"])
 
 
-def _line(kind: str, seconds: float, flop: int) -> dict[str, Any]:
+def _line(kind: str, seconds: float, flop: float) -> dict[str, Any]:
     rate = round(1e-9 * flop / seconds, 1)
     return {"kind": kind, "ms": round(1e3 * seconds, 1), "gflop": 1e-9 * flop, "gflop_a_s": rate}
 
 
 @contextmanager
-def timed(owner: Any, name: str, label: str, seconds: Counter[str]) -> Iterator[None]:
+def timed(owner: Any, name: str, label: str, seconds: dict[str, float]) -> Iterator[None]:
     """Add what calls of `owner.name` take to `seconds[label]`."""
     plain = getattr(owner, name)
 
@@ -138,52 +129,40 @@ def timed(owner: Any, name: str, label: str, seconds: Counter[str]) -> Iterator[
 
 def training_item(folder: Path, edge: int, items: int) -> list[dict[str, Any]]:
     """Steps of making an item, the longest first."""
+    names = ("augmentation", "batches", "placement")
+    augmentation, batches, placement = (import_module(f"attunet3d.training.{n}") for n in names)
     torch.set_num_threads(1)
-    batches = prepared_batches((folder, 4, edge), 0)
-    batches.batch(0)
-    seconds: Counter[str] = Counter()
-    kinds = {type(part) for part in batches.augmentation.transforms}
+    seconds: dict[str, float] = defaultdict(float)
     with ExitStack() as stack:
-        stack.enter_context(timed(batches, "_cut", "cut", seconds))
-        for kind in kinds:
-            stack.enter_context(timed(kind, "__call__", kind.__name__, seconds))
+        for owner, name in ((batches, "_cut"), (placement, "place")):
+            stack.enter_context(timed(owner, name, name.strip("_"), seconds))
+        for name in CHANGES:  # before the transforms are put together
+            stack.enter_context(timed(augmentation, name, name.replace("_", " "), seconds))
+        made = prepared_batches((folder, 4, edge), 0)
+        made.batch(0)
+        seconds.clear()
         began = time.perf_counter()
         for step in range(1, items + 1):
-            batches.batch(step)
-        seconds["the item"] = time.perf_counter() - began
-    steps = sum(taken for name, taken in seconds.items() if name != "the item")
-    seconds["everything else"] = seconds["the item"] - steps
-    lines = [{"step": name, "ms": round(1e3 * s / items, 2)} for name, s in seconds.items()]
+            made.batch(step)
+        whole = time.perf_counter() - began
+    steps = {**seconds, "everything else": whole - sum(seconds.values()), "the item": whole}
+    lines = [{"step": name, "ms": round(1e3 * s / items, 2)} for name, s in steps.items()]
     return sorted(lines, key=lambda line: -line["ms"])
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """As Markdown."""
-    rows = ["| " + " | ".join(name.replace("_", " ") for name in lines[0]) + " |"]
-    rows.append("|---" * len(lines[0]) + "|")
-    for line in lines:
-        values = (f"{v:.1f}" if isinstance(v, float) else str(v) for v in line.values())
-        rows.append("| " + " | ".join(values) + " |")
-    return "\n".join(rows)
-
-
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--small", action="store_true", help="a run of seconds")
-    settings = parser.parse_args(arguments)
+    settings = measure.parser(__doc__, repeats=7).parse_args(arguments)
     small, repeats = settings.small, settings.repeats
     keep_freed_memory()
     content: dict[str, Any] = {"limits": limits(repeats)}
     print(content["limits"])
     content["pass"] = forward_pass(SMALL_EDGE if small else EDGE, repeats)
-    print("\n" + table(content["pass"]))
+    print("\n" + measure.markdown(content["pass"]))
     with tempfile.TemporaryDirectory() as name:
         folder, shape = Path(name), (72, 64, 56) if small else (320, 240, 208)
         write_cases(folder, 4, shape)
         content["item"] = training_item(folder, SMALL_EDGE if small else EDGE, ITEMS)
-    print("\n" + table(content["item"]))
+    print("\n" + measure.markdown(content["item"]))
     print(measure.save("limits", content, settings.out))
 
 

@@ -8,12 +8,12 @@ windows (the reference), in one pass over the body box, in bfloat16, and inside 
 FOLDER of --work is kept and used again: a second call trains nothing.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from attunet3d.core import command_line
 from attunet3d.demonstration import TRAINING_PHANTOMS, TRAINING_SEED, UNSEEN_SEED
@@ -51,7 +51,7 @@ def train(work: Path, steps: int, small: bool) -> None:
         attunet3d(*call, "--device", "cpu", *sets)
 
 
-def evaluate(work: Path, model: str, settings: list[str], locate: bool) -> dict[str, object]:
+def evaluate(work: Path, model: str, settings: list[str], locate: bool) -> dict[str, Any]:
     """Seconds a scan and Dice of each unseen phantom."""
     from attunet3d.inference import Predictor
 
@@ -63,8 +63,8 @@ def evaluate(work: Path, model: str, settings: list[str], locate: bool) -> dict[
     for scan in scans:
         volume = read_volume(scan)
         prediction = predictor.segment(volume)
-        seconds.append(sum(prediction.record["seconds"].values()))
-        fallbacks += len(prediction.record["fallbacks"])
+        seconds.append(sum(prediction.record.seconds.values()))
+        fallbacks += len(prediction.record.fallbacks)
         answer = read_label(work / "unseen" / "labelsTr" / scan.name).array
         scores.append(dice(prediction.segmentation.array == 1, answer == 1))
     return {
@@ -76,11 +76,9 @@ def evaluate(work: Path, model: str, settings: list[str], locate: bool) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
+    parser = measure.parser(__doc__, repeats=1)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--steps", type=int, default=500, help="of the 2 mm model")
-    parser.add_argument("--small", action="store_true", help="seconds instead of minutes")
     arguments = parser.parse_args()
     command_line.keep_freed_memory()
     work = arguments.work or Path(tempfile.mkdtemp(prefix="modes-"))
@@ -97,13 +95,10 @@ def main() -> None:
     for name in (name for name in ways if not measure.emulated(name)):
         settings, locate = ways[name]
         rows.append({"way": name, **evaluate(work, "fine", settings, locate)})
-    first = rows[0]["median_s"]
-    print("| way, 2 mm model | s a scan | times faster | mean Dice | fallbacks |")
-    print("|---|---|---|---|---|")
     for row in rows:
-        row["times_faster"] = round(first / row["median_s"], 2)
-        cells = (row[n] for n in ("way", "median_s", "times_faster", "mean_dice", "fallbacks"))
-        print("| " + " | ".join(map(str, cells)) + " |")
+        row["times_faster"] = round(rows[0]["median_s"] / row["median_s"], 2)
+    hidden = ("dice",)
+    print(measure.markdown({k: v for k, v in row.items() if k not in hidden} for row in rows))
     print(measure.save("modes", {"phantoms": len(rows[0]["dice"]), "rows": rows}, arguments.out))
 
 

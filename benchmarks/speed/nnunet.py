@@ -11,7 +11,6 @@ Beside a CPU build of torch, `pip uninstall torchvision` first: the one that com
 made for CUDA, does not load, and is not needed here.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -32,7 +31,6 @@ from benchmarks.speed.clinical_scan import CLINICAL, SMALL, write_clinical_scan
 from benchmarks.speed.end_to_end import (
     CHANNELS,
     LABELS,
-    SPACING_MM,
     WINDOWS,
     config,
     gigaflops,
@@ -40,8 +38,8 @@ from benchmarks.speed.end_to_end import (
 )
 
 WINDOW, SMALL_WINDOW = 96, 64  # nnU-Net's InstanceNorm needs more than one voxel at the bottom
-FEATURES = [32, 64, 128, 256, 320]
 DATASET = "Dataset900_Benchmark"
+PLANS = Path(__file__).with_name("nnunet_plans.json")
 BFLOAT16 = (*WINDOWS, "inference.precision=bfloat16")
 # A child's peak begins at its parent's memory, so the parent is a bare interpreter.
 WATCH = """
@@ -53,62 +51,10 @@ sys.exit(status)
 
 
 def plans(window: int) -> dict[str, Any]:
-    stages = len(FEATURES)
-    resample = "resample_data_or_seg_to_shape"
-    order = {"order_z": 0, "force_separate_z": None}
-    architecture = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": stages,
-            "features_per_stage": FEATURES,
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3]] * stages,
-            "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-            "n_conv_per_stage": [2] * stages,
-            "n_conv_per_stage_decoder": [2] * (stages - 1),
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
-    full = {
-        "data_identifier": "nnUNetPlans_3d_fullres",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": [window] * 3,
-        "median_image_size_in_voxels": [167, 266, 266],
-        "spacing": [SPACING_MM] * 3,
-        "normalization_schemes": ["CTNormalization"],
-        "use_mask_for_norm": [False],
-        "resampling_fn_data": resample,
-        "resampling_fn_seg": resample,
-        "resampling_fn_probabilities": resample,
-        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **order},
-        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **order},
-        "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, **order},
-        "architecture": architecture,
-        "batch_dice": False,
-    }
-    intensities = {"mean": 80.0, "median": 85.0, "std": 60.0, "min": -1024.0, "max": 1500.0}
-    intensities |= {"percentile_00_5": -160.0, "percentile_99_5": 240.0}
-    return {
-        "dataset_name": DATASET,
-        "plans_name": "nnUNetPlans",
-        "original_median_spacing_after_transp": [1.25, 0.78, 0.78],
-        "original_median_shape_after_transp": list(CLINICAL[::-1]),
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "configurations": {"3d_fullres": full},
-        "experiment_planner_used": "ExperimentPlanner",
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {"0": intensities},
-    }
+    """What nnU-Net's planner writes for such scans on this grid, for patches of `window`³."""
+    content: dict[str, Any] = json.loads(PLANS.read_text(encoding="utf-8"))
+    content["configurations"]["3d_fullres"]["patch_size"] = [window] * 3
+    return content
 
 
 def nnunet_network(window: int) -> torch.nn.Module:
@@ -145,9 +91,9 @@ def nnunet(scan: Path, folder: Path, window: int) -> Callable[[], float]:
     source, target = folder / "nnunet_in", folder / "nnunet_out"
     source.mkdir()
     (source / "scan_0000.nii.gz").symlink_to(scan)
-    call = ["nnUNetv2_predict", "-i", source, "-o", target, "-d", DATASET, "-c", "3d_fullres"]
+    program = Path(sys.executable).with_name("nnUNetv2_predict")
+    call: list[Any] = [program, "-i", source, "-o", target, "-d", DATASET, "-c", "3d_fullres"]
     call += ["-f", 0, "-device", "cpu", "--disable_tta", "-step_size", 0.5]
-    call[0] = Path(sys.executable).parent / call[0]
     places = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     return lambda: run(call, dict.fromkeys(places, str(folder)))
 
@@ -157,7 +103,7 @@ def ours(scan: Path, folder: Path, window: int, settings: tuple[str, ...]) -> Ca
     torch.manual_seed(0)
     network = AttentionUNet3D(channels=CHANNELS)
     save_model(model, network.state_dict(), config(False, window), LABELS)
-    call = [sys.executable, "-m", "attunet3d", "infer", model, scan, out, "--overwrite"]
+    call: list[Any] = [sys.executable, "-m", "attunet3d", "infer", model, scan, out, "--overwrite"]
     call += ["--device", "cpu", *(part for setting in settings for part in ("--set", setting))]
     return lambda: run(call, {})
 
@@ -174,11 +120,7 @@ def run(call: list[Any], environment: dict[str, str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a run of a minute")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
-    options = parser.parse_args()
+    options = measure.parser(__doc__, repeats=1, small="a run of a minute").parse_args()
     window = SMALL_WINDOW if options.small else WINDOW
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
@@ -190,16 +132,13 @@ def main() -> None:
             measure.Way("attunet3d infer, bfloat16", ours, (*parts, BFLOAT16)),
             measure.Way("nnUNetv2_predict", nnunet, parts),
         ]
-        ways = [way for way in ways if not measure.emulated(way.name)]
         outcomes = measure.compare(ways, options.repeats)
         outcomes = [replace(outcome, peak_mb=outcome.result) for outcome in outcomes]
         windows = number_of_windows(scan, window, crop_to_body=False)
         labels = [folder / "ours_1", folder / "nnunet_out"]
         shapes = {read_label(part / "scan.nii.gz").grid.shape for part in labels}
-    theirs, own = (
-        gigaflops(nnunet_network(window), window),
-        gigaflops(AttentionUNet3D(channels=CHANNELS), window),
-    )
+    networks = nnunet_network(window), AttentionUNet3D(channels=CHANNELS)
+    theirs, own = (gigaflops(network, window) for network in networks)
     print(measure.table(outcomes))
     counts = {"windows": windows, "nnunet_gflop_a_window": theirs, "our_gflop_a_window": own}
     peer = outcomes[-1]

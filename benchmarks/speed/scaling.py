@@ -16,7 +16,6 @@ through the logarithms: 1 is linear, 0 flat. Small sizes pay what every call cos
 between the two largest is told too. Draws results/scaling.png.
 """
 
-import argparse
 import itertools
 import subprocess
 import sys
@@ -261,11 +260,8 @@ QUESTIONS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = measure.parser(__doc__, repeats=3, small="few small sizes, one turn")
     parser.add_argument("--only", nargs="+", choices=list(QUESTIONS), default=list(QUESTIONS))
-    parser.add_argument("--small", action="store_true", help="few small sizes, one turn")
     settings = parser.parse_args(arguments)
     results = {}
     for name in settings.only:

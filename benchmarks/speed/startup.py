@@ -9,7 +9,6 @@ the interpreter's own start, which the last row shows alone; memory is the whole
 told below what this script holds itself (some 20 MB).
 """
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ Command = tuple[str, ...]
 
 def commands() -> dict[str, dict[str, Command]]:
     """Of each question the ways to time, ours first; those that are installed."""
-    helps = {
+    helps: dict[str, Command] = {
         f"{name} --help": (found, "--help")
         for name in ("attunet3d", "nnUNetv2_predict", "TotalSegmentator")
         if (found := shutil.which(name, path=str(Path(sys.executable).parent)))
@@ -64,11 +63,8 @@ def outcomes(ways: dict[str, Command], repeats: int) -> list[measure.Outcome]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--small", action="store_true", help="ours only, three processes each")
-    settings = parser.parse_args(arguments)
+    small = "ours only, three processes each"
+    settings = measure.parser(__doc__, repeats=10, small=small).parse_args(arguments)
     content = {}
     for question, ways in commands().items():
         if settings.small:

@@ -10,7 +10,6 @@ above the input, which is there before the work begins, as is the network's outp
 MONAI's takes some 17 GB.
 """
 
-import argparse
 import math
 import tempfile
 from collections.abc import Callable
@@ -103,15 +102,12 @@ def agreement(outcome: measure.Outcome, shape: tuple[int, int, int], classes: in
     for k in range(shape[2]):
         exact = network.forward(image[None, ..., k : k + 1])[0, ..., 0].argmax(0).numpy()
         same += int((labels[..., k] == exact).sum())
-    return same / labels.size
+    return same / int(labels.size)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a run of seconds")
+    parser = measure.parser(__doc__, repeats=5)
     parser.add_argument("--peer-many", action="store_true", help="MONAI with 14 classes, too")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
     options = parser.parse_args()
     shape, window = (SMALL, SMALL_WINDOW) if options.small else (FULL, WINDOW)
     content: dict[str, object] = {"image": list(shape), "window": list(window), "overlap": OVERLAP}

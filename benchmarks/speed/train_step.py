@@ -12,9 +12,7 @@ All start from the same weights. Step by step the losses must agree: in float32 
 change the order of sums, and steps build on steps), in bfloat16 to 3 %.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,7 +54,8 @@ def ours(size: int, precision: str) -> Callable[[], list[float]]:
 
     torch.set_num_threads(2)
     step = TrainingStep(configuration(size, precision), 2, torch.device("cpu"))
-    patches, losses = [batch(size)], []
+    patches = [batch(size)]
+    losses: list[float] = []
 
     def work() -> list[float]:
         losses.append(step.update(patches, len(losses))[0])
@@ -76,7 +75,8 @@ def peer(size: int) -> Callable[[], list[float]]:
     network = AttentionUNet3D().train()
     criterion = build_loss(config.training, 2)
     optimiser = build_optimiser(network.parameters(), config.training)
-    patches, losses = batch(size), []
+    patches = batch(size)
+    losses: list[float] = []
 
     def work() -> list[float]:
         optimiser.zero_grad()
@@ -105,24 +105,16 @@ def judged(outcomes: list[measure.Outcome]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--small", action="store_true", help="48³ voxels")
-    args = parser.parse_args()
+    args = measure.parser(__doc__, repeats=5, small="48³ voxels").parse_args()
     size = 48 if args.small else 96
     ways = [
         measure.Way("eager", peer, (size,)),
         measure.Way("attunet3d float32", ours, (size, "float32"), command_line=True),
         measure.Way("attunet3d bfloat16", ours, (size, "bfloat16"), command_line=True),
     ]
-    ways = [way for way in ways if not measure.emulated(way.name)]
     outcomes = measure.compare(ways, args.repeats)
     found = judged(outcomes)
-    print(measure.table(outcomes))
-    print(f"\n| way | times faster (goal ≥ {GOAL}) | largest difference of a loss |\n|---|---|---|")
-    for row in found:
-        print(f"| {row['way']} | {row['times_faster']} | {row['loss_error']:.1e} |")
+    print(f"{measure.table(outcomes)}\n\n{measure.markdown(found)}\ngoal: {GOAL} times faster")
     content = {"size": size, "batch": 2, "goal": GOAL, "against_eager": found}
     print(measure.save("train_step", content | {"ways": measure.rows(outcomes)}, args.out))
 

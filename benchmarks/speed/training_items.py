@@ -33,7 +33,6 @@ Then memory against the number of cases (4 and 40, of 192×160×160): what the p
 the items holds after preparing and at its peak over 20 items.
 """
 
-import argparse
 import itertools
 import os
 import tempfile
@@ -65,7 +64,7 @@ def prepare_items(name: str, cases: Cases, workers: int, items: int) -> Callable
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    current_process()._config["daemon"] = False  # or it could have no workers
+    vars(current_process())["_config"]["daemon"] = False  # or it could have no workers
     made = WAYS[name](cases, workers)
 
     turns: list[float] = []
@@ -143,21 +142,17 @@ def prepare_memory(name: str, cases: Cases, items: int) -> Callable[[], Any]:
 def memory(folder: Path, counts: tuple[int, ...], edge: int) -> list[dict[str, Any]]:
     """MB that the process holds over what its imports take, by way and number of cases."""
     lines = []
-    print("| way | cases | held MB | peak MB |\n|---|---|---|---|")
     for name, count in itertools.product(("attunet3d", "MONAI CacheDataset"), counts):
         way = measure.Way(name, prepare_memory, (name, (folder, count, edge), 20))
         result = measure.compare([way], 0)[0].result
         lines.append({"way": name, "cases": count, **result})
-        print(f"| {name} | {count} | {result['held_mb']:.0f} | {result['peak_mb']:.0f} |")
+    print(measure.markdown(lines))
     return lines
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--small", action="store_true", help="small cases and patches, two turns")
-    settings = parser.parse_args(arguments)
+    small_run = "small cases and patches, two turns"
+    settings = measure.parser(__doc__, repeats=5, small=small_run).parse_args(arguments)
     small = settings.small
     shape, edge = ((72, 64, 56), 32) if small else ((320, 240, 208), 96)
     shape_of_many, counts = ((48, 48, 48), (2, 6)) if small else ((192, 160, 160), (4, 40))

@@ -19,7 +19,7 @@ from benchmarks.reliability import (
     fuzz_targets,
     fuzz_texts,
 )
-from benchmarks.reliability.disagreement import DisagreementError
+from benchmarks.reliability.fuzz_input import DisagreementError
 from benchmarks.reliability.fuzz_targets import TARGETS
 
 INPUTS = 600

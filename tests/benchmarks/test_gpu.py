@@ -72,16 +72,6 @@ def test_transposed_and_strided_convolutions_count_their_products():
     assert record["gflop"] == pytest.approx(2 * products / 1e9, rel=1e-3)
 
 
-def test_doubling_by_slices_is_trilinear_interpolation():
-    upsampling = benchmark("upsampling")
-    x = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64, requires_grad=True)
-    y, reference = upsampling.doubled(x), upsampling.interpolated(x)
-    assert torch.allclose(y, reference)
-    gradient = torch.randn_like(y)
-    ours, exact = (torch.autograd.grad(part, x, gradient)[0] for part in (y, reference))
-    assert torch.allclose(ours, exact)
-
-
 def test_goals_compare_what_was_found_and_leave_open_what_was_not():
     goals = benchmark("goals")
     found = {

@@ -11,9 +11,10 @@ from attunet3d.core.errors import UserError
 from attunet3d.imaging.hounsfield import hounsfield_warnings
 from attunet3d.imaging.nifti_writer import write_nifti
 from attunet3d.imaging.volume import read_volume
-from benchmarks.reliability import ours
-from benchmarks.reliability.call import Called
-from benchmarks.reliability.corpus_files import Entry, load_index, make_corpus
+from benchmarks.reliability import infer_verdicts
+from benchmarks.reliability.command import Result
+from benchmarks.reliability.corpus_files import Entry, load_index
+from benchmarks.reliability.corpus_recipes import make_corpus
 from benchmarks.reliability.nifti_bytes import qform_affine, raw_header, rotation
 from benchmarks.reliability.verdicts import (
     BAD_ACCEPTED,
@@ -93,11 +94,11 @@ def test_label_maps_are_judged_by_place_header_and_words(corpus, tmp_path):
     with np.load(corpus / entry.truth) as truth:
         array = np.asfortranarray((truth["hu"] > 170).astype(np.uint8))
     scan = read_volume(corpus / entry.file)
-    called = Called(0, "", "", 1.0, 1.0, 100.0, timed_out=False)
-    mask = tmp_path / f"{ours.case_id(entry.file)}.nii.gz"
+    called = Result(0, "", "", 1.0, 1.0, 100.0, timed_out=False)
+    mask = tmp_path / f"{infer_verdicts.case_id(entry.file)}.nii.gz"
 
     def judged(status=called):
-        return ours.judge([entry], corpus, tmp_path, status)[0].verdict
+        return infer_verdicts.judge([entry], corpus, tmp_path, status)[0].verdict
 
     assert judged() == UNNAMED  # neither a mask nor a word
     write_nifti(mask, array, scan.geometry, scan.grid)
@@ -109,13 +110,13 @@ def test_label_maps_are_judged_by_place_header_and_words(corpus, tmp_path):
     write_nifti(mask, array, None, scan.grid)
     assert judged() == WRONG  # the right place, but not the source's header bit for bit
     mask.unlink()
-    case = ours.case_id(entry.file)
+    case = infer_verdicts.case_id(entry.file)
     (tmp_path / "failures.json").write_text(json.dumps({case: f"{entry.file}: is bad"}))
     assert judged() == UNNAMED  # no line on stderr
     line = f"{case}: error: {entry.file}: is bad"
     assert judged(replace(called, errors=line)) == GOOD_REFUSED
-    assert ours.without_cure({case: f"{entry.file}: is bad"}) == [f"{entry.file}: is bad"]
-    assert ours.without_cure({case: f"{entry.file}: is bad; copy it"}) == []
+    assert infer_verdicts.without_cure({case: f"{entry.file}: is bad"}) == [f"{entry.file}: is bad"]
+    assert infer_verdicts.without_cure({case: f"{entry.file}: is bad; copy it"}) == []
 
 
 def test_names_are_found_escaped_or_plain():

@@ -1,6 +1,7 @@
 """DICOM series: whole ones lie where their slices lie, others are refused; no tag is quoted."""
 
 import copy
+import os
 
 import nibabel
 import numpy as np
@@ -22,7 +23,7 @@ from pydicom.uid import (
 )
 
 from attunet3d.core.errors import UserError
-from attunet3d.imaging import Segmentation, straightened
+from attunet3d.imaging import Segmentation, find_scans, straightened
 from attunet3d.imaging.volume import read_volume
 
 UID = "1.2.826.0.1.3680043.2.1125.1."
@@ -409,3 +410,17 @@ def test_a_torn_file_of_another_format_is_refused(tmp_path):
     assert "gives no size" in refused(tmp_path / "a.nrrd")
     (tmp_path / "b.mha").write_text("DimSize = 2 2 2\nElementDataFile = LOCAL\nDOE")
     assert "cannot be read" in refused(tmp_path / "b.mha")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_named_pipes_beside_the_slices_are_not_opened(tmp_path):
+    """Opening a pipe that nobody writes to would never end."""
+    write_series(tmp_path / "ct", (0, 0, 2))
+    os.mkfifo(tmp_path / "ct" / "0.dcm")
+    os.mkfifo(tmp_path / "1.dcm")
+    assert find_scans(tmp_path) == [("ct", tmp_path / "ct")]
+    assert read_volume(tmp_path / "ct").array.shape == (4, 5, 6)
+    (tmp_path / "other").mkdir()
+    os.mkfifo(tmp_path / "other" / "1.dcm")
+    with pytest.raises(UserError, match="holds no scan"):
+        find_scans(tmp_path / "other")

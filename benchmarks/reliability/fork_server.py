@@ -24,6 +24,8 @@ LOADED = (
     *("imaging.dicom", "inference.cohort", "inference.export", "inference.predictor"),
     *("training.run_folder", "training.trainer", "pipelines.train"),
 )
+# Optimisers import torch._dynamo; a user without rights to Python's folder has no other encodings.
+ALSO_LOADED = ("torch.utils.tensorboard", "torch._dynamo", "encodings.ascii", "encodings.idna")
 LONGEST = 120  # seconds that any command here may take
 POLL = 0.001
 REQUESTS = {signal.SIGINT, signal.SIGTERM}  # of a person: they wait until the command has begun
@@ -42,9 +44,9 @@ class Command(Protocol):
 
 @dataclass
 class Forked:
-    """A command forked by `Preloaded`."""
+    """A command forked by `ForkServer`."""
 
-    parent: "Preloaded"
+    parent: "ForkServer"
     pid: int
     status: int | None = None
 
@@ -78,7 +80,7 @@ def end(command: Command, number: int) -> int:
 
 
 def spawn(
-    arguments: Sequence[str | Path], said: Path, *, own_group: bool = False
+    arguments: Sequence[object], said: Path, *, own_group: bool = False
 ) -> "subprocess.Popen[bytes]":
     """Start `attunet3d` as a person does; what it says goes to the file `said`."""
     with said.open("wb") as file:
@@ -93,10 +95,10 @@ def spawn(
         )
 
 
-class Preloaded:
+class ForkServer:
     """The process that forks; use it in a `with` statement."""
 
-    def __enter__(self) -> "Preloaded":
+    def __enter__(self) -> "ForkServer":
         self.process = subprocess.Popen(
             [sys.executable, "-m", __spec__.name],
             stdin=subprocess.PIPE,
@@ -124,9 +126,7 @@ class Preloaded:
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
-    def start(
-        self, arguments: Sequence[str | Path], said: Path, hook: Hook | None = None
-    ) -> Forked:
+    def start(self, arguments: Sequence[object], said: Path, hook: Hook | None = None) -> Forked:
         """Start `attunet3d` with `arguments`; `hook` is called in its process first.
 
         Without arguments the hook is all that runs.
@@ -135,7 +135,7 @@ class Preloaded:
         return Forked(self, self.ask("start", texts, str(said), hook))
 
     def call(
-        self, arguments: Sequence[str | Path], said: Path, hook: Hook | None = None
+        self, arguments: Sequence[object], said: Path, hook: Hook | None = None
     ) -> tuple[int | None, str]:
         """Run to the end: the exit status, None for a hang, and what was said."""
         status = wait(self.start(arguments, said, hook))
@@ -149,7 +149,7 @@ def serve() -> None:
     torch.set_num_threads(1)
     for name in LOADED:
         import_module(f"attunet3d.{name}")
-    for name in ("torch.utils.tensorboard", "torch._dynamo"):  # optimisers import the latter
+    for name in ALSO_LOADED:
         import_module(name)
     for line in sys.stdin:
         question, *rest = json.loads(line)
@@ -188,7 +188,7 @@ def _fork(arguments: list[str], said: str, hook: Hook | None) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
         if sys.exc_info()[1] is not None:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
         os._exit(status)
 
 

@@ -1,4 +1,4 @@
-"""A folder of scans through `attunet3d infer` while a fault strikes, held against its answers."""
+"""A folder of scans through `attunet3d infer` while a fault strikes, against known answers."""
 
 import json
 import re
@@ -12,18 +12,18 @@ import numpy as np
 
 from attunet3d.imaging import read_label
 from attunet3d.inference import results
-from benchmarks.reliability import subjects
-from benchmarks.reliability.preloaded import Hook, Preloaded
+from benchmarks.reliability import inputs
+from benchmarks.reliability.fork_server import Command, ForkServer, Hook, wait
 
 COUNT = 4
 CASES = [f"scan_{number}" for number in range(COUNT)]
 
 
 @dataclass
-class Cohort:
+class CohortCheck:
     """A model, some scans and their right label maps."""
 
-    parent: Preloaded
+    server: ForkServer
     folder: Path
     model: Path
     scans: Path
@@ -35,12 +35,24 @@ class Cohort:
         shutil.copytree(self.scans, scans)
         return scans, self.folder / name / "out"
 
+    @property
+    def said(self) -> Path:
+        """Where what a command says goes."""
+        return self.folder / "said.txt"
+
+    def start(
+        self, scans: Path, out: Path, *more: str, said: Path | None = None, hook: Hook | None = None
+    ) -> Command:
+        """Start to segment."""
+        arguments = ["infer", self.model, scans, out, "--device", "cpu", *more]
+        return self.server.start(arguments, said or self.said, hook)
+
     def call(
         self, scans: Path, out: Path, *more: str, hook: Hook | None = None
     ) -> tuple[int | None, str]:
         """Segment; the exit status, None for a hang, and what was said."""
-        arguments = ["infer", self.model, scans, out, "--device", "cpu", *more]
-        return self.parent.call(arguments, self.folder / "said.txt", hook)
+        status = wait(self.start(scans, out, *more, hook=hook))
+        return status, self.said.read_text(encoding="utf-8", errors="replace")
 
     def troubles(
         self, outcome: tuple[int | None, str], out: Path, bad: Mapping[str, str]
@@ -60,6 +72,12 @@ class Cohort:
                 found.append(f"{case}: said {lines.get(case)!r}, not {words!r}")
         return found + self.wrong(out, [case for case in self.answers if case not in bad])
 
+    def refused(self, outcome: tuple[int | None, str], words: str) -> list[str]:
+        """What is not as it must be when the whole call is refused in one line with these words."""
+        status, said = outcome
+        right = status == 2 and len(said.splitlines()) == 1 and re.search(words, said)
+        return [] if right else [f"status {status}: {said[-300:]}"]
+
     def wrong(self, out: Path, cases: Sequence[str]) -> list[str]:
         """What is not whole, of these cases that must be done and of leftovers."""
         found = [f"{path.name} is left" for path in out.rglob("*.tmp")]
@@ -75,10 +93,10 @@ class Cohort:
         return found
 
 
-def prepare(parent: Preloaded, folder: Path) -> Cohort:
+def prepare(server: ForkServer, folder: Path) -> CohortCheck:
     """The scans, and what comes of them when nothing strikes."""
-    model, scans = subjects.infer_subjects(parent, folder, COUNT, 32)
-    cohort = Cohort(parent, folder, model, scans, {})
+    model, scans = inputs.infer_inputs(server, folder, COUNT, 32)
+    cohort = CohortCheck(server, folder, model, scans, {})
     status, said = cohort.call(scans, folder / "answers")
     assert status == 0, said
     cohort.answers = {c: read_label(folder / "answers" / f"{c}.nii.gz").array for c in CASES}

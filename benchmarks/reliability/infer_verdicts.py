@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from benchmarks.reliability.call import Called, attunet3d
+from benchmarks.reliability.command import Result, attunet3d
 from benchmarks.reliability.corpus_files import Entry
 from benchmarks.reliability.nifti_bytes import Array, raw_header
 from benchmarks.reliability.verdicts import (
@@ -30,12 +30,12 @@ UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
 
 
-def run_infer(scans: Path, model: Path, out: Path, seconds: float = 400) -> Called:
+def run_infer(scans: Path, model: Path, out: Path, seconds: float = 400) -> Result:
     """Call `attunet3d infer MODEL SCANS OUT`."""
     return attunet3d("infer", model, scans, out, "--device", "cpu", seconds=seconds)
 
 
-def judge(entries: list[Entry], folder: Path, out: Path, called: Called) -> list[Verdict]:
+def judge(entries: list[Entry], folder: Path, out: Path, called: Result) -> list[Verdict]:
     """The verdict on each file of a corpus after a call over its `scans` folder."""
     failures = {} if called.crashed else failures_of(out)
     return [_judge(entry, folder, out, failures, called) for entry in entries]
@@ -49,15 +49,16 @@ def case_id(file: str) -> str:
 
 
 def _judge(
-    entry: Entry, folder: Path, out: Path, failures: dict[str, str], called: Called
+    entry: Entry, folder: Path, out: Path, failures: dict[str, str], called: Result
 ) -> Verdict:
     name = case_id(entry.file)
     mask = out / f"{name}.nii.gz"
     if name in failures:
         if mask.exists():
             return Verdict(entry.file, WRONG, "failed, but a mask is there")
-        line = f"{name}: error: {failures[name]}"
-        said = [text for text in called.errors.splitlines() if text in (line, repr(line))]
+        line = f"{name}: error: {' '.join(failures[name].split())}"
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        said = [text for text in called.errors.splitlines() if text == line]
         if len(said) != 1:
             return Verdict(entry.file, UNNAMED, f"{len(said)} lines on stderr")
         reason = failures[name]
@@ -102,7 +103,7 @@ def _affine(entry: Entry, folder: Path, mask: Path) -> Array:
     return affine
 
 
-def _unwarned(entry: Entry, sidecar: Path, called: Called) -> str:
+def _unwarned(entry: Entry, sidecar: Path, called: Result) -> str:
     if entry.expect != "accept-warn":
         return ""
     name = case_id(entry.file)
@@ -112,7 +113,7 @@ def _unwarned(entry: Entry, sidecar: Path, called: Called) -> str:
     return "" if f"{name}: warning: {warned[0]}" in called.errors else "no warning on stderr"
 
 
-def leaks(entries: list[Entry], out: Path, called: Called) -> list[str]:
+def leaks(entries: list[Entry], out: Path, called: Result) -> list[str]:
     """Strings of patients that reached an output or a message, each with where."""
     secrets = {secret for entry in entries for secret in entry.must_not_leak}
     texts: dict[str, str] = {"stdout": called.output, "stderr": called.errors}

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Called:
+class Result:
     """What a command did."""
 
     status: int  # negative: ended by this signal
@@ -31,7 +31,7 @@ class Called:
         return self.status < 0 or self.timed_out or "Traceback" in self.errors + self.output
 
 
-def call(argv: Sequence[str], seconds: float, folder: Path = ROOT) -> Called:
+def call(argv: Sequence[str], seconds: float, folder: Path = ROOT) -> Result:
     """Run `argv`; it is ended when it takes longer than `seconds`."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         began = time.perf_counter()
@@ -53,9 +53,10 @@ def call(argv: Sequence[str], seconds: float, folder: Path = ROOT) -> Called:
             stream.seek(0)
             texts.append(stream.read().decode("utf-8", "replace"))
         passed = time.perf_counter() - began
-        return Called(
+        return Result(
             status,
-            *texts,
+            texts[0],
+            texts[1],
             passed,
             usage.ru_utime + usage.ru_stime,
             usage.ru_maxrss * 1024 / 1e6,
@@ -63,6 +64,6 @@ def call(argv: Sequence[str], seconds: float, folder: Path = ROOT) -> Called:
         )
 
 
-def attunet3d(*arguments: str | Path, seconds: float = 300) -> Called:
+def attunet3d(*arguments: str | Path, seconds: float = 300) -> Result:
     """Call our command line."""
     return call([sys.executable, "-m", "attunet3d", *map(str, arguments)], seconds)

@@ -14,7 +14,7 @@ import torch
 from attunet3d.core import Config, machine
 from attunet3d.models import build_network, save_model
 from attunet3d.phantoms import dataset
-from benchmarks.reliability.preloaded import Preloaded
+from benchmarks.reliability.fork_server import ForkServer
 
 LABELS = {0: "background", 1: "noise"}
 MODEL = [
@@ -25,6 +25,7 @@ MODEL = [
     "preprocessing.std_hu=200",
     "preprocessing.crop_to_body=false",
     "training.patch_size=[16, 16, 16]",
+    "inference.mode=window",
     "inference.overlap=0.25",
     "inference.window_batch=4",
 ]
@@ -92,27 +93,27 @@ def write_training(folder: str) -> None:
         config.save(Path(folder, f"config_{number}.json"))
 
 
-def infer_subjects(parent: Preloaded, folder: Path, count: int, size: int) -> tuple[Path, Path]:
+def infer_inputs(server: ForkServer, folder: Path, count: int, size: int) -> tuple[Path, Path]:
     """A model and a folder of scans in `folder`."""
     model, scans = folder / "model" / "model.safetensors", folder / "scans"
-    _make(parent, folder, "write_model", [str(model)])
-    _make(parent, folder, "write_scans", [str(scans), count, size])
+    _make(server, folder, "write_model", [str(model)])
+    _make(server, folder, "write_scans", [str(scans), count, size])
     return model, scans
 
 
-def train_subjects(parent: Preloaded, folder: Path) -> tuple[Path, list[Path]]:
+def training_inputs(server: ForkServer, folder: Path) -> tuple[Path, list[Path]]:
     """A manifest, and the configurations of `TRAININGS`."""
-    _make(parent, folder, "write_training", [str(folder)])
+    _make(server, folder, "write_training", [str(folder)])
     manifest = folder / "manifest.json"
     arguments = ["manifest", folder / "phantoms", "--out", manifest, "--folds", "4"]
-    status, said = parent.call(arguments, folder / "said.txt")
+    status, said = server.call(arguments, folder / "said.txt")
     assert status == 0, said
     return manifest, [folder / f"config_{number}.json" for number in range(len(TRAININGS))]
 
 
-def _make(parent: Preloaded, folder: Path, function: str, values: list[object]) -> None:
+def _make(server: ForkServer, folder: Path, function: str, values: list[object]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    status, said = parent.call([], folder / "said.txt", ("subjects", function, values))
+    status, said = server.call([], folder / "said.txt", ("inputs", function, values))
     assert status == 0, said
 
 

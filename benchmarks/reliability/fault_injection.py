@@ -1,6 +1,6 @@
 """What is done to a process before its command runs: less memory, fewer rights, NaN at a step.
 
-Each function here is a hook of `preloaded`: it is called in the forked process by its name.
+Each function here is a hook of `fork_server`: it is called in the forked process by its name.
 """
 
 import os
@@ -36,7 +36,8 @@ def run_out_of_memory(calls: list[int], on_gpu: bool) -> None:
 
     from attunet3d.inference import sliding_window
 
-    row, gpu = sliding_window._Row, SimpleNamespace(type="cuda")
+    row: Any = sliding_window._Row
+    gpu = SimpleNamespace(type="cuda")
     predict, initialise = row._predict, row.__init__
     number = iter(range(10**9))
 
@@ -52,7 +53,7 @@ def run_out_of_memory(calls: list[int], on_gpu: bool) -> None:
         initialise(self, *arguments)
         self.home = gpu if on_gpu else self.home
 
-    row._predict, row.__init__ = failing, believing  # type: ignore[method-assign]
+    row._predict, row.__init__ = failing, believing
 
 
 def lose_the_number(call: int) -> None:
@@ -71,4 +72,4 @@ def lose_the_number(call: int) -> None:
 
         return losing
 
-    loss.build_loss = building
+    vars(loss)["build_loss"] = building

@@ -14,7 +14,7 @@ CLOCK = ("seconds", "waiting", "validation_seconds")  # columns that no two runs
 
 
 @dataclass(frozen=True)
-class End:
+class RunState:
     """All that must come out the same."""
 
     model: str  # SHA-256 of model.safetensors
@@ -22,7 +22,7 @@ class End:
     rows: list[Any]  # of metrics.csv, seconds left out
 
 
-def ending(run_dir: Path) -> End:
+def run_state(run_dir: Path) -> RunState:
     """How the run in this folder ended."""
     state, warnings = load_state(run_dir / "last.pt")
     assert not warnings, warnings
@@ -30,7 +30,7 @@ def ending(run_dir: Path) -> End:
     _add(digest, state)
     rows = [row | dict.fromkeys(CLOCK, "") for row in read_rows(run_dir / "metrics.csv")]
     model = hashlib.sha256((run_dir / "model.safetensors").read_bytes()).hexdigest()
-    return End(model, digest.hexdigest(), rows)
+    return RunState(model, digest.hexdigest(), rows)
 
 
 def _add(digest: Any, value: Any) -> None:
