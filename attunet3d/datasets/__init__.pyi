@@ -7,7 +7,6 @@ from .case_files import read_image as read_image
 from .fingerprint import Fingerprint as Fingerprint
 from .fingerprint import measure_fingerprint as measure_fingerprint
 from .laterality import labels_with_side as labels_with_side
-from .laterality import left_right_pairs as left_right_pairs
 from .manifest import Manifest as Manifest
 from .split import Role as Role
 from .split import Split as Split

@@ -8,7 +8,8 @@ from typing import Any
 
 from attunet3d.core import DataError, UserError, case_names
 
-MOST_CASES = 100_000  # of one list
+MOST_CASES = 100_000  # in one list
+CORRECT = "correct the entry"
 
 # fmt: off
 _OTHER_MODALITIES = {
@@ -61,6 +62,7 @@ def parse_modality(values: object) -> str:
         raise DataError(
             f"modality {values!r:.80}: must be one channel, CT; several channels are not supported",
             value=values,
+            cure="leave this data set out",
         )
     words = set(re.findall("[a-z0-9]+", names[0].lower()))
     if words & _OTHER_MODALITIES and "ct" not in words:
@@ -85,11 +87,15 @@ def parse_cases(values: Mapping[str, Any], part: str, place: Place) -> Iterator[
     """
     entries = values.get(part, values.get("testing", []) if part == "test" else [])
     if not isinstance(entries, list) or len(entries) > MOST_CASES:
-        raise DataError(f"{part}: must be a list of cases, {MOST_CASES} at most")
+        raise DataError(
+            f"{part}: must be a list of cases, {MOST_CASES} at most", cure="correct the list"
+        )
     for number, entry in enumerate(entries):
         entry = {"image": entry} if isinstance(entry, str) else entry
         if not isinstance(entry, Mapping):
-            raise DataError(f"{part}, entry {number}: must give id and image")
+            raise DataError(
+                f"{part}, entry {number}: must give id and image", value=entry, cure=CORRECT
+            )
         where = f"case {entry['id']!r:.80}" if "id" in entry else f"{part}, entry {number}"
         try:
             if not _is_junk(entry.get("image")):
@@ -113,24 +119,40 @@ def case_values(case: Case, root: Path) -> dict[str, Any]:
 def _case(entry: Mapping[str, Any], place: Place) -> Case:
     image, label = (_one_path(entry.get(key)) for key in ("image", "label"))
     if image is None:
-        raise DataError("has no image; name a file")
+        raise DataError("has no image", cure="name a file")
     fold, group, checksums = entry.get("fold"), entry.get("group"), entry.get("sha256") or {}
     if fold is not None and (type(fold) is not int or not 0 <= fold < 1000):
-        raise DataError(f"fold {fold!r:.80}: must be a whole number from 0")
+        raise DataError(
+            f"fold {fold!r:.80}: must be a whole number from 0", value=fold, cure=CORRECT
+        )
     if not isinstance(group, int | None) and not case_names.is_name(group):
-        raise DataError(f"group {group!r:.80}: must be the patient's name or number")
+        raise DataError(
+            f"group {group!r:.80}: must be the patient's name or number", value=group, cure=CORRECT
+        )
     flip = entry.get("label_flip")
     if flip not in (None, "", "i", "j", "k", "ij", "ik", "jk", "ijk"):
-        raise DataError(f"label_flip {flip!r:.80}: must be letters of 'ijk', in this order")
+        raise DataError(
+            f"label_flip {flip!r:.80}: must be letters of 'ijk', in this order",
+            value=flip,
+            cure=CORRECT,
+        )
     if not isinstance(checksums, Mapping) or not all(
         isinstance(value, str) for value in checksums.values()
     ):
-        raise DataError('sha256: must be checksums by file, as {"image": "9f86…"}')
+        raise DataError(
+            'sha256: must be checksums by file, as {"image": "9f86…"}',
+            value=checksums,
+            cure=CORRECT,
+        )
     annotated = entry.get("annotated")
     if annotated is not None and not (
         isinstance(annotated, list) and annotated and all(map(case_names.is_name, annotated))
     ):
-        raise DataError(f'annotated {annotated!r:.80}: must be label names, as ["pancreas"]')
+        raise DataError(
+            f'annotated {annotated!r:.80}: must be label names, as ["pancreas"]',
+            value=annotated,
+            cure=CORRECT,
+        )
     given = entry.get("id")
     return Case(
         id=case_names.check_id(_derived_id(image, label) if given is None else given),
@@ -147,20 +169,24 @@ def _case(entry: Mapping[str, Any], place: Place) -> Case:
 def _one_path(value: object) -> str | None:
     if isinstance(value, list):
         if len(value) != 1:
-            raise DataError(f"has {len(value)} images; several channels are not supported")
+            raise DataError(
+                f"has {len(value)} images: several channels are not supported",
+                value=value,
+                cure="keep the CT only",
+            )
         value = value[0]
     if value is not None and not isinstance(value, str):
-        raise DataError(f"path {str(value)[:80]!r}: must be text")
+        raise DataError(f"path {str(value)[:80]!r}: must be text", value=value, cure=CORRECT)
     return value or None
 
 
 def _derived_id(image: str, label: str | None) -> str:
-    """The scan's file name; less nnU-Net's channel `_0000` where the label's name lacks it."""
+    """The scan's file name, without nnU-Net's channel `_0000` if the label's name lacks it."""
     name = case_names.stem(image.rsplit("/", 1)[-1])
     bare = name.removesuffix("_0000")
     return bare if label and case_names.stem(label.rsplit("/", 1)[-1]) == bare else name
 
 
 def _is_junk(image: object) -> bool:
-    """AppleDouble files, which come with archives packed on a Mac."""
+    """Whether this is an AppleDouble file, which archives packed on a Mac contain."""
     return isinstance(image, str) and image.rsplit("/", 1)[-1].startswith("._")

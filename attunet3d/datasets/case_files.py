@@ -13,7 +13,7 @@ def read_image(case: Case) -> Volume:
     """The scan of a case as training takes it: NaN and infinite values are refused.
 
     Raises:
-        UserError: The file is no scan, or has such values.
+        UserError: The file is not a scan, or has such values.
     """
     return read_volume(case.image, nonfinite="refuse")
 
@@ -24,22 +24,24 @@ def read_case_label(case: Case, image: Volume) -> Volume:
     Always read labels through this function; reading the file directly skips `label_flip`.
 
     Args:
-        case: With a label.
-        image: The scan; its grid is the label's where the header of the label does not count.
+        case: A labelled case.
+        image: Its scan. With `label_flip`, the label takes the scan's grid instead of its own.
 
     Raises:
         DataError: The case has no label, or the flip does not fit the scan.
-        UserError: The file is no label map.
+        UserError: The file is not a label map.
     """
     if case.label is None:
-        raise DataError(f"case {case.id}: has no label")
+        raise DataError(f"case {case.id}: has no label", cure="name one in the manifest")
     label = read_label(case.label)
     if case.label_flip is None:
         return label
     if label.array.shape != image.array.shape:
         raise DataError(
             f"case {case.id}: {case.label.name} has shape {label.array.shape}, its scan"
-            f" {image.array.shape}; label_flip works for labels of the scan's shape only"
+            f" {image.array.shape}, and label_flip needs labels of the scan's shape",
+            path=case.label,
+            cure="correct label_flip in the manifest",
         )
     # A mirrored view would do, but all that follows takes Fortran order for granted.
     axes = tuple("ijk".index(axis) for axis in case.label_flip)

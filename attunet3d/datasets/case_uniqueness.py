@@ -1,4 +1,4 @@
-"""No case twice in a manifest, and no patient on both sides of a split."""
+"""Checks that no case is listed twice and that no patient is on both sides of a split."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,25 +15,27 @@ def check_unique(lists: Mapping[str, Sequence[Case]]) -> None:
         lists: Cases of "training", "validation" and "test".
 
     Raises:
-        DataError: There are such cases; both are named.
+        DataError: There are such cases; the message names both.
     """
     names: dict[str, str] = {}
     images: dict[Path, str] = {}
     places: dict[str, tuple[str, str]] = {}
     for part, cases in lists.items():
         for case in cases:
-            _claim(names, case_names.folded(case.id), case, "have one file name; rename one")
-            _claim(images, case.image.resolve(), case, "are one scan; keep one of them")
+            _claim(names, case_names.folded(case.id), case, "have one file name", "rename one")
+            _claim(images, case.image.resolve(), case, "are one scan", "keep one of them")
             place = part if case.fold is None else f"fold {case.fold}"
             other, where = places.setdefault(case.patient, (case.id, place))
             if where != place:
                 raise DataError(
                     f"case {case.id!r}: is in {place}, case {other!r} of the same patient"
-                    f" {case.patient!r} in {where}; keep a patient's cases together"
+                    f" {case.patient!r} in {where}",
+                    value=case.patient,
+                    cure="keep a patient's cases together",
                 )
 
 
-def _claim(taken: dict[Any, str], key: object, case: Case, rule: str) -> None:
+def _claim(taken: dict[Any, str], key: object, case: Case, rule: str, cure: str) -> None:
     if key in taken:
-        raise DataError(f"cases {taken[key]!r} and {case.id!r}: {rule}")
+        raise DataError(f"cases {taken[key]!r} and {case.id!r}: {rule}", value=case.id, cure=cure)
     taken[key] = case.id

@@ -1,4 +1,4 @@
-"""What a plan needs to know of a training set: spacings, sizes, foreground HU, class sizes."""
+"""The numbers of a training set that a plan needs: spacings, sizes, foreground HU, class sizes."""
 
 import os
 from collections.abc import Sequence
@@ -82,12 +82,12 @@ class Fingerprint:
 def measure_fingerprint(
     cases: Sequence[Case], workers: int | None = None, ignored: int | None = None
 ) -> Fingerprint:
-    """Read labelled cases and take their numbers.
+    """Read labelled cases and measure them.
 
     Args:
-        cases: Each with a label.
+        cases: Labelled cases.
         workers: Cases read at a time; None: up to four.
-        ignored: The label value that stands for nothing known.
+        ignored: The label value of voxels that nobody has labelled.
 
     Raises:
         DataError: There is no case, or nothing is labelled in any of them.
@@ -105,7 +105,8 @@ def measure_fingerprint(
     samples = [hu for _, hu in measured if len(hu)]
     if not samples:
         raise DataError(
-            f"{len(cases)} training cases: nothing is labelled in any of them; check the manifest"
+            f"{len(cases)} training cases: nothing is labelled in any of them",
+            cure="check the manifest",
         )
     # Resampled to one length, so that every case weighs the same.
     even = np.linspace(0, 1, QUANTILES)
@@ -124,7 +125,9 @@ def _measure(case: Case, ignored: int | None) -> tuple[CaseFacts, npt.NDArray[np
     if label.array.shape != image.array.shape:
         raise DataError(
             f"case {case.id}: its label has shape {label.array.shape}, its scan"
-            f" {image.array.shape}; check the data set with attunet3d manifest"
+            f" {image.array.shape}",
+            path=case.label,
+            cure="check the data set with attunet3d manifest",
         )
     flat = label.array.ravel(order="F")
     if ignored is not None:

@@ -1,4 +1,4 @@
-"""Assign cases to folds: patients whole, folds even, the same for the same seed everywhere."""
+"""Assigns cases to even folds, each patient to one; the result depends on the seed alone."""
 
 import random
 from collections.abc import Mapping
@@ -11,14 +11,13 @@ DEFAULT_FOLDS = 5
 def assign(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, int]:
     """Assign cases to `count` folds.
 
-    The patients are shuffled, those with most cases come first, each to the fold that has
-    the fewest cases so far. The result depends on the ids, the groups and the seed alone, not on
-    the order in which they come.
+    The patients are shuffled and sorted by their number of cases, most first; each goes to the fold
+    that has the fewest cases so far. The order of `groups` does not matter.
 
     Args:
         groups: Patient of each case, by case id.
         count: Number of folds.
-        seed: Of the shuffle.
+        seed: Seeds the shuffle.
 
     Returns:
         Fold (0 … count - 1) of each case, by id.
@@ -35,8 +34,9 @@ def assign(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, in
         members.setdefault(groups[case_id], []).append(case_id)
     if not 2 <= count <= len(members):
         raise DataError(
-            f"{count} folds: must be at least 2 and at most the number of patients,"
-            f" {len(members)}; choose another number with --folds"
+            f"{count} folds: must be at least 2 and at most the number of patients, {len(members)}",
+            value=count,
+            cure="choose another number with --folds",
         )
     patients = sorted(members)
     random.Random(seed).shuffle(patients)

@@ -1,6 +1,6 @@
-"""Folders as they are downloaded → a manifest: MSD, nnU-Net raw, folders of images and labels.
+"""Turns downloaded folders into a manifest: MSD, nnU-Net raw, folders of images and labels.
 
-The layout is told by what lies there, in this order:
+The layout is recognised by what the folder contains, in this order:
 
     dataset.json with `channel_names` or `file_ending`    nnU-Net raw; `_0000` is optional
     dataset.json with `training`                          MSD, or a MONAI data list
@@ -8,7 +8,7 @@ The layout is told by what lies there, in this order:
     train/, validation/ and test/ with such folders       the layout of the paper's authors
 
 A scan without a label, or a label without a scan, becomes a case whose missing file the check of
-the pairs names. Junk (`._*`, hidden files) is passed over.
+the pairs names. Junk (`._*`, hidden files) is ignored.
 """
 
 import os
@@ -54,14 +54,14 @@ def read_data_set(
         folder: The data set as it lies.
         names: Label names by value, as `{"1": "pancreas"}`; they replace the folder's for these
             values. Folders without any get names such as "label 1" for the values that occur.
-        root: A folder that holds all files; None: the data set's own.
+        root: A folder that contains all files, or None for the data set's own.
 
     Raises:
-        UserError: No known layout, or a rule of manifests is broken.
+        UserError: The layout is unknown, or a rule of manifests is broken.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: must be the folder of a data set; check the path")
+        raise DataError("must be the folder of a data set", path=folder, cure="check the path")
     place = partial(_placed, folder, folder if root is None else Path(root))
     description = folder / "dataset.json"
     values = read_json(description) if description.is_file() else None
@@ -71,7 +71,10 @@ def read_data_set(
         elif isinstance(values, dict) and {"channel_names", "file_ending"} & set(values):
             values = _nnunet(folder, values)
         if not isinstance(values, dict):
-            raise DataError("dataset.json must be an object with labels and lists of cases")
+            raise DataError(
+                "dataset.json must be an object with labels and lists of cases",
+                cure="correct or remove it",
+            )
         if names and "labels" not in values:
             values = {**values, "labels": names}
         if "labels" not in values and values.get("training"):
@@ -82,12 +85,12 @@ def read_data_set(
     except UserError as error:
         raise error.within(folder) from None
     if not (found.training or found.validation or found.test):
-        raise DataError(f"{folder}: lists no case; check what lies in it")
+        raise DataError("lists no case", path=folder, cure="check its contents")
     return found
 
 
 def renamed(found: Manifest, names: Mapping[str, str]) -> Manifest:
-    """The same cases, with other names for some label values, as `{"1": "pancreas"}`.
+    """Return the same cases with other names for some label values, as `{"1": "pancreas"}`.
 
     Raises:
         DataError: A value or name is not allowed, or a name comes twice.
@@ -97,14 +100,14 @@ def renamed(found: Manifest, names: Mapping[str, str]) -> Manifest:
 
 
 def grouped(found: Manifest, pattern: str | None) -> Manifest:
-    """The same cases, the patient being what a regular expression finds in the case's id.
+    """Return the same cases with the patients that a regular expression finds in their ids.
 
     Args:
         found: The cases.
-        pattern: The first bracket's match, or the whole match, is the patient; None: no change.
+        pattern: Its first group, or else the whole match, is the patient; None changes nothing.
 
     Raises:
-        DataError: The pattern is none, or an id does not match.
+        DataError: The pattern is not a regular expression, or an id does not match.
 
     Example:
         >>> from attunet3d.datasets.case import Case
@@ -119,19 +122,27 @@ def grouped(found: Manifest, pattern: str | None) -> Manifest:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise DataError(f"--group {pattern}: is not a regular expression ({error})") from None
+        raise DataError(
+            f"--group {pattern}: is not a regular expression ({error})",
+            value=pattern,
+            cure="correct it",
+        ) from None
 
     def with_group(case: Case) -> Case:
         match = expression.search(case.id)
         if match is None:
-            raise DataError(f"--group {pattern}: does not match case {case.id!r}; correct it")
+            raise DataError(
+                f"--group {pattern}: does not match case {case.id!r}",
+                value=case.id,
+                cure="correct it",
+            )
         return replace(case, group=match[1] if expression.groups else match[0])
 
     return found.changed(with_group)
 
 
 def _placed(folder: Path, root: Path, path: str) -> Path:
-    """Where a path of a data set's own list leads: relative to the data set, or absolute."""
+    """Resolve a path of a data set's own list, which is relative to the data set or absolute."""
     whole = Path(os.path.normpath(os.path.join(folder.absolute(), path)))
     for base in (root.absolute(), root.resolve()):
         if whole != base and whole.is_relative_to(base):
@@ -166,7 +177,11 @@ def _nnunet(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 def _listed(case_id: str, entry: object) -> Entry:
     """A case of the explicit list that newer nnU-Net files may hold."""
     if not isinstance(entry, Mapping) or "images" not in entry:
-        raise DataError(f"case {case_id!r}: must give images and label")
+        raise DataError(
+            f"case {case_id!r}: must give images and label",
+            value=entry,
+            cure="correct its entry in dataset.json",
+        )
     return {"id": case_id, "image": entry["images"], "label": entry.get("label")}
 
 
@@ -188,7 +203,8 @@ def _folders(folder: Path) -> dict[str, Any]:
     if image is None or label is None:
         raise DataError(
             "holds neither dataset.json nor a folder of scans (imagesTr, images, …) beside one of"
-            " labels (labelsTr, labels, …); name them so"
+            " labels (labelsTr, labels, …)",
+            cure="rename its folders",
         )
     test, test_label = _first(names, TEST_IMAGES), _first(names, TEST_LABELS)
     rest = list(_pairs(folder, test, test_label)) if test else []
@@ -218,7 +234,11 @@ def _case_id(name: str, scans: Mapping[str, str], masks: Mapping[str, str]) -> s
         return name
     base, channel = match.groups()
     if channel != "0000" and f"{base}_0000" in scans and base in masks:
-        raise DataError(f"case {base!r}: has several channels, which are not supported")
+        raise DataError(
+            f"case {base!r}: has several channels, which are not supported",
+            value=name,
+            cure="keep the CT's channel only, as _0000",
+        )
     return base if channel == "0000" and (base in masks or not masks) else name
 
 
@@ -229,7 +249,9 @@ def _stems(folder: Path) -> dict[str, str]:
         if path.name.startswith(".") or not (path.is_dir() or path.name.lower().endswith(ENDINGS)):
             continue
         if (other := found.setdefault(stem(path.name), path.name)) != path.name:
-            raise DataError(f"{folder.name}: {other} and {path.name} are one case; keep one")
+            raise DataError(
+                f"{other} and {path.name} are one case", path=folder.name, cure="keep one"
+            )
     return found
 
 
@@ -242,7 +264,7 @@ def _first(names: Mapping[str, str], choices: tuple[str, ...]) -> str | None:
 
 
 def _found_labels(cases: Sequence[Case]) -> dict[str, str]:
-    """Names for the values that occur in the labels; what cannot be read is named later."""
+    """Names for the values that occur in the labels; the check of the pairs lists bad files."""
 
     def values(path: Path) -> set[int]:
         with suppress(UserError, OSError):
@@ -252,5 +274,5 @@ def _found_labels(cases: Sequence[Case]) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:
         found = sorted(set().union(*pool.map(values, [c.label for c in cases if c.label])) - {0})
     if not found:
-        raise DataError("no label holds a labelled voxel; name them with --label 1=NAME")
+        raise DataError("all labels are empty", cure="name the labels with --label 1=NAME")
     return {"0": "background"} | {str(value): f"label {value}" for value in found}

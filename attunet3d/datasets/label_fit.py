@@ -1,12 +1,12 @@
-"""Whether a label lies on its scan, and if not, whether a mirrored one would.
+"""Decides whether a label lies on its scan, and if not, whether a mirrored one would.
 
 Three things are compared. Headers: the two grids are equal, mirrored along some voxel axes, or
 neither. Tissue: no organ lies in air, so labelled voxels below -200 HU speak against a label
-(lungs: see `--tissue-hu`). Edges: HU change more across a label's outline than inside it, provided
-that the outline is an organ's. On 24 phantoms and 73 organs of two patients the edges name the
-right one of the eight mirrorings in all but five cases, where no mirroring is clearly best.
+(lungs: see `--tissue-hu`). Edges: HU change more across an organ's outline than inside it. On 24
+phantoms and 73 organs of two patients the edges point to the right one of the eight mirrorings in
+all but five cases, in which no mirroring is clearly best.
 
-NIH's labels, for instance, come with rows in the reverse order of the scans'.
+NIH's labels, for instance, are stored with their rows in the reverse order of the scans' rows.
 """
 
 import math
@@ -20,15 +20,15 @@ import numpy.typing as npt
 from attunet3d.imaging import Grid, Volume
 
 TISSUE_HU = (-200.0, math.inf)  # from fat to bone and metal; below lies air
-EDGE_HU = 300.0  # above this, edges count as far as this where the tissue has no upper bound
+EDGE_HU = 300.0  # values are clipped to this for the edges if the tissue has no upper bound
 FLIPS = tuple("".join(axes) for count in range(4) for axes in combinations("ijk", count))
 SAMPLE = 20_000  # labelled voxels, and pairs of neighbours along each axis, looked at
-ENOUGH = 0.8  # share on tissue without a warning; organs beside gas have less than 1
+ENOUGH = 0.8  # share on tissue below which there is a warning; organs beside gas have less than 1
 FEW = 0.5  # share on tissue below which a label is refused
 NOISE_HU = 5.0  # added to what changes inside, so that noiseless images give no infinite ratio
-SHARP = 2.0  # edge above which a label is right whatever mirrored ones give
-DULL = 1.2  # edge below which nothing is: random outlines have about 1
-LEAD = 1.25  # by which the right one of the eight mirrorings must beat each other
+SHARP = 2.0  # edge above which a label is right whatever the mirrored ones give
+DULL = 1.2  # edge below which no label is right: random outlines have about 1
+LEAD = 1.25  # factor by which the right one of the eight mirrorings must beat all others
 _DIRECTIONS = dict.fromkeys("RL", "left-right") | dict.fromkeys("AP", "front-back")
 _DIRECTIONS |= dict.fromkeys("SI", "head-foot")
 
@@ -38,22 +38,25 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a label, mirrored in one way, suits its scan."""
+    """How well a label, mirrored in one way, fits its scan.
+
+    Args:
+        share: Share of the labelled voxels that lie on tissue.
+        edge: Mean change of HU across the outline, divided by that inside.
+    """
 
     share: float
-    """Of the labelled voxels, on tissue."""
     edge: float
-    """Mean change of HU across the outline over that inside."""
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """What is wrong with where a label lies.
+    """A label that does not lie on its scan's organs.
 
     Args:
-        text: In words.
-        flip: The `label_flip` that corrects it; None: no mirroring does.
-        warning: The label may be right all the same.
+        text: The reason in words.
+        flip: The `label_flip` that corrects it, or None if no mirroring does.
+        warning: Whether the label may be right all the same.
     """
 
     text: str
@@ -66,11 +69,11 @@ def find_misfit(image: Volume, label: Volume, tissue_hu: Span = TISSUE_HU) -> Mi
 
     Args:
         image: The scan in HU.
-        label: Label values; of the scan's shape.
-        tissue_hu: Lowest and highest HU of what is labelled.
+        label: The label map, of the scan's shape.
+        tissue_hu: Lowest and highest HU of the labelled tissue.
 
     Returns:
-        None where nothing speaks against the label.
+        None if nothing speaks against the label.
 
     Example:
         >>> grid = Grid((8, 8, 8), np.eye(4))
@@ -99,7 +102,7 @@ def find_misfit(image: Volume, label: Volume, tissue_hu: Span = TISSUE_HU) -> Mi
 
 
 def header_flip(image: Grid, label: Grid) -> str | None:
-    """Voxel axes along which the label's grid is the scan's mirrored; "": the same, None: neither.
+    """Voxel axes along which the label's grid mirrors the scan's; "" if equal, None if neither.
 
     The two may differ by 1e-3 mm at any corner.
     """
@@ -111,13 +114,13 @@ def fit_mirrored(
     label: npt.NDArray[np.generic],
     tissue_hu: Span = TISSUE_HU,
 ) -> dict[str, Fit]:
-    """How well a label suits a scan, by the mirroring of the label; {} for an empty one.
+    """How well each mirroring of a label fits a scan; {} for an empty label.
 
     Args:
         image: HU, (I, J, K).
-        label: Of the same shape.
-        tissue_hu: Lowest and highest HU that count as tissue; others are clipped for the
-            edges, and so is what lies above `EDGE_HU` if there is no highest.
+        label: (I, J, K).
+        tissue_hu: Lowest and highest HU that count as tissue. For the edges, values are clipped to
+            this range, or to `EDGE_HU` if it has no upper end.
     """
     mask = label != 0
     labelled = _sample(mask)
@@ -145,7 +148,7 @@ def name_flip(grid: Grid, flip: str) -> str:
 
 
 def _by_image(grid: Grid, fits: Mapping[str, Fit], tissue_hu: Span) -> Misfit | None:
-    """What the image says of a label whose header fits."""
+    """The verdict by the image alone, for a label whose header fits."""
     if not fits:
         return None
     stored, best = fits[""], _best_flip(fits)
@@ -168,7 +171,7 @@ def _by_image(grid: Grid, fits: Mapping[str, Fit], tissue_hu: Span) -> Misfit | 
 
 
 def _best_flip(fits: Mapping[str, Fit]) -> str | None:
-    """The one mirroring whose outline follows the scan's edges far better than all others."""
+    """The mirroring whose outline follows the scan's edges far better than all others, if any."""
     if not fits:
         return None
     second, first = sorted(fits, key=lambda flip: fits[flip].edge)[-2:]
@@ -224,7 +227,7 @@ def _mirrored(grid: Grid, flip: str) -> Grid:
 
 
 def _turned(image: Grid, label: Grid) -> str | None:
-    """Axes that run against the scan's, all else of the directions and spacings being equal."""
+    """Voxel axes that run against the scan's, if directions and spacings are equal otherwise."""
     reach = np.array(image.shape)
     for flip in FLIPS:
         signs = [-1 if axis in flip else 1 for axis in "ijk"]

@@ -43,7 +43,8 @@ def parse_labels(values: object, class_order: object = None) -> LabelNames:
         {0: 'background', 1: 'whole', 2: 'tumour'}
     """
     if not isinstance(values, Mapping) or not values:
-        raise DataError('labels must be names by value, as {"0": "background", "1": "liver"}')
+        rule = 'labels must be names by value, as {"0": "background", "1": "liver"}'
+        raise DataError(rule, value=values, cure="correct them")
     pairs = [(key, item) if isinstance(item, str) else (item, key) for key, item in values.items()]
     for _, name in pairs:
         if not case_names.is_name(name):
@@ -66,7 +67,11 @@ def parse_labels(values: object, class_order: object = None) -> LabelNames:
         labels[number] = name
     labels.setdefault(0, "background")
     if len(labels) < 2 or len(set(labels.values())) < len(labels) or len(ignore) > 1:
-        raise DataError("labels: there must be one besides the background, and no name twice")
+        raise DataError(
+            "labels: there must be one besides the background, and no name twice",
+            value=values,
+            cure="correct them",
+        )
     return LabelNames(
         labels=dict(sorted(labels.items())), ignore=ignore[0] if ignore else None, regions=regions
     )
@@ -97,7 +102,8 @@ def _regions(named: list[tuple[object, str]]) -> dict[str, tuple[int, ...]]:
             _whole(part, name) for part in (value if isinstance(value, list) else [value])
         )
         if not parts or name in regions:
-            raise DataError(f"region {name!r}: must have values, and a name of its own")
+            rule = f"region {name!r}: must have values, and a name of its own"
+            raise DataError(rule, value=value, cure="correct it")
         if parts != (0,):
             regions[name] = parts
     return regions
@@ -110,6 +116,7 @@ def _order(class_order: object, regions: Mapping[str, object]) -> list[int]:
             f"regions_class_order {class_order!r:.80}: must be a list of one value for each of the"
             f" {len(regions)} regions",
             value=class_order,
+            cure="correct it",
         )
     return [_whole(value, "of regions_class_order") for value in class_order]
 
@@ -121,5 +128,6 @@ def _whole(value: object, name: object) -> int:
         raise DataError(
             f"label {name!r:.80}: value {str(value)[:80]!r} must be a whole number of 0 … 255",
             value=value,
+            cure="correct it",
         )
     return int(str(value))

@@ -11,11 +11,6 @@ from attunet3d.datasets.manifest import Manifest
 _log = logging.getLogger(__name__)
 
 
-def build_manifest(data_dir: Path, folds: int | None = None, seed: int = 0) -> Manifest:
-    """List the cases of a data set and assign its patients to folds, with no other option."""
-    return assign_folds(list_cases(data_dir), data_dir, folds, seed)
-
-
 def list_cases(
     data_dir: Path,
     template: Path | None = None,
@@ -26,14 +21,14 @@ def list_cases(
     """List the cases of a data set.
 
     Args:
-        data_dir: The data set as it lies; see `formats`.
+        data_dir: The data set as downloaded; see `formats`.
         template: A manifest that the data set completes.
         names: Label names, as "1=pancreas"; the data set's own stand for the other values.
         group: Regular expression that finds the patient in a case's id.
-        root: A folder that holds all files of the data set; None: `data_dir` does.
+        root: A folder that contains all files of the data set; None: `data_dir` does.
 
     Raises:
-        UserError: The folder is of no known layout, or a rule of manifests is broken.
+        UserError: The folder's layout is unknown, or a rule of manifests is broken.
     """
     if template is not None:
         found = formats.renamed(manifest_template.complete(template, data_dir), _names(names))
@@ -48,15 +43,15 @@ def assign_folds(
 ) -> Manifest:
     """Assign the patients to folds.
 
-    The folds are, in this order: `folds` new ones; those that the cases have; nnU-Net's
-    `splits_final.json`; five new ones, or as many as there are patients if fewer. One patient
-    gives no folds, and neither does a data set that lists its own validation cases.
+    The first of these that exists is taken: `folds` new ones; those that the cases have; nnU-Net's
+    `splits_final.json`; five new ones, or as many as there are patients if fewer. A single patient
+    gets no folds, nor does a data set that lists its own validation cases.
 
     Args:
         cases: What is assigned to folds.
         data_dir: Where nnU-Net's splits are looked for.
         folds: Number of folds.
-        seed: Of the folds.
+        seed: Seeds the folds.
 
     Raises:
         UserError: There are fewer patients than folds, or the splits do not fit the cases.
@@ -72,7 +67,7 @@ def assign_folds(
 
 
 def _log_unnamed(found: Manifest) -> None:
-    """Warn of the labels that nothing names: two models would know them by no common name."""
+    """Warn of labels without a name, by which two models could not recognise them as one organ."""
     values = [value for value, name in found.labels.items() if name == f"label {value}"]
     if values:
         listed = ", ".join(map(str, values))
@@ -85,6 +80,10 @@ def _names(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         value, equals, name = text.partition("=")
         if not (equals and name.strip() and value.strip()) or value.strip() in named:
-            raise DataError(f"--label {text}: must be VALUE=NAME, as 1=pancreas, once a value")
+            raise DataError(
+                f"--label {text}: must be VALUE=NAME, once per value",
+                value=text,
+                cure="write it as 1=pancreas",
+            )
         named[value.strip()] = name.strip()
     return named

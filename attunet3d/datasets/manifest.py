@@ -10,7 +10,7 @@ A superset of MONAI's data list and of the `dataset.json` of the Medical Segment
 Paths are relative to the root: the file's own folder unless `root` (in the file, relative to it) or
 the caller says otherwise. `group` is the patient, never in two folds. `label_flip` corrects a label
 whose header does not fit its scan: its voxels, mirrored along the voxel axes named (letters of
-"ijk", or none), lie one to one on the scan's. What else a file holds is left alone.
+"ijk", or none), lie one to one on the scan's. Other keys of a file are ignored.
 """
 
 import json
@@ -37,6 +37,7 @@ from attunet3d.datasets.label_names import IGNORE, LabelNames, label_values, par
 HELD_OUT_FOLDS = 5  # without folds or a validation list, one patient in five is held out
 __all__ = ["Case", "DataError", "Manifest", "parse"]
 _LISTS = ("training", "validation", "test")
+MAKE = "make a manifest with attunet3d manifest DATA_DIR --out MANIFEST.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ class Manifest:
         return names | self.labels | ({} if self.ignore is None else {self.ignore: IGNORE})
 
     def training_settings(self) -> list[str]:
-        """What the labels ask of a training, as `--set` takes it.
+        """Settings that the labels require of a training, as `--set` takes them.
 
         Raises:
             DataError: The labels are of a kind that cannot be trained on yet.
@@ -157,7 +158,9 @@ class Manifest:
         if number not in known:
             raise DataError(
                 f"--fold {number}: manifest {self.name!r} has"
-                f" {'folds ' + ', '.join(map(str, known)) if known else 'no folds'}"
+                f" {'folds ' + ', '.join(map(str, known)) if known else 'no folds'}",
+                value=number,
+                cure="choose one of them" if known else "leave --fold out",
             )
         rest = tuple(case for case in self.training if case.fold != number)
         return self._whole(rest), tuple(case for case in self.training if case.fold == number)
@@ -180,7 +183,7 @@ class Manifest:
 
         Args:
             count: Number of folds; None: five, or as many as there are patients if fewer.
-            seed: Of the shuffle.
+            seed: Seeds the shuffle.
 
         Raises:
             DataError: There are fewer patients than folds.
@@ -199,7 +202,7 @@ class Manifest:
         """This manifest, if at least one of its scans is where it should be.
 
         Raises:
-            DataError: None is: the manifest or the data set was moved.
+            DataError: No scan is there: the manifest or the data set was moved.
         """
         cases = [case for part in _LISTS for case in getattr(self, part)]
         if not self.template and cases and not any(case.image.exists() for case in cases):
@@ -215,13 +218,17 @@ class Manifest:
         """Raise a DataError for a template, whose files are patterns."""
         if self.template:
             raise DataError(
-                f"manifest {self.name!r}: is a template; complete it first with attunet3d manifest"
-                " DATA_DIR --template FILE --out MANIFEST.json"
+                f"manifest {self.name!r}: is a template",
+                cure="complete it first with attunet3d manifest DATA_DIR --template FILE"
+                " --out MANIFEST.json",
             )
 
     def _whole(self, cases: tuple[Case, ...]) -> tuple[Case, ...]:
         if not cases:
-            raise DataError(f"manifest {self.name!r}: leaves no case to train on")
+            raise DataError(
+                f"manifest {self.name!r}: leaves no case to train on",
+                cure="list training cases, or choose another fold",
+            )
         return cases
 
     def _hold_out(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -241,7 +248,7 @@ def parse(values: object, root: Path, name: str = "", place: Place | None = None
     Args:
         values: As JSON gives them.
         root: What the paths are relative to.
-        name: Of the manifest, where the values give none.
+        name: The manifest's name if the values give none.
         place: Turns a path of the lists into an absolute one beneath `root`; None: it is relative
             to `root`, and no link leads out.
 
@@ -249,10 +256,10 @@ def parse(values: object, root: Path, name: str = "", place: Place | None = None
         DataError: A rule is broken; the case is named.
     """
     if not isinstance(values, Mapping):
-        raise DataError("must be an object with labels and lists of cases")
+        raise DataError("must be an object with labels and lists of cases", cure=MAKE)
     if "channel_names" in values or "file_ending" in values:
         raise DataError(
-            "is the dataset.json of nnU-Net; list its cases with attunet3d manifest DATA_DIR"
+            "is the dataset.json of nnU-Net", cure="list its cases with attunet3d manifest DATA_DIR"
         )
     place = place or partial(case_names.inside, root)
     names = parse_labels(values.get("labels"), values.get("regions_class_order"))
@@ -270,13 +277,12 @@ def parse(values: object, root: Path, name: str = "", place: Place | None = None
 
 
 def _read(path: Path) -> object:
-    """The JSON of a manifest; a missing file and a configuration get words of their own."""
-    cure = "make a manifest with attunet3d manifest DATA_DIR --out MANIFEST.json"
+    """Read the JSON of a manifest, with own messages for a missing file and a configuration."""
     if not path.exists():
-        raise DataError("no such manifest", path=path, cure=f"check the path, or {cure}")
+        raise DataError("no such manifest", path=path, cure=f"check the path, or {MAKE}")
     swapped = "give MANIFEST first, then CONFIG"
     if path.suffix.lower() in (".yaml", ".yml"):
-        raise DataError("is not a manifest, which is JSON", path=path, cure=f"{swapped}; {cure}")
+        raise DataError("is not a manifest, which is JSON", path=path, cure=f"{swapped}; {MAKE}")
     values = read_json(path)
     if isinstance(values, Mapping) and isinstance(values.get("training"), Mapping):
         raise DataError("is a configuration, not a manifest", path=path, cure=swapped)
@@ -286,12 +292,16 @@ def _read(path: Path) -> object:
 def _text(values: Mapping[str, Any], key: str) -> str:
     value = values.get(key) or ""
     if not isinstance(value, str | int | float):
-        raise DataError(f"{key} {value!r:.80}: must be text")
+        raise DataError(f"{key} {value!r:.80}: must be text", value=value, cure="correct it")
     return str(value)
 
 
 def _root(path: Path, values: object) -> Path:
     given = values.get("root", ".") if isinstance(values, Mapping) else "."
     if not isinstance(given, str) or not given.isprintable():
-        raise DataError(f"root {str(given)[:80]!r}: must be the path of a folder")
+        raise DataError(
+            f"root {str(given)[:80]!r}: must be the path of a folder",
+            value=given,
+            cure="correct it, or give --root",
+        )
     return path.resolve().parent / given

@@ -1,4 +1,4 @@
-"""Manifests that ship before the data is there, and how a download completes them.
+"""Manifests that are shipped without their data, and how a download completes them.
 
 A template names no file that may not exist. It holds names, licence and source; and either, for
 each case, patterns of its files (the ids are known, the folders are not: `*` stands for anything,
@@ -46,18 +46,19 @@ def complete(template: Path, folder: Path) -> Manifest:
     Args:
         template: A manifest with `"template": true`, or the name of one that ships with the
             package, such as "nih_pancreas_ct".
-        folder: Where the download lies; the root of the manifest.
+        folder: The download, which becomes the root of the manifest.
 
     Raises:
         DataError: Files are missing, found twice, or not as many as expected.
-        UserError: The template cannot be read, or the folder is of no known layout.
+        UserError: The template cannot be read, or the folder's layout is unknown.
     """
     template, folder = _find(Path(template)), Path(folder)
     plan = Manifest.load(template, root=folder)
     if not plan.template:
-        raise DataError(f'{template}: is no template ("template": true); train on it as it is')
+        rule = 'is not a template ("template": true)'
+        raise DataError(rule, path=template, cure="train on it as it is")
     if not folder.is_dir():
-        raise DataError(f"{folder}: must be the folder of the download; check the path")
+        raise DataError("must be the folder of the download", path=folder, cure="check the path")
     if any(getattr(plan, part) for part in _PARTS):
         return _with_files(template, plan, folder)
     names = {str(value): name for value, name in plan.labels.items()}
@@ -87,8 +88,10 @@ def _with_files(template: Path, plan: Manifest, folder: Path) -> Manifest:
     if problems:
         more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         raise DataError(
-            f"{folder}: {template.name} expects one match for each pattern, but"
-            f" {', '.join(problems[:_NAMED])}{more}; fetch what is missing"
+            f"{template.name} expects one match for each pattern, but"
+            f" {', '.join(problems[:_NAMED])}{more}",
+            path=folder,
+            cure="fetch what is missing",
         )
     return replace(found, template=False)
 
@@ -117,6 +120,8 @@ def _require_numbers(template: Path, folder: Path, lists: Mapping[str, Sequence[
     for part, count in expected.items() if isinstance(expected, dict) else ():
         if part in lists and len(lists[part]) != count:
             raise DataError(
-                f"{folder}: lists {len(lists[part])} {part} cases, {template.name} expects"
-                f" {count}; fetch the whole data set, or leave --template out"
+                f"lists {len(lists[part])} {part} cases, {template.name} expects {count}",
+                path=folder,
+                value=len(lists[part]),
+                cure="fetch the whole data set, or leave --template out",
             )

@@ -24,8 +24,8 @@ def read_splits(path: Path, ids: Collection[str]) -> dict[str, int]:
     """Fold of each case that validates in one.
 
     Args:
-        path: A list of `{"train": [ids], "val": [ids]}`, one for each fold.
-        ids: The training cases there are; others that the file names are passed over.
+        path: A list of `{"train": [ids], "val": [ids]}`, one per fold.
+        ids: The training cases; other names in the file are ignored.
 
     Returns:
         Fold by id; a case that validates in none is left out and always trains.
@@ -35,27 +35,27 @@ def read_splits(path: Path, ids: Collection[str]) -> dict[str, int]:
             others than all that do not validate in it.
     """
     splits = read_json(path)
-    cure = "; make other folds with --folds"
     if not isinstance(splits, list) or not all(map(_is_split, splits)) or not splits:
-        raise DataError(f'{path}: must be a list of {{"train": [ids], "val": [ids]}}{cure}')
+        raise _refusal(path, 'must be a list of {"train": [ids], "val": [ids]}')
     folds: dict[str, int] = {}
     for number, split in enumerate(splits):
         validating = [case_id for case_id in split["val"] if case_id in ids]
         if not validating:
-            raise DataError(f"{path}: fold {number} validates on none of the cases{cure}")
+            raise _refusal(path, f"fold {number} validates on none of the cases")
         for case_id in validating:
             if folds.setdefault(case_id, number) != number:
-                raise DataError(
-                    f"{path}: {case_id!r} validates in folds {folds[case_id]} and {number}{cure}"
-                )
+                twice = f"{case_id!r} validates in folds {folds[case_id]} and {number}"
+                raise _refusal(path, twice)
     for number, split in enumerate(splits):
         rest = {case_id for case_id in ids if folds.get(case_id) != number}
         if odd := sorted((set(split["train"]) & set(ids)) ^ rest):
-            raise DataError(
-                f"{path}: fold {number} must train on all that do not validate in it, which"
-                f" {odd[0]!r} contradicts{cure}"
-            )
+            rule = f"fold {number} must train on all cases that do not validate in it"
+            raise _refusal(path, f"{rule}, which {odd[0]!r} contradicts")
     return folds
+
+
+def _refusal(path: Path, rule: str) -> DataError:
+    return DataError(rule, path=path, cure="make other folds with --folds")
 
 
 def _is_split(split: object) -> bool:

@@ -1,9 +1,9 @@
-"""Check every scan and label of a manifest, and list all that is wrong with each of them.
+"""Checks every scan and label of a manifest, and lists all problems of each case.
 
-A case passes when both files can be read whole, have one shape and lie on one grid, the label's
-values are all named, the scan holds no NaN and the label lies on tissue. What speaks against a
-case but may be right (an empty label, values that do not look like HU) is a warning. Where a label
-lies is judged by a heuristic, which a person can overrule, see `accept`.
+A case passes if both files can be read to the end, have one shape and one grid, the label's values
+are all named, the scan has no NaN and the label lies on tissue. What may be right all the same (an
+empty label, values that do not look like HU) is a warning. Whether a label lies on its organ is
+decided by a heuristic, which a person can overrule, see `accept`.
 """
 
 import hashlib
@@ -38,16 +38,16 @@ _PARTS = ("training", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong, or odd, with one case."""
+    """One error or warning about one case."""
 
     case_id: str
     text: str
     warning: bool = False
-    """The case may be used all the same."""
+    """Whether the case may be used all the same."""
     flip: str | None = None
     """The `label_flip` that corrects it."""
     misfit: bool = False
-    """Whether it is about where the label lies, which a person may see better."""
+    """Whether it is about the label's position, which a person may judge better."""
 
     def __str__(self) -> str:
         return f"{self.case_id}: {'warning' if self.warning else 'error'}: {self.text}"
@@ -67,7 +67,7 @@ def check_pairs(
         All problems of all cases, in the manifest's order.
 
     Raises:
-        DataError: `tissue_hu` is no range.
+        DataError: `tissue_hu` is not a range.
     """
     low, high = _range(TISSUE_HU if tissue_hu is None else tissue_hu)
     workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
@@ -123,7 +123,7 @@ def check_case(
     if image is None:
         return
     ignored = [value for value, meaning in labels.items() if meaning == IGNORE]
-    if ignored:  # nobody says that an organ is there
+    if ignored:  # voxels that nobody has labelled belong to no organ
         label = replace(label, array=np.where(label.array == ignored[0], 0, label.array))
     if label.array.shape != image.array.shape:
         yield problem(
@@ -140,23 +140,25 @@ def check_case(
 def accept(
     cases: Manifest, problems: Sequence[Problem], case_ids: Collection[str]
 ) -> tuple[Manifest, list[Problem]]:
-    """Keep labels where they are stored, voxel by voxel on their scans, as a person has seen them.
+    """Accept labels as they are stored, voxel by voxel, as a person has checked them.
 
     Args:
-        cases: What was checked.
-        problems: What was found.
-        case_ids: The cases whose labels lie right, whatever `label_fit` says.
+        cases: The manifest that was checked.
+        problems: The problems that were found.
+        case_ids: The cases whose labels are right, whatever `label_fit` says.
 
     Returns:
-        The manifest, in which these cases have the `label_flip` "", and the problems; those about
-        where their labels lie are warnings now.
+        The manifest, in which these cases have the `label_flip` "", and the problems; those of
+        these labels' position are now warnings.
 
     Raises:
         DataError: There is no such case.
     """
     known = {case.id for part in _PARTS for case in getattr(cases, part)}
     if unknown := sorted(set(case_ids) - known):
-        raise DataError(f"--accept {unknown[0]}: no such case", value=unknown[0])
+        raise DataError(
+            f"--accept {unknown[0]}: no such case", value=unknown[0], cure="check the case's id"
+        )
     doubted = {p.case_id for p in problems if p.misfit and p.case_id in case_ids}
 
     def accepted(case: Case) -> Case:
@@ -172,15 +174,14 @@ def accept(
 
 
 def fix_flips(cases: Manifest, problems: Sequence[Problem]) -> tuple[Manifest, list[Problem]]:
-    """Record the flips that correct labels; the problem becomes a warning that says so.
+    """Record the flips that correct labels; each such problem becomes a warning that says so.
 
     Args:
-        cases: What was checked.
-        problems: What was found.
+        cases: The manifest that was checked.
+        problems: The problems that were found.
 
     Returns:
-        The manifest, in which cases with a flip among their problems carry it as
-        `label_flip`, and the problems that are left.
+        The manifest with these flips as `label_flip`, and the problems that are left.
     """
     flips = {p.case_id: p.flip for p in problems if p.flip is not None}
 
@@ -201,7 +202,7 @@ def fix_flips(cases: Manifest, problems: Sequence[Problem]) -> tuple[Manifest, l
 
 
 def without_failures(cases: Manifest, problems: Iterable[Problem]) -> Manifest:
-    """The manifest without the cases that have a problem; warnings do not count.
+    """Return the manifest without the cases that have an error; warnings do not count.
 
     Raises:
         DataError: No case is left.
@@ -216,7 +217,7 @@ def without_failures(cases: Manifest, problems: Iterable[Problem]) -> Manifest:
 
 
 def write_failures(out: Path, problems: Iterable[Problem]) -> Path | None:
-    """Write `OUT.failures.json`, reasons by case, or remove an older call's when there are none.
+    """Write `OUT.failures.json`, reasons by case; without any, remove that of an earlier call.
 
     Raises:
         WriteError: The file cannot be written.
@@ -251,7 +252,11 @@ def _check(
 def _range(tissue_hu: Sequence[float]) -> tuple[float, float]:
     if len(tissue_hu) != 2 or not tissue_hu[0] < tissue_hu[1]:
         given = " ".join(f"{value:g}" for value in tissue_hu)
-        raise DataError(f"--tissue-hu {given}: must be the lowest and the highest HU")
+        raise DataError(
+            f"--tissue-hu {given}: must be the lowest and the highest HU",
+            value=tissue_hu,
+            cure="give two numbers",
+        )
     return tissue_hu[0], tissue_hu[1]
 
 

@@ -1,4 +1,4 @@
-"""Which cases a model has learned from, so that nobody scores it on those without saying so."""
+"""Records which cases a model was trained on, so that no score hides that it saw them."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ _NAMED = 5  # cases named in one line
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """What each case was to a model, or to the members of an ensemble.
+    """The role of each case for a model, or for the members of an ensemble.
 
     Args:
         roles: By case id: "training", the weights were fitted to its label; "validation", the best
             weights were chosen by it; "none", neither.
-        rest: The role of all other cases; None: not known.
+        rest: The role of all other cases, or None if it is not known.
 
     Example:
         >>> split = Split(roles={"a": "training", "b": "validation"}, rest="none")
@@ -46,7 +46,7 @@ class Split:
         return cls(roles=roles, rest="none" if all(splits) else None)
 
     def role(self, case_id: str) -> Role | None:
-        """What the case was to the model; None: not known."""
+        """The case's role for the model, or None if it is not known."""
         return self.roles.get(case_id, self.rest)
 
     def seen(self, case_ids: Iterable[str]) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ class Split:
         return tuple(case_id for case_id in case_ids if self.role(case_id) == "training")
 
     def remark(self, case_ids: Collection[str]) -> str | None:
-        """One line that says which of the cases the model was trained on; None: on none.
+        """One line that says which of the cases the model was trained on, or None if on none.
 
         Example:
             >>> Split(roles={"a": "training"}, rest="none").remark(["a", "b"])
@@ -83,13 +83,13 @@ def held_out(
 ) -> tuple[Case, ...]:
     """Choose the cases of a manifest on which a model is tried.
 
-    By default these are the test cases; without any, those that the model was validated on (or,
-    where that is not known, the manifest's validation list); and all cases of a data set of which
-    the model is known to have seen none.
+    By default these are the test cases, or, without any, those that the model was validated on (if
+    that is not known, the manifest's validation list). If the model is known to have seen no case
+    of the data set, all are chosen.
 
     Args:
         manifest: The data set.
-        split: What the model has seen.
+        split: The cases that the model has seen.
         fold: The validation cases of this fold instead.
         everything: All cases instead, those seen in training among them.
         labelled: Only cases with a label count.
@@ -107,7 +107,9 @@ def held_out(
         cases = tuple(case for case in cases if case.label)
     kind = "labelled case" if labelled else "case"
     if not cases:
-        raise DataError(f"manifest {manifest.name!r}: has no {kind} to choose")
+        raise DataError(
+            f"manifest {manifest.name!r}: has no {kind} to choose", cure="choose another manifest"
+        )
     if everything or fold is not None:
         return cases
     chosen = _unseen(cases, manifest, split)
@@ -141,7 +143,7 @@ def _unseen(cases: Sequence[Case], manifest: Manifest, split: Split) -> tuple[Ca
 
 
 def _recorded(model: Path) -> dict[str, list[str]] | None:
-    """The split in the plan of a run; None where no plan gives one."""
+    """The split in the plan of a run, or None if there is none."""
     folder = model if model.is_dir() else model.parent
     try:
         plan = read_json(folder / PLAN)

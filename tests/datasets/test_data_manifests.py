@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attunet3d.core import DataError
-from attunet3d.datasets.listing import assign_folds, build_manifest, list_cases
+from attunet3d.datasets.listing import assign_folds, list_cases
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.datasets.manifest_template import complete
 from attunet3d.phantoms.dataset import write_phantoms
@@ -136,7 +136,7 @@ def test_what_is_no_template_or_no_folder_is_refused(tmp_path):
         complete(path_of("nih_pancreas_ct"), tmp_path / "none")
     done = list_cases(decathlon(tmp_path), path_of("msd_task07_pancreas"))
     done.save(tmp_path / "m.json")
-    with pytest.raises(DataError, match="is no template"):
+    with pytest.raises(DataError, match="is not a template"):
         complete(tmp_path / "m.json", tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_phantoms_complete_their_template_and_pass_the_check(tmp_path):
     found = Manifest.load(out)
     assert str(found) == "20 training cases in 5 folds (4+4+4+4+4), 4 test"
     assert len(found.fold(0)[1]) == 4
-    assert build_manifest(tmp_path / "phantoms").labels == found.labels
+    assert list_cases(tmp_path / "phantoms").labels == found.labels
 
 
 def test_patterns_of_a_users_own_template(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from attunet3d.core import DataError
 from attunet3d.core.errors import UserError
 from attunet3d.datasets.formats import grouped, read_data_set
-from attunet3d.datasets.listing import assign_folds, build_manifest, list_cases
+from attunet3d.datasets.listing import assign_folds, list_cases
 from attunet3d.datasets.manifest import Manifest
 
 DECATHLON = {"0": "background", "1": "pancreas"}
@@ -76,7 +76,7 @@ def test_folds_of_a_data_list_are_kept(tmp_path):
         {"image": f"{name}.nii", "label": f"{name}_l.nii", "fold": n} for n, name in enumerate("ab")
     ]
     describe(tmp_path, labels=DECATHLON, training=training)
-    assert [case.fold for case in build_manifest(tmp_path).training] == [0, 1]
+    assert [case.fold for case in assign_folds(list_cases(tmp_path), tmp_path).training] == [0, 1]
 
 
 def test_errors_name_the_folder_and_the_case(tmp_path):
@@ -157,8 +157,18 @@ def test_splits_are_honoured_unless_folds_are_asked_for(tmp_path):
     parts = ("ad", "b", "c")
     splits = [{"train": sorted(set("abcd") - set(part)), "val": list(part)} for part in parts]
     (tmp_path / "splits_final.json").write_text(json.dumps(splits))
-    assert [case.fold for case in build_manifest(tmp_path).training] == [0, 1, 2, 0]
-    assert {case.fold for case in build_manifest(tmp_path, folds=4).training} == {0, 1, 2, 3}
+    assert [case.fold for case in assign_folds(list_cases(tmp_path), tmp_path).training] == [
+        0,
+        1,
+        2,
+        0,
+    ]
+    assert {case.fold for case in assign_folds(list_cases(tmp_path), tmp_path, 4).training} == {
+        0,
+        1,
+        2,
+        3,
+    }
     good = list_cases(tmp_path).changed(lambda case: None if case.id == "a" else case)
     assert [case.fold for case in assign_folds(good, tmp_path).training] == [1, 2, 0]
 
@@ -218,7 +228,7 @@ def test_layout_of_the_papers_authors(tmp_path):
     for part, name in (("train", "a"), ("validation", "b"), ("test", "c")):
         touch(tmp_path, f"{part}/image/{name}.nii.gz")
         save_label(tmp_path / part / "label" / f"{name}.nii.gz", 1)
-    found = build_manifest(tmp_path)
+    found = assign_folds(list_cases(tmp_path), tmp_path)
     assert [list(pairs(found, part)) for part in ("training", "validation", "test")] == [
         ["a"],
         ["b"],

@@ -1,8 +1,8 @@
-"""Pairs of label names that differ only in left and right."""
+"""Label names that say left or right."""
 
 import pytest
 
-from attunet3d.datasets import labels_with_side, left_right_pairs
+from attunet3d.datasets import labels_with_side
 
 
 @pytest.mark.parametrize(
@@ -27,9 +27,8 @@ from attunet3d.datasets import labels_with_side, left_right_pairs
         ("rib_left_7", "rib_right_7"),
     ],
 )
-def test_names_that_differ_in_the_side_are_a_pair(left: str, right: str) -> None:
-    """Whatever the language, the place of the side and the spelling; the left one comes first."""
-    assert left_right_pairs({1: right, 2: "liver", 5: left}) == [(5, 1)]
+def test_names_with_a_side_are_found(left: str, right: str) -> None:
+    """Whatever the language, the place of the side and the spelling."""
     assert labels_with_side({1: right, 2: "liver", 5: left}) == (1, 5)
 
 
@@ -42,8 +41,7 @@ def test_other_names_have_no_side(name: str) -> None:
     assert labels_with_side({1: name}) == ()
 
 
-def test_a_side_without_its_partner_is_known_but_no_pair() -> None:
-    """Ribs pair by their number; a single kidney has a side all the same."""
+def test_a_side_without_its_partner_is_found() -> None:
+    """A single kidney has a side all the same."""
     labels = {1: "rib_left_1", 2: "rib_left_2", 3: "rib_right_2", 4: "kidney_left"}
-    assert left_right_pairs(labels) == [(2, 3)]
     assert labels_with_side(labels) == (1, 2, 3, 4)

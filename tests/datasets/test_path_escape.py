@@ -14,7 +14,7 @@ from attunet3d.core import DataError, WriteError
 from attunet3d.core.config import Config
 from attunet3d.core.errors import UserError
 from attunet3d.datasets.case import Case
-from attunet3d.datasets.listing import build_manifest
+from attunet3d.datasets.listing import list_cases
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging.scan_folder import find_scans
 from attunet3d.inference import cohort, results
@@ -146,7 +146,7 @@ def test_links_of_a_users_own_folder_are_followed_and_a_strangers_list_of_them_i
     (tmp_path / "data" / part / "a.nii.gz").symlink_to(
         tmp_path / "outside" / part / "secret.nii.gz"
     )
-    build_manifest(tmp_path / "data").save(tmp_path / "data" / "m.json")
+    list_cases(tmp_path / "data").save(tmp_path / "data" / "m.json")
     assert "leads out of the root" in refused(Manifest.load, tmp_path / "data" / "m.json")
     assert len(Manifest.load(tmp_path / "data" / "m.json", tmp_path / "data").training) == 1
 
@@ -156,19 +156,19 @@ def test_labels_outside_are_not_opened_to_find_their_values(tmp_path):
     entry = {"image": "images/a.nii.gz", "label": "../secret.nii.gz"}
     data_set(tmp_path / "data")
     (tmp_path / "data" / "dataset.json").write_text(json.dumps({"training": [entry]}))
-    assert "lies outside the folder" in refused(build_manifest, tmp_path / "data")
+    assert "lies outside the folder" in refused(list_cases, tmp_path / "data")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "con", "a:b", " a", "failures", "a?"])
 def test_pairs_of_odd_file_names_are_refused(tmp_path, name):
     data_set(tmp_path / "data", name)
-    refused(build_manifest, tmp_path / "data")
+    refused(list_cases, tmp_path / "data")
 
 
 def test_pairs_whose_names_differ_in_case_only_are_refused(tmp_path):
     data_set(tmp_path / "data", "case")
     data_set(tmp_path / "data", "CASE")
-    assert "have one file name" in refused(build_manifest, tmp_path / "data")
+    assert "have one file name" in refused(list_cases, tmp_path / "data")
 
 
 # --- files of a folder → names of results --------------------------------------------------------

@@ -24,7 +24,7 @@ from attunet3d.core.config import Config
 from attunet3d.core.errors import UserError
 from attunet3d.core.text import read_json
 from attunet3d.datasets import nnunet_splits
-from attunet3d.datasets.listing import build_manifest
+from attunet3d.datasets.listing import list_cases
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging.volume import read_label, read_volume
 from attunet3d.inference import results
@@ -299,7 +299,7 @@ def test_names_are_short_plain_text(tmp_path, values):
 def test_a_data_sets_description_is_held_to_the_same(tmp_path, text):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset.json").write_text(text)
-    refused(build_manifest, tmp_path / "data")
+    refused(list_cases, tmp_path / "data")
 
 
 # --- models --------------------------------------------------------------------------------------
