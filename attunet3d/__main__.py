@@ -4,8 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from attunet3d import __version__
-from attunet3d.core import UserError, command_line
+from attunet3d.core import UserError, command_line, version_text
 
 COMMANDS = {
     "demo": "phantom scans -> train -> infer -> evaluate -> figures, on a CPU",
@@ -18,6 +17,7 @@ COMMANDS = {
     "export": "turn saved probabilities into label maps",
     "package": "write a model for other programs: MONAI bundle, ONNX, torch.export",
     "serve": "segment scans that are sent over HTTP, with a page to drop them on",
+    "doctor": "say whether this machine is fit, and what would mend it",
     "info": "say what a model, a configuration, a manifest or a scan is",
     "convert-weights": "turn weights of the authors' network into a model of this one",
 }
@@ -39,7 +39,7 @@ def dispatch(argv: Sequence[str] | None) -> int:
         print(_help())
         return 0
     if command in ("-V", "--version"):
-        print(f"attunet3d {__version__}")
+        print(version_text())
         return 0
     if command not in COMMANDS:
         raise UserError(f"no command {command!r}; there are {', '.join(COMMANDS)}")

@@ -36,7 +36,8 @@ def test_unseen_phantoms_are_other_patients(demo):
 
 def test_its_commands_are_commands_and_the_first_one_runs(demo):
     commands = list(demonstration.commands(demo))
-    assert [command[0] for command in commands] == ["manifest", "train", "infer", "evaluate"]
+    names = [command[0] for command in commands]
+    assert names == ["manifest", "train", "infer", "evaluate", "report"]
     assert {command[0] for command in commands} <= set(COMMANDS)
     folds = commands[0].index("--folds") + 1
     commands[0][folds] = "3"

@@ -32,10 +32,13 @@ from .errors import SettingsError as SettingsError
 from .errors import TrainingError as TrainingError
 from .errors import UserError as UserError
 from .errors import WriteError as WriteError
+from .installed_versions import cuda_of_torch as cuda_of_torch
+from .installed_versions import version_of as version_of
+from .installed_versions import version_text as version_text
+from .installed_versions import versions as versions
 from .kind import kind_of as kind_of
 from .lock import locked_folder as locked_folder
 from .machine import computes_in_bfloat16 as computes_in_bfloat16
-from .machine import versions as versions
 from .memory import GIGABYTE as GIGABYTE
 from .memory import available_bytes as available_bytes
 from .memory import machine_total_bytes as machine_total_bytes

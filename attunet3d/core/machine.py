@@ -1,10 +1,9 @@
-"""The machine a run finds itself on: device, seeds, versions."""
+"""The machine a run finds itself on: device, precision, seeds."""
 
 import logging
 import platform
 import random
 from functools import cache
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -142,15 +141,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package and of what computes its numbers, for sidecars and summaries."""
-    names = ("attunet3d", "torch", "monai", "numpy", "nibabel", "SimpleITK")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found

@@ -25,8 +25,8 @@ from attunet3d.core import (
     WriteError,
     case_names,
     locked_folder,
-    machine,
     progress,
+    versions,
     whole_file,
 )
 from attunet3d.datasets import Case, Manifest, Role, Split, held_out, read_case_label, read_image
@@ -243,7 +243,7 @@ def _read_reference(pair: _Pair) -> Volume:
 def _write(summary: Summary, places: Mapping[str, Path | None], out_dir: Path) -> None:
     whole_file.write_text(out_dir / "scores.csv", summary.to_csv())
     named = {what: path and case_names.path_from(out_dir, path) for what, path in places.items()}
-    content = {**summary.as_dict(), **named, "versions": machine.versions()}
+    content = {**summary.as_dict(), **named, "versions": versions()}
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     whole_file.write_text(out_dir / "summary.json", text + "\n")
     results.write_failures(out_dir, summary.failures)

@@ -26,8 +26,8 @@ from attunet3d.core import (
     UserError,
     WriteError,
     case_names,
-    machine,
     read_json,
+    versions,
     whole_file,
 )
 from attunet3d.imaging import Segmentation, read_label
@@ -138,7 +138,7 @@ def write_sidecar(
         "labels": {str(value): name for value, name in segmentation.labels.items()},
         "volumes": _volumes(segmentation),
         **record,
-        "versions": machine.versions(),
+        "versions": versions(),
         "files": {path.relative_to(files.folder).as_posix(): _sha256(path) for path in written},
     }
     whole_file.write_text(files.sidecar, json.dumps(content, indent=2) + "\n")

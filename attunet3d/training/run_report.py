@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from attunet3d.core import machine, whole_file
+from attunet3d.core import versions, whole_file
 from attunet3d.evaluation import charts, figures
 from attunet3d.imaging import Grid, Volume
 from attunet3d.models import checkpoint
@@ -48,7 +48,7 @@ def _summary(trainer: Trainer, result: Result) -> dict[str, Any]:
         "precision": str(trainer.update.dtype).removeprefix("torch."),
         "training_cases": [case.id for case in trainer.data.training],
         "validation_cases": [case.id for case in trainer.data.validation],
-        "versions": machine.versions(),
+        "versions": versions(),
     }
 
 

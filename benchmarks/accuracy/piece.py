@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from attunet3d.core import machine
+from attunet3d.core import versions
 from benchmarks.accuracy.material import Material
 from benchmarks.accuracy.recipes import Recipe
 from benchmarks.accuracy.scores import score_cases
@@ -77,7 +77,7 @@ def run_piece(
         "commit": _commit(),
         "processor": _processor(),
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-        "versions": machine.versions(),
+        "versions": versions(),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")

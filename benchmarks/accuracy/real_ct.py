@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attunet3d.core import machine
+from attunet3d.core import versions
 from attunet3d.evaluation import dice, figures
 from attunet3d.imaging import Segmentation, Volume, read_label, read_volume
 
@@ -130,7 +130,7 @@ def main() -> None:
         assert replace(found, name="").grid.matches(scan.grid, 0.0), "the grid must be the scan's"
     result = {
         "machine": f"{platform.machine()}, CPU",
-        "versions": machine.versions(),
+        "versions": versions(),
         "steps": arguments.steps,
         "seconds": seconds,
         "dice_on_the_slab_seen_in_training": slab_dice(out_dir, slab_start(data_dir)),

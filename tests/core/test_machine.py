@@ -2,8 +2,6 @@
 
 import platform
 import random
-import re
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -112,29 +110,6 @@ def test_one_seed_rules_python_numpy_and_torch(seed: int) -> None:
     assert draws() == first
     machine.seed_everything(seed + 1)
     assert all(a != b for a, b in zip(draws(), first, strict=True))
-
-
-def test_versions_name_what_computes_the_numbers() -> None:
-    found = machine.versions()
-    assert set(found) == {"python", "attunet3d", "torch", "monai", "numpy", "nibabel", "SimpleITK"}
-    assert found["torch"] == torch.__version__
-    assert found["numpy"] == np.__version__
-    assert all(re.match(r"\d+\.\d+", version) for version in found.values())
-
-
-def test_what_is_not_installed_is_called_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = metadata.version
-
-    def version(name: str) -> str:
-        if name == "monai":
-            raise metadata.PackageNotFoundError(name)
-        found: str = real(name)
-        return found
-
-    monkeypatch.setattr(metadata, "version", version)
-    found = machine.versions()
-    assert found["monai"] == "absent"
-    assert found["numpy"] == np.__version__
 
 
 @pytest.mark.parametrize(

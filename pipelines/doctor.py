@@ -1,0 +1,30 @@
+"""Say whether this machine is fit, a line for each part, and what would mend what is not.
+
+Versions, optional parts, processor, threads, memory, disk and GPUs are looked at, and a small
+network is tried on each device. Exit status: 0 all in order, 1 something is not.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from attunet3d.core import command_line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print each finding as it is made."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args(argv)
+
+    from attunet3d.diagnosis import diagnose  # torch comes with it; --help does without
+
+    warned = False
+    for finding in diagnose():
+        print(finding, flush=True)
+        warned |= finding.cure is not None
+    return 1 if warned else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command_line.run(main))
