@@ -1,6 +1,7 @@
 """Train a 3D Attention U-Net on the cases of a manifest.
 
 CONFIG: a preset (oktay2018, pancreas_ct, demo_cpu) or a file; attunet3d plan fills its gaps.
+On several GPUs: torchrun --nproc-per-node N -m attunet3d train …
 """
 
 import argparse
@@ -32,13 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--cache", type=Path, metavar="DIR", help="of prepared cases; folds can share it")
     arguments = parser.parse_args(argv)
 
-    from attunet3d.training import TrainingCall, cross_validate, train_run  # torch comes with them
+    from attunet3d.training import TrainingCall, cross_validate, distributed, train_run  # torch
 
-    call = TrainingCall.of(vars(arguments))
-    if arguments.fold == "all":
-        cross_validate(call, arguments.run_dir, final=arguments.final)
-    else:
-        train_run(call, arguments.run_dir, call.manifest.fold(arguments.fold))
+    with distributed.process_group(arguments.device) as device:
+        call = TrainingCall.of(vars(arguments), device)
+        if arguments.fold == "all":
+            cross_validate(call, arguments.run_dir, final=arguments.final)
+        else:
+            train_run(call, arguments.run_dir, call.manifest.fold(arguments.fold))
     return 0
 
 

@@ -47,6 +47,12 @@ def messages(
         progress_bar.hidden = hidden
 
 
+def only_errors() -> None:
+    """Show errors only from now on: for the processes of a run beside the one that speaks."""
+    ROOT.setLevel(logging.ERROR)
+    progress_bar.hidden = True
+
+
 def _level(quiet: bool, debug: bool) -> int:
     if debug:
         return logging.DEBUG

@@ -67,7 +67,7 @@ class TrainingConfig(Settings):
     patch_size: VoxelSize | None = None
     """Size of a training patch along x, y, z in voxels; null: chosen by the plan."""
     batch_size: Annotated[int, Meta(ge=1, le=4096)] | None = None
-    """Patches per batch; null: chosen by the plan."""
+    """Patches per batch, over all processes of a run together; null: chosen by the plan."""
     accumulation: PositiveCount = 1
     """Batches whose gradients are averaged for one update of the weights."""
     foreground_fraction: Share = 0.5
@@ -118,6 +118,11 @@ class TrainingConfig(Settings):
     """What a NaN or infinite loss does: stop the run, or skip the step and count it."""
     workers: Annotated[int, Meta(ge=0, le=64)] = 0
     """Threads that prepare batches; 0: one on a CPU, four for a GPU."""
+
+    checkpoint_activations: bool = False
+    """Keep less for the backward pass and compute it again: less memory, longer steps."""
+    sync_batch_norm: bool = False
+    """Normalise over the patches of all GPUs instead of each GPU's own."""
 
     def check(self) -> None:
         """Refuse settings that contradict each other."""

@@ -1,3 +1,4 @@
+from . import distributed as distributed
 from . import loss as loss
 from . import plan_file as plan_file
 from . import run_folder as run_folder

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from attunet3d.core import Config, DataError, Size
+from attunet3d.training import distributed
 from attunet3d.training.augmentation import Augmentation
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.components import Components
@@ -80,15 +81,19 @@ class PatchBatches:
         self.sampler = components.sampler or self._draw_centre
         self._order = lru_cache(4)(self._shuffled)
 
-    def batch(self, step: int, device: torch.device | str = "cpu") -> Batch:
-        """The batch of `step`, the same at every call.
+    def batch(
+        self, step: int, device: torch.device | str = "cpu", slots: range | None = None
+    ) -> Batch:
+        """The batch of `step`, the same at every call, or the items `slots` of it.
 
         Raises:
             FileError: A case's files cannot be read.
         """
         device = torch.device(device)
-        cases = [self.case_at(step, slot) for slot in range(self.batch_size)]
-        patches = [self._patch(case, step, slot, device) for slot, case in enumerate(cases)]
+        slots = range(self.batch_size) if slots is None else slots
+        cases = [self.case_at(step, slot) for slot in slots]
+        items = zip(cases, slots, strict=True)
+        patches = [self._patch(case, step, slot, device) for case, slot in items]
         images, labels = zip(*patches, strict=True)
         return Batch(torch.stack(images), torch.stack(labels), tuple(case.id for case in cases))
 
@@ -138,7 +143,9 @@ class PatchBatches:
     def iterate(
         self, start: int = 0, device: torch.device | str = "cpu", stop: int | None = None
     ) -> Generator[Batch, None, None]:
-        """Yield the batches of `start`, `start` + 1, … (to `stop`), prepared ahead on `device`.
+        """Yield this process's share of the batches of `start`, `start` + 1, … (to `stop`).
+
+        They are prepared ahead, on `device`.
 
         `training.workers` threads prepare them: what takes time there, copies and torch, runs side
         by side. Close the iterator, or leave it, and they end.
@@ -149,13 +156,15 @@ class PatchBatches:
         device = torch.device(device)
         threads = self.training.workers or THREADS[device.type]
         steps = iter(range(start, sys.maxsize if stop is None else stop))
+        slots = distributed.share(self.batch_size)
         pool = one_core_threads(threads, "batches")
         try:
             ahead = islice(steps, max(AHEAD, threads))
-            waiting = deque(pool.submit(self.batch, step, device) for step in ahead)
+            waiting = deque(pool.submit(self.batch, step, device, slots) for step in ahead)
             while waiting:
                 batch = waiting.popleft().result()
-                waiting.extend(pool.submit(self.batch, step, device) for step in islice(steps, 1))
+                for step in islice(steps, 1):
+                    waiting.append(pool.submit(self.batch, step, device, slots))
                 yield batch
         finally:
             pool.shutdown(cancel_futures=True)

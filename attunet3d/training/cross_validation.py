@@ -29,7 +29,7 @@ from attunet3d.core import (
 from attunet3d.datasets import Case, Manifest, Split
 from attunet3d.evaluation import folder, post_processing
 from attunet3d.inference import Predictor, results, segment_cohort
-from attunet3d.training import run_folder
+from attunet3d.training import distributed, run_folder
 from attunet3d.training.run import TrainingCall, train_run
 from attunet3d.training.run_folder import CONFIG, Cases
 
@@ -55,7 +55,7 @@ def cross_validate(call: TrainingCall, run_dir: Path, *, final: bool = False) ->
     folds = {f"fold{n}": call.manifest.fold(n) for n in _numbers(call.manifest)}
     _refuse_wrong_folder(call, run_dir, list(folds))
     trainings = len(folds) + final
-    with locked_folder(run_dir, "train"):
+    with distributed.held_by_first(lambda: locked_folder(run_dir, "train")):
         call = replace(call, cache=call.cache or run_dir / "cache")
         hours = None if call.hours is None else call.hours / trainings
         for number, (name, cases) in enumerate(folds.items(), 1):
@@ -85,12 +85,13 @@ def _numbers(manifest: Manifest) -> list[int]:
     return numbers
 
 
+@distributed.by_first
 def _refuse_wrong_folder(call: TrainingCall, run_dir: Path, folds: list[str]) -> None:
     if (run_dir / CONFIG).exists():
         cure = "name another folder for the cross-validation"
         raise TrainingError("holds a run of one fold", path=run_dir, cure=cure)
     begun = any((run_dir / name / CONFIG).exists() for name in folds)
-    if begun and not call.resume:
+    if begun and not (call.resume or distributed.restarted()):
         cure = "add --resume to go on with it, or name another folder"
         raise TrainingError("holds a cross-validation", path=run_dir, cure=cure)
     if call.resume and not begun:
@@ -118,6 +119,7 @@ def _with_steps_of(call: TrainingCall, run_dir: Path) -> TrainingCall:
     return replace(call, config=call.config.replaced({"training.steps": steps}))
 
 
+@distributed.by_first
 def _predict(call: TrainingCall, run_dir: Path, folds: Mapping[str, Cases]) -> None:
     """Segment each case on its scanner's grid by the model of the fold that held it out."""
     predictions = run_dir / RESULTS / "predictions"
@@ -130,6 +132,7 @@ def _predict(call: TrainingCall, run_dir: Path, folds: Mapping[str, Cases]) -> N
     results.write_failures(predictions, failures)
 
 
+@distributed.by_first
 def _score(manifest: Manifest, out_dir: Path, held_out: list[Case]) -> None:
     """Score the predictions per label and patient, and print the table."""
     listed = replace(manifest, training=tuple(held_out), validation=(), test=())
@@ -140,6 +143,7 @@ def _score(manifest: Manifest, out_dir: Path, held_out: list[Case]) -> None:
     print(summary.table())
 
 
+@distributed.by_first
 def _make_ensemble(
     manifest: Manifest, run_dir: Path, folds: list[str], held_out: list[Case]
 ) -> None:

@@ -17,7 +17,7 @@ memory give the same plan on every machine, for every fold.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 from attunet3d.core import Config, PreprocessingConfig, Triple
@@ -49,7 +49,9 @@ class Plan:
     reasons: dict[str, str]
     """Why each planned setting is what it is, by dotted name."""
     needed_bytes: int
-    """Estimated memory of training."""
+    """Estimated memory of training, of each process."""
+    processes: int = 1
+    """That train together, each with the stated memory."""
 
     def values(self) -> dict[str, Any]:
         """The planned settings by dotted name."""
@@ -67,6 +69,8 @@ class Plan:
             f" {self.memory_bytes / 1e9:g} GB of memory; training takes about"
             f" {max(0.1, self.needed_bytes / 1e9):.1f} GB"
         )
+        if self.processes > 1:
+            head += f" in each of {self.processes} processes"
         lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows]
         return "\n".join([head, *lines])
 
@@ -75,6 +79,7 @@ class Plan:
         return {
             "memory_bytes": self.memory_bytes,
             "needed_bytes": self.needed_bytes,
+            "processes": self.processes,
             "planned": {
                 name: {"value": value, "reason": self.reasons[name]}
                 for name, value in self.values().items()
@@ -83,13 +88,16 @@ class Plan:
         }
 
 
-def make_plan(fingerprint: Fingerprint, config: Config, memory_bytes: int) -> Plan:
+def make_plan(
+    fingerprint: Fingerprint, config: Config, memory_bytes: int, processes: int = 1
+) -> Plan:
     """Fill the gaps of a configuration.
 
     Args:
         fingerprint: Of all training cases, not of a fold.
         config: What it gives is kept.
         memory_bytes: The stated memory of the GPU or machine.
+        processes: That train together; each has this memory, and its share of the batch.
 
     Raises:
         SettingsError: The memory is too small for the smallest patch.
@@ -102,12 +110,12 @@ def make_plan(fingerprint: Fingerprint, config: Config, memory_bytes: int) -> Pl
     grid = plan_geometry.on_grid(fingerprint.body_mm, spacing)
     strides = config.network.strides or plan_geometry.choose_strides(config.network, spacing, grid)
     training = config.training
-    patch = training.patch_size or plan_geometry.choose_patch(
-        grid, strides, budget, training.batch_size
-    )
-    batch = training.batch_size or plan_geometry.choose_batch(
+    share = training.batch_size and ceil(training.batch_size / processes)
+    patch = training.patch_size or plan_geometry.choose_patch(grid, strides, budget, share)
+    share = share or plan_geometry.choose_batch(
         fingerprint, patch, grid, spacing, budget.batch_voxels(strides)
     )
+    batch = training.batch_size or share * processes
     planned = replace(
         config,
         network=replace(config.network, strides=strides),
@@ -121,7 +129,8 @@ def make_plan(fingerprint: Fingerprint, config: Config, memory_bytes: int) -> Pl
         fingerprint=fingerprint,
         memory_bytes=memory_bytes,
         reasons=dict(_reasons(config, fingerprint, spacing, seen, budget)),
-        needed_bytes=training_bytes(planned.network, batch, patch, classes),
+        needed_bytes=training_bytes(planned.network, share, patch, classes),
+        processes=processes,
     )
 
 

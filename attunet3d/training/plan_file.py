@@ -25,6 +25,7 @@ from attunet3d.core import (
     whole_file,
 )
 from attunet3d.datasets import Case, Fingerprint, Manifest, labels_with_side, measure_fingerprint
+from attunet3d.training import distributed
 from attunet3d.training.plan import Plan, make_plan
 
 FILE_BYTES = 100_000_000  # largest plan; a case takes about 300
@@ -40,6 +41,7 @@ class _PlanFile(msgspec.Struct):
     memory_bytes: int
     planned: dict[str, _PlannedSetting]
     fingerprint: Fingerprint
+    processes: int = 1
 
 
 def default_path(manifest: Path, config: str) -> Path:
@@ -111,6 +113,7 @@ def without_wrong_flips(config: Config, labels: dict[int, str]) -> Config:
     return config.replaced({"augmentation.flip_axes": tuple(axis for axis in axes if axis)})
 
 
+@distributed.by_first
 def shared_plan(
     manifest: Manifest,
     config: Config,
@@ -137,7 +140,9 @@ def shared_plan(
     if path.is_file():
         return _kept_plan(path, cases, config, stated)
     fingerprint = measure_fingerprint(cases, ignored=config.training.ignore_index)
-    plan = make_plan(fingerprint, config, stated or memory_class(total_bytes(device)) * GIGABYTE)
+    found = total_bytes(device) // distributed.on_one_device(device)
+    stated = stated or memory_class(found) * GIGABYTE
+    plan = make_plan(fingerprint, config, stated, distributed.world_size())
     try:
         save_plan(plan, path)
     except WriteError as error:
@@ -164,7 +169,7 @@ def _kept_plan(path: Path, cases: Sequence[Case], config: Config, stated: int | 
             path=path,
             cure="delete it to plan for the cases of this manifest, or name another by --plan",
         )
-    plan = make_plan(kept.fingerprint, config, stated or kept.memory_bytes)
+    plan = make_plan(kept.fingerprint, config, stated or kept.memory_bytes, kept.processes)
     found = json.loads(json.dumps(plan.values()))  # lists, as in the file
     differing = [
         f"{name} ({entry.value} there, {found.get(name)} here)"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from attunet3d.core import Config, locked_folder, machine
+from attunet3d.core import Config
 from attunet3d.datasets import Manifest
 from attunet3d.training import plan_file, run_folder, run_report
 from attunet3d.training.run_folder import Cases
@@ -37,13 +37,12 @@ class TrainingCall:
     """Train for as many steps as this takes."""
 
     @classmethod
-    def of(cls, flags: Mapping[str, Any]) -> "TrainingCall":
-        """The call that the flags of a command describe.
+    def of(cls, flags: Mapping[str, Any], device: torch.device) -> "TrainingCall":
+        """The call that the flags of a command describe, on this process's device.
 
         Raises:
             UserError: A file cannot be read, or does not describe a training.
         """
-        device = machine.pick_device(flags["device"], training=True)
         manifest = Manifest.load(flags["manifest"], flags["root"]).require_files()
         names = ("memory", "cache", "steps_more", "init", "hours")
         return cls(
@@ -63,9 +62,9 @@ def train_run(call: TrainingCall, run_dir: Path, cases: Cases) -> None:
         UserError: The folder holds what it should not, the data or settings are not those of the
             run to resume, or the training cannot go on.
     """
-    run_folder.refuse_wrong_folder(run_dir, resume=call.resume)
-    with locked_folder(run_dir, "train"):
-        if call.resume:
+    resume = run_folder.goes_on(run_dir, call.resume)
+    with run_folder.held(run_dir, resume=resume):
+        if resume:
             config = run_folder.go_on(run_dir, call.config, cases, call.device, call.steps_more)
         else:
             plan = plan_file.shared_plan(
@@ -74,5 +73,5 @@ def train_run(call: TrainingCall, run_dir: Path, cases: Cases) -> None:
             config = run_folder.begin(run_dir, plan, cases, call.device)
         data = run_folder.prepare(cases, call.manifest, config, call.cache or run_dir / "cache")
         trainer = Trainer(data, config, run_dir, call.device)
-        trainer.start(resume=call.resume, init=call.init)
+        trainer.start(resume=resume, init=call.init)
         run_report.finish(trainer, trainer.fit(call.hours))

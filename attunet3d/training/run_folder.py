@@ -10,7 +10,8 @@ validation/*.png    the best weights' answers on validation cases
 summary.json        how the run ended
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from attunet3d.core import (
     TrainingError,
     available_bytes,
     changed_settings,
+    locked_folder,
     read_json,
     whole_file,
 )
 from attunet3d.datasets import Case, Manifest
-from attunet3d.training import cache
+from attunet3d.training import cache, distributed
+from attunet3d.training.distributed import by_first
 from attunet3d.training.plan import PLANNED, Plan, setting
 from attunet3d.training.plan_file import save_plan
 from attunet3d.training.trainer import TrainingData
@@ -52,6 +55,21 @@ def refuse_wrong_folder(run_dir: Path, *, resume: bool) -> None:
         raise TrainingError("holds no run to resume", path=run_dir, cure=cure)
 
 
+@by_first
+def goes_on(run_dir: Path, asked: bool) -> bool:
+    """Whether a call resumes a run: asked to, or begun by processes that `torchrun` restarted."""
+    return asked or (distributed.restarted() and (run_dir / CONFIG).is_file())
+
+
+@contextmanager
+def held(run_dir: Path, *, resume: bool) -> Iterator[None]:
+    """Hold the folder of a run, which `refuse_wrong_folder` finds right, for all its processes."""
+    by_first(refuse_wrong_folder)(run_dir, resume=resume)
+    with distributed.held_by_first(lambda: locked_folder(run_dir, "train")):
+        yield
+
+
+@by_first
 def begin(run_dir: Path, plan: Plan, cases: Cases, device: torch.device) -> Config:
     """Write the plan and the configuration of a new run.
 
@@ -63,6 +81,7 @@ def begin(run_dir: Path, plan: Plan, cases: Cases, device: torch.device) -> Conf
         WriteError: The folder cannot be written to.
     """
     refuse_wrong_folder(run_dir, resume=False)
+    distributed.refuse_idle_processes(plan.config.training.batch_size)
     print(plan.table())
     refuse_too_little_memory(plan.needed_bytes, device)
     whole_file.make_folder(run_dir)
@@ -71,6 +90,7 @@ def begin(run_dir: Path, plan: Plan, cases: Cases, device: torch.device) -> Conf
     return plan.config
 
 
+@by_first
 def go_on(
     run_dir: Path, config: Config, cases: Cases, device: torch.device, more_steps: int = 0
 ) -> Config:
@@ -89,6 +109,8 @@ def go_on(
         DeviceError: The device has too little memory.
     """
     refuse_wrong_folder(run_dir, resume=True)
+    if distributed.restarted():  # the first start has added them
+        more_steps = 0
     file = run_dir / CONFIG
     saved = Config.load(file)
     _refuse_other_cases(run_dir, cases)
@@ -104,6 +126,7 @@ def go_on(
             )
     changes = {name: setting(config, name) for name in MAY_CHANGE}
     resumed = saved.replaced(changes | {"training.steps": saved.training.steps + more_steps})
+    distributed.refuse_idle_processes(resumed.training.batch_size)
     plan_file = _read_plan(run_dir)
     refuse_too_little_memory(int(plan_file.get("needed_bytes", 0)), device)
     if more_steps:
@@ -137,6 +160,7 @@ def refuse_too_little_memory(needed: int, device: torch.device) -> None:
     Raises:
         DeviceError: The device has too little.
     """
+    needed *= distributed.on_one_device(device)
     free = available_bytes(device)
     if needed > free:
         raise DeviceError(
@@ -148,6 +172,7 @@ def refuse_too_little_memory(needed: int, device: torch.device) -> None:
         )
 
 
+@by_first
 def prepare(cases: Cases, manifest: Manifest, config: Config, folder: Path) -> TrainingData:
     """Bring (training, validation) cases onto the network's grid, once, on disk."""
     labels = manifest.labels

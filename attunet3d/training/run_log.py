@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from attunet3d.core import whole_file
+from attunet3d.training import distributed
 from attunet3d.training.components import Logger
 
 NAME = "metrics.csv"
@@ -82,13 +83,16 @@ class RunLog:
 
     def __init__(self, run_dir: Path, step: int, logger: Logger | None = None) -> None:
         self.run_dir, self.logger = run_dir, logger
+        self.writer: Any = None
         found = read_rows(run_dir / NAME)
         self.rows = [row for row in found if int(float(row["step"] or 0)) <= step]
         self.step = step
-        if len(self.rows) < len(found):
+        if len(self.rows) < len(found) and distributed.is_first():
             self._save()
 
     def __enter__(self) -> "RunLog":
+        if not distributed.is_first():
+            return self
         from torch.utils.tensorboard import SummaryWriter
 
         # purge_step: events of later steps, left by a run that was killed, are hidden
@@ -101,10 +105,13 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add a row; it has a `step`. A value of None is left blank."""
+        """Add a row; it has a `step`. A value of None is left blank. One process alone writes."""
+        if self.writer is None:
+            return
         self.rows.append(dict(row))
         self._save()
         for name, value in row.items():

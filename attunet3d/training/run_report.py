@@ -10,6 +10,7 @@ from attunet3d.core import versions, whole_file
 from attunet3d.evaluation import charts, figures
 from attunet3d.imaging import Grid, Volume
 from attunet3d.models import checkpoint
+from attunet3d.training import distributed
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.run_log import read_rows
 from attunet3d.training.run_state import Result
@@ -20,6 +21,7 @@ MOST_OVERLAYS = 4
 _log = logging.getLogger(__name__)
 
 
+@distributed.by_first
 def finish(trainer: Trainer, result: Result) -> None:
     """Write curves, overlays and the summary, and log how the run went."""
     run_dir = trainer.run_dir

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from attunet3d.core import Config, TrainingError, machine
 from attunet3d.models import build_network, memory_layout
-from attunet3d.training import loss, optimisation
+from attunet3d.training import distributed, loss, optimisation
 from attunet3d.training.batch_norm import reestimate_statistics
 from attunet3d.training.batches import Batch
+from attunet3d.training.checkpointing import checkpoint_blocks
 from attunet3d.training.components import Components
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -67,6 +69,22 @@ def refuse_wrong_gradients(strides: Sequence[Sequence[int]], config: Config) -> 
         )
 
 
+def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with every BatchNorm as a SyncBatchNorm.
+
+    Raises:
+        TrainingError: The device is a CPU, for which torch has none.
+    """
+    if device.type != "cuda":
+        raise TrainingError(
+            f"training.sync_batch_norm: torch has it for GPUs only, and this is {device}",
+            value=str(device),
+            cure="leave it out, or set network.norm=instance or network.norm=group",
+        )
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return converted
+
+
 class TrainingStep:
     """A network with its loss, optimiser, moving average and scaler.
 
@@ -92,8 +110,13 @@ class TrainingStep:
         with torch.random.fork_rng():
             torch.manual_seed(self.settings.seed)
             network = build(1, classes)
+        if self.settings.sync_batch_norm:
+            network = synchronised(network, device)
         self.network = self._in_layout(network)
         self.average = optimisation.moving_average(self.network, self.settings.ema_decay)
+        if self.settings.checkpoint_activations:
+            checkpoint_blocks(self.network)
+        self.replica = distributed.replicated(self.network, device)
         self.optimiser = optimisation.build_optimiser(self.network.parameters(), self.settings)
         strides: Sequence[Sequence[int]] = getattr(network, "strides", [])
         self.criterion = loss.build_loss(self.settings, classes, strides)
@@ -121,12 +144,14 @@ class TrainingStep:
         buffers = [part.clone() for part in self.network.buffers()] if skips else []
         self.optimiser.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
-        for batch in batches:
-            with self._autocast():
+        for count, batch in enumerate(batches, start=1):
+            with self._autocast(), self._local(count < len(batches)):
                 image = memory_layout.copy_in_layout(batch.image, self.layout)
-                logits = self.network(image)  # list of (B, C, X, Y, Z), finest first
-            value: Tensor = self.criterion(logits, batch.label) / len(batches)
-            self.scaler.scale(value).backward()
+                logits = self.replica(image)  # list of (B, C, X, Y, Z), finest first
+                value = self.criterion(logits, batch.label) * self._weight(batch) / len(batches)
+            # DistributedDataParallel divides the gradients' sum by the number of processes.
+            scaled = self.scaler.scale(value * distributed.world_size())
+            scaled.backward()
             losses.append(value.detach())
         total, updated = self._apply_gradient(torch.stack(losses).sum())
         if not updated:
@@ -143,11 +168,25 @@ class TrainingStep:
         limit = self.settings.clip_gradient_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
         total, length = torch.stack([loss, norm]).tolist()  # the step's only wait for a GPU
+        total = distributed.total(total)
         finite = math.isfinite(total) and (self.scaler.is_enabled() or math.isfinite(length))
         if finite:
             self.scaler.step(self.optimiser)  # the scaler itself passes over an overflow
         self.scaler.update()
         return total, finite
+
+    def _weight(self, batch: Batch) -> float:
+        """The share of a batch that this process has of it: the loss is a mean over patches."""
+        if distributed.world_size() == 1:
+            return 1.0
+        assert self.settings.batch_size is not None  # else there were no patches
+        return len(batch.case_ids) / self.settings.batch_size
+
+    def _local(self, local: bool) -> AbstractContextManager[Any]:
+        """Where `local`, leave the gradients of the block's passes in this process for now."""
+        if local and isinstance(self.replica, DistributedDataParallel):
+            return self.replica.no_sync()
+        return nullcontext()
 
     def _in_layout(self, network: nn.Module) -> nn.Module:
         """The network on the device, its features in a CPU's fastest layout."""
@@ -176,6 +215,7 @@ class TrainingStep:
                 statistics; they are not drawn where there is no average.
         """
         if self.average is None:
+            distributed.share_buffers(self.network)
             return self.network.eval()
         network = self.average.module
         reestimate_statistics(network, images, lambda image: self.forward(network, image))

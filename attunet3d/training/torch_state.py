@@ -9,14 +9,15 @@ import torch
 from attunet3d.core import DeviceError, machine
 
 
-def step_seed(seed: int, step: int) -> int:
-    """The seed of torch's random numbers in a step, the same on every version of Python.
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """The seed of torch's random numbers in a step of a process, the same on every Python.
 
     Example:
         >>> step_seed(0, 1) == step_seed(0, 1) != step_seed(1, 0)
         True
     """
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) % 2**63
+    sequence = np.random.SeedSequence([seed, step], spawn_key=(rank,) if rank else ())
+    return int(sequence.generate_state(1, np.uint64)[0]) % 2**63
 
 
 @contextmanager

@@ -27,11 +27,12 @@ from attunet3d.core import (
     whole_file,
 )
 from attunet3d.models import Network, checkpoint, transfer_weights
+from attunet3d.training import distributed
 from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.components import Components
 from attunet3d.training.run_log import RunLog, Stopwatch
-from attunet3d.training.run_state import Result, RunState
+from attunet3d.training.run_state import Result, RunState, nonfinite_error
 from attunet3d.training.step import TrainingStep
 from attunet3d.training.torch_state import memory_error_in_one_line, own_torch_state, step_seed
 from attunet3d.training.validation import dice_network_grid
@@ -112,10 +113,9 @@ class Trainer:
                 if hours is not None:
                     self._fit_steps_to(hours * 3600, state.step - first_step)
                 self._after_step(value, log, requests)
-                bar.update(1, self._facts(value))
-                if requests:
-                    self._save_and_leave(requests)
-        if hours is not None:
+                bar.update(1, state.facts(value, self.update.learning_rate))
+                self._leave_if_asked(requests)
+        if hours is not None and distributed.is_first():
             self.config.save(self.run_dir / "config.json")
         return Result(
             step=state.step,
@@ -128,17 +128,19 @@ class Trainer:
 
     def _fit_steps_to(self, seconds: float, done: int) -> None:
         """Set `training.steps` to what the time allows at the speed of the steps `done` so far."""
-        left = max(0.0, seconds - self.stopwatch.seconds)
-        steps = self.state.step + int(left / self.stopwatch.seconds * done)
+        so_far = distributed.largest(self.stopwatch.seconds)
+        steps = self.state.step + int(max(0.0, seconds - so_far) / so_far * done)
         self.config = self.config.replaced({"training.steps": max(1, steps)})
         self.update.settings = self.config.training
 
     def _train_step(self, batches: Sequence[Batch]) -> float:
         """One update of the weights; returns the loss."""
-        torch.manual_seed(step_seed(self.config.training.seed, self.state.step))  # dropout
+        seed, rank = self.config.training.seed, distributed.rank()
+        torch.manual_seed(step_seed(seed, self.state.step, rank))  # dropout
         value, updated = self.update.update(batches, self.state.step)
         if not updated:
-            self._nonfinite(value, [name for batch in batches for name in batch.case_ids])
+            names = [name for batch in batches for name in batch.case_ids]
+            self._nonfinite(value, distributed.gathered(names))
         self.state.step += 1
         return value
 
@@ -146,15 +148,7 @@ class Trainer:
         if self.config.training.on_nonfinite_loss == "skip":
             self.state.skipped_steps += 1
             return
-        what, saved = "loss" if not math.isfinite(value) else "gradient", self.run_dir / "last.pt"
-        last = f"; the last good state is {saved}" if saved.exists() else ""
-        raise TrainingError(
-            f"step {self.state.step}: the {what} is not finite (loss {value}; cases"
-            f" {', '.join(names)}){last}",
-            value=value,
-            cure="look at these cases, lower training.learning_rate, or set"
-            " training.on_nonfinite_loss=skip",
-        )
+        raise nonfinite_error(value, self.state.step, names, self.run_dir / checkpoint.STATE)
 
     def _after_step(self, value: float, log: RunLog, requests: StopRequests) -> None:
         settings, state = self.config.training, self.state
@@ -172,13 +166,19 @@ class Trainer:
             self.save()
 
     def _validate_if_due(self, log: RunLog, requests: StopRequests) -> None:
-        """Validate; a stop request saves the state, and the resumed run validates first."""
+        """Validate; a stop request saves the state, and the resumed run validates first.
+
+        In a run of several processes each leaves as soon as it is asked to, and the others get an
+        error of the connection when they wait for it.
+        """
         if not self.state.validation_due:
             return
         try:
             with requests.at_once():
                 self._validate(log)
-        except SystemExit:
+        except (SystemExit, RuntimeError):
+            if not requests:
+                raise
             self._save_and_leave(requests)
         self.state.validation_due = False
 
@@ -214,24 +214,19 @@ class Trainer:
         return row | self.stopwatch.lap()
 
     def _statistics_images(self) -> Iterator[Tensor]:
-        """The images of the run's first batches, whatever the step: the same after a resume."""
+        """Images of the run's first batches, the same after a resume and in all processes."""
         for number in range(STATISTICS_BATCHES):
-            yield self.batches.batch(number, self.device).image
+            slots = distributed.share(self.batches.batch_size, 0)
+            yield self.batches.batch(number, self.device, slots).image
 
     def _stopped_early(self) -> bool:
         limit = self.config.training.early_stop
         return bool(limit) and self.state.validations_since_best >= limit
 
-    def _facts(self, value: float) -> dict[str, str]:
-        best = self.state.best_dice
-        return {
-            "loss": f"{value:.3f}",
-            "rate": f"{self.update.learning_rate:.1e}",
-            "best Dice": "–" if best is None else f"{best:.3f}",
-        }
-
     def save(self) -> None:
         """Write `last.pt`, from which `resume` goes on."""
+        if not distributed.is_first():
+            return
         state = self.update.state() | asdict(self.state)
         checkpoint.save_state(self.run_dir / "last.pt", state)
 
@@ -239,7 +234,7 @@ class Trainer:
         """Resume the run, or else take the weights of the model `init`, if there is one."""
         if resume:
             self.resume()
-        elif init is not None:
+        if init is not None and self.state.step == 0:
             self.start_from(init)
 
     def resume(self) -> None:
@@ -285,9 +280,17 @@ class Trainer:
             _log.warning("%s: not taken: %s", other.path, taken.new)
 
     def _save_model(self, network: nn.Module, dice: float | None) -> None:
+        if not distributed.is_first():
+            return
         notes = {"step": self.state.step, "dice_network_grid": dice}
         path = self.run_dir / "model.safetensors"
         checkpoint.save_model(path, network.state_dict(), self.config, self.labels, notes)
+
+    def _leave_if_asked(self, requests: StopRequests) -> None:
+        """Save and leave when any process was asked to stop."""
+        requests.number = int(distributed.largest(requests.number or 0)) or None
+        if requests:
+            self._save_and_leave(requests)
 
     def _save_and_leave(self, requests: StopRequests) -> NoReturn:
         self.save()

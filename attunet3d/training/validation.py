@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attunet3d.core import Size, progress
 from attunet3d.inference import Stitching, sliding_window_slabs
+from attunet3d.training import distributed
 from attunet3d.training.cached_case import CachedCase
 
 OVERLAP = 0.25  # of neighbouring windows; less than in inference, for speed
@@ -57,6 +58,8 @@ def dice_network_grid(
 ) -> dict[int, float]:
     """Mean Dice of each class over the cases in which reference or prediction has it.
 
+    Each process of a run takes some of the cases; all get the same answer.
+
     Args:
         cases: Validation cases.
         forward: (B, 1, x, y, z) → (B, K, x, y, z) logits.
@@ -67,13 +70,17 @@ def dice_network_grid(
     Returns:
         Dice by class index, background left out; a class that no case has is missing.
     """
-    scores: dict[int, list[float]] = {}
-    with progress(len(cases), "validating") as bar:
-        for case in cases:
+    found: list[tuple[int, int, float]] = []  # case, class, Dice
+    own = range(distributed.rank(), len(cases), distributed.world_size())
+    with progress(len(own), "validating") as bar:
+        for number in own:
+            case = cases[number]
             with bar.item() as done:
                 predicted = predict_classes(case, forward, window, device, done)
-            for index, dice in _case_dice(predicted, case, ignored):
-                scores.setdefault(index, []).append(dice)
+            found += [(number, *pair) for pair in _case_dice(predicted, case, ignored)]
+    scores: dict[int, list[float]] = {}
+    for _, index, dice in sorted(distributed.gathered(found)):
+        scores.setdefault(index, []).append(dice)
     return {index: float(np.mean(values)) for index, values in scores.items()}
 
 

@@ -250,7 +250,7 @@ def test_closing_early_ends_the_thread_and_leaves_torch_as_it_was(cases):
 def test_no_more_is_prepared_ahead_than_told(cases, monkeypatch):
     batches, seen = PatchBatches(cases, config()), []
     make = batches.batch
-    monkeypatch.setattr(batches, "batch", lambda step, on: seen.append(step) or make(step, on))
+    monkeypatch.setattr(batches, "batch", lambda step, *a: seen.append(step) or make(step, *a))
     stream = batches.iterate()
     next(stream)
     until = time.monotonic() + 60
