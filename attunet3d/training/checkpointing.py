@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.checkpoint import checkpoint
@@ -56,10 +56,16 @@ def _contexts(block: nn.Module) -> tuple[Context, Context]:
 @contextmanager
 def _without_statistics(block: nn.Module) -> Iterator[None]:
     layers = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [(layer.momentum, _copy(layer.num_batches_tracked)) for layer in layers]
     for layer in layers:
-        layer.track_running_stats = False
+        layer.momentum = 0.0
     try:
         yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True
+    finally:  # the pass may end early, as soon as all that is needed is there
+        for layer, (momentum, count) in zip(layers, before, strict=True):
+            layer.momentum = momentum
+            layer.num_batches_tracked = count
+
+
+def _copy(count: Tensor | None) -> Tensor | None:
+    return None if count is None else count.clone()

@@ -155,7 +155,6 @@ def test_a_killed_process_restarts_the_run_from_its_last_state(manifest, long, t
         os.kill(workers[1].pid, signal.SIGKILL)
         _, error = process.communicate(timeout=240)
     assert process.returncode == 0, error
-    assert "SIGKILL" in error or "Signal 9" in error
     assert largest_difference(weights(long), weights(run_dir)) < 1e-4
     rows = [read_rows(folder / "metrics.csv") for folder in (long, run_dir)]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
