@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     saved = "for `export`", "the gates' coefficients"
     for kind, what in zip(("probabilities", "attention"), saved, strict=True):
         parser.add_argument(f"--save-{kind}", dest=kind, action="store_true", help=what)
+    parser.add_argument("--mask-files", action="store_true", help="a mask per label, CASE/LABEL")
+    parser.add_argument("--preview", action="store_true", help="a picture per case to look at")
     parser.add_argument("--series", help="DICOM series: number, UID or part of its description")
     parser.add_argument("--orthogonal", action="store_true", help="straighten a tilted gantry")
     parser.add_argument("--overwrite", action="store_true", help="redo what is done")

@@ -14,10 +14,14 @@ from .dicom import find_series as find_series
 from .geometry import Grid as Grid
 from .geometry import axis_map as axis_map
 from .hounsfield import hounsfield_warnings as hounsfield_warnings
+from .label_measures import LabelMeasures as LabelMeasures
+from .label_measures import measure_labels as measure_labels
+from .label_measures import measure_ranges as measure_ranges
 from .maps import MapReader as MapReader
 from .maps import MapWriter as MapWriter
 from .nifti import parts_of as parts_of
 from .nifti_writer import write_nifti as write_nifti
+from .nifti_writer import write_nifti_planes as write_nifti_planes
 from .preprocessing import NetworkImage as NetworkImage
 from .preprocessing import body_box as body_box
 from .preprocessing import label_to_network_grid as label_to_network_grid

@@ -5,7 +5,7 @@ offset only, so it cannot hold the sheared grid of a tilted gantry. Programs bui
 qform: a sheared grid gets none, which they refuse, rather than one that puts labels elsewhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,6 +38,26 @@ def write_nifti(
     header = nifti_header(array.shape, array.dtype, geometry, grid, slope)
     with nifti_file(path, header) as file:
         file.write(np.asfortranarray(array).reshape(-1, order="F").data.cast("B"))
+
+
+def write_nifti_planes(
+    path: Path, planes: Iterable[Array], geometry: NiftiGeometry | None, grid: Grid
+) -> None:
+    """Write voxels plane by plane as uint8, as `write_nifti` does; memory holds one plane.
+
+    Args:
+        path: `.nii.gz` or `.nii`.
+        planes: (I, J) each, as many as the grid has along its last axis.
+        geometry: As in `write_nifti`.
+        grid: Where the voxels lie.
+
+    Raises:
+        WriteError: The disk is full or the folder read-only; nothing is left behind.
+    """
+    header = nifti_header(grid.shape, np.uint8, geometry, grid)
+    with nifti_file(path, header) as file:
+        for plane in planes:
+            file.write(plane.astype(np.uint8).tobytes(order="F"))
 
 
 @contextmanager

@@ -5,9 +5,11 @@ from . import sliding_window as sliding_window
 from . import windows as windows
 from .case_writer import CaseMaps as CaseMaps
 from .case_writer import write_case as write_case
-from .cohort import CohortOptions as CohortOptions
 from .cohort import segment_cohort as segment_cohort
+from .cohort_options import CohortOptions as CohortOptions
 from .decision import decide as decide
+from .doubt import DoubtRule as DoubtRule
+from .doubt import fit_doubt as fit_doubt
 from .engine import independent as independent
 from .engine import make_engine as make_engine
 from .engine import mirrored as mirrored

@@ -4,14 +4,22 @@ Maps are written while the network runs, a few planes at a time; they get their 
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from attunet3d.core import WriteError, whole_file
-from attunet3d.imaging import MapWriter, Segmentation, Volume
+from attunet3d.imaging import (
+    MapWriter,
+    Segmentation,
+    Volume,
+    measure_labels,
+    write_nifti_planes,
+)
 from attunet3d.inference import results
+from attunet3d.inference.doubt import DoubtRule, Ranges, doubt_of
+from attunet3d.inference.preview import draw_preview
 from attunet3d.inference.record import Record
 from attunet3d.inference.results import CaseFiles
 
@@ -52,12 +60,32 @@ def _abandon(writer: MapWriter) -> None:
     writer.__exit__(KeyboardInterrupt, None, None)
 
 
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What tells how far a label map can be believed, and what is written to look at it.
+
+    Args:
+        scan: On the grid of the label map, or another for a label map that was straightened.
+        rule: Gives one word per label.
+        ranges: Of volumes and HU in training.
+        mask_files: Write a mask per label.
+        preview: Draw three slices.
+    """
+
+    scan: Volume
+    rule: DoubtRule
+    ranges: Ranges
+    mask_files: bool = False
+    preview: bool = False
+
+
 def write_case(
     files: CaseFiles,
     segmentation: Segmentation,
     record: Record,
     maps: CaseMaps | None = None,
     facts: Mapping[str, Any] | None = None,
+    judgement: Judgement | None = None,
 ) -> None:
     """Write a case, the sidecar last.
 
@@ -67,18 +95,51 @@ def write_case(
         record: What was done; the time of writing is added.
         maps: Maps that were handed on while they were computed.
         facts: What else the sidecar shall hold.
+        judgement: Adds the doubt of each label.
 
     Raises:
         UserError: A file cannot be written; the sidecar is then not written either.
     """
     begin = time.perf_counter()
     _mark_begun(files)
-    written: Sequence[Path] = [] if maps is None else maps.finish()
+    written = [] if maps is None else maps.finish()
     segmentation.save(files.mask)
-    seconds = {**record.seconds, "writing": round(time.perf_counter() - begin, 4)}
-    content = {**asdict(replace(record, seconds=seconds)), **(facts or {})}
-    results.write_sidecar(files, segmentation, [files.mask, *written], content)
+    content = {**asdict(record), **(facts or {})}
+    measures = None
+    if judgement is not None:
+        on_grid = judgement.scan.grid.shape == segmentation.grid.shape
+        measures = measure_labels(segmentation, judgement.scan if on_grid else None)
+        expected, members = content.pop("expected_dice"), content.pop("member_dice")
+        content["doubt"] = doubt_of(measures, expected, members, judgement.rule, judgement.ranges)
+        if judgement.mask_files:
+            written += write_label_masks(files, segmentation)
+        if judgement.preview and on_grid:
+            whole_file.make_folder(files.preview.parent)
+            draw_preview(files.preview, judgement.scan, segmentation)
+            written.append(files.preview)
+    content["seconds"] = {**record.seconds, "writing": round(time.perf_counter() - begin, 4)}
+    results.write_sidecar(files, segmentation, [files.mask, *written], content, measures)
     files.begun.unlink(missing_ok=True)
+
+
+def write_label_masks(files: CaseFiles, segmentation: Segmentation) -> list[Path]:
+    """Write a mask (0 and 1) per foreground label, as TotalSegmentator lays them out.
+
+    Planes are written one by one: memory holds none of the masks.
+
+    Returns:
+        The files.
+
+    Raises:
+        WriteError: A label's name cannot be that of a file, or a file cannot be written.
+    """
+    labels, grid = segmentation.array, segmentation.grid
+    paths = {value: files.label_mask(name) for value, name in segmentation.labels.items() if value}
+    whole_file.make_folder(files.folder / files.case_id)
+    for value, path in paths.items():
+        planes = (labels[..., k] == value for k in range(labels.shape[2]))
+        write_nifti_planes(path, planes, segmentation.geometry, grid)
+    return list(paths.values())
 
 
 def _mark_begun(files: CaseFiles) -> None:

@@ -8,9 +8,10 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from attunet3d.core import (
     DataError,
     FileError,
     Progress,
-    SettingsError,
     UserError,
     case_names,
     locked_folder,
@@ -28,48 +28,16 @@ from attunet3d.core import (
 from attunet3d.datasets import Split
 from attunet3d.imaging import Volume, straightened
 from attunet3d.inference import results, scans
-from attunet3d.inference.case_writer import CaseMaps, write_case
+from attunet3d.inference.case_writer import CaseMaps, Judgement, write_case
+from attunet3d.inference.cohort_options import CohortOptions
 from attunet3d.inference.predictor import Predictor
 from attunet3d.inference.results import CaseFiles, Outcome
 from attunet3d.inference.scans import Scan
+from attunet3d.inference.statistics_table import StatisticsTable
 
 MOST_AHEAD = 4  # scans read ahead where there are cores for it; each takes its size in memory
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CohortOptions:
-    """Which series to read, what to write, and whether to redo what is done."""
-
-    probabilities: bool = False
-    attention: bool = False
-    overwrite: bool = False
-    series: str | None = None
-    """Which of several DICOM series in a folder; see `imaging.read_volume`."""
-    orthogonal: bool = False
-    """Write the label maps of sheared grids on grids without shear; see `imaging.straightened`."""
-
-    def __post_init__(self) -> None:
-        if self.orthogonal and self.kinds:
-            rule = "--orthogonal is for label maps only: maps stay on the scan's grid"
-            raise SettingsError(rule, cure=f"leave --save-{self.kinds[0]} out")
-
-    @classmethod
-    def of(cls, flags: Mapping[str, Any]) -> "CohortOptions":
-        """The options among a command's flags."""
-        return cls(**{part.name: flags[part.name] for part in fields(cls)})
-
-    @property
-    def choices(self) -> dict[str, Any]:
-        """What the label maps depend on, for the sidecars."""
-        chosen = {"series": self.series, "orthogonal": self.orthogonal or None}
-        return {name: value for name, value in chosen.items() if value is not None}
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of maps that are asked for."""
-        return tuple(kind for kind in results.KINDS if getattr(self, kind))
 
 
 @dataclass(frozen=True)
@@ -119,11 +87,18 @@ def segment_cohort(
         results.sweep(out_dir)
         with progress(len(cases), "infer", "scan") as bar:
             outcome = _Cohort(predictor, cases, Path(out_dir), options, split, bar).run()
-        try:
+        with _told("failures.json"):
             results.write_failures(out_dir, outcome.failures)
-        except (UserError, OSError) as error:  # a full disk: what failed was said above
-            _log.error("%s", results.reason(error), extra={"case": "failures.json"})
     return outcome
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Log that a file of the folder cannot be written: a full disk fails no case that is done."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        _log.error("%s", results.reason(error), extra={"case": name})
 
 
 class _Cohort:
@@ -145,6 +120,7 @@ class _Cohort:
         self.split = split
         self.bar = bar
         self.outcome = Outcome()
+        self.table = StatisticsTable(out_dir)
         # With few cores the network needs them; beside a GPU they are there for reading.
         self.ahead = max(1, min(MOST_AHEAD, (os.cpu_count() or 1) // 4))
 
@@ -169,6 +145,8 @@ class _Cohort:
                 del write  # the writer frees what it holds when it is done
             while writing:
                 self._settle(*writing.popleft())
+        with _told("statistics.csv"):
+            self.table.write()
         return self.outcome
 
     def _jobs(self) -> Iterator[_Job]:
@@ -210,7 +188,13 @@ class _Cohort:
         files = job.files
         if not files.sidecar.exists():
             return False
-        wanted = [files.mask, *(files.maps(kind) for kind in self.options.kinds)]
+        options = self.options
+        wanted = [files.mask, *(files.maps(kind) for kind in options.kinds)]
+        if options.mask_files:
+            names = self.predictor.labels
+            wanted += [files.label_mask(name) for value, name in names.items() if value]
+        if options.preview and not options.orthogonal:
+            wanted.append(files.preview)
         choices = {"series": None, "orthogonal": None, **self.options.choices}
         origin = {**job.origin, **choices, "scan_checksum": scans.checksum(job.scan)}
         return results.is_done(files, wanted, origin)
@@ -266,15 +250,24 @@ class _Cohort:
             "scan_checksum": loaded.checksum,
             "role_in_training": self.split.role(job.files.case_id),
         }
-        return partial(write_case, job.files, segmentation, record, maps, facts)
+        judgement = Judgement(
+            loaded.volume,
+            self.predictor.doubt_rule,
+            self.predictor.label_ranges,
+            mask_files=self.options.mask_files,
+            preview=self.options.preview,
+        )
+        return partial(write_case, job.files, segmentation, record, maps, facts, judgement)
 
     def _settle(self, case_id: str, task: "Future[None]") -> None:
         try:
             task.result()
         except Exception as error:
             self._fail(case_id, error)
-        else:
-            self.outcome.done.append(case_id)
+            return
+        self.outcome.done.append(case_id)
+        with _told("statistics.csv"):
+            self.table.add(results.case_files(self.out_dir, case_id).sidecar)
 
     def _fail(self, case_id: str, error: Exception) -> None:
         reason = results.reason(error, maps=bool(self.options.kinds))

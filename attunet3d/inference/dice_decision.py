@@ -21,7 +21,6 @@ claims nothing where d_c ≤ logit(t_c) at all corners. Where Σ exp(d_c) ≤ 1,
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -31,33 +30,17 @@ from attunet3d.core import Floats, LabelMap
 from attunet3d.imaging import Grid, extent
 from attunet3d.inference.array_spool import ArraySpool
 from attunet3d.inference.chunks import Chunk, ChunkBuilder, Ranges
-from attunet3d.inference.expected_dice import ProbabilityHistogram, Thresholds, expected_dice
+from attunet3d.inference.expected_dice import (
+    Activation,
+    ProbabilityHistogram,
+    Thresholds,
+    expected_dice,
+    margins_of,
+    probabilities_of,
+)
 from attunet3d.inference.sliding_window import Slab
 
 FAINT = -16.0  # a margin below which a class's share of a softmax is below float32's rounding
-
-Activation = Literal["softmax", "sigmoid"]
-
-
-def probabilities_of(margins: Tensor, activation: Activation) -> Tensor:
-    """Probabilities (K, …) from the margins (K - 1, …) over the background, whose own come first.
-
-    With sigmoids of their own they leave the background none: it gets zeros.
-
-    Example:
-        >>> probabilities_of(torch.tensor([[0.0]]), "softmax").tolist()
-        [[0.5], [0.5]]
-    """
-    if activation == "sigmoid":
-        return torch.cat([torch.zeros_like(margins[:1]), margins.sigmoid()])
-    if len(margins) == 1:
-        return torch.cat([(-margins).sigmoid(), margins.sigmoid()])
-    return torch.cat([torch.zeros_like(margins[:1]), margins]).softmax(0)
-
-
-def margins_of(logits: Tensor) -> Tensor:
-    """Foreground logits minus the background's (K - 1, …); a margin (K = 1) is one already."""
-    return logits if len(logits) == 1 else logits[1:] - logits[:1]
 
 
 class DiceDecision:

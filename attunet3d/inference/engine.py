@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attunet3d.inference import openvino
+from attunet3d.inference.agreement import Agreement
 from attunet3d.models import AttentionUNet3D, Network, fast_network
 
 Engine = Callable[[Tensor], Tensor]
@@ -93,8 +94,12 @@ def _by_autocast(network: nn.Module, dtype: torch.dtype, attention: bool) -> Eng
     return engine
 
 
-def average(engines: Sequence[Engine]) -> Engine:
+def average(engines: Sequence[Engine], agreement: Agreement | None = None) -> Engine:
     """The mean of what several engines return; of one engine, that engine.
+
+    Args:
+        engines: Of outputs of one shape.
+        agreement: Told what each engine says.
 
     Example:
         >>> float(average([lambda x: x, lambda x: 3 * x])(torch.ones(1)))
@@ -105,15 +110,26 @@ def average(engines: Sequence[Engine]) -> Engine:
 
     def engine(x: Tensor) -> Tensor:
         total = engines[0](x)
+        chosen = [] if agreement is None else [agreement.winners(total)]
         for part in engines[1:]:
-            total = total + part(x)
+            output = part(x)
+            total = total + output
+            if agreement is not None:
+                chosen.append(agreement.winners(output))
+        if agreement is not None:
+            agreement.add(chosen)
         return total / len(engines)
 
     return engine
 
 
-def mirrored(engine: Engine, axes: Sequence[int]) -> Engine:
+def mirrored(engine: Engine, axes: Sequence[int], agreement: Agreement | None = None) -> Engine:
     """The mean over all mirrorings of the input along `axes` (0 to 2), each mirrored back.
+
+    Args:
+        engine: What is mirrored.
+        axes: Axes (0 to 2); () gives the engine itself.
+        agreement: Told what is said of each mirroring.
 
     Example:
         >>> x = torch.arange(8.0).reshape(1, 1, 2, 2, 2)
@@ -126,7 +142,7 @@ def mirrored(engine: Engine, axes: Sequence[int]) -> Engine:
     def through(part: tuple[int, ...]) -> Engine:
         return lambda x: engine(x.flip(part)).flip(part)
 
-    return average([engine, *(through(part) for part in subsets[1:])])
+    return average([engine, *(through(part) for part in subsets[1:])], agreement)
 
 
 def independent(engine: Engine) -> Engine:

@@ -13,6 +13,7 @@ at all the score, which is flat around its maximum, changes by less than float32
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,29 @@ from attunet3d.core import Floats, Mask
 
 BINS = 2**12  # of [0, 1]; the upper half is one: no threshold lies there, as no score exceeds 1
 PRUNED = 0.5  # a class that is nowhere more probable is left out, as RankSEG does
+
+Activation = Literal["softmax", "sigmoid"]
+
+
+def probabilities_of(margins: Tensor, activation: Activation) -> Tensor:
+    """Probabilities (K, …) from the margins (K - 1, …) over the background, whose own come first.
+
+    With sigmoids of their own they leave the background none: it gets zeros.
+
+    Example:
+        >>> probabilities_of(torch.tensor([[0.0]]), "softmax").tolist()
+        [[0.5], [0.5]]
+    """
+    if activation == "sigmoid":
+        return torch.cat([torch.zeros_like(margins[:1]), margins.sigmoid()])
+    if len(margins) == 1:
+        return torch.cat([(-margins).sigmoid(), margins.sigmoid()])
+    return torch.cat([torch.zeros_like(margins[:1]), margins]).softmax(0)
+
+
+def margins_of(logits: Tensor) -> Tensor:
+    """Foreground logits minus the background's (K - 1, …); a margin (K = 1) is one already."""
+    return logits if len(logits) == 1 else logits[1:] - logits[:1]
 
 
 def expected_dice(inside: float, size: float, total: float) -> float:
@@ -36,7 +60,7 @@ def expected_dice(inside: float, size: float, total: float) -> float:
         >>> round(expected_dice(inside=90, size=100, total=95), 3)
         0.918
     """
-    return 2 * inside / (total + size + 1)
+    return float(2 * inside / (total + size + 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,3 +120,42 @@ class ProbabilityHistogram:
         total = inside[:, -1]
         scores = 2 * inside / (total[:, None] + sizes + 1)
         return Thresholds(scores.max(1) / 2, self.largest > PRUNED, total)
+
+
+class ArgmaxDice:
+    """The Dice expected of the labels of the largest logits, measured on the network's grid.
+
+    Args:
+        classes: Background included.
+        activation: What turns logits into probabilities.
+
+    Example:
+        >>> dice = ArgmaxDice(2, "softmax")
+        >>> dice.add(torch.tensor([[9.0, 9.0, -9.0]]))  # margins
+        >>> round(dice.expected()[0], 3)
+        0.8
+    """
+
+    def __init__(self, classes: int, activation: Activation) -> None:
+        self._activation: Activation = activation
+        self._inside, self._sizes, self._total = np.zeros((3, classes))
+
+    def add(self, logits: Tensor) -> None:
+        """Take the logits (K, …) of further voxels."""
+        probabilities = probabilities_of(margins_of(logits), self._activation)
+        if self._activation == "sigmoid":
+            probabilities[0] = 0.5
+        best = probabilities[0].clone()
+        chosen = torch.zeros_like(best, dtype=torch.uint8)
+        for index, here in enumerate(probabilities[1:], start=1):
+            chosen += (index - chosen) * (here > best)
+            torch.maximum(best, here, out=best)
+        count, classes = len(self._total), chosen.flatten().cpu()
+        self._sizes += torch.bincount(classes, minlength=count).numpy()
+        self._inside += torch.bincount(classes, best.flatten().double().cpu(), count).numpy()
+        self._total += probabilities.flatten(1).sum(1, dtype=torch.float64).cpu().numpy()
+
+    def expected(self) -> list[float]:
+        """Of each foreground class."""
+        sums = zip(self._inside[1:], self._sizes[1:], self._total[1:], strict=True)
+        return [expected_dice(*part) for part in sums]

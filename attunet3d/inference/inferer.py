@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attunet3d.core import DeviceError, InferenceConfig, NetworkConfig, Size, machine
 from attunet3d.inference import memory
+from attunet3d.inference.agreement import Agreement
 from attunet3d.inference.engine import Engine, average, independent, make_engine, mirrored
 from attunet3d.inference.precision import choose_precision, uses_bfloat16
 from attunet3d.inference.record import Execution
@@ -61,21 +62,32 @@ class Inferer:
         self.device, self.budget, self.activation = device, budget, activation
         a, b, c = zip(*(member.network.divisor for member in members), strict=True)
         self.divisor = math.lcm(*a), math.lcm(*b), math.lcm(*c)
-        self._engines: dict[tuple[torch.dtype, bool], Engine] = {}
+        self._engines: dict[tuple[torch.dtype, bool], list[Engine]] = {}  # one per member
         self._lock = threading.RLock()
 
-    def engine(self, dtype: torch.dtype, attention: bool = False) -> Engine:
-        """All members and mirrorings as one function (B, 1, x, y, z) → (B, K, x, y, z)."""
+    def engine(
+        self, dtype: torch.dtype, attention: bool = False, agreement: Agreement | None = None
+    ) -> Engine:
+        """All members and mirrorings as one function (B, 1, x, y, z) → (B, K, x, y, z).
+
+        Args:
+            dtype: In which the networks compute.
+            attention: Append the gates' coefficients.
+            agreement: Told what the members say or, of a single one, its mirrorings.
+        """
         with self._lock:
             if (dtype, attention) not in self._engines:
                 parts = [self._member_engine(part, dtype, attention) for part in self.members]
-                self._engines[dtype, attention] = average(parts)
-            return self._engines[dtype, attention]
+                self._engines[dtype, attention] = parts
+            engines = self._engines[dtype, attention]
+        axes = [member.mirror_axes for member in self.members]
+        if len(engines) == 1:
+            return mirrored(engines[0], axes[0], agreement)
+        return average([mirrored(*pair) for pair in zip(engines, axes, strict=True)], agreement)
 
     def _member_engine(self, member: Member, dtype: torch.dtype, attention: bool) -> Engine:
         runtime = self.config.engine
         engine = make_engine(member.network, self.device, dtype, attention, runtime)
-        engine = mirrored(engine, member.mirror_axes) if member.mirror_axes else engine
         return independent(engine) if self.activation == "sigmoid" else engine
 
     def slabs(
@@ -111,8 +123,11 @@ class Inferer:
             execution.fallbacks.append,
         )
         execution.precision = str(dtype).removeprefix("torch.")
+        if len(self.members) > 1 or self.members[0].mirror_axes:
+            execution.agreement = Agreement(self.classes)
+        engine = self.engine(dtype, attention, execution.agreement)
         run = self._whole if whole else self._windows
-        for slab in run(image, self.engine(dtype, attention), all_logits or attention, execution):
+        for slab in run(image, engine, all_logits or attention, execution):
             if attention:
                 parts = slab.logits[: self.classes], slab.logits[self.classes :]
                 yield Slab(slab.start, *parts)

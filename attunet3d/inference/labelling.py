@@ -10,7 +10,8 @@ from attunet3d.core import LabelMap
 from attunet3d.imaging import Grid
 from attunet3d.inference.chunks import Chunk, ChunkBuilder
 from attunet3d.inference.decision import background, choose
-from attunet3d.inference.dice_decision import Activation, DiceDecision
+from attunet3d.inference.dice_decision import DiceDecision
+from attunet3d.inference.expected_dice import Activation, ArgmaxDice
 from attunet3d.inference.map_output import MapsByKind
 from attunet3d.inference.record import Stopwatch
 from attunet3d.inference.sliding_window import Slab
@@ -48,6 +49,7 @@ class Labelling:
         self.labels: LabelMap = background(source)
         self._values, self._maps, self._rule = values, maps, rule
         self._chunks = ChunkBuilder(network, source, logits=rule.probabilities)
+        self._expected = ArgmaxDice(len(values), rule.activation)
         self._dice: DiceDecision | None = None
         if rule.decision == "dice":
             self._dice = DiceDecision(network, source, values, self.labels, rule.activation)
@@ -59,6 +61,9 @@ class Labelling:
                 self._dice.add(slab)
             if not self._rule.probabilities and slab.attention is None:
                 return
+        else:
+            with watch.stage("doubt"):
+                self._expected.add(slab.logits)
         for chunk in watch.items("decision", self._chunks.add(slab)):
             if self._dice is None:
                 with watch.stage("decision"):
@@ -66,11 +71,12 @@ class Labelling:
             with watch.stage("maps"):
                 self._hand_on(chunk)
 
-    def finish(self, watch: Stopwatch) -> None:
-        """Decide what could not be decided before every slab was there."""
-        if self._dice is not None:
-            with watch.stage("decision"):
-                self._dice.decide()
+    def finish(self, watch: Stopwatch) -> list[float]:
+        """Decide what could not be decided before; return the Dice expected of each label."""
+        if self._dice is None:
+            return self._expected.expected()
+        with watch.stage("decision"):
+            return self._dice.decide()
 
     def _hand_on(self, chunk: Chunk) -> None:
         """Resample the chunk's maps to the scan's grid."""

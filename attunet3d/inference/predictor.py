@@ -8,7 +8,7 @@ sees only the box where the labels lie. What was done and how long it took is in
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
@@ -29,13 +29,14 @@ from attunet3d.imaging import (
 )
 from attunet3d.inference import ensemble
 from attunet3d.inference.decision import decide
+from attunet3d.inference.doubt import DoubtRule
 from attunet3d.inference.inferer import Inferer
 from attunet3d.inference.labelling import Labelling, Rule
 from attunet3d.inference.localisation import Faces, box_around
 from attunet3d.inference.map_output import MapArrays, Maps, MapsByKind, OpenMaps
 from attunet3d.inference.memory import default_budget
 from attunet3d.inference.post_processing import PostProcessing
-from attunet3d.inference.record import Execution, Prediction, Record, Stopwatch
+from attunet3d.inference.record import Execution, Job, Prediction, Record
 from attunet3d.inference.sliding_window import Slab
 from attunet3d.models import Checkpoint, load_model
 
@@ -68,6 +69,8 @@ class Predictor:
         self.config = ensemble.common_config(members, settings)
         self.labels = members[0].labels
         self.post_processing = PostProcessing.of(self.config.inference, self.labels)
+        self.doubt_rule = DoubtRule.of(members[0].notes)
+        self.label_ranges = members[0].notes.get("label_ranges", {})
         self.fingerprint = ensemble.fingerprint(members)
         self.device = machine.pick_device(None if device is None else str(device))
         self.budget = memory or default_budget(self.device)
@@ -199,7 +202,7 @@ class Predictor:
         """
         if "attention" in kinds:
             self.require_attention()
-        job = _Job(volume, kinds, open_maps, progress)
+        job = Job(volume, kinds, open_maps, progress)
         with job.watch.stage("preprocessing"):
             image = to_network_grid(volume, self.config.preprocessing, self.device)
         box = None if self.locator is None else self._locate(job, image.grid)
@@ -216,7 +219,7 @@ class Predictor:
         segmentation = Segmentation(labels, volume.grid, self.labels, volume.geometry)
         return segmentation, self._record(job)
 
-    def _locate(self, job: "_Job", grid: Grid) -> Box | None:
+    def _locate(self, job: Job, grid: Grid) -> Box | None:
         """The box of `grid` where the locator sees labels; None: the whole must be done."""
         assert self.locator is not None
         with job.watch.stage("locating"):
@@ -231,7 +234,7 @@ class Predictor:
             job.execution.fallbacks.append("the locator found nothing: whole scan")
         return box
 
-    def _label_map(self, job: "_Job", image: NetworkImage, faces: Faces | None = None) -> LabelMap:
+    def _label_map(self, job: Job, image: NetworkImage, faces: Faces | None = None) -> LabelMap:
         """The label map of `image` on the scan's grid; maps are handed on along the way."""
         probabilities, attention = (kind in job.kinds for kind in ("probabilities", "attention"))
         labelling = Labelling(
@@ -255,13 +258,15 @@ class Predictor:
                 faces.note(slab)
             labelling.add(slab, job.watch)
             job.progress((slab.start + slab.logits.shape[3]) / image.grid.shape[2])
-        labelling.finish(job.watch)
+        job.expected_dice[:] = labelling.finish(job.watch)
         with job.watch.stage("decision"):
             self.post_processing.apply_(labelling.labels, job.volume.grid)
         return labelling.labels
 
-    def _record(self, job: "_Job") -> Record:
+    def _record(self, job: Job) -> Record:
         execution = job.execution
+        names = [name for value, name in sorted(self.labels.items()) if value]
+        members = [] if execution.agreement is None else execution.agreement.dice()
         return Record(
             model=self.fingerprint,
             members=len(self.inferer.members),
@@ -278,19 +283,9 @@ class Predictor:
                 *coverage_warnings(job.volume),
             ],
             seconds={name: round(value, 4) for name, value in job.watch.seconds.items()},
+            expected_dice=dict(zip(names, job.expected_dice, strict=True)),
+            member_dice=dict(zip(names, members, strict=False)),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """One scan, what is wanted of it, and what was done so far."""
-
-    volume: Volume
-    kinds: Sequence[str]
-    open_maps: OpenMaps
-    progress: Callable[[float], None]
-    execution: Execution = field(default_factory=Execution)
-    watch: Stopwatch = field(default_factory=Stopwatch)
 
 
 def _require_finite(slab: Slab, name: str) -> None:

@@ -1,13 +1,15 @@
 """What was done with a scan, and how long it took: the record that its sidecar holds."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from attunet3d.core import Float32s
-from attunet3d.imaging import Segmentation
+from attunet3d.imaging import Segmentation, Volume
+from attunet3d.inference.agreement import Agreement
+from attunet3d.inference.map_output import OpenMaps
 
 Item = TypeVar("Item")
 
@@ -20,6 +22,8 @@ class Execution:
     """Overlapping windows, or everything in one pass."""
     precision: str = "float32"
     """In which the network computed."""
+    agreement: Agreement | None = None
+    """Between the members of an ensemble, or the mirrorings of one network."""
     fallbacks: list[str] = field(default_factory=list)
     """Why it was done in another way than the settings ask for."""
 
@@ -50,6 +54,10 @@ class Record:
     """What is odd about the scan."""
     seconds: dict[str, float]
     """Seconds by stage."""
+    expected_dice: dict[str, float] = field(default_factory=dict)
+    """Dice coefficient that the probabilities promise each label."""
+    member_dice: dict[str, float | None] = field(default_factory=dict)
+    """Dice coefficient between the members for each label, if there are several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,3 +106,16 @@ class Stopwatch:
             if not found:
                 return
             yield found[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One scan, what is wanted of it, and what was done so far."""
+
+    volume: Volume
+    kinds: Sequence[str]
+    open_maps: OpenMaps
+    progress: Callable[[float], None]
+    expected_dice: list[float] = field(default_factory=list)
+    execution: Execution = field(default_factory=Execution)
+    watch: Stopwatch = field(default_factory=Stopwatch)

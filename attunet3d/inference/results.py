@@ -4,6 +4,9 @@
     OUT_DIR/CASE.json                    sidecar, written last; a case without it is not done
     OUT_DIR/probabilities/CASE.nii.gz    on request, foreground labels in order
     OUT_DIR/attention/CASE.nii.gz        on request, gates from the finest level down
+    OUT_DIR/CASE/LABEL.nii.gz            on request, a mask per foreground label
+    OUT_DIR/preview/CASE.png             on request, three slices with the labels
+    OUT_DIR/statistics.csv               a row per case and label, see `statistics_table`
     OUT_DIR/failures.json                reasons of the cases that failed, when some did
     OUT_DIR/.begun-CASE                  while a case is written; a killed call leaves it behind
 
@@ -30,7 +33,7 @@ from attunet3d.core import (
     versions,
     whole_file,
 )
-from attunet3d.imaging import Segmentation, read_label
+from attunet3d.imaging import LabelMeasures, Segmentation, measure_labels, read_label
 
 KINDS = "probabilities", "attention"  # of maps; also the names of their folders
 BEGUN = ".begun-"
@@ -80,10 +83,26 @@ class CaseFiles:
         """The foreground labels' probabilities, or the gates' coefficients."""
         return self.folder / kind / f"{self.case_id}.nii.gz"
 
+    def label_mask(self, name: str) -> Path:
+        """The mask of the label called `name`.
+
+        Raises:
+            WriteError: The name cannot be that of a file.
+        """
+        try:
+            return self.folder / self.case_id / f"{case_names.check_id(name)}.nii.gz"
+        except DataError as error:
+            raise WriteError(f"label name: {error}", value=name) from None
+
+    @property
+    def preview(self) -> Path:
+        """A picture of the label map on the scan."""
+        return self.folder / "preview" / f"{self.case_id}.png"
+
     @property
     def all(self) -> tuple[Path, ...]:
         """Every file that a case may have."""
-        return self.mask, self.sidecar, *(self.maps(kind) for kind in KINDS)
+        return self.mask, self.sidecar, self.preview, *(self.maps(kind) for kind in KINDS)
 
     @property
     def begun(self) -> Path:
@@ -123,7 +142,11 @@ def sweep(folder: Path) -> None:
 
 
 def write_sidecar(
-    files: CaseFiles, segmentation: Segmentation, written: Sequence[Path], record: Mapping[str, Any]
+    files: CaseFiles,
+    segmentation: Segmentation,
+    written: Sequence[Path],
+    record: Mapping[str, Any],
+    measures: Mapping[str, LabelMeasures] | None = None,
 ) -> None:
     """Write the sidecar, the last of a case's files.
 
@@ -132,11 +155,13 @@ def write_sidecar(
         segmentation: Its label map, for names and volumes.
         written: The files that now stand for this case.
         record: Everything else to tell; plain values.
+        measures: Of its labels; None: measured here, without HU.
     """
+    measures = measures or measure_labels(segmentation)
     content = {
         "case": files.case_id,
         "labels": {str(value): name for value, name in segmentation.labels.items()},
-        "volumes": _volumes(segmentation),
+        "volumes": {name: _volume(label) for name, label in measures.items()},
         **record,
         "versions": versions(),
         "files": {path.relative_to(files.folder).as_posix(): _sha256(path) for path in written},
@@ -251,17 +276,9 @@ def reason(error: Exception, *, maps: bool = False) -> str:
     return f"internal error ({kind}: {text}); please report it"
 
 
-def _volumes(segmentation: Segmentation) -> dict[str, dict[str, float]]:
-    volumes = {}
-    for value, name in segmentation.labels.items():
-        if value == 0:
-            continue
-        array = segmentation.array  # plane by plane: a mask of the whole would cost its size again
-        planes = (np.count_nonzero(array[..., k] == value) for k in range(array.shape[2]))
-        voxels = int(sum(planes))
-        millilitres = round(voxels * segmentation.grid.voxel_volume_ml, 6)
-        volumes[name] = {"value": value, "voxels": voxels, "ml": millilitres}
-    return volumes
+def _volume(label: LabelMeasures) -> dict[str, float]:
+    found = {name: getattr(label, name) for name in ("value", "voxels", "ml", "hu_mean", "hu_sd")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _sha256(path: Path) -> str:

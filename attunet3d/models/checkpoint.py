@@ -14,7 +14,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,6 +51,7 @@ class Checkpoint:
         labels: Name of each label value; class c is the c-th smallest value.
         fingerprint: SHA-256 of the file, in hex.
         path: The file.
+        notes: Further facts, as `save_model` took them.
     """
 
     network: Network
@@ -58,6 +59,7 @@ class Checkpoint:
     labels: dict[int, str]
     fingerprint: str
     path: Path
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_model(
@@ -109,6 +111,7 @@ def load_model(path: Path) -> Checkpoint:
             raise ModelError(f"has format {about.get('format')!r:.80}, must be {FORMAT!r}")
         config = Config.from_dict(about["config"])
         labels = _labels(about["labels"])
+        notes = dict(about.get("notes") or {})
         network = _network(config, len(labels))
         weights_bytes = _compare(network, header)
         if start + weights_bytes != size:
@@ -121,7 +124,8 @@ def load_model(path: Path) -> Checkpoint:
         raise ModelError(f"cannot be read ({error.strerror})", path=path) from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
         raise ModelError("its settings or labels cannot be read", path=path) from None
-    return Checkpoint(network, config, labels, hashlib.sha256(data).hexdigest(), path)
+    checksum = hashlib.sha256(data).hexdigest()
+    return Checkpoint(network, config, labels, checksum, path, notes)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:

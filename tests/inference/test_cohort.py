@@ -20,7 +20,8 @@ from attunet3d.core.config import Config
 from attunet3d.core.errors import DataError
 from attunet3d.datasets import Split
 from attunet3d.inference import results
-from attunet3d.inference.cohort import CohortOptions, segment_cohort
+from attunet3d.inference.cohort import segment_cohort
+from attunet3d.inference.cohort_options import CohortOptions
 from attunet3d.inference.predictor import Predictor
 from attunet3d.inference.scans import find_cases
 from attunet3d.models import checkpoint as checkpoints
@@ -76,13 +77,14 @@ def test_every_scan_is_done_and_told_of(scans, tmp_path, capsys):
     outcome = segment(scans, tmp_path / "out")
     assert sorted(outcome.done) == ["-c", "a", "b"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        f"{name}{ending}" for name in ("-c", "a", "b") for ending in (".json", ".nii.gz")
+        [f"{name}{ending}" for name in ("-c", "a", "b") for ending in (".json", ".nii.gz")]
+        + ["statistics.csv"]
     )
     for name in outcome.done:
         assert_is_the_ball(tmp_path / "out", name)
     content = results.read_sidecar(tmp_path / "out" / "a.json")
     assert len(content["scan_checksum"]) == 64
-    stages = {"reading", "preprocessing", "network", "decision", "maps", "writing"}
+    stages = {"reading", "preprocessing", "network", "decision", "doubt", "maps", "writing"}
     assert set(content["seconds"]) == stages
     assert "\r" not in capsys.readouterr().err  # no bar where there is no terminal
 

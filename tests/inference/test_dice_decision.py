@@ -8,8 +8,8 @@ from scipy import ndimage
 
 from attunet3d.inference import array_spool, chunks
 from attunet3d.inference.decision import background, decide
-from attunet3d.inference.dice_decision import DiceDecision, probabilities_of
-from attunet3d.inference.expected_dice import expected_dice
+from attunet3d.inference.dice_decision import DiceDecision
+from attunet3d.inference.expected_dice import expected_dice, probabilities_of
 from attunet3d.inference.predictor import Predictor
 from tests.inference.grids import ORDERS, make_grid, slabs
 from tests.known_network import ThresholdNetwork, ball_volume, checkpoint

@@ -109,7 +109,7 @@ def test_record_tells_what_was_done():
     assert record.settings["window"] == [16, 16, 16]  # the training patch
     assert (record.mode, record.precision, record.device) == ("window", "float32", "cpu")
     assert record.fallbacks == []
-    assert set(record.seconds) == {"preprocessing", "network", "decision", "maps"}
+    assert set(record.seconds) == {"preprocessing", "network", "decision", "doubt", "maps"}
     assert all(seconds >= 0 for seconds in record.seconds.values())
 
 

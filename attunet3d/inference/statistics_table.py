@@ -1,0 +1,99 @@
+"""`statistics.csv` of a folder of results: one row per case and label, made from the sidecars.
+
+The table is never appended to: it is written whole, from what the sidecars of the finished cases
+say, so that it is right after a killed call, a resumed one, and one that redid some cases.
+"""
+
+import csv
+import io
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from attunet3d.core import UserError, whole_file
+from attunet3d.inference import results
+
+NAME = "statistics.csv"
+SHARE = 0.05  # of the time that writing may take: in a large cohort not after every case
+COLUMNS = (
+    "case",
+    "label",
+    "volume_ml",
+    "mean_hu",
+    "sd_hu",
+    "touches_border",
+    "pieces",
+    "expected_dice",
+    "word",
+    "seconds",
+)
+
+
+class StatisticsTable:
+    """The table of a folder; sidecars that stand already are read when it is made.
+
+    Args:
+        folder: Output folder of `infer`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / NAME
+        self._rows: dict[str, list[list[Any]]] = {}
+        self._due = 0.0
+        for path in sorted(folder.glob("[!.]*.json")):
+            self._read(path)
+
+    def add(self, sidecar: Path) -> None:
+        """Take the sidecar of a case that was just finished, and write the table.
+
+        Raises:
+            WriteError: The disk is full or the folder read-only.
+        """
+        self._read(sidecar)
+        if time.monotonic() >= self._due:
+            self.write()
+
+    def write(self) -> None:
+        """Write the table, or nothing where no case is done.
+
+        Raises:
+            WriteError: The disk is full or the folder read-only.
+        """
+        begin = time.monotonic()
+        if self._rows:
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for _, rows in sorted(self._rows.items()):
+                writer.writerows(rows)
+            table = text.getvalue()
+            if not self._path.is_file() or self._path.read_bytes() != table.encode():
+                whole_file.write_text(self._path, table)
+        now = time.monotonic()
+        self._due = now + (now - begin) / SHARE
+
+    def _read(self, sidecar: Path) -> None:
+        try:
+            content = results.read_sidecar(sidecar)
+            self._rows[sidecar.stem] = list(_rows(sidecar.stem, content))
+        except (UserError, AttributeError, LookupError, TypeError):  # another program's file
+            self._rows.pop(sidecar.stem, None)
+
+
+def _rows(case_id: str, content: Mapping[str, Any]) -> Iterator[list[Any]]:
+    seconds = round(sum(content.get("seconds", {}).values()), 2)
+    for name, volume in content["volumes"].items():
+        doubt = content.get("doubt", {}).get(name, {})
+        yield [
+            case_id,
+            name,
+            volume["ml"],
+            volume.get("hu_mean"),
+            volume.get("hu_sd"),
+            doubt.get("touches_border"),
+            doubt.get("pieces"),
+            doubt.get("expected_dice"),
+            doubt.get("word"),
+            seconds,
+        ]
