@@ -2,6 +2,7 @@
 
     {"members": ["fold0", "fold1", …],       run folders inside it, whose logits are averaged
      "inference": {"keep_largest": […], …},  settings of inference that hold for all of them
+     "doubt": …, "label_ranges": …,          how far its label maps can be believed
      …}                                      why, for a reader
 
 Wherever a model is asked for, such a folder stands for its members.
@@ -9,7 +10,7 @@ Wherever a model is asked for, such a folder stands for its members.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from attunet3d.core.errors import ModelError
 from attunet3d.core.text import read_json
 
 ENSEMBLE = "ensemble.json"
+NOTES = "doubt", "label_ranges"
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class Members:
     Args:
         paths: Run folders or `.safetensors` files.
         settings: Of inference, as `--set` takes them, which come with the models.
+        notes: Entries of `NOTES`, of the first model that has them.
     """
 
     paths: tuple[Path, ...]
     settings: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, models: Iterable[str | Path]) -> "Members":
@@ -51,7 +55,8 @@ class Members:
                     cure="models used together must agree; name the folds instead",
                 )
         paths = tuple(path for one in found for path in one.paths)
-        return cls(paths, found[0].settings if found else ())
+        notes = next((one.notes for one in found if one.notes), {})
+        return cls(paths, found[0].settings if found else (), notes)
 
 
 def save_ensemble(
@@ -80,7 +85,8 @@ def _members(model: Path) -> Members:
     if not isinstance(inference, dict) or not all(map(str.isidentifier, inference)):
         raise ModelError("inference must hold settings by name", path=file)
     settings = (f"inference.{name}={json.dumps(value)}" for name, value in inference.items())
-    return Members(tuple(model / name for name in members), tuple(settings))
+    notes = {name: values[name] for name in NOTES if isinstance(values.get(name), dict)}
+    return Members(tuple(model / name for name in members), tuple(settings), notes)
 
 
 def _is_folder_name(name: object) -> bool:

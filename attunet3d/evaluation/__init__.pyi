@@ -4,6 +4,7 @@ from . import folder as folder
 from . import metrics as metrics
 from . import post_processing as post_processing
 from . import statistics as statistics
+from .doubt_fit import doubt_notes as doubt_notes
 from .figures import Example as Example
 from .metrics import dice as dice
 from .report import ReportText as ReportText

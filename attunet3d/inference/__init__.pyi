@@ -8,8 +8,10 @@ from .case_writer import write_case as write_case
 from .cohort import segment_cohort as segment_cohort
 from .cohort_options import CohortOptions as CohortOptions
 from .decision import decide as decide
+from .doubt import FEWEST_ROWS as FEWEST_ROWS
 from .doubt import DoubtRule as DoubtRule
 from .doubt import fit_doubt as fit_doubt
+from .doubt import outside_ranges as outside_ranges
 from .engine import independent as independent
 from .engine import make_engine as make_engine
 from .engine import mirrored as mirrored

@@ -2,8 +2,8 @@
 
 Trust is a guess at the Dice coefficient: a weighted sum of
 
-    agreement    expected Dice (see `expected_dice`), times the Dice between members if there are
-                 several
+    agreement    expected Dice (see `expected_dice`), or the Dice between members if there are
+                 several and they agree less
     scattered    share of the voxels that lie outside the largest connected part
     cut          1 where the label reaches the border of the scan
     outside      1 where its volume or mean HU was never seen in training
@@ -24,6 +24,7 @@ from attunet3d.imaging import LabelMeasures
 
 BAD_DICE = 0.5  # below it a label map is of no use
 WORST_SHARE = 0.25  # of the cases that a person should look at, at least
+FEWEST_ROWS = 10  # to fit a rule on
 RIDGE = 1e-3  # keeps weights of features that never vary at 0
 TOLERANCE = 0.1  # of a range seen in training: a little beyond it is not yet unusual
 
@@ -111,7 +112,7 @@ def doubt_of(
             "pieces": label.pieces,
             "largest_piece": label.largest_piece,
             "touches_border": label.touches_border,
-            "outside_training": _outside(label, ranges.get(name)),
+            "outside_training": outside_ranges(label, ranges.get(name)),
         }
         doubts[name] = {**entry, "trust": _rounded(rule.trust(entry)), "word": rule.word(entry)}
         del doubts[name]["voxels"]  # the sidecar has them already
@@ -129,7 +130,7 @@ def fit_doubt(rows: Sequence[Mapping[str, Any]]) -> DoubtRule:
         rows: Entries as sidecars have them, of predictions out of fold, each with its "dice".
 
     Raises:
-        ValueError: There are fewer than ten.
+        ValueError: There are fewer than `FEWEST_ROWS`.
 
     Example:
         >>> entry = {"largest_piece": 1.0, "touches_border": False}
@@ -138,8 +139,8 @@ def fit_doubt(rows: Sequence[Mapping[str, Any]]) -> DoubtRule:
         >>> [rule.word({**row, "voxels": 1}) for row in (rows[0], rows[-1])]
         ['wrong?', 'ok']
     """
-    if len(rows) < 10:
-        raise ValueError(f"{len(rows)} labels are too few to fit a rule on, at least 10 are needed")
+    if len(rows) < FEWEST_ROWS:
+        raise ValueError(f"{len(rows)} labels: at least {FEWEST_ROWS} are needed to fit a rule")
     names = list(_features(rows[0]))
     features: Floats = np.array([[_features(row)[name] for name in names] for row in rows])
     dice: Floats = np.array([row["dice"] for row in rows], float)
@@ -166,14 +167,16 @@ def _features(entry: Mapping[str, Any]) -> dict[str, float]:
     expected, members = entry.get("expected_dice"), entry.get("member_dice")
     return {
         "constant": 1.0,
-        "agreement": (expected or 0.0) * (1.0 if members is None else members),
+        "agreement": min(expected or 0.0, 1.0 if members is None else members),
         "scattered": 1.0 - entry["largest_piece"],
         "cut": float(entry["touches_border"]),
         "outside": float(bool(entry.get("outside_training"))),
     }
 
 
-def _outside(label: LabelMeasures, ranges: Mapping[str, Sequence[float]] | None) -> bool | None:
+def outside_ranges(
+    label: LabelMeasures, ranges: Mapping[str, Sequence[float]] | None
+) -> bool | None:
     """Whether the volume or the mean HU lies clearly beyond its range; None: no range is known."""
     if not ranges:
         return None

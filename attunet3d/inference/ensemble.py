@@ -58,7 +58,9 @@ def load_members(models: Sequence[str | Path]) -> tuple[list[Checkpoint], list[s
         UserError: One cannot be read.
     """
     found = Members.of(models)
-    return [load_model(path) for path in found.paths], list(found.settings)
+    members = [load_model(path) for path in found.paths]
+    members = [replace(member, notes={**member.notes, **found.notes}) for member in members]
+    return members, list(found.settings)
 
 
 def load_as_one(path: Path) -> Checkpoint:

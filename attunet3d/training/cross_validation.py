@@ -27,7 +27,7 @@ from attunet3d.core import (
     save_ensemble,
 )
 from attunet3d.datasets import Case, Manifest, Split
-from attunet3d.evaluation import folder, post_processing
+from attunet3d.evaluation import doubt_notes, folder, post_processing
 from attunet3d.inference import Predictor, results, segment_cohort
 from attunet3d.training import distributed, run_folder
 from attunet3d.training.run import TrainingCall, train_run
@@ -147,12 +147,13 @@ def _score(manifest: Manifest, out_dir: Path, held_out: list[Case]) -> None:
 def _make_ensemble(
     manifest: Manifest, run_dir: Path, folds: list[str], held_out: list[Case]
 ) -> None:
-    """Choose the post-processing, and write the file that makes the folds one model."""
+    """Choose the post-processing, fit the doubt, and write the file that makes the folds one."""
     predictions = run_dir / RESULTS / "predictions"
     choices = post_processing.choose_post_processing(predictions, manifest, held_out)
     chosen = post_processing.settings(choices)
     reasons = {name: asdict(choice) for name, choice in choices.items()}
-    save_ensemble(run_dir, folds, chosen, post_processing=reasons)
+    notes = doubt_notes(predictions, manifest, held_out)
+    save_ensemble(run_dir, folds, chosen, post_processing=reasons, **notes)
     print("\n".join(_in_words(choices)))
     _log.info("%s: is one model now (%s)", run_dir, ENSEMBLE)
 

@@ -171,7 +171,7 @@ def test_fitted_limits_mark_every_bad_label_and_a_quarter_of_all():
 
 
 def test_too_few_labels_are_not_fitted():
-    with pytest.raises(ValueError, match="at least 10"):
+    with pytest.raises(ValueError, match="at least 10 are"):
         fit_doubt([{"largest_piece": 1.0, "touches_border": False, "dice": 0.9}] * 9)
 
 

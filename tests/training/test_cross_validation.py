@@ -77,6 +77,8 @@ def test_every_case_is_predicted_by_the_model_that_has_not_seen_it(home):
     assert summary["training_remark"] is None
     reasons = json.loads((run / "ensemble.json").read_text(encoding="utf-8"))["post_processing"]
     assert reasons["pancreas"]["patients"] == 5
+    low, high = json.loads((run / "ensemble.json").read_text())["label_ranges"]["pancreas"]["ml"]
+    assert 0 < low < high
 
 
 def results(run):

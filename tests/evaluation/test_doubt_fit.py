@@ -1,0 +1,75 @@
+"""The rule of doubt fitted on a folder of predictions, and what their references span."""
+
+import json
+
+import numpy as np
+import pytest
+
+from attunet3d.datasets import Manifest
+from attunet3d.evaluation.doubt_fit import doubt_notes
+from attunet3d.imaging.volume import Segmentation
+from attunet3d.inference.doubt import DoubtRule
+from attunet3d.inference.results import case_files
+from tests.known_network import ball_volume, write_scan
+
+CASES = 14
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Balls of 5 to 18 mm; the predictions miss ever more planes and say what they expect."""
+    listed = []
+    for number in range(CASES):
+        name = f"case{number}"
+        volume = ball_volume(radius_mm=5 + number)
+        write_scan(tmp_path / f"{name}.nii.gz", volume.array)
+        truth = np.asfortranarray(volume.array == 300).astype(np.uint8, order="F")
+        found = truth.copy(order="F")
+        cut = np.flatnonzero(truth.any((0, 1)))
+        found[:, :, cut[: len(cut) * number // CASES]] = 0
+        both, total = int((truth & found).sum()), int(truth.sum() + found.sum())
+        grid, labels = volume.grid, {0: "background", 1: "ball"}
+        Segmentation(truth, grid, labels).save(tmp_path / f"{name}_label.nii.gz")
+        files = case_files(tmp_path / "out", name)
+        files.folder.mkdir(exist_ok=True)
+        Segmentation(found, grid, labels).save(files.mask)
+        doubt = {
+            "expected_dice": 2 * both / total,
+            "member_dice": None,
+            "largest_piece": 1.0,
+            "touches_border": False,
+        }
+        content = {"labels": {}, "files": {}, "settings": {}, "doubt": {"ball": doubt}}
+        files.sidecar.write_text(json.dumps(content))
+        listed.append(
+            {"id": name, "image": f"{name}.nii.gz", "label": f"{name}_label.nii.gz", "fold": 0}
+        )
+    values = {
+        "name": "balls",
+        "labels": {"0": "background", "1": "ball"},
+        "modality": "CT",
+        "training": listed,
+    }
+    (tmp_path / "m.json").write_text(json.dumps(values))
+    return tmp_path
+
+
+def test_the_rule_follows_the_true_dice_and_the_ranges_span_the_references(folder):
+    manifest = Manifest.load(folder / "m.json")
+    notes = json.loads(json.dumps(doubt_notes(folder / "out", manifest, manifest.training)))
+    ranges = notes["label_ranges"]["ball"]
+    small, large = (np.count_nonzero(ball_volume(radius_mm=r).array == 300) for r in (5, 18))
+    assert ranges["ml"] == pytest.approx([small * 0.008, large * 0.008])
+    assert ranges["hu"] == [300, 300]
+    rule = DoubtRule.of(notes)
+    for number in range(CASES):
+        sidecar = json.loads((folder / "out" / f"case{number}.json").read_text())
+        entry = sidecar["doubt"]["ball"] | {"voxels": 1}
+        assert (rule.word(entry) != "ok") or entry["expected_dice"] > 0.5
+    assert rule.weights["agreement"] > 0.8
+
+
+def test_few_labels_give_ranges_and_no_rule(folder):
+    manifest = Manifest.load(folder / "m.json")
+    notes = doubt_notes(folder / "out", manifest, manifest.training[:5])
+    assert set(notes) == {"label_ranges"}
