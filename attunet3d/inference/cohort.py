@@ -41,7 +41,9 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """A scan that is to be done."""
+
     files: CaseFiles
     scan: Path
     origin: dict[str, Any]  # what the sidecar must say for the case to count as done
@@ -86,7 +88,7 @@ def segment_cohort(
     with locked_folder(out_dir, "infer"):
         results.sweep(out_dir)
         with progress(len(cases), "infer", "scan") as bar:
-            outcome = _Cohort(predictor, cases, Path(out_dir), options, split, bar).run()
+            outcome = Cohort(predictor, cases, Path(out_dir), options, split, bar).run()
         with _told("failures.json"):
             results.write_failures(out_dir, outcome.failures)
     return outcome
@@ -101,7 +103,7 @@ def _told(name: str) -> Iterator[None]:
         _log.error("%s", results.reason(error), extra={"case": name})
 
 
-class _Cohort:
+class Cohort:
     """One call of `segment_cohort`."""
 
     def __init__(
@@ -134,7 +136,7 @@ class _Cohort:
         ahead = self.ahead
         with ThreadPoolExecutor(ahead) as readers, ThreadPoolExecutor(ahead) as writers:
             writing: deque[tuple[str, Future[None]]] = deque()
-            for job, loading in self._read_ahead(readers, self._jobs()):
+            for job, loading in self._read_ahead(readers, self.jobs()):
                 with self.bar.item() as share_done:
                     write = self._segment(job, loading, share_done)
                 if write is None:
@@ -149,7 +151,7 @@ class _Cohort:
             self.table.write()
         return self.outcome
 
-    def _jobs(self) -> Iterator[_Job]:
+    def jobs(self) -> Iterator[Job]:
         """The scans that are to be done; the others are counted on the way."""
         for case_id, paths in scans.by_id(self.cases).items():
             try:
@@ -158,12 +160,12 @@ class _Cohort:
                     yield job
                     continue
             except Exception as error:
-                self._fail(case_id, error)
+                self.fail(case_id, error)
             else:
                 self.outcome.skipped.append(case_id)
             self.bar.update()
 
-    def _job(self, case_id: str, paths: list[Path]) -> _Job:
+    def _job(self, case_id: str, paths: list[Path]) -> Job:
         files = results.case_files(self.out_dir, case_id)
         if len(paths) > 1:
             names = ", ".join(path.name for path in paths)
@@ -182,9 +184,9 @@ class _Cohort:
                     cure="choose another output folder",
                 )
         origin = {"model": self.predictor.fingerprint, "settings": self.predictor.settings}
-        return _Job(files, scan, origin)
+        return Job(files, scan, origin)
 
-    def _is_done(self, job: _Job) -> bool:
+    def _is_done(self, job: Job) -> bool:
         files = job.files
         if not files.sidecar.exists():
             return False
@@ -200,9 +202,9 @@ class _Cohort:
         return results.is_done(files, wanted, origin)
 
     def _read_ahead(
-        self, readers: ThreadPoolExecutor, jobs: Iterator[_Job]
-    ) -> Iterator[tuple[_Job, Future[_Loaded]]]:
-        waiting: deque[tuple[_Job, Future[_Loaded]]] = deque()
+        self, readers: ThreadPoolExecutor, jobs: Iterator[Job]
+    ) -> Iterator[tuple[Job, Future[_Loaded]]]:
+        waiting: deque[tuple[Job, Future[_Loaded]]] = deque()
         for job in jobs:
             waiting.append((job, readers.submit(self._load, job.scan)))
             if len(waiting) > self.ahead:
@@ -220,7 +222,7 @@ class _Cohort:
         return _Loaded(volume, checksum, time.perf_counter() - begin)
 
     def _segment(
-        self, job: _Job, loading: Future[_Loaded], share_done: Any
+        self, job: Job, loading: Future[_Loaded], share_done: Any
     ) -> "partial[None] | None":
         """The call that writes the case, or None for a scan that failed."""
         maps = None
@@ -239,7 +241,7 @@ class _Cohort:
                 maps.abandon()
             if not isinstance(error, Exception):
                 raise
-            self._fail(job.files.case_id, error)
+            self.fail(job.files.case_id, error)
             return None
         for text in [*record.warnings, *record.fallbacks]:
             _log.warning("%s", text, extra={"case": job.files.case_id})
@@ -263,13 +265,14 @@ class _Cohort:
         try:
             task.result()
         except Exception as error:
-            self._fail(case_id, error)
+            self.fail(case_id, error)
             return
         self.outcome.done.append(case_id)
         with _told("statistics.csv"):
             self.table.add(results.case_files(self.out_dir, case_id).sidecar)
 
-    def _fail(self, case_id: str, error: Exception) -> None:
+    def fail(self, case_id: str, error: Exception) -> None:
+        """Note and log that a case failed."""
         reason = results.reason(error, maps=bool(self.options.kinds))
         self.outcome.failures[case_id] = reason
         _log.error("%s", reason, extra={"case": case_id})

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,8 +17,24 @@ from attunet3d.inference.engine import Engine, average, independent, make_engine
 from attunet3d.inference.precision import choose_precision, uses_bfloat16
 from attunet3d.inference.record import Execution
 from attunet3d.inference.sliding_window import Slab, Stitching, sliding_window_slabs, whole_volume
-from attunet3d.inference.windows import pad
+from attunet3d.inference.windows import pad, window_starts
 from attunet3d.models import AttentionUNet3D, Network, finest_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """How the networks would run over an image."""
+
+    mode: Literal["whole", "window"]
+    precision: str
+    windows: int
+    """Number of windows, or 1."""
+    bytes: int
+    """Peak memory of the networks and what is stitched."""
+    seconds: float
+    """Estimated from the time of one window."""
+    notes: tuple[str, ...] = ()
+    """Why it is otherwise than the settings ask for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,16 +130,8 @@ class Inferer:
             DeviceError: Less memory is free than this takes.
         """
         whole = self._in_one_pass(image, execution)
-        execution.mode = "whole" if whole else "window"
         self._require_memory(image, whole, attention)
-        dtype = choose_precision(
-            self.config.precision,
-            self.device,
-            self.engine,
-            self._middle(image),
-            execution.fallbacks.append,
-        )
-        execution.precision = str(dtype).removeprefix("torch.")
+        dtype = self._precision(image, execution)
         if len(self.members) > 1 or self.members[0].mirror_axes:
             execution.agreement = Agreement(self.classes)
         engine = self.engine(dtype, attention, execution.agreement)
@@ -133,6 +142,48 @@ class Inferer:
                 yield Slab(slab.start, *parts)
             else:
                 yield slab
+
+    @torch.inference_mode()
+    def forecast(self, image: Tensor, *, attention: bool = False) -> Forecast:
+        """Tell how `slabs` would go over `image`; the networks run over one window.
+
+        Args:
+            image: (1, X, Y, Z) on the device.
+            attention: As in `slabs`.
+        """
+        execution = Execution()
+        whole = self._in_one_pass(image, execution)
+        dtype = self._precision(image, execution)
+        engine, sample = self.engine(dtype, attention), self._middle(image)
+        engine(sample)  # whatever a first call does besides
+        begin = time.perf_counter()
+        float(engine(sample).sum())  # a GPU has finished only when the sum is known
+        seconds = time.perf_counter() - begin
+        axes = zip(image.shape[1:], self.window, strict=True)
+        windows = math.prod(
+            len(window_starts(size, part, self.config.overlap)) for size, part in axes
+        )
+        share = image.numel() / sample.numel() if whole else windows / len(sample)
+        return Forecast(
+            mode=execution.mode,
+            precision=execution.precision,
+            windows=1 if whole else windows,
+            bytes=self._bytes(image, whole, attention),
+            seconds=seconds * share,
+            notes=tuple(execution.fallbacks),
+        )
+
+    def _precision(self, image: Tensor, execution: Execution) -> torch.dtype:
+        """The precision to compute in; what was chosen is noted."""
+        dtype = choose_precision(
+            self.config.precision,
+            self.device,
+            self.engine,
+            self._middle(image),
+            execution.fallbacks.append,
+        )
+        execution.precision = str(dtype).removeprefix("torch.")
+        return dtype
 
     def _whole(
         self, image: Tensor, engine: Engine, all_logits: bool, execution: Execution
@@ -162,6 +213,7 @@ class Inferer:
     def _in_one_pass(self, image: Tensor, execution: Execution) -> bool:
         """Whether the image goes through in one pass: a function of settings, model and budget."""
         mode = self.config.mode
+        execution.mode = "window"
         if mode == "window" or (mode == "auto" and not self._sees_alike):
             return False
         widest = max(sum(finest_channels(member.config)) for member in self.members)
@@ -169,6 +221,7 @@ class Inferer:
         reason = memory.why_not_whole(need, values, self.device, self.budget)
         if reason and mode == "whole":
             execution.fallbacks.append(reason)
+        execution.mode = "window" if reason else "whole"
         return reason is None
 
     @property
@@ -204,16 +257,21 @@ class Inferer:
             bfloat16=uses_bfloat16(self.config.precision, self.device),
         )
 
-    def _require_memory(self, image: Tensor, whole: bool, attention: bool) -> None:
+    def _bytes(self, image: Tensor, whole: bool, attention: bool) -> int:
+        """Estimated peak memory of the networks and what is stitched."""
         if whole:
-            cure = "end what else uses this device's memory, or give a smaller --memory"
-            memory.require_memory(self.pass_bytes(image.numel()), self.device, cure)
-        elif self.device.type == "cpu":  # on CUDA the windows make room where they can
-            channels = self.classes + 8 * attention
-            sums = 4 * channels * image[0, ..., 0].numel() * self.window[2]
-            window = self.pass_bytes(self.config.window_batch * math.prod(self.window))
+            return self.pass_bytes(image.numel())
+        channels = self.classes + 8 * attention
+        sums = 4 * channels * image[0, ..., 0].numel() * self.window[2]
+        return sums + self.pass_bytes(self.config.window_batch * math.prod(self.window))
+
+    def _require_memory(self, image: Tensor, whole: bool, attention: bool) -> None:
+        if not whole and self.device.type != "cpu":
+            return  # on CUDA the windows make room where they can
+        cure = "end what else uses this device's memory, or give a smaller --memory"
+        if not whole:
             cure = "leave --save-attention out" if attention else "give a smaller inference.window"
-            memory.require_memory(window + sums, self.device, cure)
+        memory.require_memory(self._bytes(image, whole, attention), self.device, cure)
 
     def _middle(self, image: Tensor) -> Tensor:
         """(B, C, x, y, z) as a batch of windows is, from the middle of the image."""
