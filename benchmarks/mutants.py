@@ -51,7 +51,11 @@ MODULES = {  # and the test files beside tests/ROOM/test_MODULE.py
 }
 # Annotations use `|`; the variable operators need arguments that name the variables.
 LEFT_OUT = ("BinaryOperator_BitOr", "VariableReplacer", "VariableInserter")
-EQUIVALENT: dict[tuple[str, str], str] = {}  # (module, the changed line without spaces): why
+# What a surviving change looks like without spaces, and why the module behaves as before.
+EQUIVALENT = {
+    "strict=False": "all callers give sequences of one length",
+    "SLAB_VALUES=": "how many planes are handed on at once changes no result",
+}
 SAID = "said.txt"  # what pytest says
 COPIED = ("attunet3d", "benchmarks", "data_manifests", "docs", "pipelines", "tests")
 LOADED: tuple[str, ...] = (
@@ -204,9 +208,14 @@ def run(mutants: Sequence[Mutant], known: dict[Mutant, dict[str, Any]]) -> Itera
             row = known.get(mutant)
             if row is None or row["outcome"] == "survived":
                 row = checkout.outcome(mutant)
-            key = (mutant.module, "".join(row["after"].split()))
-            why = EQUIVALENT.get(key) if row["outcome"] == "survived" else None
+            why = _equivalent(row) if row["outcome"] == "survived" else None
             yield {**row, **({"outcome": "equivalent", "why": why} if why else {})}
+
+
+def _equivalent(row: dict[str, Any]) -> str | None:
+    after, before = ("".join(row[name].split()) for name in ("after", "before"))
+    new = [part for part in EQUIVALENT if part in after and (part[-1] == "=" or part not in before)]
+    return EQUIVALENT[new[0]] if new else None
 
 
 def _known(path: Path) -> dict[Mutant, dict[str, Any]]:

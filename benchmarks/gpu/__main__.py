@@ -1,13 +1,11 @@
 """Training, inference and whole cohorts on a GPU, against MONAI and against bare convolutions.
 
-Usage: python benchmarks/gpu.py [--out FILE] [--work FOLDER] [--device cpu --small]
+Usage: python -m benchmarks.gpu [--out FILE] [--work FOLDER] [--device cpu --small]
 
 One JSON, written anew after every section, so that a call that is cut off leaves what it has. Each
 section is a process of its own with a time limit: one that fails, hangs or breaks the GPU's context
 is recorded as its message, and the rest goes on. All stays under 8 minutes; what there is no time
-for is named. Without a GPU it says so and exits 0. SimpleITK is not needed; without MONAI, nothing
-is trained. nibabel and connected-components-3d are needed; PYTHONPATH=. serves where attunet3d is
-not installed.
+for is named. Without a GPU it says so and exits 0.
 """
 
 import argparse
@@ -41,11 +39,6 @@ Found = dict[str, dict[str, Any]]
 def sections() -> dict[str, tuple[str, str, tuple[str, ...]]]:
     """Module, function and arguments of each section, in the order in which they are done."""
     runs = [(preset, network) for preset in PRESETS for network in NETWORKS]
-    training = {
-        what: {f"{what} {' '.join(run)}": ("training", function, run) for run in runs}
-        for what, function in (("train", "eager"), ("compiled", "compiled"))
-    }
-    ceilings = [{f"ceiling {preset}": ("training", "ceiling", (preset,))} for preset in PRESETS]
     return {
         "machine": ("timing", "machine", ()),
         "learning": ("learning", "learning", ()),
@@ -53,10 +46,8 @@ def sections() -> dict[str, tuple[str, str, tuple[str, ...]]]:
         "passes": ("inference", "passes", ()),
         "trials": ("inference", "trials", ()),
         "cohort": ("inference", "cohort", ()),
-        **training["train"],
-        **ceilings[0],
-        **training["compiled"],
-        **ceilings[1],
+        **{f"train {' '.join(run)}": ("training", "eager", run) for run in runs},
+        **{f"ceiling {preset}": ("training", "ceiling", (preset,)) for preset in PRESETS},
     }
 
 
@@ -68,15 +59,10 @@ def section(name: str, device: str, small: bool, work: Path) -> None:
 
     setting = Setting(torch.device(device), small, work)
     found: dict[str, Any] = {}
-    ahead = name.startswith("ahead ")
-    listed = "compiled " + name.removeprefix("ahead ") if ahead else name
 
     def work_through() -> None:
-        module, function, arguments = sections()[listed]
-        made = getattr(
-            importlib.import_module(f"benchmarks.gpu.{module}"),
-            "compile_ahead" if ahead else function,
-        )
+        module, function, arguments = sections()[name]
+        made = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)
         for step, measured in made(setting, *arguments):
             found[step] = attempt(measured)
             save(work, name, found)
@@ -104,11 +90,8 @@ def begin(name: str, arguments: argparse.Namespace) -> "subprocess.Popen[bytes]"
     small = ["--small"] if arguments.small else []
     place = ["--device", arguments.device, "--work", str(arguments.work)]
     command = [sys.executable, "-m", "benchmarks.gpu", "--section", name, *place, *small]
-    cache = {"TORCHINDUCTOR_CACHE_DIR": str(arguments.work / "inductor")}
     with log_path(arguments.work, name).open("wb") as log:
-        return subprocess.Popen(
-            command, stdout=log, stderr=log, env=os.environ | cache, start_new_session=True
-        )
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def log_path(work: Path, name: str) -> Path:
@@ -153,28 +136,15 @@ def measured(arguments: argparse.Namespace, note: Callable[[str, Any], None]) ->
     began = time.monotonic()
     with ProcessPoolExecutor(8, mp_context=get_context("spawn")) as pool:
         *phantoms, scan = write_data(pool, arguments.work)
-        names = list(sections())
-        for name in names:
+        for name in sections():
             left = BUDGET_S - (time.monotonic() - began)
             if left < LEAST_S:
                 note(name, {"error": f"left out: the {BUDGET_S:.0f} s were over"})
                 continue
             for data in phantoms if name == "learning" else [scan] if name == "correctness" else []:
                 data.exception()  # what misses its data says so itself
-            if name == next(part for part in names if part.startswith("compiled")):
-                compile_ahead(arguments, min(SECTION_S, left - LEAST_S))
-                left = BUDGET_S - (time.monotonic() - began)
             process = begin(name, arguments)
             note(name, settle(name, process, arguments.work, min(SECTION_S, left)))
-
-
-def compile_ahead(arguments: argparse.Namespace, limit_s: float) -> None:
-    """Compile networks side by side; the sections then take them from the cache."""
-    until = time.monotonic() + limit_s
-    names = [f"ahead {preset} {network}" for preset in PRESETS for network in NETWORKS]
-    for some in (names[:3], names[3:]):  # all at once might want more memory than there is
-        for name, process in [(name, begin(name, arguments)) for name in some]:
-            settle(name, process, arguments.work, max(1.0, until - time.monotonic()))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -182,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=measure.RESULTS / "gpu.json")
     parser.add_argument("--work", type=Path, help="where phantoms and models lie meanwhile")
     parser.add_argument("--device", default="cuda", help="cpu: with --small, to try the script")
-    parser.add_argument("--small", action="store_true", help="tiny, in this process, not compiled")
+    parser.add_argument("--small", action="store_true", help="tiny, in this process")
     parser.add_argument("--section", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.section:

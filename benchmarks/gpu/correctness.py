@@ -1,6 +1,6 @@
 """The section of the GPU benchmark that asks whether the device computes what the CPU does.
 
-The model is the one that `gpu_learning` trained, or one of random weights where that failed (then
+The model is the one that `learning` trained, or one of random weights where that failed (then
 bfloat16 is off in more voxels, as margins lie near 0 everywhere).
 """
 

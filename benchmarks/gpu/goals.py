@@ -69,8 +69,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def least_ms(found: Found, network: str) -> float | None:
     """A step of a network in its best mode."""
     plain = [number(found, f"train {PRESET} {network}", layout, "ms") for layout in LAYOUTS]
-    compiled = number(found, f"compiled {PRESET} {network}", "compiled", "ms")
-    return min((ms for ms in [*plain, compiled] if ms), default=None)
+    return min((ms for ms in plain if ms), default=None)
 
 
 def number(found: Found, *path: str) -> float | None:

@@ -2,7 +2,7 @@
 
 What data costs is told twice: by the time between two steps, and by how much longer a step takes
 than on a batch that is there already (which also holds the GPU's time for the augmentation). The
-model that comes of it is what `gpu_inference` runs.
+model that comes of it is what `inference` runs.
 """
 
 import json

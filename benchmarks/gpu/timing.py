@@ -31,7 +31,7 @@ class Setting:
 
     Args:
         device: The GPU, or the CPU in the small run.
-        small: Seconds instead of minutes: tiny networks and scans, nothing compiled.
+        small: Seconds instead of minutes: tiny networks and scans.
         work: Folder of phantoms, the trained model, and results by section.
     """
 

@@ -3,14 +3,8 @@
 A step here is the same for all networks: forward in bfloat16 by autocast, the preset's loss on the
 logits, backward, clipping where the preset clips, the preset's optimiser. Peers get no deep
 supervision, which only spares them work. The patch lies on the GPU;
-`gpu_learning` has the real data.
+`learning` has the real data.
 """
-
-import json
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +22,6 @@ from benchmarks.gpu.timing import (
     milliseconds,
     peak_memory,
     rounded,
-    synchronise,
     timed,
 )
 
@@ -82,26 +75,20 @@ class Steps:
         shape = (BATCH, 1, *config.training.patch_size)
         self.image = torch.randn(shape, device=setting.device)
         self.label = (self.image > 1).to(torch.uint8)
-        self.forward: Callable[[torch.Tensor], Any] = self.network
 
     def lay_out(self, layout: str) -> None:
-        """Put network and patch into a memory layout; nothing is compiled then."""
+        """Put network and patch into a memory layout."""
         self.network.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
         # Its state is laid out as the weights are when it is first used.
         self.optimiser = build_optimiser(self.network.parameters(), self.training)
         # A clone: the strides of one channel are both layouts' until they are written anew.
         self.image = self.image.clone(memory_format=LAYOUTS[layout])
-        self.forward = self.network
-
-    def compile(self) -> None:
-        """From now on by `torch.compile`, at torch's own settings."""
-        self.forward = torch.compile(self.network)
 
     def __call__(self) -> torch.Tensor:
         """One step; the loss, not waited for."""
         self.optimiser.zero_grad(set_to_none=True)
         with torch.autocast(self.setting.device.type, torch.bfloat16):
-            logits = self.forward(self.image)
+            logits = self.network(self.image)
         loss = self.criterion(logits if isinstance(logits, list) else [logits], self.label)
         loss.backward()
         if self.limit:
@@ -129,64 +116,7 @@ def eager(setting: Setting, config_name: str, network: str) -> Section:
         yield layout, measure
     yield "parameters", lambda: sum(part.numel() for part in steps.network.parameters())
     if network == "ours":
-        yield "loss", lambda: loss_alone(steps)
         yield "operations", lambda: kernels(steps, setting.device)
-
-
-def loss_alone(steps: Steps) -> Result:
-    """What of a step the loss takes, forward and backward, on logits of the network's shapes."""
-    with torch.no_grad(), torch.autocast(steps.setting.device.type, torch.bfloat16):
-        found = steps.network(steps.image)
-    logits = [part.detach().requires_grad_() for part in found]
-
-    def work() -> None:
-        steps.criterion(logits, steps.label).backward()
-
-    return milliseconds(timed(work, steps.setting))
-
-
-def compiled(setting: Setting, config_name: str, network: str) -> Section:
-    """`torch.compile` in the layout that was the faster without it."""
-    if setting.small:
-        yield "compiled", lambda: {"error": "left out of the small run"}
-        return
-
-    def measure() -> Result:
-        began = time.perf_counter()
-        steps = prepared(setting, config_name, network)
-        record = {"compiling_s": rounded(time.perf_counter() - began)}
-        return record | steps.measured()
-
-    yield "compiled", measure
-
-
-def compile_ahead(setting: Setting, config_name: str, network: str) -> Section:
-    """Fill the cache on disk that `compiled` takes from; many of these run at the same time."""
-
-    def work() -> Result:
-        began = time.perf_counter()
-        prepared(setting, config_name, network)
-        return {"seconds": rounded(time.perf_counter() - began)}
-
-    yield "compiled ahead", work
-
-
-def prepared(setting: Setting, config_name: str, network: str) -> Steps:
-    """Steps compiled and run once."""
-    steps = Steps(network, preset(config_name, setting.small), setting)
-    steps.lay_out(faster_layout(setting.work / f"train {config_name} {network}.json"))
-    steps.compile()
-    steps()
-    synchronise(setting.device)
-    return steps
-
-
-def faster_layout(results: Path) -> str:
-    """Of what `eager` found; channels-last where it found nothing."""
-    found = json.loads(results.read_text()) if results.is_file() else {}
-    times = {name: found.get(name, {}).get("ms") for name in LAYOUTS}
-    known = {name: value for name, value in times.items() if value}
-    return min(known, key=known.__getitem__) if known else "channels_last"
 
 
 def ceiling(setting: Setting, config_name: str) -> Section:

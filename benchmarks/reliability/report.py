@@ -17,7 +17,7 @@ file's name. *Over limits*: more than 3 GiB beyond the imports, 20 s, or a crash
 of us alone. In brackets: of the bad accepted, those that are sound NIfTI but no scan (several
 volumes, 2D, colour, complex, all NaN), which a general reader may well take. The own corpus and
 its expectations were written with this reader, from the standard and from the rules in
-`attunet3d/nifti_header.py`: its peers were judged by rules that are ours."""
+`attunet3d/imaging/nifti_header.py`: its peers were judged by rules that are ours."""
 
 
 def markdown(results: dict[str, dict[str, Any]], machine: dict[str, Any], small: bool) -> str:

@@ -1,6 +1,6 @@
 """What a scan costs around its network: file → 1.5 mm grid → null network → labels → file.
 
-Usage: python benchmarks/around_network.py [--small] [--repeats N] [--out FOLDER]
+Usage: python -m benchmarks.speed.around_network [--small] [--repeats N] [--out FOLDER]
 
 The null network is a threshold, logits (-x, x) of the normalised scan, called once on the whole
 (`stitching.py` measures windows). Ours does all that `attunet3d infer` does: checked read, body box

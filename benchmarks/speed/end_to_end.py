@@ -1,6 +1,6 @@
 """One clinical scan from file to label map on a CPU: attunet3d against MONAI's AttentionUnet.
 
-Usage: python benchmarks/end_to_end.py [--small] [--repeats N] [--out FOLDER]
+Usage: python -m benchmarks.speed.end_to_end [--small] [--repeats N] [--out FOLDER]
 
 Both have 16 to 256 channels, a 1.5 mm grid, windows of 96³ at overlap 0.5 with Gaussian weights,
 linear resampling of the logits to the scan's grid and the largest one's label. Weights are random:

@@ -1,6 +1,6 @@
 """One forward pass of the full network on a CPU: how much faster than the same network as it is.
 
-Usage: python benchmarks/forward_pass.py [--out FOLDER] [--repeats N] [--small]
+Usage: python -m benchmarks.speed.forward_pass [--out FOLDER] [--repeats N] [--small]
 
 The peer is the very network, `AttentionUNet3D()` in eval mode, called in a process that has changed
 nothing: default malloc, contiguous, float32. Ours are what `make_engine` makes of it, in

@@ -1,6 +1,6 @@
 """Where the time of a forward pass and of a training item goes, and how near the machine's limits.
 
-Usage: python benchmarks/limits.py [--out FOLDER] [--repeats N] [--small]
+Usage: python -m benchmarks.speed.limits [--out FOLDER] [--repeats N] [--small]
 
 The limits are what this machine does with all its threads: multiply-adds a second in `torch.mm` of
 two matrices of 2048², and bytes a second in copying 240 MB from one place to another, with one

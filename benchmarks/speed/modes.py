@@ -1,6 +1,6 @@
 """Ways of covering a scan with a trained model: seconds and Dice on unseen phantoms, side by side.
 
-Usage: python benchmarks/modes.py [--out FOLDER] [--work FOLDER] [--steps N] [--small]
+Usage: python -m benchmarks.speed.modes [--out FOLDER] [--work FOLDER] [--steps N] [--small]
 
 Trains two models on the demo's phantoms, one on a 4 mm grid (the demo's own, which serves as the
 locator too) and one on a 2 mm grid, then segments phantoms that neither has seen: by overlapping
@@ -47,7 +47,17 @@ def train(work: Path, steps: int, small: bool) -> None:
             continue
         settings = [*settings, f"training.steps={budget}", f"training.validate_every={budget // 2}"]
         sets = [part for setting in settings for part in ("--set", setting)]
-        call = ("train", work / "manifest.json", "demo_cpu", work / name, "--fold", 0)
+        plan = work / f"{name}.plan.json"  # the two models are planned apart
+        call = (
+            "train",
+            work / "manifest.json",
+            "demo_cpu",
+            work / name,
+            "--fold",
+            0,
+            "--plan",
+            plan,
+        )
         attunet3d(*call, "--device", "cpu", *sets)
 
 

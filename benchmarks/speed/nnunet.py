@@ -1,6 +1,6 @@
 """One clinical scan by two commands on a CPU: `attunet3d infer` against `nnUNetv2_predict`.
 
-Usage: python benchmarks/nnunet.py [--small] [--repeats N] [--out FOLDER]
+Usage: python -m benchmarks.speed.nnunet [--small] [--repeats N] [--out FOLDER]
 
 Equal grid (1.5 mm), equal windows (96³, half of each shared), no mirroring. nnU-Net's network is
 the one its planner gives such patches: five stages of 32 to 320 channels, InstanceNorm. Weights are

@@ -1,6 +1,6 @@
 """How time and memory grow with the work: voxels, classes, training cases, scans in a folder.
 
-Usage: python benchmarks/scaling.py [--small] [--only QUESTION …] [--repeats N] [--out FOLDER]
+Usage: python -m benchmarks.speed.scaling [--small] [--only QUESTION …] [--repeats N] [--out FOLDER]
 
 * voxels: a scan of 100³ to 500×512×1000 voxels of 1 mm from file to file: read, 1.5 mm grid, a
   trivial network in windows of 96³ at overlap 0.5, decision, written and read back.

@@ -1,6 +1,6 @@
 """How long until a command answers: `--help` and a bare import, each in fresh processes.
 
-Usage: python benchmarks/startup.py [--out FOLDER] [--repeats N] [--small]
+Usage: python -m benchmarks.speed.startup [--out FOLDER] [--repeats N] [--small]
 
 The ways take turns. Marks: `attunet3d --help` under 0.3 s, `import attunet3d` under 0.1 s. Peers
 that are not installed are left out. Each process starts with its files in the page cache and its

@@ -1,6 +1,6 @@
 """Sliding window and decision around a trivial network: attunet3d against MONAI.
 
-Usage: python benchmarks/stitching.py [--small] [--repeats N] [--out FOLDER]
+Usage: python -m benchmarks.speed.stitching [--small] [--repeats N] [--out FOLDER]
 
 An image of 500×512×512 voxels, windows of 160×160×96 at overlap 0.5, labels on the same grid. The
 network is a polynomial of the image, of 2 and of 14 classes, so every window has the same answer

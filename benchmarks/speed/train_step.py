@@ -1,6 +1,6 @@
 """One training step on a CPU: how much faster than the same network in torch as it is.
 
-Usage: python benchmarks/train_step.py [--out FOLDER] [--repeats N] [--small]
+Usage: python -m benchmarks.speed.train_step [--out FOLDER] [--repeats N] [--small]
 
 A step is forward, loss (Dice and cross-entropy), backward, clipping and SGD, of two patches of 96³
 voxels by the full network. Ours is `TrainingStep`, with the memory settings of the command

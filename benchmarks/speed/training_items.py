@@ -1,6 +1,6 @@
 """How fast training items are made: two augmented patches of 96³ voxels, from prepared cases.
 
-Usage: python benchmarks/training_items.py [--out FOLDER] [--repeats N] [--small]
+Usage: python -m benchmarks.speed.training_items [--out FOLDER] [--repeats N] [--small]
 
 All start from the same phantom CTs of 320×240×208 voxels of 1 mm, prepared beforehand, and give
 two float32 patches and their labels; half of the patches are centred on the pancreas.

@@ -23,8 +23,7 @@ def test_every_section_of_a_small_run_on_the_cpu_gives_numbers(tmp_path, capsys)
         for step, result in [("", section), *section.items()]
         if isinstance(result, dict) and "error" in result
     }
-    assert set(errors.values()) == {"left out of the small run"}
-    assert all(name.startswith("compiled") for name, _ in errors)
+    assert errors == {}
     found = content["sections"]
     assert found["learning"]["fit"]["steps_a_second"] > 0
     assert found["correctness"]["weights"] == "model"  # the one just trained
@@ -75,8 +74,7 @@ def test_transposed_and_strided_convolutions_count_their_products():
 def test_goals_compare_what_was_found_and_leave_open_what_was_not():
     goals = benchmark("goals")
     found = {
-        "train oktay2018 ours": {"contiguous": {"ms": 25.0}, "channels_last": {"error": "x"}},
-        "compiled oktay2018 ours": {"compiled": {"ms": 16.0}},
+        "train oktay2018 ours": {"contiguous": {"ms": 16.0}, "channels_last": {"error": "x"}},
         "train oktay2018 AttentionUnet": {"contiguous": {"ms": 24.0}},
         "cohort": {"one scan, whole": {"ms": 400.0}},
     }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attunet3d.core import DataError
-from attunet3d.imaging.geometry import AxisMap, Grid, axis_map
+from attunet3d.imaging.geometry import LPS_TO_RAS, AxisMap, Grid, axis_map
 
 SHAPE = (5, 4, 3)
 ORDERS = [
@@ -235,3 +235,7 @@ def test_rounding_of_a_header_is_no_slant():
     affine = np.array(AFFINES["oblique"][0]).astype(np.float32).astype(float)
     straight = Grid((512, 512, 200), np.array(AFFINES["oblique"][0], float))
     assert axis_map(straight, Grid((512, 512, 200), affine)).order == (0, 1, 2)
+
+
+def test_dicoms_first_two_axes_run_against_ours() -> None:
+    np.testing.assert_array_equal(LPS_TO_RAS @ [1, 2, 3], [-1, -2, 3])

@@ -175,11 +175,12 @@ HEADERS = {  # offset, bytes, words
     "negative": (42, struct.pack("<h", -5), "1 or more"),
     "zero": (42, struct.pack("<h", 0), "1 or more"),
     "2d": (40, struct.pack("<hhhh", 2, 5, 4, 1), "2D image"),
-    "4d": (40, struct.pack("<hhhhh", 4, 5, 4, 1, 3), "3 volumes"),
+    "4d": (40, struct.pack("<hhhhh", 4, 5, 4, 1, 3), "3 volumes.*: must be one;"),
     "huge": (42, struct.pack("<hhh", 30000, 30000, 30000), "voxels: at most"),
     "more than it holds": (42, struct.pack("<hhh", 99, 99, 99), "more than it can hold|breaks off"),
     "rgb": (70, struct.pack("<hh", 128, 24), "RGB"),
     "complex": (70, struct.pack("<hh", 32, 64), "complex"),
+    "double complex": (70, struct.pack("<hh", 1792, 128), "complex"),
     "unknown type": (70, struct.pack("<hh", 9999, 16), "unknown voxels"),
     "bitpix": (72, struct.pack("<h", 8), "bitpix"),
     "offset far": (108, struct.pack("<f", 1e9), "vox_offset"),
@@ -190,6 +191,7 @@ HEADERS = {  # offset, bytes, words
     "units": (123, b"\7", "xyzt_units"),
     "nan affine": (280, struct.pack("<f", np.nan), "finite"),
     "singular": (280, struct.pack("<12f", *([1, 0, 0, 0] * 3)), "singular"),
+    "long quaternion": (252, struct.pack("<hh3f", 1, 0, 0.9, 0.9, 0.9), "invalid qform"),
 }
 
 

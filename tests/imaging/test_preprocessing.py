@@ -9,7 +9,12 @@ import torch
 from attunet3d.core import DataError
 from attunet3d.core.model_config import PreprocessingConfig
 from attunet3d.imaging.geometry import Grid
-from attunet3d.imaging.preprocessing import body_box, label_to_network_grid, to_network_grid
+from attunet3d.imaging.preprocessing import (
+    body_box,
+    label_to_network_grid,
+    normalise_,
+    to_network_grid,
+)
 from attunet3d.imaging.volume import Volume
 
 CONFIG = PreprocessingConfig(
@@ -136,6 +141,8 @@ def test_each_scans_own_statistics():
     assert float(tensor.std()) == pytest.approx(1, abs=1e-3)
     constant = to_network_grid(scan(np.full((9, 8, 7), 40, np.int16)), config).tensor
     assert not constant.any()
+    faint = torch.tensor([0.0, 0.5])  # a deviation of 0.25, below one HU
+    torch.testing.assert_close(normalise_(faint, config), torch.tensor([-1.0, 1.0]))
 
 
 @pytest.mark.parametrize("name", ["spacing_mm", "mean_hu", "std_hu"])

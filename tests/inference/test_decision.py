@@ -103,6 +103,8 @@ def test_two_logits_are_their_margin():
     both = decide(slabs(logits, 3), network, source, [0, 255])
     assert np.array_equal(both, decide(slabs(margin, 3), network, source, [0, 255]))
     assert set(np.unique(both)) == {0, 255}
+    learning = logits.clone().requires_grad_()
+    assert np.array_equal(both, decide(slabs(learning, 3), network, source, [0, 255]))
 
 
 def test_ties_go_to_the_lowest_class():

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from attunet3d import GridAttentionGate
 from attunet3d.core import ModelError
+from attunet3d.models.gate import GatedSkip
 from attunet3d.models.layers import normaliser
 
 
@@ -125,3 +126,27 @@ def test_corners_of_the_coefficients_follow_the_convention(align_corners):
 def test_wrong_arguments_are_named(make):
     with pytest.raises(ModelError, match="must be"):
         make()
+
+
+def test_one_channel_is_enough_and_none_is_refused():
+    gated, _ = GridAttentionGate(1, 1, stride=(1, 1, 1)).eval()(
+        torch.ones(1, 1, 2, 2, 2), torch.ones(1, 1, 2, 2, 2)
+    )
+    assert gated.shape == (1, 1, 2, 2, 2)
+    for channels in ((0, 6, 4), (4, 0, 4), (4, 6, -1)):
+        with pytest.raises(ModelError, match="must be positive"):
+            GridAttentionGate(*channels)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_gates_of_a_skip_are_joined_by_a_block(count):
+    _, skip, gating = gate_and_inputs()
+    gates = [GridAttentionGate(4, 6) for _ in range(count)]
+    joined = GatedSkip(gates, "batch", "relu").eval()
+    gated, coefficients = joined(skip, gating)
+    parts = [gate(skip, gating) for gate in gates]
+    assert torch.equal(gated, joined.combine(torch.cat([part for part, _ in parts], 1)))
+    assert gated.shape == skip.shape
+    assert coefficients.shape == (2, count, 8, 6, 10)
+    for number, (_, alone) in enumerate(parts):
+        assert torch.equal(coefficients[:, number], alone[:, 0])
