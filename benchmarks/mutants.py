@@ -54,6 +54,7 @@ LEFT_OUT = ("BinaryOperator_BitOr", "VariableReplacer", "VariableInserter")
 # What a surviving change looks like without spaces, and why the module behaves as before.
 EQUIVALENT = {
     "strict=False": "all callers give sequences of one length",
+    "p==r>=0": "where two masks of one size share no voxel the ratio is 0 in either case",
     "SLAB_VALUES=": "how many planes are handed on at once changes no result",
 }
 SAID = "said.txt"  # what pytest says

@@ -222,3 +222,24 @@ def test_metrics_start_without_torch():
     code += "print('torch' in sys.modules, 'monai' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(("apart_mm", "surface_dice"), [(2.0, 1), (2.5, 0)])
+def test_the_tolerance_is_two_millimetres_unless_another_is_given(apart_mm, surface_dice):
+    masks = np.zeros((2, 3, 3, 3), bool)
+    masks[0, 0, 1, 1] = masks[1, 1, 1, 1] = True
+    result = score(*masks, grid_of((3, 3, 3), (apart_mm, 1.0, 1.0)))
+    assert result.surface_dice == surface_dice
+
+
+def test_progress_rises_evenly_to_the_end(monkeypatch):
+    monkeypatch.setattr(metrics, "POINTS", 20)
+    prediction = np.zeros((12, 12, 12), np.uint8)
+    prediction[2:9, 2:9, 2:9] = 1
+    shares = []
+    grid = grid_of((12, 12, 12), (1.0, 1.0, 1.0))
+    score_labels(prediction, np.roll(prediction, 1, 0), grid, done=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    assert np.diff([0, *shares]).max() < 0.5
+    assert len(set(shares)) > 10
