@@ -2,7 +2,7 @@
 # versions of constraints.txt, so that a new release of another package changes no result here.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test test-newest lock rooms reliability mutants clean
+.PHONY: demo test test-newest lock rooms docs reliability mutants clean
 
 demo: .venv/made
 	$(BIN)/attunet3d demo demo
@@ -22,6 +22,12 @@ test-newest:
 # Write constraints.txt anew: the newest releases but for torch, which TORCH=2.13.0 names.
 lock: .venv/made
 	$(BIN)/python .ci/lock.py $(TORCH)
+
+# Build the documentation into site/; `mkdocs serve` shows it while it is written.
+docs: .venv/made
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python docs/write_reference.py
+	$(BIN)/mkdocs build --strict
 
 # Draw docs/rooms.svg anew, from the imports.
 rooms: .venv/made

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from attunet3d.core import UserError, command_line, version_text
 
@@ -40,6 +41,9 @@ def dispatch(argv: Sequence[str] | None) -> int:
         return 0
     if command in ("-V", "--version"):
         print(version_text())
+        return 0
+    if command == "--completion":
+        print(Path(__file__).with_name("completion.bash").read_text(encoding="utf-8"), end="")
         return 0
     if command not in COMMANDS:
         raise UserError(f"no command {command!r}; there are {', '.join(COMMANDS)}")

@@ -5,11 +5,13 @@ turn comes. A case whose scan or label map cannot be read is left out and named.
 """
 
 import logging
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import nibabel
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 
 from attunet3d import __version__
 from attunet3d.core import DataError, Float32s, UserError, progress
@@ -106,7 +108,19 @@ def _load(case: FoundCase, moved: Mapping[str, Path] | None) -> ReportCase:
     )
 
 
-def finest_gate(path: Path) -> Float32s:
-    """The first of a case's attention maps (I, J, K), which is of the finest gated level."""
-    maps = nibabel.load(path)
-    return np.asarray(maps.dataobj[..., 0], np.float32)
+def finest_gate(path: Path) -> Float32s | None:
+    """The first of a case's attention maps (I, J, K), which is of the finest gated level.
+
+    None where a network without gated levels left no map.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        maps = nibabel.load(path)
+        if maps.ndim < 4 or not maps.shape[3]:
+            return None
+        return np.asarray(maps.dataobj[..., 0], np.float32)
+    except (ImageFileError, EOFError, OSError, ValueError, zlib.error) as error:
+        rule = f"the attention maps cannot be read ({type(error).__name__})"
+        raise DataError(rule, path=path, cure="run `infer --save-attention` again") from None

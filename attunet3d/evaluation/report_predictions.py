@@ -35,7 +35,7 @@ def of_predictions(folder: Path) -> Found:
     cases = [predicted_case(folder, name, content) for name, content in sidecars.items()]
     ranks = {name: _rank(name, content) for name, content in sidecars.items()}
     return Found(
-        title=f"Predictions in {folder.resolve().name}",
+        title=f"Label maps: {folder.resolve().name}",
         subtitle=f"{len(cases)} cases; labels: {', '.join(names)}.",
         order="Most doubtful first." if doubted else "Cases with warnings first, then by name.",
         labels=labels,

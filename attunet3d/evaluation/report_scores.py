@@ -54,7 +54,7 @@ def of_scores(folder: Path) -> Found:
     remark = summary.get("training_remark")
     parts = [f"{len(cases)} cases scored", f"{len(failed)} failed" if failed else "", remark or ""]
     return Found(
-        title=f"Scores in {folder.resolve().name}",
+        title=f"Scores of {predictions.resolve().name}",
         subtitle="; ".join(filter(None, parts)) + ".",
         order="Worst mean Dice first.",
         labels={0: "background", **labels},

@@ -167,6 +167,14 @@ def test_what_evaluate_did_not_write_is_one_line(folder, name, text):
         write_folder_report(folder / "scores")
 
 
+def test_a_case_with_damaged_attention_maps_is_named_and_the_others_are_shown(folder):
+    path = folder / "predictions" / "attention" / "large.nii.gz"
+    path.write_bytes(path.read_bytes()[:200])
+    outcome = write_folder_report(folder / "predictions")
+    assert sorted(outcome.done) == ["middle", "small"]
+    assert "the attention maps cannot be read" in outcome.failures["large"]
+
+
 def test_a_folder_of_neither_is_refused(tmp_path):
     with pytest.raises(DataError, match="neither sidecars of `infer` nor scores of `evaluate`"):
         report.main([str(tmp_path)])
