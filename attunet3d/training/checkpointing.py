@@ -64,7 +64,8 @@ def _without_statistics(block: nn.Module) -> Iterator[None]:
     finally:  # the pass may end early, as soon as all that is needed is there
         for layer, (momentum, count) in zip(layers, before, strict=True):
             layer.momentum = momentum
-            layer.num_batches_tracked = count
+            if layer.num_batches_tracked is not None and count is not None:
+                layer.num_batches_tracked.copy_(count)
 
 
 def _copy(count: Tensor | None) -> Tensor | None:

@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from attunet3d.core import UserError, log, machine
@@ -44,7 +45,7 @@ def process_group(device_name: str | None) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = machine.pick_device(f"cuda:{os.environ['LOCAL_RANK']}", training=True)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    _join("nccl" if device.type == "cuda" else "gloo")
     _messages = dist.new_group(backend="gloo", timeout=PATIENCE)
     if not is_first():
         log.only_errors()
@@ -53,6 +54,18 @@ def process_group(device_name: str | None) -> Iterator[torch.device]:
     finally:
         _messages = None
         dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Join the default group, under keys of this start alone.
+
+    A restarted `torchrun --standalone` keeps its store, and with it the addresses of processes that
+    have ended, to which some of the new ones would connect (seen with torch 2.13).
+    """
+    store, number, size = next(rendezvous("env://", timeout=PATIENCE))
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"start_{start}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, timeout=PATIENCE, world_size=size, rank=number, store=store)
 
 
 def rank() -> int:

@@ -134,7 +134,7 @@ def wait_for(path, process):
         time.sleep(0.01)
 
 
-LONG = ["training.steps=200", "training.save_every=5", "training.validate_every=200"]
+LONG = ["training.steps=60", "training.save_every=5", "training.validate_every=60"]
 LONG += ["training.accumulation=2", "training.checkpoint_activations=true"]
 
 
@@ -169,7 +169,7 @@ def test_a_run_of_two_processes_that_was_stopped_goes_on_as_one(manifest, long, 
     assert process.returncode != 0
     assert error.count("--resume goes on from here") == 1
     assert not (run_dir / ".attunet3d.lock").exists()
-    assert 0 < checkpoint.load_state(run_dir / "last.pt")[0]["step"] < 200
+    assert 0 < checkpoint.load_state(run_dir / "last.pt")[0]["step"] < 60
     assert train.main(arguments(manifest, run_dir, "--resume", settings=LONG)) == 0
     assert largest_difference(weights(long), weights(run_dir)) < 1e-4
 
