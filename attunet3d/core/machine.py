@@ -2,11 +2,8 @@
 
 import logging
 import platform
-import random
 from functools import cache
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from attunet3d.core.errors import DeviceError
 
@@ -132,12 +129,3 @@ def ran_out_of_memory(error: RuntimeError) -> bool:
 
     words = ("unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in words)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (every device)."""
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

@@ -122,7 +122,7 @@ class InferenceConfig(Settings):
     keep_largest: tuple[LabelValue | str, ...] = ()
     """Labels, by value or name, of which only the largest connected component is kept."""
     smallest_ml: dict[str, Millilitres] = field(default_factory=dict)
-    """By label name, the volume in ml that a connected component must have to be kept."""
+    """Smallest volume in ml, by label name, of a connected component that is kept."""
     max_voxels: Annotated[int, Meta(ge=1, le=2**40)] = 1024 * 1024 * 900
     """Largest scan accepted, in voxels."""
 

@@ -120,50 +120,51 @@ def _case(entry: Mapping[str, Any], place: Place) -> Case:
     image, label = (_one_path(entry.get(key)) for key in ("image", "label"))
     if image is None:
         raise DataError("has no image", cure="name a file")
-    fold, group, checksums = entry.get("fold"), entry.get("group"), entry.get("sha256") or {}
-    if fold is not None and (type(fold) is not int or not 0 <= fold < 1000):
-        raise DataError(
-            f"fold {fold!r:.80}: must be a whole number from 0", value=fold, cure=CORRECT
-        )
-    if not isinstance(group, int | None) and not case_names.is_name(group):
-        raise DataError(
-            f"group {group!r:.80}: must be the patient's name or number", value=group, cure=CORRECT
-        )
-    flip = entry.get("label_flip")
-    if flip not in (None, "", "i", "j", "k", "ij", "ik", "jk", "ijk"):
-        raise DataError(
-            f"label_flip {flip!r:.80}: must be letters of 'ijk', in this order",
-            value=flip,
-            cure=CORRECT,
-        )
-    if not isinstance(checksums, Mapping) or not all(
-        isinstance(value, str) for value in checksums.values()
-    ):
-        raise DataError(
-            'sha256: must be checksums by file, as {"image": "9f86…"}',
-            value=checksums,
-            cure=CORRECT,
-        )
-    annotated = entry.get("annotated")
-    if annotated is not None and not (
-        isinstance(annotated, list) and annotated and all(map(case_names.is_name, annotated))
-    ):
-        raise DataError(
-            f'annotated {annotated!r:.80}: must be label names, as ["pancreas"]',
-            value=annotated,
-            cure=CORRECT,
-        )
+    _check_values(entry)
+    group, annotated = entry.get("group"), entry.get("annotated")
     given = entry.get("id")
     return Case(
         id=case_names.check_id(_derived_id(image, label) if given is None else given),
         image=place(image),
         label=None if label is None else place(label),
-        fold=fold,
+        fold=entry.get("fold"),
         group=None if group is None else str(group),
-        label_flip=flip,
-        sha256=dict(checksums),
+        label_flip=entry.get("label_flip"),
+        sha256=dict(entry.get("sha256") or {}),
         annotated=None if annotated is None else tuple(annotated),
     )
+
+
+def _check_values(entry: Mapping[str, Any]) -> None:
+    fold, group, named = entry.get("fold"), entry.get("group"), entry.get("annotated")
+    sums = entry.get("sha256") or {}
+    rules = {
+        "fold": (
+            fold is None or (type(fold) is int and 0 <= fold < 1000),
+            "a whole number from 0",
+        ),
+        "group": (
+            isinstance(group, int | None) or case_names.is_name(group),
+            "the patient's name or number",
+        ),
+        "label_flip": (
+            entry.get("label_flip") in (None, "", "i", "j", "k", "ij", "ik", "jk", "ijk"),
+            "letters of 'ijk', in this order",
+        ),
+        "sha256": (
+            isinstance(sums, Mapping) and all(isinstance(value, str) for value in sums.values()),
+            'checksums by file, as {"image": "9f86…"}',
+        ),
+        "annotated": (
+            named is None
+            or (isinstance(named, list) and named and all(map(case_names.is_name, named))),
+            'label names, as ["pancreas"]',
+        ),
+    }
+    for key, (holds, rule) in rules.items():
+        if not holds:
+            value = entry[key]
+            raise DataError(f"{key} {value!r:.80}: must be {rule}", value=value, cure=CORRECT)
 
 
 def _one_path(value: object) -> str | None:

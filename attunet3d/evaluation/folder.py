@@ -5,8 +5,8 @@
     OUT_DIR/boxplot.png     Dice, HD95 and surface Dice of every case
     OUT_DIR/failures.json   cases that could not be scored, when there are some
 
-Nothing is resampled: a prediction that does not lie on its reference's grid fails by name, and so
-does a case whose prediction is missing.
+Nothing is resampled: a case fails, and is listed by name, if its prediction is missing or does not
+lie on its reference's grid.
 """
 
 import json
@@ -33,7 +33,7 @@ from attunet3d.datasets import Case, Manifest, Role, Split, held_out, read_case_
 from attunet3d.evaluation import charts, figures, metrics
 from attunet3d.evaluation.metrics import LabelScore
 from attunet3d.evaluation.scores import Summary, completed
-from attunet3d.imaging import Volume, find_scans, read_label
+from attunet3d.imaging import Grid, Volume, find_scans, read_label
 from attunet3d.inference import results
 
 MOST_WORKERS = 4  # each holds two label maps
@@ -46,7 +46,7 @@ class _Pair:
     case_id: str
     predictions: tuple[Path, ...]  # one, unless it is missing or not unique
     references: tuple[Path, ...]
-    case: Case | None = None  # of a manifest
+    case: Case | None = None  # if the references come from a manifest
     manifest: Manifest | None = None
 
 
@@ -66,33 +66,21 @@ def evaluate(
         predictions: Folder of label maps, CASE.nii.gz.
         reference: Folder of label maps of the same names, or a manifest: its labelled test cases
             or, when there are none, those that the model was validated on, see `held_out`.
-        out_dir: Made when missing; neither of the two folders.
-        root: Of a manifest, where its paths begin; None: where it says.
-        fold: Of a manifest, the validation cases of this fold instead.
-        everything: Of a manifest, all labelled cases instead.
-        tolerance_mm: Of surface Dice.
+        out_dir: Created if missing; must be neither of the two folders.
+        root: The folder to which a manifest's paths are relative; None: as the manifest says.
+        fold: Score the validation cases of this fold of the manifest instead.
+        everything: Score all labelled cases of the manifest instead.
+        tolerance_mm: The tolerance of surface Dice.
 
     Returns:
-        The scores and the failures. Labels are the manifest's, else those that the predictions'
-        sidecars name, else all values that occur.
+        The scores and the failures. The labels are the manifest's, or those that the predictions'
+        sidecars name, or all values that occur.
 
     Raises:
-        UserError: A folder holds no label map, names disagree, or nothing can be written.
+        UserError: A folder has no label map, names disagree, or nothing can be written.
     """
-    if not tolerance_mm >= 0:
-        raise DataError(f"tolerance {tolerance_mm} mm: must be 0 or more")
-    for folder in (predictions, reference):
-        if out_dir.resolve() == folder.resolve():
-            raise DataError(f"{out_dir}: holds what is evaluated; choose another folder")
-    if not predictions.is_dir():
-        raise DataError(f"{predictions}: must be a folder of label maps")
-    named, split = _sidecars(predictions)
-    if not named and reference.is_dir() and _sidecars(reference)[0]:
-        raise DataError(
-            "holds what infer wrote (CASE.json), and PREDICTIONS holds no such files",
-            path=reference,
-            cure="give PREDICTIONS first, then REFERENCE; or take the CASE.json files away",
-        )
+    metrics.check_tolerance(tolerance_mm)
+    named, split = _checked_sidecars(predictions, reference, out_dir)
     references, cases, manifest = _references(reference, root, fold, everything, split)
     names = {value: name for value, name in manifest.labels.items() if value} if manifest else {}
     _check_names(names, named)
@@ -122,13 +110,34 @@ def evaluate(
     return summary
 
 
+def _checked_sidecars(
+    predictions: Path, reference: Path, out_dir: Path
+) -> tuple[dict[int, str], Split]:
+    """`_sidecars`, after checking that the folders are not given for one another."""
+    if out_dir.resolve() in (predictions.resolve(), reference.resolve()):
+        rule = "contains the label maps that are to be evaluated"
+        raise DataError(rule, path=out_dir, cure="choose another folder")
+    if not predictions.is_dir():
+        raise DataError("must be a folder of label maps", path=predictions, cure="check the path")
+    named, split = _sidecars(predictions)
+    if not named and reference.is_dir() and _sidecars(reference)[0]:
+        raise DataError(
+            "contains the CASE.json files that infer writes, and PREDICTIONS does not",
+            path=reference,
+            cure="give PREDICTIONS first, then REFERENCE; or take the CASE.json files away",
+        )
+    return named, split
+
+
 def _references(
     path: Path, root: Path | None, fold: int | None, everything: bool, split: Split
 ) -> tuple[dict[str, tuple[Path, ...]], dict[str, Case], Manifest | None]:
-    """References by case; of a manifest also the cases and the manifest itself."""
+    """References by case; for a manifest also its cases and the manifest itself."""
     if path.suffix.lower() != ".json":
         if fold is not None or root is not None or everything:
-            raise DataError("is not a manifest; --fold, --all and --root go with one", path=path)
+            raise DataError(
+                "is not a manifest", path=path, cure="--fold, --all and --root go with one"
+            )
         return _by_id(find_scans(path)), {}, None
     manifest = Manifest.load(path, root)
     cases = held_out(manifest, split, fold=fold, everything=everything, labelled=True)
@@ -144,7 +153,7 @@ def _by_id(files: Sequence[tuple[str, Path]]) -> dict[str, tuple[Path, ...]]:
 
 
 def _sidecars(predictions: Path) -> tuple[dict[int, str], Split]:
-    """What the predictions' sidecars tell: label names, background left out, and what was seen."""
+    """Label names without the background, and each case's role in training, from the sidecars."""
     names: dict[int, str] = {}
     roles: dict[str, Role] = {}
     for path in sorted(predictions.glob("*.json")):
@@ -168,7 +177,9 @@ def _check_names(names: Mapping[int, str], others: Mapping[int, str]) -> None:
         if names[value].casefold() != others[value].casefold():
             raise DataError(
                 f"label {value} is called {names[value]!r} and {others[value]!r}: one value must"
-                " mean one organ; name it alike (manifest --label VALUE=NAME), or renumber one"
+                " mean one organ",
+                value=value,
+                cure="give it one name (manifest --label VALUE=NAME), or renumber one",
             )
 
 
@@ -189,9 +200,9 @@ def _score_all(
             for pair, task in zip(pairs, tasks, strict=True):
                 try:
                     scores[pair.case_id] = task.result()
-                except Exception as error:  # the others are done all the same
+                except Exception as error:  # the other cases go on
                     failures[pair.case_id] = results.reason(error)
-        except BaseException:  # Ctrl-C: what has not begun need not
+        except BaseException:  # Ctrl-C: tasks that have not begun are dropped
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return scores, failures
@@ -201,23 +212,16 @@ def _score_pair(
     pair: _Pair, tolerance_mm: float, done: Callable[[float], object]
 ) -> dict[int, LabelScore]:
     if not pair.predictions:
-        raise DataError("its prediction is missing; segment it or check the file names")
+        raise DataError("its prediction is missing", cure="segment it or check the file names")
     for paths in (pair.predictions, pair.references):
         if len(paths) > 1:
             names = ", ".join(str(path) for path in paths)
-            raise DataError(f"{names}: are of one name; remove all but one")
+            raise DataError(
+                f"{names} are label maps of one name", value=paths, cure="remove all but one"
+            )
     prediction, reference = read_label(pair.predictions[0]), _read_reference(pair)
-    here, there = prediction.grid, reference.grid
-    if here.shape != there.shape:
-        raise DataError(
-            f"{pair.predictions[0]}: has {here.shape} voxels, its reference {there.shape}; predict"
-            " on the scan that the reference was drawn on"
-        )
-    if not here.matches(there, GRID_TOLERANCE_MM):
-        raise DataError(
-            f"{pair.predictions[0]}: lies up to {here.distance_mm(there):.4g} mm from its reference"
-            f" (at most {GRID_TOLERANCE_MM} mm); check which of the two headers is wrong"
-        )
+    there = reference.grid
+    _check_grids(pair.predictions[0], prediction.grid, there)
     found, expected = prediction.array, reference.array
     manifest = pair.manifest
     if manifest is not None and manifest.ignore is not None:
@@ -233,11 +237,28 @@ def _score_pair(
     }
 
 
+def _check_grids(path: Path, here: Grid, there: Grid) -> None:
+    if here.shape != there.shape:
+        raise DataError(
+            f"has {here.shape} voxels, its reference {there.shape}",
+            path=path,
+            value=here.shape,
+            cure="predict on the scan that the reference was drawn on",
+        )
+    if not here.matches(there, GRID_TOLERANCE_MM):
+        raise DataError(
+            f"lies up to {here.distance_mm(there):.4g} mm from its reference"
+            f" (at most {GRID_TOLERANCE_MM} mm)",
+            path=path,
+            cure="check which of the two headers is wrong",
+        )
+
+
 def _read_reference(pair: _Pair) -> Volume:
     case = pair.case
     if case is None or case.label_flip is None:
         return read_label(pair.references[0])
-    return read_case_label(case, read_image(case))  # corrected as the manifest says
+    return read_case_label(case, read_image(case))  # with the manifest's label_flip
 
 
 def _write(summary: Summary, places: Mapping[str, Path | None], out_dir: Path) -> None:
@@ -249,7 +270,7 @@ def _write(summary: Summary, places: Mapping[str, Path | None], out_dir: Path) -
     results.write_failures(out_dir, summary.failures)
     path = out_dir / "boxplot.png"
     if not summary.scores or not summary.labels:
-        path.unlink(missing_ok=True)  # an older call's
+        path.unlink(missing_ok=True)  # from an earlier call
         return
     plotted = {
         heading: {name: summary.values(value, metric) for value, name in summary.labels.items()}

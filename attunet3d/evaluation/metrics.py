@@ -59,7 +59,7 @@ class LabelScore:
     volume_ml_prediction: float
     volume_ml_reference: float
     volume_difference_ml: float
-    """Prediction less reference."""
+    """The volume of the prediction minus that of the reference."""
     empty_prediction: bool
     empty_reference: bool
 
@@ -73,10 +73,11 @@ def score(
         prediction: (I, J, K); what is not 0 is the organ.
         reference: (I, J, K), likewise.
         grid: Where both lie.
-        tolerance_mm: Of surface Dice. Below the slice thickness a shift by one slice counts fully.
+        tolerance_mm: The tolerance of surface Dice. Below the slice thickness, a surface that is
+            shifted by one slice counts as wrong.
 
     Raises:
-        DataError: A mask has not the grid's shape, or the tolerance is negative or NaN.
+        DataError: A mask does not have the grid's shape, or the tolerance is negative or NaN.
 
     Example:
         >>> grid = Grid((1, 1, 8), np.diag([1.0, 1.0, 5.0, 1.0]))
@@ -98,15 +99,15 @@ def score_labels(
     tolerance_mm: float = TOLERANCE_MM,
     done: Done = _nobody,
 ) -> dict[int, LabelScore]:
-    """Score the labels of one case; both maps are looked through once, then each label in its box.
+    """Score the labels of one case, each within the box that contains it in either map.
 
     Args:
         prediction: (I, J, K) label values, whole numbers.
         reference: (I, J, K), likewise.
         grid: Where both lie.
-        values: Labels to score; None: all that occur in either map, background left out.
+        values: Labels to score; None: all that occur in either map except the background.
         tolerance_mm: As in `score`.
-        done: Is told the share of the work that is done, in [0, 1].
+        done: Called with the share of the work that is done, in [0, 1].
 
     Raises:
         DataError: As in `score`.
@@ -114,10 +115,11 @@ def score_labels(
     if prediction.shape != grid.shape or reference.shape != grid.shape:
         raise DataError(
             f"prediction {prediction.shape} and reference {reference.shape} must both have the"
-            f" grid's shape {grid.shape}; resample one of them"
+            f" grid's shape {grid.shape}",
+            value=prediction.shape,
+            cure="resample one of them",
         )
-    if not tolerance_mm >= 0:
-        raise DataError(f"tolerance {tolerance_mm} mm: must be 0 or more")
+    check_tolerance(tolerance_mm)
     boxes = label_boxes(prediction), label_boxes(reference)
     found = sorted({*boxes[0], *boxes[1]}) if values is None else values
     unions = {value: _union([part[value] for part in boxes if value in part]) for value in found}
@@ -133,8 +135,15 @@ def score_labels(
     return scores
 
 
+def check_tolerance(tolerance_mm: float) -> None:
+    """Raise a DataError unless the tolerance of surface Dice is 0 mm or more."""
+    if not tolerance_mm >= 0:
+        rule = f"tolerance {tolerance_mm} mm: must be 0 or more"
+        raise DataError(rule, value=tolerance_mm, cure="give another one")
+
+
 def label_boxes(array: Array) -> dict[int, Box]:
-    """The box of each label that occurs in a label map (I, J, K), background left out.
+    """The box of each label that occurs in a label map (I, J, K), except the background.
 
     Example:
         >>> label_boxes(np.array([0, 0, 3, 3]).reshape(1, 4, 1))
@@ -240,7 +249,7 @@ def _part(done: Done, first: float, share: float) -> Done:
 
 
 def _union(boxes: Sequence[Box]) -> Box:
-    """The box around all boxes; one voxel where there are none."""
+    """The box around all boxes, or one voxel if there are none."""
     boxes = boxes or [(slice(0, 1), slice(0, 1), slice(0, 1))]
     a, b, c = (
         slice(min(part.start for part in axis), max(part.stop for part in axis))

@@ -1,9 +1,9 @@
 """Scores of many cases: rows of `scores.csv`, statistics of `summary.json`, a table to read.
 
-A case that failed has no scores and is in no mean; it is listed by name. A label that is empty in
-prediction or reference is in the means as `metrics` defines it, and counted. A value that does
-not exist (a distance to nothing) is blank in the CSV, null in JSON, and left out of the
-statistics, whose `n` says how many values they rest on.
+A case that failed has no scores and is part of no mean; it is listed by name. A label that is empty
+in prediction or reference enters the means as `metrics` defines it, and is counted. A value that is
+undefined (a distance to an empty mask) is blank in the CSV, null in JSON, and left out of the
+statistics, whose `n` is the number of values that they summarise.
 """
 
 import csv
@@ -36,18 +36,18 @@ TABLE = {  # columns of the table: metric, heading, format
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Args:
-        labels: Label values that were scored and their names, background left out.
+        labels: Label values that were scored, except the background, and their names.
         scores: Case → label value → score; every case has every label.
-        failures: Case → why it could not be scored; missing predictions among them.
-        tolerance_mm: Of surface Dice.
-        without_reference: Predictions that nothing was there to compare with.
-        other_values: Values in the files that are none of `labels`; they count as background.
-        seen_in_training: Cases that the model was trained on, as far as it is known.
-        patients: Case → patient; a case that is missing is a patient of its own.
-        training_remark: What a reader of the scores must know about them.
+        failures: Case → why it could not be scored, for instance a missing prediction.
+        tolerance_mm: The tolerance of surface Dice.
+        without_reference: Predictions that have no reference.
+        other_values: Values in the files that are not in `labels`; they count as background.
+        seen_in_training: Cases that the model is known to have been trained on.
+        patients: Case → patient; a case that is not listed is a patient of its own.
+        training_remark: A sentence about cases that the model has seen, or None.
     """
 
     labels: dict[int, str]
@@ -82,7 +82,7 @@ class Summary:
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of `scores.csv`, unrounded."""
+        """The rows of `scores.csv`, not rounded."""
         return [
             {"case": case, "label": value, "name": self.labels[value], **asdict(score)}
             for case, by_label in self.scores.items()
@@ -114,7 +114,7 @@ class Summary:
         return stream.getvalue()
 
     def table(self) -> str:
-        """Mean ± standard deviation of each label, and what to know about them."""
+        """Mean ± standard deviation of each label, and remarks about them."""
         (first, _), *headings = TABLE.values()
         body = [["label", "cases", first, "95 % CI", *(heading for heading, _ in headings)]]
         for value, name in self.labels.items():
@@ -176,7 +176,7 @@ class Summary:
 
 
 def statistics(values: list[float]) -> dict[str, float | int | None]:
-    """Mean, standard deviation (of a sample, n - 1), median, least and greatest of finite values.
+    """Mean, sample standard deviation (n - 1), median, minimum and maximum of the finite values.
 
     Example:
         >>> statistics([1.0, 3.0, float("nan")])
@@ -200,7 +200,7 @@ def statistics(values: list[float]) -> dict[str, float | int | None]:
 def completed(
     scores: Mapping[str, Mapping[int, LabelScore]], labels: Mapping[int, str]
 ) -> dict[str, dict[int, LabelScore]]:
-    """The scores of exactly `labels` in every case; a label in neither map is rightly absent."""
+    """The scores of exactly `labels` in every case; a label in neither map is correctly absent."""
     return {
         case: {value: by_label.get(value) or metrics.absent() for value in labels}
         for case, by_label in scores.items()

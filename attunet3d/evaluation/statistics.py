@@ -70,7 +70,8 @@ def bootstrap_interval(
     table = np.asarray(values, np.float64)
     columns = table.reshape(len(table), -1)  # (cases, columns)
     if not len(columns) or (patients is not None and len(patients) != len(columns)):
-        raise DataError(f"{len(columns)} cases need one patient each, and there must be one case")
+        rule = f"{len(columns)} cases: there must be at least one, and one patient for each"
+        raise DataError(rule, value=len(columns), cure="give both in one order")
     names = list(map(str, range(len(columns)))) if patients is None else list(patients)
     index = {name: row for row, name in enumerate(sorted(set(names)))}
     rows = [index[name] for name in names]
@@ -110,7 +111,8 @@ def paired_difference(
     """
     names = list(map(str, range(len(first)))) if patients is None else list(patients)
     if not len(first) == len(second) == len(names):
-        raise DataError(f"{len(first)} and {len(second)} scores cannot be paired")
+        rule = f"{len(first)} and {len(second)} scores cannot be paired"
+        raise DataError(rule, value=len(second), cure="score the same cases with both models")
     differences = np.asarray(second, np.float64) - np.asarray(first, np.float64)
     kept = np.isfinite(differences)
     names = [name for name, keep in zip(names, kept, strict=True) if keep]

@@ -58,12 +58,12 @@ def normalised_surface_dice(
     Args:
         prediction: (I, J, K); what lies beyond the array is outside the mask.
         reference: (I, J, K).
-        grid: Where both lie.
-        tolerances_mm: A result is given for each.
-        done: Is told the share of the work that is done.
+        grid: The grid of both.
+        tolerances_mm: The tolerances, each of which gives one result.
+        done: Called with the share of the work that is done.
 
     Returns:
-        For each tolerance; 1 when both masks are empty, 0 when one of them is.
+        The share for each tolerance; 1 if both masks are empty, 0 if one of them is.
 
     Example:
         >>> mask = np.zeros((5, 5, 5), bool)

@@ -1,12 +1,12 @@
-"""Whether a scan covers enough of the body to be one."""
+"""Warns of scans that cover too little of the body."""
 
 from attunet3d.imaging.volume import Volume
 
-LEAST_MM = 30.0  # of each axis; below it lies a part of an organ at most
+LEAST_MM = 30.0  # along each axis; a smaller scan shows a part of an organ at most
 
 
 def coverage_warnings(volume: Volume) -> list[str]:
-    """What makes a scan too small to be understood; empty where nothing does.
+    """Describe why a scan is too small to recognise organs in it; empty if it is not.
 
     Args:
         volume: A scan.
@@ -16,7 +16,6 @@ def coverage_warnings(volume: Volume) -> list[str]:
 
     Example:
         >>> import numpy as np
-        >>> from attunet3d.imaging.geometry import Grid
         >>> from attunet3d.imaging.geometry import Grid
         >>> slice_of_5_mm = Grid((512, 512, 1), np.diag([0.7, 0.7, 5, 1]))
         >>> coverage_warnings(Volume(np.zeros(slice_of_5_mm.shape, np.int16), slice_of_5_mm))

@@ -1,8 +1,8 @@
-"""DICOM series of CT: found in folders of any depth, told apart, checked, read as HU on a grid.
+"""Finds CT series in folders of any depth, distinguishes and checks them, reads them in HU.
 
-A stack is what makes one volume: frames of one series, one frame of reference, one orientation and
-one size. Other objects in the folder (reports, contours, localisers, images of other modalities)
-are passed over and named. What would give wrong places or wrong values is refused.
+The frames of a stack form one volume: they share series, frame of reference, orientation and size.
+Other objects in the folder (reports, contours, localisers, images of other modalities) are skipped
+with a warning. A series whose voxels would get wrong positions or values is refused.
 """
 
 import os
@@ -29,9 +29,8 @@ class Stack:
     """The frames of one volume, bottom to top along the normal of the slices."""
 
     frames: tuple[Frame, ...]
-
     place: int = 1
-    """Among the stacks of a folder, from 1."""
+    """Position in the list of a folder's stacks, from 1."""
 
     @property
     def number(self) -> int | None:
@@ -51,7 +50,7 @@ class Stack:
         return normal
 
     def matches(self, wanted: str) -> bool:
-        """Whether a user who asks for `wanted` means this stack; see `find_series`."""
+        """Whether `wanted` selects this stack; see `find_series`."""
         file = self.frames[0].file
         described = bool(wanted) and wanted.casefold() in file.description.casefold()
         return wanted in (f"@{self.place}", str(file.number), file.series) or described
@@ -69,21 +68,21 @@ def read_series(
 ) -> tuple[Array, Grid, list[str]]:
     """Read one CT series.
 
-    The third axis is laid through the slices' positions, so a tilted gantry gives a sheared grid
-    and not a shifted scan.
+    The third axis runs through the slices' positions, so a tilted gantry gives a sheared grid, not
+    a shifted scan.
 
     Args:
         folder: The folder of the series, or one above it.
         max_voxels: Largest volume accepted.
-        series: Which of several; see `find_series`.
+        series: Selects one of several series; see `find_series`.
 
     Returns:
         Voxels (I, J, K) in HU, Fortran order, int16 where exact, else float32; their grid in RAS;
         warnings.
 
     Raises:
-        DataError: No CT series, several, slices missing or doubled, a tag missing or damaged, or
-            an image too large.
+        DataError: There is no CT series or several, slices are missing or doubled, a tag is missing
+            or damaged, or the volume is too large.
     """
     stack, warnings = find_series(folder, series)
     pixels = stack.frames[0].file.pixels
@@ -105,19 +104,23 @@ def read_series(
 
 
 def find_series(folder: Path, series: str | None = None) -> tuple[Stack, list[str]]:
-    """Find the one CT series in a folder, or the one of several that is asked for.
+    """Find the CT series in a folder, or the one of several that `series` selects.
 
-    The files of the folder itself count; only where no CT lies there, those of its sub-folders do.
+    Sub-folders of any depth are searched only if no file of the folder itself is a CT image. Series
+    are told apart by SeriesInstanceUID, frame of reference, size and orientation, so that a series
+    with two orientations counts as two.
 
     Args:
         folder: The folder.
-        series: A series' number, UID or a part of its description, or its place as `@2`.
+        series: SeriesNumber, SeriesInstanceUID or a part of SeriesDescription, in any case; or the
+            position in the list that the error message gives, as "@2". None: there is only one.
 
     Returns:
-        The stack, and a warning that names what was passed over.
+        The stack, sorted along its normal, and a warning that lists the files that were skipped.
 
     Raises:
-        DataError: As `read_series`.
+        DataError: There is no CT image, none that `series` selects, or more than one; the message
+            lists them by position, number and size, never by a text that may name a person.
     """
     stacks, others = _stacks(_files(folder, deep=False), folder)
     if not stacks:
@@ -141,10 +144,10 @@ def find_series(folder: Path, series: str | None = None) -> tuple[Stack, list[st
 
 
 def series_folders(folder: Path) -> list[Path]:
-    """The folders at or below `folder` that a CT series lies in, one for each series.
+    """The folders at or below `folder` that contain a CT series, one for each series.
 
-    The first CT image of each folder is looked at. Folders that hold parts of one series, as on
-    discs with few files per folder, count as the folder above them.
+    Only the first CT image of each folder is read. Folders that contain parts of one series, as on
+    discs with few files per folder, are replaced by their common parent.
 
     Raises:
         DataError: A folder cannot be read.
@@ -158,7 +161,7 @@ def series_folders(folder: Path) -> list[Path]:
                 continue
             try:
                 frames, _ = read_header(path)
-            except (DataError, OSError):  # it is one all the same; reading it will tell more
+            except (DataError, OSError):  # reading it as a series will give the reason
                 found[place].append(Path(place))
                 break
             if frames:
@@ -168,7 +171,7 @@ def series_folders(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path, *, deep: bool) -> Iterator[Path]:
-    """Regular files that are not hidden, of a folder or of all below it, sorted."""
+    """Regular files that are not hidden in a folder, or also in all below it, sorted."""
     for place, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if deep and not name.startswith("."))
         for name in sorted(names):
@@ -215,7 +218,7 @@ def _sorted(frames: list[Frame]) -> Stack:
 
 
 def _step(stack: Stack, folder: Path) -> tuple[Floats, list[str]]:
-    """The vector from slice to slice in LPS mm, and what is odd about the slices."""
+    """The vector from slice to slice in LPS mm, and warnings about the slices."""
     frames = stack.frames
     spacings = np.array([frame.spacing for frame in frames])
     if np.abs(spacings - spacings[0]).max() > 1e-3 * spacings[0].min():
@@ -258,10 +261,10 @@ def _check_gap(gap: float, frames: tuple[Frame, ...], folder: Path) -> None:
 
 
 def _ends(frames: tuple[Frame, ...]) -> list[str]:
-    """What the tags tell of slices missing at the ends."""
+    """Warnings by the tags of slices that are missing at the ends."""
     expected = max((frame.file.expected or 0 for frame in frames), default=0)
     if expected > len(frames):
-        return [f"{len(frames)} slices of the {expected} that ImagesInAcquisition tells of"]
+        return [f"{len(frames)} slices of the {expected} that ImagesInAcquisition gives"]
     numbers = sorted({frame.file.instance for frame in frames if frame.file.instance is not None})
     consecutive = len(numbers) == len(frames) and numbers[-1] - numbers[0] == len(frames) - 1
     if consecutive and numbers[0] > 1:

@@ -1,4 +1,4 @@
-"""One DICOM file's header: what kind of object it is, and where each of its frames lies.
+"""Reads one DICOM file's header: the kind of the object, and the position of each frame.
 
 pydicom reads the header from a memory map, so that a length beyond the end of the file takes no
 memory. No message contains a tag's text, which may name a person.
@@ -60,7 +60,7 @@ class Frame:
 
     file: "CtFile"
     number: int
-    """Of the frame in its file, from 0."""
+    """The frame's index in its file, from 0."""
     position: tuple[float, ...]
     """Centre of the first pixel."""
     orientation: tuple[float, ...]
@@ -82,12 +82,12 @@ class CtFile:
         path: The file.
         series: SeriesInstanceUID.
         frame_of_reference: FrameOfReferenceUID; slices of another one lie in another space.
-        number: SeriesNumber, where there is one.
-        description: SeriesDescription; compared with what a user asks for, never shown.
-        instance: InstanceNumber, where there is one.
-        expected: ImagesInAcquisition, where there is one.
+        number: SeriesNumber, if there is one.
+        description: SeriesDescription; compared with the user's choice, never shown.
+        instance: InstanceNumber, if there is one.
+        expected: ImagesInAcquisition, if there is one.
         pixels: How the pixels are stored.
-        scaled: The file says how stored values become HU.
+        scaled: Whether the file has a RescaleSlope.
     """
 
     path: Path
@@ -137,9 +137,9 @@ def read_header(path: Path) -> tuple[list[Frame], str]:
 
 
 def _kind(dataset: Any) -> tuple[str, str]:
-    """An object's SOP class and its name; no name where the file is cut off or contradicts itself.
+    """An object's SOP class and its name, which is "" if the file is cut off or contradicts itself.
 
-    The class stands in the data set and in the meta group; anonymisers may empty the former.
+    The class is in the data set and in the meta group; anonymisers may empty the former.
     """
     inner, outer = text(dataset, "SOPClassUID"), text(dataset.file_meta, "MediaStorageSOPClassUID")
     kind = inner or outer
@@ -155,21 +155,21 @@ def parse(descriptor: int, path: Path, *, header_only: bool) -> Dataset:
     """Parse a file from a memory map.
 
     Args:
-        descriptor: Of the open file.
-        path: Its name, for messages.
+        descriptor: The open file's descriptor.
+        path: The file's name, for messages.
         header_only: Stop before the pixels, and keep the tags that this module uses.
 
     Raises:
-        DataError: It cannot be parsed.
+        DataError: The file cannot be parsed.
     """
     if os.fstat(descriptor).st_size <= PREAMBLE:
         raise DataError("breaks off", path=path, cure=COPY)
     tags = TAGS if header_only else None
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
-        source: Any = data  # it reads and seeks as a file does
+        source: Any = data  # an mmap reads and seeks like a file
         try:
             return dcmread(source, stop_before_pixels=header_only, force=True, specific_tags=tags)
-        except Exception as error:  # whatever a parser meets in a damaged or hostile file
+        except Exception as error:  # parsers fail in any way on damaged or hostile files
             rule = f"is a DICOM file that cannot be parsed ({type(error).__name__})"
             raise DataError(rule, path=path, cure=COPY) from None
 
@@ -267,7 +267,7 @@ def _pixels(dataset: Dataset, path: Path) -> Pixels:
 
 
 def _syntax(dataset: Any) -> UID:
-    """The transfer syntax; where the file has no meta group, the plain one that was recognised."""
+    """The transfer syntax, or, if the file has no meta group, the plain one that was recognised."""
     given = text(dataset.file_meta, "TransferSyntaxUID")
     if given:
         return UID(given, IGNORE)

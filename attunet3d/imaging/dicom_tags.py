@@ -1,6 +1,6 @@
 """Values of DICOM tags, parsed from their bytes.
 
-pydicom's own conversion warns of odd values by quoting them, and values may name a person.
+pydicom's own conversion quotes odd values in its warnings, and values may name a person.
 """
 
 import re
@@ -25,12 +25,12 @@ GROUPS = {  # functional group that holds a tag in an enhanced object
 
 
 def items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """The items of a sequence; none where there is no such tag."""
+    """The items of a sequence, or an empty list if the tag is missing."""
     return list(dataset[keyword].value) if keyword in dataset else []
 
 
 def text(dataset: Dataset, keyword: str) -> str:
-    """A tag's text from its bytes; empty where there is none."""
+    """A tag's text from its bytes, or "" if the tag is missing."""
     value = dataset.get_item(keyword).value if keyword in dataset else None
     if isinstance(value, bytes):
         return value.decode("latin-1").strip("\0 ")
@@ -38,7 +38,7 @@ def text(dataset: Dataset, keyword: str) -> str:
 
 
 def integer(dataset: Dataset, keyword: str) -> int | None:
-    """A whole number; None where there is none."""
+    """A tag's whole number, or None if there is none."""
     if keyword in ("SeriesNumber", "InstanceNumber", "ImagesInAcquisition", "NumberOfFrames"):
         given = text(dataset, keyword)  # text in the file (IS); the others are binary (US)
         return int(given) if re.fullmatch(r"[+-]?[0-9]{1,12}", given) else None
@@ -47,7 +47,7 @@ def integer(dataset: Dataset, keyword: str) -> int | None:
 
 
 def number(dataset: Dataset, groups: Sequence[Dataset], keyword: str, path: Path) -> float | None:
-    """One number of a frame, if it is given; see `numbers`."""
+    """One number of a frame, or None if it is missing; see `numbers`."""
     found = numbers(dataset, groups, keyword, 1, path, optional=True)
     return found[0] if found else None
 
@@ -65,14 +65,14 @@ def numbers(
 
     Args:
         dataset: The file's header.
-        groups: The functional groups of the frame, then those of all frames; they go first.
-        keyword: Of the tag.
+        groups: The functional groups of the frame, then those of all frames; they take precedence.
+        keyword: The tag's keyword.
         count: How many numbers it must have.
-        path: Of the file, for messages.
-        optional: Nothing where the tag is missing or empty.
+        path: The file, for messages.
+        optional: Return () if the tag is missing or empty.
 
     Raises:
-        DataError: The tag is missing, or does not hold `count` finite numbers.
+        DataError: The tag is missing, or is not `count` finite numbers.
     """
     found = [item for place in groups for item in items(place, GROUPS[keyword])]
     given = next((given for item in [*found, dataset] if (given := text(item, keyword))), "")

@@ -211,11 +211,6 @@ class AxisMap:
     scale: Triple
     offset: Triple
 
-    @property
-    def flipped(self) -> tuple[int, ...]:
-        """Target axes whose direction is opposite to their source axis."""
-        return tuple(axis for axis in range(3) if self.scale[axis] < 0)
-
 
 def axis_map(source: Grid, target: Grid) -> AxisMap:
     """Match the voxel axes of `target` to those of `source`.

@@ -1,4 +1,4 @@
-"""NRRD, MetaImage and other files that SimpleITK reads, on our grids (LPS → RAS)."""
+"""Reads NRRD, MetaImage and other files by SimpleITK, and turns LPS into RAS."""
 
 import math
 from pathlib import Path
@@ -18,8 +18,8 @@ def read_image(path: Path, max_voxels: int) -> tuple[Array, Grid]:
         Voxels (I, J, K) in Fortran order, int16 where that is exact, else float32; their grid.
 
     Raises:
-        DataError: The file is missing, damaged, not 3D, or too large.
-        DataError: Its voxels lie in another folder, or cannot be as many as it claims.
+        DataError: The file is missing, damaged, not 3D or too large, its voxels are in another
+            folder, or it claims more voxels than it can contain.
     """
     import SimpleITK
 

@@ -1,4 +1,4 @@
-"""The scans in a folder, with an id for each: scan files, and DICOM series in folders below."""
+"""Lists the scans in a folder with an id for each: scan files, and DICOM series below it."""
 
 import re
 from pathlib import Path
@@ -13,13 +13,13 @@ def find_scans(path: Path) -> list[tuple[str, Path]]:
     """The scans that a path names, as (case id, path), sorted by name.
 
     A file is one scan; a pair is named by its `.hdr`. A folder gives its scan files (hidden and
-    AppleDouble `._` files are passed over; a directory named like a scan is listed, so that reading
-    refuses it), and the folders at or below it that hold a DICOM series. The id is the file's name
-    without its ending, and without nnU-Net's channel `_0000` where all files have it; a series is
-    called after its folder below `path`, never after a tag.
+    AppleDouble `._` files are ignored; a directory named like a scan is listed, so that reading
+    refuses it), and the folders at or below it that contain a DICOM series. The id is the file's
+    name without its ending, and without nnU-Net's channel `_0000` if all files have it; a series is
+    named after its folder below `path`, never after a tag.
 
     Raises:
-        DataError: Nothing is there, or the folder holds no scan.
+        DataError: The path does not exist, or the folder contains no scan.
     """
     path = Path(path)
     if not path.exists():

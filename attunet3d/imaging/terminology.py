@@ -84,7 +84,7 @@ def term_of(name: str) -> Term:
 def colour_of(value: int) -> tuple[int, int, int]:
     """A colour (sRGB, 0 to 255) for a label value, unlike those of its neighbours.
 
-    Hues are spaced by the golden ratio, so that any number of labels stays told apart.
+    Hues are spaced by the golden ratio, so that any number of labels can be distinguished.
 
     Example:
         >>> colour_of(1), colour_of(2)

@@ -1,10 +1,10 @@
-"""Checks of the text header of a MetaImage or NRRD file before SimpleITK reads the file.
+"""Checks the text header of a MetaImage or NRRD file before SimpleITK reads the file.
 
-Both formats may name another file, anywhere, that holds the voxels, and claim any size; SimpleITK
-follows. Here a named file must lie beside the header, and the claimed size must be one that the
-bytes present can hold.
+Both formats may refer to any other file for their voxels and claim any size, and SimpleITK follows.
+Here that file must lie beside the header, and the claimed size must fit the bytes that are there.
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def check(path: Path) -> None:
     Files of other formats pass.
 
     Raises:
-        DataError: It does.
+        DataError: The header does so, or gives no size.
     """
     if not path.name.lower().endswith(ENDINGS):
         return
@@ -38,9 +38,7 @@ def check(path: Path) -> None:
     sizes = SIZES_ENTRY.search(text)
     if sizes is None or len(sizes[1]) > 100:
         raise DataError("its header gives no size", path=path, cure="convert the scan again")
-    count = 1
-    for size in sizes[1].split():
-        count *= int(size)
+    count = math.prod(map(int, sizes[1].split()))
     held = voxels.stat().st_size
     if count > MOST_INFLATED * held:
         rule = f"claims {count} voxels, more than its {held} bytes can hold"
@@ -48,8 +46,8 @@ def check(path: Path) -> None:
 
 
 def _beside(path: Path, name: bytes) -> Path:
-    """The file in the folder of `path` that its header names."""
-    # LIST is not a name: a list of paths to anywhere would follow.
+    """The file in the folder of `path` to which its header refers."""
+    # LIST is not a name: it announces a list of paths, which may lead anywhere.
     plain = re.fullmatch(rb"\w[\w .+-]*", name) and not name.upper().startswith(b"LIST")
     voxels = path.parent / name.decode("ascii") if plain else path
     inside = plain and voxels.is_file() and voxels.resolve().parent == path.resolve().parent

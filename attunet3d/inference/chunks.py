@@ -28,7 +28,7 @@ PIECE_VALUES = 2**22  # of resampled values handed on at once (16 MB)
 EDGE = 1e-3  # voxels; rounding of the outer faces
 
 Ranges = tuple[Range, Range, Range]
-"""Of planes, rows and columns."""
+"""Ranges of planes, rows and columns."""
 
 
 @dataclass(frozen=True, eq=False)

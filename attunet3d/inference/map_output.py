@@ -27,7 +27,7 @@ class MapArrays:
         self.array: Float32s = np.zeros((*shape, count), np.float32, order="F")
 
     def write(self, box: Box, values: Float32s) -> None:
-        """As `Maps.write`."""
+        """See `Maps.write`."""
         self.array[box] = np.moveaxis(values, 0, -1)
 
 

@@ -114,7 +114,7 @@ def case_files(folder: Path, case_id: str) -> CaseFiles:
     """Name the files of a case, all of them inside `folder`.
 
     Raises:
-        WriteError: The id is no plain file name, or the name of another file of the folder.
+        WriteError: The id is not a plain file name, or is that of another file in the folder.
 
     Example:
         >>> case_files(Path("out"), "case_7").mask.as_posix()

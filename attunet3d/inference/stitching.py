@@ -3,7 +3,8 @@
 A window's weights are normalised before they are summed, axis by axis, as they are a product of
 three vectors: sums are means from the start. Two classes are summed as their margin, which alone
 decides. Many classes in a wide volume are summed in float16, each as its distance below the
-window's largest logit: rivals for a voxel lie near 0, where float16 is as precise as float32.
+window's largest logit: the leading classes of a voxel lie near 0, where float16 is as precise as
+float32.
 """
 
 import math
@@ -31,7 +32,7 @@ class WindowSums:
         factors: Weights of a window along x, y and z.
         inverse: 1 / (sum of the weights) at each index of the volume along x, y and z.
         all_channels: Keep every channel as it is: neither margin nor float16.
-        note: Told when sums are float16.
+        note: Called with a message if the sums are float16.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ class SourceSeries:
             raise DataError(rule, path=path, value=shape, cure="give the series it was made from")
 
     def references(self) -> list[Dataset]:
-        """For each slice, the reference to its instance and frame that other objects hold."""
+        """The references to each slice's instance and frame, for use in other objects."""
         found = []
         for k in range(self.size[2]):
             instance = self.datasets[0 if self.frames else k]

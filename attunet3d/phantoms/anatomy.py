@@ -39,7 +39,7 @@ def healthy_anatomy(seed: int, pancreas: Tube | None = None, torso: Torso | None
     Args:
         seed: Same seed, same patient.
         pancreas: Build the patient around this one instead of a random one.
-        torso: Of this outline instead of a random one.
+        torso: Use this outline of the body instead of a random one.
     """
     sample = PatientSampler(seed)
     own = Torso(168 * sample.build[0], 122 * sample.build[1], sample.uniform(0.5, 0.7))
@@ -47,7 +47,7 @@ def healthy_anatomy(seed: int, pancreas: Tube | None = None, torso: Torso | None
     fat = sample.uniform(9, 26)
     muscle = sample.uniform(9, 13)
     wall = ((0.0, 10.0), (2.0, -105.0), (fat, 55.0), (fat + muscle, sample.uniform(-105, -80)))
-    hu = sample.uniform(85, 115)  # of the pancreas, which its neighbours are told apart from
+    hu = sample.uniform(85, 115)  # of the pancreas, to which its neighbours are compared
     pancreas = pancreas or _pancreas(sample)
     around = (
         *skeleton.chest(sample, torso, fat + muscle),
@@ -80,13 +80,11 @@ def _patient(healthy: Anatomy, cohort: Cohort, seed: int) -> Anatomy:
     tissues = [*pathology.remaining(around, disease.gone), Tissue("pancreas", disease.pancreas, hu)]
     if disease.tumour is not None:
         tissues.append(Tissue("tumour", disease.tumour, hu - rng.uniform(-10, 45)))
-    phase = str(rng.choice(list(cohort.phases), p=list(cohort.phases.values())))
-    wall = healthy.wall
+    phase = cohort.draw_phase(rng)
     if happens(rng, cohort.ascites_share):
-        wall = (*wall[:-1], (wall[-1][0], float(rng.uniform(0, 20))))
+        healthy = healthy.with_cavity(float(rng.uniform(0, 20)))
     return replace(
         healthy,
-        wall=wall,
         tissues=in_phase(tissues, phase, draw_dose(phase, rng)),
         pancreas=disease.pancreas,
         tumour=disease.tumour if cohort.tumour_label else None,
@@ -102,11 +100,8 @@ def _waves(sample: PatientSampler) -> Floats:
         for axis in range(3):
             length, angle = sample.uniform(shortest, longest), sample.uniform(0, 2 * np.pi)
             number = 2 * np.pi / length * np.array([np.cos(angle), np.sin(angle)])
-            waves[axis, row] = (
-                amplitude * sample.uniform(0.5, 1),
-                *number,
-                sample.uniform(0, 6.28),
-            )
+            height = amplitude * sample.uniform(0.5, 1)
+            waves[axis, row] = height, *number, sample.uniform(0, 6.28)
     return waves
 
 

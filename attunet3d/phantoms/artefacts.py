@@ -1,4 +1,4 @@
-"""What a scanner adds to a patient: blur, sharp kernels, motion, metal, noise; and tissue's grain.
+"""The effects of a scanner: blur, sharp kernels, motion, metal, noise; and the grain of tissue.
 
 All but the noise are functions of the point in the world, so a scan can be made slab by slab.
 """
@@ -14,7 +14,7 @@ Points = tuple[Float32s, Float32s, Float32s]
 
 METAL_HU = 2500.0
 TEXTURE_WAVES = 24
-SOFT_HU = (-200.0, 350.0)  # what is not air and not bone is uneven
+SOFT_HU = (-200.0, 350.0)  # tissue between air and bone is uneven
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Metal:
 
 @dataclass(frozen=True, eq=False)
 class Scanner:
-    """How one scan is made.
+    """The settings of one scan.
 
     Args:
         blur_mm: Standard deviation of the point spread.

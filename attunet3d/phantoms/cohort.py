@@ -1,8 +1,8 @@
-"""What a cohort of phantoms is like: its patients, its phases of contrast and its scanners.
+"""Cohorts of phantoms: their patients, phases of contrast and scanners.
 
-`easy` is for a quick demonstration. `hard` is for judging: the patients of `hard` and of
-`hard_elsewhere` are alike, and the scanners of the second differ from those of the first, so
-training on one and testing on the other asks what a model does at another hospital.
+`easy` is for a quick demonstration, `hard` for evaluation. `hard_elsewhere` has patients like those
+of `hard` and other scanners: training on one and testing on the other shows how a model does at
+another hospital.
 """
 
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ class Cohort:
     tumour_label: bool = False
     """Give the mass the label 2; otherwise it counts as pancreas."""
     resected_share: float = 0.0
-    """The tail or the head of the pancreas has been taken out."""
+    """The tail or the head of the pancreas has been removed."""
     missing_share: float = 0.0
-    """Of each of spleen, gallbladder and left kidney."""
+    """Spleen, gallbladder or left kidney has been removed (each with this probability)."""
     atrophy_share: float = 0.0
     """A pancreas of half the size, interspersed with fat."""
     ascites_share: float = 0.0
@@ -46,6 +46,10 @@ class Cohort:
     """How far breathing moves the patient, to each side of the labelled position."""
     metal_share: float = 0.0
     """A stent, clip or screw, with streaks in its slices."""
+
+    def draw_phase(self, rng: np.random.Generator) -> str:
+        """Draw a phase of contrast."""
+        return str(rng.choice(list(self.phases), p=list(self.phases.values())))
 
 
 EASY = Cohort()
@@ -79,7 +83,7 @@ COHORTS = {"easy": EASY, "hard": HARD, "hard_elsewhere": HARD_ELSEWHERE}
 
 
 def find_cohort(cohort: "str | Cohort") -> Cohort:
-    """The cohort of a name, or the one given.
+    """Return the cohort of this name, or the one given.
 
     Raises:
         SettingsError: There is no cohort of this name.

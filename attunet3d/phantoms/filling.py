@@ -1,9 +1,9 @@
-"""Scans of true anatomy: outlines of a patient's organs filled with tissue, the answer exact.
+"""Scans of true anatomy: a patient's outlined organs filled with tissue, so the answer is exact.
 
 The organs have the shapes that people drew. Their HU follow the phase of contrast; kidneys get a
-cortex, stomach and duodenum a wall, fluid and gas. What nobody outlined is that of a phantom
-(wall, spine, vessels, bowel), fitted to the patient by the middles of the organs, with lungs above
-the diaphragm. Nothing here is a patient's CT.
+cortex, stomach and duodenum a wall, fluid and gas. Everything else (wall, spine, vessels, bowel) is
+a phantom's, fitted to the patient by the middles of the organs, with lungs above the diaphragm.
+Nothing here is a patient's CT.
 """
 
 from dataclasses import replace
@@ -18,12 +18,13 @@ from attunet3d.phantoms.anatomy import healthy_anatomy
 from attunet3d.phantoms.artefacts import draw_scanner
 from attunet3d.phantoms.cohort import EASY, Cohort, find_cohort, happens
 from attunet3d.phantoms.outlines import Outlines, coarsened
+from attunet3d.phantoms.pathology import remaining
 from attunet3d.phantoms.phases import draw_dose, hu_in_phase, in_phase
-from attunet3d.phantoms.scanner import acquire, draw_tissues, points_of
+from attunet3d.phantoms.scanner import acquire, draw_tissues, points_of, share_inside
 from attunet3d.phantoms.shapes import Region, Torso, Tube
-from attunet3d.phantoms.tissue import Anatomy, Tissue
+from attunet3d.phantoms.tissue import Anatomy
 
-LUNG_HU, HEART_HU, GAS_HU, FLUID_HU, FAT_HU = -830.0, 120.0, -900.0, 25.0, -95.0
+LUNG_HU, HEART_HU, GAS_HU, FLUID_HU = -830.0, 120.0, -900.0, 25.0
 DOME_REACH_MM = 30.0  # the diaphragm spans gaps of about twice this between organs
 DOME_HEIGHT_MM = 45.0  # of the diaphragm, from its edge to its top
 BELOW_MM, ABOVE_MM = 35.0, 25.0  # of the scan beyond the lowest and the highest organ
@@ -37,7 +38,7 @@ PLACES = {  # middles of a phantom's organs, mm
     "duodenum": (42, 5, -22),
     "pancreas": (-8, 5, 4),
 }
-DRAWN_BY_PEOPLE = frozenset({"liver", "liver vein", "spleen", "gallbladder", "stomach", "duodenum"})
+HIDDEN = {"lung", "liver vein", *PLACES}  # tissues of the phantom that outlines or lungs replace
 HU_BESIDE_PANCREAS = {  # venous phase, least and greatest difference from the pancreas
     "liver": (5, 22),
     "spleen": (10, 28),
@@ -47,7 +48,6 @@ HU_BESIDE_PANCREAS = {  # venous phase, least and greatest difference from the p
 }
 OWN_HU = {"gallbladder": (4, 18), "left kidney": (165, 205)}
 PHASE_NAMES = {"left kidney": "kidney", "oesophagus": "stomach"}
-HIDDEN = DRAWN_BY_PEOPLE | {"lung", "pancreas"}
 
 Contrast = tuple[str, float]  # phase and dose
 
@@ -78,12 +78,12 @@ def fill_outlines(
     """
     cohort, rng = find_cohort(cohort), np.random.default_rng([seed, 6])
     factors = [
-        max(1, round(wish / have))
-        for wish, have in zip(spacing_mm, outlines.grid.spacing_mm, strict=True)
+        max(1, round(wanted / own))
+        for wanted, own in zip(spacing_mm, outlines.grid.spacing_mm, strict=True)
     ]
     table, grid = coarsened(_cropped(outlines), factors)
     shares = dict(zip(outlines.names.values(), table, strict=True))
-    phase = str(rng.choice(list(cohort.phases), p=list(cohort.phases.values())))
+    phase = cohort.draw_phase(rng)
     contrast = phase, draw_dose(phase, rng)
     world = _phantom_grid(outlines, grid)
     anatomy = _phantom_around(shares, world, seed)
@@ -100,10 +100,9 @@ def fill_outlines(
 def _surroundings(
     shares: dict[str, Float32s], anatomy: Anatomy, world: Grid, contrast: Contrast, ascites: bool
 ) -> Float32s:
-    """HU (I, J, K) of what is not outlined: the phantom without the outlined organs, and lungs."""
-    drawn = replace(anatomy, tissues=in_phase(_left_over(anatomy), *contrast))
-    if ascites:
-        drawn = replace(drawn, wall=(*drawn.wall[:-1], (drawn.wall[-1][0], FLUID_HU)))
+    """HU (I, J, K) around the outlines: the phantom without the outlined organs, and lungs."""
+    drawn = replace(anatomy, tissues=in_phase(remaining(anatomy.tissues, HIDDEN), *contrast))
+    drawn = drawn.with_cavity(FLUID_HU) if ascites else drawn
     values = draw_tissues(drawn, world, min(world.spacing_mm)).T
     _add_lungs_(values, shares, anatomy, world)
     return values
@@ -199,16 +198,6 @@ def _holding(torso: Torso, x: Float32s, y: Float32s, wall_mm: float) -> Torso:
     return torso
 
 
-def _left_over(anatomy: Anatomy) -> list[Tissue]:
-    """A phantom's tissues less those that are outlined; its right kidney stays."""
-    return [
-        tissue
-        for tissue in anatomy.tissues
-        if tissue.name not in HIDDEN
-        and not (tissue.name == "kidney" and tissue.shape.bounds_mm.mean(axis=0)[0] < 0)
-    ]
-
-
 def _add_lungs_(
     values: Float32s, shares: dict[str, Float32s], anatomy: Anatomy, grid: Grid
 ) -> None:
@@ -246,7 +235,7 @@ def _add_veins_(
     for tissue in anatomy.tissues:
         if tissue.name == "liver vein" and isinstance(tissue.shape, Region):
             distance = tissue.shape.function(x, y, z).T
-            cover = np.clip(np.float32(0.5) - distance / edge, 0, 1) * liver
+            cover = share_inside(distance, edge) * liver
             values += cover * (np.float32(hu_in_phase("liver vein", tissue.hu, *phase)) - values)
 
 

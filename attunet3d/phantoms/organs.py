@@ -83,18 +83,9 @@ def bowel(sample: PatientSampler, hu: float) -> list[Tissue]:
         found += _hollow_organ(
             "colon", Tube.through(2, knots, sample.uniform(17, 24)), 70, sample.uniform(-150, 40), 3
         )
-    across = sample.jittered(
-        [
-            (106, 22, -22),
-            (70, 62, -48),
-            (20, 76, -60),
-            (-40, 76, -50),
-            (-90, 48, -10),
-            (-118, 6, 22),
-        ],
-        6,
-    )
-    colon = Tube.through(0, across, sample.rng.uniform(17, 25, (6, 1)))
+    across = [(106, 22, -22), (70, 62, -48), (20, 76, -60), (-40, 76, -50), (-90, 48, -10)]
+    knots = sample.jittered([*across, (-118, 6, 22)], 6)
+    colon = Tube.through(0, knots, sample.rng.uniform(17, 25, (6, 1)))
     return found + _hollow_organ("colon", colon, 70, -900 if sample.uniform(0, 1) < 0.7 else 20, 3)
 
 
@@ -164,15 +155,10 @@ def vessels(sample: PatientSampler, pancreas: Tube, hu: float) -> list[Tissue]:
     artery = [(-6, -30, 12), (-6, -16, -2), (-8, 4, -40), (-10, 14, -90), (-10, 18, BOTTOM_MM)]
     great = [(-9, -40, TOP_MM), (-9, -38, 0), (-7, -38, BOTTOM_MM)]
     cava = [(30, -22, 95), (24, -30, 40), (22, -34, -20), (20, -36, BOTTOM_MM)]
+    cava_radii = np.array([(10, 9), (12, 8), (12, 9), (11, 9)])
     drawn: list[tuple[str, int, npt.ArrayLike, npt.ArrayLike, float]] = [
         ("aorta", 2, sample.jittered(great, 1.5), sample.uniform(9, 12), aorta_hu),
-        (
-            "cava",
-            2,
-            sample.jittered(cava, 2),
-            np.array([(10, 9), (12, 8), (12, 9), (11, 9)]),
-            hu + 35,
-        ),
+        ("cava", 2, sample.jittered(cava, 2), cava_radii, hu + 35),
         ("artery", 2, artery, 3.8, aorta_hu),
         ("vein", 2, mesenteric, 5.5, portal_hu),
         ("vein", 0, portal, 6.5, portal_hu),

@@ -1,10 +1,10 @@
-"""What disease and surgery do to a phantom: masses, atrophy, resection, organs that are gone.
+"""Changes a phantom by disease and surgery: masses, atrophy, resection, removed organs.
 
 The pancreas stays one swept tube, whose volume is known exactly; a mass is a region within it.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,14 +18,14 @@ HEAD = "head resected"
 
 @dataclass(frozen=True, eq=False)
 class Disease:
-    """What is wrong with one patient."""
+    """The disease and the surgery of one patient."""
 
     pancreas: Tube
     tumour: Shape | None
     pancreas_offset_hu: float
     """Added to the pancreas's HU: fat between its lobules darkens it."""
     gone: frozenset[str]
-    """Names of what surgery took out."""
+    """Names of the organs that surgery removed."""
 
 
 def draw_disease(pancreas: Tube, cohort: Cohort, rng: np.random.Generator) -> Disease:
@@ -48,26 +48,20 @@ def draw_disease(pancreas: Tube, cohort: Cohort, rng: np.random.Generator) -> Di
 
 
 def _tumour(pancreas: Tube, rng: np.random.Generator) -> tuple[Tube, Shape]:
-    """The pancreas swollen about a mass, and the mass, which does not reach beyond it."""
+    """The pancreas swollen around a mass, and the mass, which does not reach beyond it."""
     start, stop = pancreas.at[0], pancreas.at[-1]
     at = float(start + (stop - start) * rng.uniform(0.12, 0.88))
     radius = float(rng.uniform(7, 16))
     swelling = 1 + rng.uniform(0.1, 0.6) * np.exp(-(((pancreas.at - at) / (1.2 * radius)) ** 2))
-    swollen = Tube(
-        pancreas.axis,
-        pancreas.at,
-        pancreas.centre,
-        pancreas.radii * swelling[:, None],
-        pancreas.profile,
-    )
+    swollen = replace(pancreas, radii=pancreas.radii * swelling[:, None])
     y, z = (np.interp(at, pancreas.at, pancreas.centre[:, side]) for side in (0, 1))
     centre = np.array([at, y, z]) + rng.uniform(-3, 3, 3)
     mass = Ellipsoid(centre, radius * rng.uniform(0.8, 1.2, 3))
     return swollen, Region(mass.bounds_mm, mass.distance, swollen)
 
 
-def remaining(tissues: Iterable[Tissue], gone: frozenset[str]) -> tuple[Tissue, ...]:
-    """The tissues less those that surgery took out."""
+def remaining(tissues: Iterable[Tissue], gone: Collection[str]) -> tuple[Tissue, ...]:
+    """The tissues without those of the organs named in `gone`."""
 
     def is_gone(tissue: Tissue) -> bool:
         if tissue.name == "kidney":  # negative x is the patient's left

@@ -63,9 +63,9 @@ def acquire(
 
     Args:
         values: HU averaged over each voxel, (K, J, I).
-        grid: Where they lie.
+        grid: Their grid.
         scanner: How the scan is made.
-        seed: Of the noise.
+        seed: Seeds the noise.
         first_plane: Number of the first plane, so that slabs of one scan share one noise.
 
     Returns:
@@ -157,9 +157,7 @@ def _draw_body(values: Float32s, anatomy: Anatomy, grid: Grid, edge_mm: np.float
     points = anatomy.warp(*points_of(grid))
     outline = anatomy.torso.outline(*points[:2])
     for depth, hu in anatomy.wall:
-        cavity = _share_inside(
-            outline + np.float32(depth), edge_mm
-        )  # the innermost layer's, at the end
+        cavity = share_inside(outline + np.float32(depth), edge_mm)  # of the innermost at the end
         values += cavity * (np.float32(hu) - values)
     margin = anatomy.warp.reach_mm + float(edge_mm)
     for tissue in anatomy.tissues:
@@ -174,14 +172,14 @@ def _blend_(
     values: Float32s, tissue: Tissue, points: Points, edge_mm: np.float32, within: Float32s | None
 ) -> None:
     """Paint one tissue over `values`, in place."""
-    cover = _share_inside(tissue.shape.distance(*points), edge_mm)
+    cover = share_inside(tissue.shape.distance(*points), edge_mm)
     if within is not None:
         cover *= within
     cover *= np.float32(tissue.hu) - values
     values += cover
 
 
-def _share_inside(distance: Float32s, edge_mm: np.float32) -> Float32s:
+def share_inside(distance: Float32s, edge_mm: np.float32) -> Float32s:
     """Fraction of a voxel inside a flat edge, from the distance of its centre to it."""
     share: Float32s = np.clip(np.float32(0.5) - distance / edge_mm, 0, 1)
     return share

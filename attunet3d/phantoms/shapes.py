@@ -5,7 +5,7 @@ flipped, coarse or fine. Points come as three float32 arrays x, y, z of one shap
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ TABLE_STEP_MM = 0.1
 
 
 class Shape(Protocol):
-    """What has a signed distance, and a box that holds every point where it is negative."""
+    """Has a signed distance, and a box that contains every point where it is negative."""
 
     @property
     def bounds_mm(self) -> Floats:
@@ -133,7 +133,7 @@ class Tube:
 
     def scaled(self, factor: float) -> "Tube":
         """Return the tube with both radii multiplied by `factor`."""
-        return Tube(self.axis, self.at, self.centre, self.radii * factor, self.profile)
+        return replace(self, radii=self.radii * factor)
 
     def cut(self, low: float, high: float, cap_mm: float = 4.0) -> "Tube":
         """Return the part between two positions along the axis, with rounded ends."""
@@ -146,7 +146,7 @@ class Tube:
     def shrunk(self, wall_mm: float) -> "Tube":
         """Return the lumen inside a wall of this thickness."""
         profile = np.maximum(self.profile - wall_mm / self.radii.min(axis=1), 0)
-        return Tube(self.axis, self.at, self.centre, self.radii, profile)
+        return replace(self, profile=profile)
 
     def distance(self, x: Float32s, y: Float32s, z: Float32s) -> Float32s:
         """Signed distance across the section, times the cosine of the curve's slope."""

@@ -1,4 +1,4 @@
-"""What surrounds the abdomen: spine, muscles, ribs, lungs, and the table under the patient."""
+"""The surroundings of the abdomen: spine, muscles, ribs, lungs, and the table."""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,6 +6,12 @@ import numpy.typing as npt
 from attunet3d.core import Float32s, Floats
 from attunet3d.phantoms.shapes import Ellipsoid, Region, Torso, Tube
 from attunet3d.phantoms.tissue import BOTTOM_MM, TOP_MM, PatientSampler, Tissue
+
+BEHIND_VERTEBRA = (  # offset from the vertebra's centre and half axes, mm; HU
+    ("process", (0.0, -33.0, -8.0), (4.0, 13.0, 11.0), 330.0),
+    ("process", (0.0, -24.0, 0.0), (40.0, 4.0, 6.0), 300.0),
+    ("canal", (0.0, -24.5, 0.0), (10.5, 7.5, 18.0), 25.0),
+)
 
 
 def chest(sample: PatientSampler, torso: Torso, wall_mm: float) -> list[Tissue]:
@@ -51,24 +57,10 @@ def spine(sample: PatientSampler, torso: Torso) -> list[Tissue]:
         found += [
             Tissue("cortex", _drum(centre, (*half, height)), 420, False),
             Tissue("vertebra", _drum(centre, (*(half - 1.8), height - 1.8)), 190, False),
-            Tissue(
-                "process",
-                Ellipsoid(centre + np.array([0, -33, -8]), np.array([4.0, 13, 11])),
-                330,
-                False,
-            ),
-            Tissue(
-                "process",
-                Ellipsoid(centre + np.array([0, -24, 0]), np.array([40.0, 4, 6])),
-                300,
-                False,
-            ),
-            Tissue(
-                "canal",
-                Ellipsoid(centre + np.array([0, -24.5, 0]), np.array([10.5, 7.5, 18])),
-                25,
-                False,
-            ),
+        ]
+        found += [
+            Tissue(name, Ellipsoid(centre + np.array(offset), np.array(radii)), hu, False)
+            for name, offset, radii, hu in BEHIND_VERTEBRA
         ]
     return found
 

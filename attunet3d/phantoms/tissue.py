@@ -1,6 +1,6 @@
 """Tissues, the patient that they make up, and the random numbers that describe a patient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,10 @@ class Anatomy:
     warp: Warp
     pancreas: Tube
     tumour: Shape | None = None
+
+    def with_cavity(self, hu: float) -> "Anatomy":
+        """The same patient with this HU between the organs."""
+        return replace(self, wall=(*self.wall[:-1], (self.wall[-1][0], hu)))
 
     @property
     def pancreas_ml(self) -> float:

@@ -1,6 +1,6 @@
 """What clients send: one file of bounded size, put where nothing of it can do harm.
 
-The kind is told by the first bytes and never by a name. A ZIP archive holds one DICOM series (or
+The kind is recognised by the first bytes, never by a name. A ZIP archive holds one DICOM series (or
 one NIfTI file); its members are written under numbers, so no path in it leads anywhere, and what
 they unpack to is counted while it is unpacked, whatever the archive's directory says.
 """

@@ -85,7 +85,7 @@ class Augmentation:
 
 
 def build_transforms(config: AugmentationConfig) -> list[Transform]:
-    """In the order in which a scanner spoils an image; what cannot happen is left out."""
+    """Return the transforms with a probability above 0, in the order of a scanner's degradations."""
     steps: list[tuple[float, Transform]] = [
         (config.noise_probability, add_noise),
         (config.blur_probability, blur),

@@ -19,12 +19,12 @@ SMOOTH = 1e-5  # added above and below the fraction bar: a class in neither mask
 class DeepSupervision:
     """A loss at every scale but the coarsest, weighted 1, 1/2, 1/4, … over their sum.
 
-    The coarsest of several scales counts nothing, as in nnU-Net (Isensee et al. 2021).
+    The coarsest of several scales has weight 0, as in nnU-Net (Isensee et al. 2021).
 
     Args:
         criterion: The loss of one scale.
-        strides: Voxels of the finest scale per voxel of each scale, finest first; empty: told by
-            the sizes, which is exact where the strides divide them.
+        strides: Voxels of the finest scale per voxel of each scale, finest first; empty:
+            inferred from the sizes, which is exact if the strides divide them.
     """
 
     criterion: Criterion

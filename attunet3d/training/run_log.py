@@ -9,7 +9,6 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from attunet3d.core import whole_file
@@ -99,12 +98,7 @@ class RunLog:
         self.writer = SummaryWriter(str(self.run_dir), purge_step=self.step + 1)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.writer is not None:
             self.writer.close()
 

@@ -21,7 +21,7 @@ class RunState:
     """Whether the run was stopped during the validation of this step."""
     skipped_steps: int = 0
     loss_sum: float = 0.0
-    """Of the steps since the last row of metrics.csv."""
+    """Sum over the steps since the last row of metrics.csv."""
     loss_count: int = 0
 
     def facts(self, loss: float, rate: float) -> dict[str, str]:

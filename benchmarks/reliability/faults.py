@@ -4,7 +4,7 @@
 
 Every fault strikes some cases of a call of `attunet3d infer`, or a run of `attunet3d train`. Good
 is: one line that names what was hit and why, the other cases done as without the fault, nothing
-half-written, exit status 1 (training: 2) and no traceback; once the cause is mended the same call
+half-written, exit status 1 (training: 2) and no traceback; once the cause is fixed the same call
 finishes, and a training ends bit-identical. As root the disks are real: a small tmpfs, filled or
 mounted read-only, and rights are those of `nobody`; otherwise the limit on a file's size and the
 user's own rights stand in.

@@ -48,7 +48,7 @@ def file_limit(cohort: CohortCheck) -> list[str]:
 
 
 def memory_runs_out(cohort: CohortCheck) -> list[str]:
-    """infer: GPU memory runs out at a window (simulated): fewer windows a pass, then the CPU."""
+    """infer: GPU memory runs out at a window (simulated): fewer windows per pass, then the CPU."""
     found = []
     for calls, on_gpu, words in (
         ([3], False, ["windows one at a time"]),

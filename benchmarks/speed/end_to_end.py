@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from attunet3d.core import Config, InferenceConfig, machine
+from attunet3d.core import Config, InferenceConfig
 from attunet3d.imaging import network_grid, read_volume
 from attunet3d.inference import Predictor, case_files, window_starts, write_case
 from attunet3d.models import AttentionUNet3D, save_model
@@ -57,7 +57,7 @@ def ours(
     scan: Path, folder: Path, window: int, crop_to_body: bool, settings: tuple[str, ...]
 ) -> Callable[[], str]:
     """What `attunet3d infer` does for one scan; the model is loaded beforehand."""
-    machine.seed_everything(0)
+    torch.manual_seed(0)
     files = case_files(folder, "_".join((f"ours_{crop_to_body}", *settings)).replace("=", "_"))
     model = folder / f"{files.case_id}.safetensors"
     settled = config(crop_to_body, window)

@@ -62,7 +62,7 @@ def train(work: Path, steps: int, small: bool) -> None:
 
 
 def evaluate(work: Path, model: str, settings: list[str], locate: bool) -> dict[str, Any]:
-    """Seconds a scan and Dice of each unseen phantom."""
+    """Seconds per scan and Dice of each unseen phantom."""
     from attunet3d.inference import Predictor
 
     locator = work / "coarse" if locate else None

@@ -65,13 +65,12 @@ def ours(size: int, precision: str) -> Callable[[], list[float]]:
 
 
 def peer(size: int) -> Callable[[], list[float]]:
-    from attunet3d.core import machine
     from attunet3d.models import AttentionUNet3D
     from attunet3d.training import build_loss, build_optimiser
 
     torch.set_num_threads(2)
     config = configuration(size, "float32")
-    machine.seed_everything(config.training.seed)
+    torch.manual_seed(config.training.seed)
     network = AttentionUNet3D().train()
     criterion = build_loss(config.training, 2)
     optimiser = build_optimiser(network.parameters(), config.training)

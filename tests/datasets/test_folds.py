@@ -19,10 +19,10 @@ def own(ids):
 
 
 def test_folds_are_even_and_depend_on_the_seed_alone():
-    dealt = assign(own(IDS), 5, seed=3)
-    assert sorted(Counter(dealt.values()).values()) == [4, 4, 5, 5, 5]
-    assert assign(own(reversed(IDS)), 5, seed=3) == dealt
-    assert assign(own(IDS), 5, seed=4) != dealt
+    assigned = assign(own(IDS), 5, seed=3)
+    assert sorted(Counter(assigned.values()).values()) == [4, 4, 5, 5, 5]
+    assert assign(own(reversed(IDS)), 5, seed=3) == assigned
+    assert assign(own(IDS), 5, seed=4) != assigned
 
 
 def test_the_deal_never_changes():
@@ -37,11 +37,11 @@ def test_the_deal_never_changes():
     }
 
 
-def test_large_patients_are_dealt_first():
+def test_large_patients_are_assigned_first():
     groups = own(IDS) | {f"big_{number}": "big" for number in range(6)}
-    dealt = assign(groups, 4)
-    assert len({dealt[f"big_{number}"] for number in range(6)}) == 1
-    assert sorted(Counter(dealt.values()).values()) == [7, 7, 7, 8]
+    assigned = assign(groups, 4)
+    assert len({assigned[f"big_{number}"] for number in range(6)}) == 1
+    assert sorted(Counter(assigned.values()).values()) == [7, 7, 7, 8]
 
 
 @given(
@@ -55,11 +55,11 @@ def test_no_patient_is_in_two_folds(groups, count, seed):
         with pytest.raises(DataError, match="number of patients"):
             assign(groups, count, seed)
         return
-    dealt = assign(groups, count, seed)
-    assert set(dealt) == set(groups)
-    assert set(dealt.values()) == set(range(count))  # none is empty
+    assigned = assign(groups, count, seed)
+    assert set(assigned) == set(groups)
+    assert set(assigned.values()) == set(range(count))  # none is empty
     for patient in patients:
-        assert len({dealt[case_id] for case_id in groups if groups[case_id] == patient}) == 1
+        assert len({assigned[case_id] for case_id in groups if groups[case_id] == patient}) == 1
 
 
 @pytest.mark.parametrize("count", [-1, 0, 1, 24])

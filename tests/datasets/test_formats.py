@@ -349,8 +349,8 @@ def test_patients_are_found_in_the_ids(tmp_path):
     touch(tmp_path, *[f"{part}/{name}.nii.gz" for part in ("images", "labels") for name in names])
     found = list_cases(tmp_path, names=["1=liver"], group="^(p[0-9])_")
     assert [case.group for case in found.training[:3]] == ["p0", "p0", "p1"]
-    dealt = assign_folds(found, tmp_path, folds=2)
-    assert str(dealt) == "8 training cases in 2 folds (4+4)"
+    assigned = assign_folds(found, tmp_path, folds=2)
+    assert str(assigned) == "8 training cases in 2 folds (4+4)"
     assert list_cases(tmp_path, names=["1=liver"], group="p[0-9]").training[0].group == "p0"
     with pytest.raises(DataError, match="5 folds"):
         assign_folds(found, tmp_path, folds=5)

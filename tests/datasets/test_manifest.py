@@ -339,14 +339,14 @@ def test_a_patient_is_never_in_two_places(training, rest, tmp_path):
         listed(tmp_path, training, **rest)
 
 
-def test_dealt_folds_keep_patients_whole(tmp_path):
+def test_assigned_folds_keep_patients_whole(tmp_path):
     cases = [entry(f"{n}{x}", group=f"p{n}") for n in range(7) for x in "xy"]
     found = listed(tmp_path, cases)
-    dealt = found.with_new_folds(seed=5)
-    assert dealt == found.with_new_folds(seed=5)
-    assert str(dealt) == "14 training cases in 5 folds (4+4+2+2+2)"
+    assigned = found.with_new_folds(seed=5)
+    assert assigned == found.with_new_folds(seed=5)
+    assert str(assigned) == "14 training cases in 5 folds (4+4+2+2+2)"
     assert str(found) == "14 training cases"
-    validating = [case.id for fold in range(5) for case in dealt.fold(fold)[1]]
+    validating = [case.id for fold in range(5) for case in assigned.fold(fold)[1]]
     assert sorted(validating) == sorted(ids(found.training))
     assert {case.fold for case in found.with_new_folds(3).training} == {0, 1, 2}
 

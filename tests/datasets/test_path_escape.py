@@ -108,7 +108,7 @@ def test_a_link_in_the_root_leads_nowhere_else(tmp_path, target):
     (tmp_path / "data" / "link").symlink_to(target)
     if target == ".":  # stays within
         assert Manifest.load(file).training[0].image.parent == (tmp_path / "data").resolve()
-    elif target == "../outside/secret.nii.gz":  # a file is no folder, wherever it lies
+    elif target == "../outside/secret.nii.gz":  # a file is not a folder, wherever it lies
         refused(Manifest.load, file, kind=DataError)
     else:
         assert "leads out of the root" in refused(Manifest.load, file, kind=DataError)

@@ -164,7 +164,8 @@ def test_the_axis_map_says_where_every_voxel_of_the_other_order_lies(codes):
     for axis in range(3):
         there[way.order[axis]] = np.rint(way.scale[axis] * index[axis] + way.offset[axis])
     moved = array[tuple(part.astype(int) for part in there)]
-    flipped = np.flip(moved, way.flipped).transpose(np.argsort(way.order))
+    backwards = tuple(axis for axis in range(3) if way.scale[axis] < 0)
+    flipped = np.flip(moved, backwards).transpose(np.argsort(way.order))
     np.testing.assert_array_equal(flipped, array)  # flips and order alone undo the change
 
 
@@ -210,7 +211,7 @@ def test_axis_map_of_a_crop_and_of_a_finer_grid():
     assert crop == AxisMap((0, 1, 2), (1, 1, 1), (3, 0, 1))
     finer = axis_map(grid, grid.resized((16, 8, 4)))
     assert finer == AxisMap((0, 1, 2), (0.5, 1, 2), (-0.25, 0, 0.5))
-    assert finer.flipped == ()
+    assert min(finer.scale) > 0
 
 
 def test_axis_map_there_and_back_is_the_identity(grid):

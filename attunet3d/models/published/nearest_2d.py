@@ -58,7 +58,7 @@ class Nearest2D(PublishedNetwork):
         return max(1, (self.width << (level - 2)) // 2)
 
     def compute(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As `PublishedNetwork.compute`."""
+        """See `PublishedNetwork.compute`."""
         parts = dict(self.named_children())
         skips = [self.Conv1(x)]  # level l: (B, width · 2^(l - 1), X / 2^(l - 1), …)
         for level in LEVELS:

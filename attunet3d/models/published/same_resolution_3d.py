@@ -63,7 +63,7 @@ class SameResolution3D(PublishedNetwork):
             self.add_module(f"att{level}", gate)
 
     def compute(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As `PublishedNetwork.compute`."""
+        """See `PublishedNetwork.compute`."""
         parts = dict(self.named_children())
         skips: list[Tensor] = []
         for level in range(1, 5):

@@ -69,7 +69,7 @@ class Transposed3D(PublishedNetwork):
             self.decoder[f"conv{level}"] = DoubleConv(3, 2 * fine, out, middle=fine)
 
     def compute(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As `PublishedNetwork.compute`."""
+        """See `PublishedNetwork.compute`."""
         skips = [self.encoder["conv1"](x)]
         for level in (2, 3, 4):
             skips.append(self.encoder[f"conv{level}"](F.max_pool3d(skips[-1], 2)))

@@ -40,7 +40,7 @@ class Unnormalised2D(PublishedNetwork):
         self.dropout = nn.Dropout(DROPOUT)
 
     def compute(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As `PublishedNetwork.compute`."""
+        """See `PublishedNetwork.compute`."""
         layers = iter(part for part in self.children() if isinstance(part, nn.Conv2d))
 
         def block(x: Tensor) -> Tensor:
