@@ -70,7 +70,7 @@ def bootstrap_interval(
     table = np.asarray(values, np.float64)
     columns = table.reshape(len(table), -1)  # (cases, columns)
     if not len(columns) or (patients is not None and len(patients) != len(columns)):
-        rule = f"{len(columns)} cases: there must be at least one, and one patient for each"
+        rule = f"{len(columns)} cases: there must be at least one, and one patient each"
         raise DataError(rule, value=len(columns), cure="give both in one order")
     names = list(map(str, range(len(columns)))) if patients is None else list(patients)
     index = {name: row for row, name in enumerate(sorted(set(names)))}

@@ -85,7 +85,7 @@ class Augmentation:
 
 
 def build_transforms(config: AugmentationConfig) -> list[Transform]:
-    """Return the transforms with a probability above 0, in the order of a scanner's degradations."""
+    """Return the transforms that can occur, in the order in which a scanner degrades images."""
     steps: list[tuple[float, Transform]] = [
         (config.noise_probability, add_noise),
         (config.blur_probability, blur),
