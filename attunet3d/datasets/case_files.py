@@ -1,10 +1,12 @@
 """The scan and the label of a case, as the manifest means them."""
 
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from attunet3d.core import DataError
+from attunet3d.core import ENDINGS, DataError, stem
 from attunet3d.datasets.case import Case
 from attunet3d.imaging import Volume, read_label, read_volume
 
@@ -47,3 +49,39 @@ def read_case_label(case: Case, image: Volume) -> Volume:
     axes = tuple("ijk".index(axis) for axis in case.label_flip)
     array = np.asfortranarray(np.flip(label.array, axes))
     return replace(label, array=array, grid=image.grid, geometry=image.geometry)
+
+
+def check_file(case: Case, which: str, path: Path) -> None:
+    """Check that a case's file exists and has its checksum, if the manifest gives one.
+
+    Args:
+        case: The case.
+        which: "image" or "label".
+        path: The file.
+
+    Raises:
+        DataError: The file is missing, or has another checksum.
+    """
+    if not path.exists():
+        raise _missing(path, which)
+    expected = case.sha256.get(which)
+    if expected and path.is_file():
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected.lower():
+            raise DataError(
+                f"its SHA-256 begins with {found[:12]}, the manifest says {expected[:12]}",
+                path=path,
+                cure="fetch the file again",
+            )
+
+
+def _missing(path: Path, which: str) -> DataError:
+    if path.is_symlink():
+        cure = "fetch it (git annex get, datalad get)"
+        return DataError("is a link to a file that is not there", path=path, cure=cure)
+    beside = [path.with_name(stem(path.name) + ending) for ending in ENDINGS]
+    if other := next((name for name in beside if name.exists()), None):
+        cure = f"{other.name} lies beside it: correct the name in the data set's list"
+        return DataError("no such file", path=path, cure=cure)
+    return DataError("no such file", path=path, cure=f"the case needs its {which}")

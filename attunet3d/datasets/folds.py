@@ -8,7 +8,7 @@ from attunet3d.core import DataError
 DEFAULT_FOLDS = 5
 
 
-def assign(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, int]:
+def assign(groups: Mapping[str, str], count: int | None = None, seed: int = 0) -> dict[str, int]:
     """Assign cases to `count` folds.
 
     The patients are shuffled and sorted by their number of cases, most first; each goes to the fold
@@ -16,7 +16,8 @@ def assign(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, in
 
     Args:
         groups: Patient of each case, by case id.
-        count: Number of folds.
+        count: Number of folds; None: five, or as many as there are patients if fewer; a single
+            patient is in none.
         seed: Seeds the shuffle.
 
     Returns:
@@ -32,6 +33,10 @@ def assign(groups: Mapping[str, str], count: int, seed: int = 0) -> dict[str, in
     members: dict[str, list[str]] = {}
     for case_id in sorted(groups):
         members.setdefault(groups[case_id], []).append(case_id)
+    if count is None:
+        count = min(DEFAULT_FOLDS, len(members))
+        if count < 2:
+            return {}
     if not 2 <= count <= len(members):
         raise DataError(
             f"{count} folds: must be at least 2 and at most the number of patients, {len(members)}",

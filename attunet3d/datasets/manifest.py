@@ -34,7 +34,6 @@ from attunet3d.datasets.case import (
 from attunet3d.datasets.case_uniqueness import check_unique
 from attunet3d.datasets.label_names import IGNORE, LabelNames, label_values, parse_labels
 
-HELD_OUT_FOLDS = 5  # without folds or a validation list, one patient in five is held out
 __all__ = ["Case", "DataError", "Manifest", "parse"]
 _LISTS = ("training", "validation", "test")
 MAKE = "make a manifest with attunet3d manifest DATA_DIR --out MANIFEST.json"
@@ -189,14 +188,7 @@ class Manifest:
             DataError: There are fewer patients than folds.
         """
         groups = {case.id: case.patient for case in self.training}
-        patients = len(set(groups.values()))
-        if count is None and patients < 2:
-            return self.with_folds({})
-        return self.with_folds(
-            folds.assign(
-                groups, min(folds.DEFAULT_FOLDS, patients) if count is None else count, seed
-            )
-        )
+        return self.with_folds(folds.assign(groups, count, seed))
 
     def require_files(self) -> "Manifest":
         """This manifest, if at least one of its scans is where it should be.
@@ -232,14 +224,9 @@ class Manifest:
         return cases
 
     def _hold_out(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-        groups = {case.id: case.patient for case in self._whole(self.training)}
-        patients = len(set(groups.values()))
-        if patients < 2:
-            return self.training, ()
-        fold_of = folds.assign(groups, min(HELD_OUT_FOLDS, patients))
-        held = {case_id for case_id, number in fold_of.items() if number == 0}
-        training = tuple(case for case in self.training if case.id not in held)
-        return training, tuple(case for case in self.training if case.id in held)
+        fold_of = folds.assign({case.id: case.patient for case in self._whole(self.training)})
+        training = tuple(case for case in self.training if fold_of.get(case.id) != 0)
+        return training, tuple(case for case in self.training if fold_of.get(case.id) == 0)
 
 
 def parse(values: object, root: Path, name: str = "", place: Place | None = None) -> Manifest:

@@ -6,7 +6,6 @@ empty label, values that do not look like HU) is a warning. Whether a label lies
 decided by a heuristic, which a person can overrule, see `accept`.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -19,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from attunet3d.core import ENDINGS, DataError, UserError, progress, stem, whole_file
+from attunet3d.core import DataError, UserError, progress, whole_file
 from attunet3d.datasets import label_fit
 from attunet3d.datasets.case import Case
-from attunet3d.datasets.case_files import read_case_label, read_image
+from attunet3d.datasets.case_files import check_file, read_case_label, read_image
 from attunet3d.datasets.label_fit import TISSUE_HU
 from attunet3d.datasets.label_names import IGNORE
 from attunet3d.datasets.manifest import Manifest
@@ -102,7 +101,7 @@ def check_case(
     image: Volume | None = None
     not_hu: str | None = None
     try:
-        _check_file(case, "image", case.image)
+        check_file(case, "image", case.image)
         image = read_image(case)
         odd = (*image.warnings, *hounsfield_warnings(image), *coverage_warnings(image))
         not_hu = next((text for text in odd if "HU" in text), None)
@@ -113,7 +112,7 @@ def check_case(
         return
     name = case.label.name
     try:
-        _check_file(case, "label", case.label)
+        check_file(case, "label", case.label)
         label = read_case_label(case, image) if image else read_label(case.label)
     except (UserError, OSError) as error:
         swapped = image is not None and _looks_like_labels(image)
@@ -258,32 +257,6 @@ def _range(tissue_hu: Sequence[float]) -> tuple[float, float]:
             cure="give two numbers",
         )
     return tissue_hu[0], tissue_hu[1]
-
-
-def _check_file(case: Case, which: str, path: Path) -> None:
-    if not path.exists():
-        raise _missing(path, which)
-    expected = case.sha256.get(which)
-    if expected and path.is_file():
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected.lower():
-            raise DataError(
-                f"its SHA-256 begins with {found[:12]}, the manifest says {expected[:12]}",
-                path=path,
-                cure="fetch the file again",
-            )
-
-
-def _missing(path: Path, which: str) -> DataError:
-    if path.is_symlink():
-        cure = "fetch it (git annex get, datalad get)"
-        return DataError("is a link to a file that is not there", path=path, cure=cure)
-    beside = [path.with_name(stem(path.name) + ending) for ending in ENDINGS]
-    if other := next((name for name in beside if name.exists()), None):
-        cure = f"{other.name} lies beside it: correct the name in the data set's list"
-        return DataError("no such file", path=path, cure=cure)
-    return DataError("no such file", path=path, cure=f"the case needs its {which}")
 
 
 def _values(label: Volume, labels: dict[int, str]) -> Iterator[tuple[str, dict[str, bool]]]:
