@@ -1,0 +1,1 @@
+"""How many scans an hour machines together segment, and what limits them."""
