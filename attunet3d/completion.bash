@@ -6,7 +6,7 @@ _attunet3d() {
   if [ "$COMP_CWORD" -eq 1 ]; then
     COMPREPLY=($(compgen -W "$(attunet3d --help | sed -n 's/^  \([a-z][a-z-]*\)  .*/\1/p')" -- "$word"))
   elif [[ $word == -* ]]; then
-    COMPREPLY=($(compgen -W "$(attunet3d "$command" --help | grep -o -- '--[a-z][a-z-]*')" -- "$word"))
+    COMPREPLY=($(compgen -W "$(attunet3d "$command" --help | grep -o -- '--[a-z][a-z-]*' | sort -u)" -- "$word"))
   fi
 }
 complete -o default -F _attunet3d attunet3d
