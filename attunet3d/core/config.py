@@ -51,6 +51,13 @@ class Config:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 
     def __post_init__(self) -> None:
+        order, regions = self.inference.regions_class_order, self.training.regions
+        if len(order) != len(regions) or not all(map(tuple.__contains__, regions, order)):
+            rule = f"one value of each of training.regions {regions}"
+            raise refusal("inference.regions_class_order", order, rule)
+        if order and self.inference.decision != "argmax":
+            rule = '"argmax" for regions that overlap'
+            raise refusal("inference.decision", self.inference.decision, rule)
         patch, strides = self.training.patch_size, self.network.strides
         if patch is None or strides is None:
             return

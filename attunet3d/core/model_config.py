@@ -123,6 +123,9 @@ class InferenceConfig(Settings):
     """Labels, by value or name, of which only the largest connected component is kept."""
     smallest_ml: dict[str, Millilitres] = field(default_factory=dict)
     """Smallest volume in ml, by label name, of a connected component that is kept."""
+    regions_class_order: tuple[LabelValue, ...] = ()
+    """Label values by which overlapping regions are written, each over the ones before; set from
+    the manifest."""
     max_voxels: Annotated[int, Meta(ge=1, le=2**40)] = 1024 * 1024 * 900
     """Largest scan accepted, in voxels."""
 

@@ -85,7 +85,10 @@ class TrainingConfig(Settings):
     dice_batch: bool = False
     """Take Dice and Tversky over all patches of a batch together instead of patch by patch."""
     ignore_index: LabelValue | None = None
-    """Label value whose voxels are left out of the loss (loss "ce" and "dice_ce")."""
+    """Label value whose voxels are left out of the loss (loss "ce", "dice_ce" and "bce")."""
+    regions: tuple[tuple[LabelValue, ...], ...] = ()
+    """Label values that make up each of the overlapping regions in `inference.regions_class_order`,
+    each learned by a sigmoid of its own; set from the manifest."""
     tversky: tuple[Weight, Weight] = (0.3, 0.7)
     """Weights of false positives and false negatives in the Tversky loss."""
     focal_gamma: Weight = 2.0
@@ -130,7 +133,7 @@ class TrainingConfig(Settings):
             raise self.refuse(
                 "warmup_steps", '0 with schedule "one_cycle", which warms up by itself'
             )
-        if self.ignore_index is not None and self.loss not in ("ce", "dice_ce"):
-            raise self.refuse("loss", '"ce" or "dice_ce" with ignore_index')
+        if self.ignore_index is not None and self.loss not in ("ce", "dice_ce", "bce"):
+            raise self.refuse("loss", '"ce", "dice_ce" or "bce" with ignore_index')
         if not any(self.tversky):
             raise self.refuse("tversky", "two weights, at least one of them above 0")

@@ -24,6 +24,7 @@ from typing import Any
 
 from attunet3d.core import DataError, UserError, case_names, read_json, whole_file
 from attunet3d.datasets import folds
+from attunet3d.datasets.annotation import check_annotated
 from attunet3d.datasets.case import (
     Case,
     Place,
@@ -61,6 +62,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         check_unique({part: getattr(self, part) for part in _LISTS})
+        check_annotated((*self.training, *self.validation, *self.test), self.labels)
 
     @classmethod
     def load(cls, path: Path, root: Path | None = None) -> "Manifest":
@@ -113,19 +115,14 @@ class Manifest:
         return names | self.labels | ({} if self.ignore is None else {self.ignore: IGNORE})
 
     def training_settings(self) -> list[str]:
-        """Settings that the labels require of a training, as `--set` takes them.
-
-        Raises:
-            DataError: The labels are of a kind that cannot be trained on yet.
-        """
-        cure = "leave such cases out"
-        if parts := [case.id for case in (*self.training, *self.validation) if case.annotated]:
-            rule = f"case {parts[0]!r} is annotated in part, which cannot be trained on yet"
-            raise DataError(f"manifest {self.name!r}: {rule}", cure=cure)
+        """Settings that the labels require of a training, as `--set` takes them."""
+        settings = [] if self.ignore is None else [f"training.ignore_index={self.ignore}"]
         if self.regions:
-            rule = "regions that overlap cannot be trained on yet"
-            raise DataError(f"manifest {self.name!r}: {rule}", cure="give every voxel one label")
-        return [] if self.ignore is None else [f"training.ignore_index={self.ignore}"]
+            written = {name: value for value, name in self.labels.items()}
+            order = [written[name] for name in self.regions]
+            settings += [f"training.regions={list(map(list, self.regions.values()))}"]
+            settings += [f"inference.regions_class_order={order}"]
+        return settings
 
     def __str__(self) -> str:
         """How many cases there are, and how many validate in each fold."""

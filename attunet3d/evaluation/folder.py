@@ -29,7 +29,16 @@ from attunet3d.core import (
     versions,
     whole_file,
 )
-from attunet3d.datasets import Case, Manifest, Role, Split, held_out, read_case_label, read_image
+from attunet3d.datasets import (
+    Case,
+    Manifest,
+    Role,
+    Split,
+    annotated_values,
+    held_out,
+    read_case_label,
+    read_image,
+)
 from attunet3d.evaluation import charts, figures, metrics
 from attunet3d.evaluation.metrics import LabelScore
 from attunet3d.evaluation.scores import Summary, completed
@@ -94,9 +103,10 @@ def evaluate(
             scores, failures = _score_all(pairs, tolerance_mm, bar)
         seen = {value for case in scores.values() for value in case}
         labels = names or named or {value: f"label {value}" for value in sorted(seen)}
+        annotated = {name: annotated_values(case, labels) for name, case in cases.items()}
         summary = Summary(
             labels=labels,
-            scores=completed(scores, labels),
+            scores=completed(scores, labels, annotated),
             failures=failures,
             tolerance_mm=tolerance_mm,
             without_reference=tuple(sorted(set(found) - set(references))),

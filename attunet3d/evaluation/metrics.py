@@ -16,7 +16,8 @@ Distances do not exist in either case: NaN. `empty_prediction` and `empty_refere
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -171,6 +172,15 @@ def absent() -> LabelScore:
     """The score of a label that is in neither map, as it should be."""
     nothing = np.zeros((1, 1, 1), np.bool_)
     return _score(nothing, nothing, Grid((1, 1, 1), np.eye(4)), TOLERANCE_MM)
+
+
+def unknown() -> LabelScore:
+    """The score of a label that was not annotated: no number, and no empty mask to count."""
+    names = [field.name for field in fields(LabelScore)]
+    values: dict[str, Any] = {
+        name: False if name.startswith("empty") else math.nan for name in names
+    }
+    return LabelScore(**values)
 
 
 def _score(

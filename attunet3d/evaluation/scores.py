@@ -9,7 +9,7 @@ statistics, whose `n` is the number of values that they summarise.
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -198,13 +198,27 @@ def statistics(values: list[float]) -> dict[str, float | int | None]:
 
 
 def completed(
-    scores: Mapping[str, Mapping[int, LabelScore]], labels: Mapping[int, str]
+    scores: Mapping[str, Mapping[int, LabelScore]],
+    labels: Mapping[int, str],
+    annotated: Mapping[str, Collection[int] | None],
 ) -> dict[str, dict[int, LabelScore]]:
-    """The scores of exactly `labels` in every case; a label in neither map is correctly absent."""
-    return {
-        case: {value: by_label.get(value) or metrics.absent() for value in labels}
-        for case, by_label in scores.items()
-    }
+    """The scores of exactly `labels` in every case; a label in neither map is correctly absent.
+
+    Args:
+        scores: By case and label value.
+        labels: Names by label value.
+        annotated: The label values that were annotated in a case; None or no case: all of them.
+    """
+    found: dict[str, dict[int, LabelScore]] = {}
+    for case, by_label in scores.items():
+        known = annotated.get(case)
+        found[case] = {
+            value: (by_label.get(value) or metrics.absent())
+            if known is None or value in known
+            else metrics.unknown()
+            for value in labels
+        }
+    return found
 
 
 def _mean(values: list[float], form: str) -> str:

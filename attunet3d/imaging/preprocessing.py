@@ -143,6 +143,9 @@ def label_to_network_grid(
     classes = torch.zeros(shape, dtype=torch.uint8)
     best, filled = torch.zeros(shape), torch.zeros(shape)  # fraction of the largest class, of all
     boxes = dict(enumerate(ndimage.find_objects(table.numpy()), start=1))
+    if ignore_value is not None and boxes.get(ignore_value) is not None:
+        for target, share in _shares(table, ignore_value, sampler, boxes[ignore_value]):
+            filled[target] += share  # what is unknown is not background
     for index, value in enumerate(values):
         if boxes.get(value) is None:
             continue

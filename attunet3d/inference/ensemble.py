@@ -81,8 +81,9 @@ def load_as_one(path: Path) -> Checkpoint:
 
 
 def activation(config: Config) -> Literal["softmax", "sigmoid"]:
-    """What turns the logits of a model into probabilities: it follows from the training loss."""
-    return "sigmoid" if config.training.loss == "bce" else "softmax"
+    """What turns the logits of a model into probabilities: it follows from its training."""
+    independent = config.training.loss == "bce" or bool(config.training.regions)
+    return "sigmoid" if independent else "softmax"
 
 
 def as_member(checkpoint: Checkpoint, *, mirror: bool) -> Member:

@@ -155,6 +155,7 @@ def choose_labels(
     values: Sequence[int],
     thresholds: Sequence[float | None],
     activation: str = "softmax",
+    order: Sequence[int] = (),
 ) -> npt.NDArray[np.uint8]:
     """Label values from the foreground labels' probabilities, by this module's rule.
 
@@ -163,6 +164,7 @@ def choose_labels(
         values: Their label values.
         thresholds: Their least probabilities; None: above the background's.
         activation: "softmax", or "sigmoid" where each label has one of its own.
+        order: Values of overlapping regions; each is written over the ones before.
 
     Example:
         >>> p = np.array([[0.2, 0.4, 0.6]], np.float32)
@@ -172,9 +174,11 @@ def choose_labels(
     rest = 1 - probabilities.sum(0) if activation == "softmax" else 0.5
     best = np.zeros_like(probabilities[0])
     chosen = np.zeros(best.shape, np.uint8)
-    for here, value, threshold in zip(probabilities, values, thresholds, strict=True):
+    for value in order or values:
+        index = values.index(value)
+        here, threshold = probabilities[index], thresholds[index]
         competes = here > rest if threshold is None else here >= threshold
-        wins = competes & (here > best)
+        wins = competes if order else competes & (here > best)
         best[wins] = here[wins]
         chosen[wins] = value
     return chosen
@@ -233,6 +237,7 @@ class _Job:
         labels = background(scan.grid)
         values, thresholds = sorted(self.labels)[1:], self.rule.for_labels(self.labels)
         activation = self.contents[0].get("activation", "softmax")
+        order = self.contents[0].get("settings", {}).get("regions_class_order", [])
         with ExitStack() as stack:
             readers = [
                 stack.enter_context(
@@ -241,7 +246,8 @@ class _Job:
                 for files in self.sources
             ]
             for k in range(labels.shape[2]):
-                labels[..., k] = choose_labels(_mean(readers, k), values, thresholds, activation)
+                plane = _mean(readers, k)
+                labels[..., k] = choose_labels(plane, values, thresholds, activation, order)
                 share_done((k + 1) / labels.shape[2])
         keep_largest_(labels, self.rule.largest(self.labels))
         segmentation = Segmentation(labels, scan.grid, self.labels, scan.geometry)

@@ -27,6 +27,8 @@ class Rule:
     """What turns logits into probabilities."""
     probabilities: bool = False
     """Whether the probabilities are handed on."""
+    order: tuple[int, ...] = ()
+    """The values of overlapping regions as they are written, see `decide`."""
 
 
 class Labelling:
@@ -67,7 +69,7 @@ class Labelling:
         for chunk in watch.items("decision", self._chunks.add(slab)):
             if self._dice is None:
                 with watch.stage("decision"):
-                    choose(chunk, self._values, self.labels)
+                    choose(chunk, self._values, self.labels, self._rule.order)
             with watch.stage("maps"):
                 self._hand_on(chunk)
 

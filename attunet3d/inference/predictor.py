@@ -246,6 +246,7 @@ class Predictor:
                 decision=self.config.inference.decision,
                 activation=self.activation,
                 probabilities=probabilities,
+                order=self.config.inference.regions_class_order,
             ),
         )
         slabs = self.inferer.slabs(

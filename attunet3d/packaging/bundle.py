@@ -153,6 +153,7 @@ def _transforms(model: Checkpoint) -> dict[str, Any]:
     load = {"keys": "image", "reader": "NibabelReader", "ensure_channel_first": True}
     kept = PostProcessing.of(model.config.inference, model.labels)
     back |= {"keep_largest": kept.keep_largest, "smallest_ml": list(kept.smallest_ml.items())}
+    back |= {"order": model.config.inference.regions_class_order}
     save: dict[str, Any] = {"keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg"}
     save |= {"output_dtype": "uint8", "separate_folder": False, "resample": False}
     return {

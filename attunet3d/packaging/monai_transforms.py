@@ -96,6 +96,7 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
         values: The label value of each class, background first.
         keep_largest: Label values of which only the largest connected component is kept.
         smallest_ml: Pairs of a label value and the volume that a component of it must have.
+        order: Label values of overlapping regions; each is written over the ones before.
         allow_missing_keys: Skip entries that are not there.
     """
 
@@ -107,6 +108,7 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
         values: Sequence[int] = (0, 1),
         keep_largest: Sequence[int] = (),
         smallest_ml: Sequence[tuple[int, float]] = (),
+        order: Sequence[int] = (),
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -114,6 +116,7 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
         self.post_processing = PostProcessing(
             keep_largest=tuple(keep_largest), smallest_ml=dict(smallest_ml)
         )
+        self.order = tuple(order)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The entries as uint8 label maps (1, I, J, K) on the source grid.
@@ -132,7 +135,7 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
                     f" {self.like} {network.shape} with {len(self.values)} labels"
                 )
             slabs = [Slab(0, _plain(logits))]
-            labels = decide(slabs, network, source, self.values)
+            labels = decide(slabs, network, source, self.values, self.order)
             self.post_processing.apply_(labels, source)
             result[key] = _placed(torch.from_numpy(labels)[None], source, data[self.like], None)
         return result

@@ -36,13 +36,15 @@ class Batch:
 
     Args:
         image: (B, 1, X, Y, Z) float32.
-        label: (B, 1, X, Y, Z) uint8 class indices (and the ignored value).
+        label: (B, 1, X, Y, Z) uint8 label indices (and the ignored value).
         case_ids: The case of each patch.
+        annotated: The classes that were annotated in each patch; None: all of them.
     """
 
     image: torch.Tensor
     label: torch.Tensor
     case_ids: tuple[str, ...]
+    annotated: tuple[tuple[int, ...] | None, ...] = ()
 
 
 class PatchBatches:
@@ -95,7 +97,12 @@ class PatchBatches:
         items = zip(cases, slots, strict=True)
         patches = [self._patch(case, step, slot, device) for case, slot in items]
         images, labels = zip(*patches, strict=True)
-        return Batch(torch.stack(images), torch.stack(labels), tuple(case.id for case in cases))
+        return Batch(
+            torch.stack(images),
+            torch.stack(labels),
+            tuple(case.id for case in cases),
+            tuple(case.annotated for case in cases),
+        )
 
     def case_at(self, step: int, slot: int) -> CachedCase:
         """The case of one item; `slot` counts through a batch."""
@@ -126,13 +133,20 @@ class PatchBatches:
         return self.augmentation(*on_device, drawn, generator)
 
     def _draw_centre(self, case: CachedCase, generator: np.random.Generator) -> Sequence[int]:
-        """A voxel of a class, or the centre of a patch anywhere inside."""
+        """A voxel of a class, or the centre of a patch anywhere inside.
+
+        Where voxels are ignored, such as around scribbles, the other patches are centred on a
+        voxel that is not.
+        """
         classes = case.classes
         if classes and generator.random() < self.training.foreground_fraction:
             index = classes[generator.integers(len(classes))]
             row = generator.integers(case.starts[index], case.starts[index + 1])
             voxel: list[int] = case.foreground()[row].tolist()
             return voxel
+        if case.starts[1]:  # background is listed: voxels are ignored
+            anywhere: list[int] = case.foreground()[generator.integers(case.starts[-1])].tolist()
+            return anywhere
         patch = np.array(self.patch_size)
         spare = np.array(case.shape) - patch  # negative: the case is smaller, and comes centred
         start = generator.integers(np.maximum(spare, 0) + 1)

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from attunet3d.core import (
@@ -41,13 +40,14 @@ from attunet3d.core import (
 from attunet3d.datasets import Case, read_case_label, read_image
 from attunet3d.imaging import preprocessing
 from attunet3d.training.cached_case import ARRAYS, CachedCase, load_case
+from attunet3d.training.foreground import FOREGROUND_VOXELS, foreground_voxels
+from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.threads import one_core_threads
 
-FOREGROUND_VOXELS = 10_000  # kept of each class; as many centres per case are as good as all
 ABANDONED_SECONDS = 24 * 3600
 MOST_WORKERS = 4  # cases prepared side by side: each holds its scan and label
 BUILDING, DAMAGED = ".building-", ".damaged-"
-CACHE_VERSION = 1  # to be raised with any change of what reading and preprocessing make
+CACHE_VERSION = 2  # to be raised with any change of what reading and preprocessing make
 _NAME = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{24}")
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Recipe:
 
     Args:
         preprocessing: Resolved settings.
-        values: Label value of each class.
+        values: Label value of each index.
         ignored: Label value of the voxels that are left out of the loss; stored as it is.
     """
 
@@ -98,7 +98,7 @@ def build_cache(
 
     Args:
         cases: Each with a label.
-        labels: Label values by name; class c is the c-th smallest, the ignored one left out.
+        labels: Names by label value, see `LabelClasses`.
         config: With a resolved `preprocessing`.
         folder: The cache's folder; it is made when it is missing.
 
@@ -106,9 +106,8 @@ def build_cache(
         FileError: Some cases cannot be prepared; one message names the first five of them.
         WriteError: The folder cannot be made.
     """
-    ignored = config.training.ignore_index
-    values = tuple(sorted(value for value in labels if value != ignored))
-    recipe = Recipe(config.preprocessing, values, ignored)
+    values = LabelClasses.of(labels, config).values
+    recipe = Recipe(config.preprocessing, values, config.training.ignore_index)
     folder = whole_file.make_folder(Path(folder)).resolve()
     _sweep(folder)
     results = [_find(case, recipe, folder) for case in cases]
@@ -225,7 +224,7 @@ def _write(working: Path, case: Case, recipe: Recipe) -> None:
         mask, network.grid, recipe.values, ignore_value=recipe.ignored
     )
     label = np.ascontiguousarray(classes.numpy())
-    points, starts = foreground_voxels(label, len(recipe.values))
+    points, starts = foreground_voxels(label, len(recipe.values), recipe.ignored)
     air = _air(network.tensor, recipe.preprocessing)
     image = network.tensor[0].to(torch.float16).contiguous().numpy()
     for name, array in zip(ARRAYS, (image, label, points), strict=True):
@@ -243,31 +242,6 @@ def _air(image: torch.Tensor, config: PreprocessingConfig) -> float:
     if config.normalisation == "volume" or config.hu_window is None:
         return float(image.min())
     return float(preprocessing.normalise_(torch.tensor([config.hu_window[0]]), config))
-
-
-def foreground_voxels(
-    label: npt.NDArray[np.uint8], classes: int
-) -> tuple[npt.NDArray[np.int32], list[int]]:
-    """Up to FOREGROUND_VOXELS voxels of each class but background.
-
-    Returns:
-        (n, 3) voxel indices, class by class, always the same ones; and the `classes + 1` rows
-        at which the classes start and end.
-
-    Example:
-        >>> foreground_voxels(np.array([[[0, 2, 2]]], np.uint8), 3)[0].tolist()
-        [[0, 0, 1], [0, 0, 2]]
-    """
-    flat, starts = [np.zeros(0, np.int64)], [0, 0]  # background has none
-    for index in range(1, classes):
-        voxels = np.flatnonzero(label == index)
-        if len(voxels) > FOREGROUND_VOXELS:
-            generator = np.random.default_rng(index)
-            voxels = np.sort(generator.choice(voxels, FOREGROUND_VOXELS, replace=False))
-        flat.append(voxels)
-        starts.append(starts[-1] + len(voxels))
-    points = np.stack(np.unravel_index(np.concatenate(flat), label.shape), axis=1)
-    return points.astype(np.int32), starts
 
 
 def _publish(case_id: str, working: Path, target: Path) -> CachedCase:

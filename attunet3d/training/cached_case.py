@@ -40,7 +40,9 @@ class CachedCase:
         shape: Voxels along x, y, z.
         air: The image's value of air, which fills patches beyond the border.
         starts: The voxels of class c are rows `starts[c]` to `starts[c + 1]` of `foreground()`;
-            background has none.
+            background has some only where voxels are ignored.
+        annotated: The classes of the network that were annotated; None: all of them.
+        sampled: The stored classes that those are made of.
 
     Example:
         >>> CachedCase("a", Path("a"), (9, 9, 9), -1.0, (0, 0, 0, 5)).classes
@@ -52,12 +54,14 @@ class CachedCase:
     shape: Size
     air: float
     starts: tuple[int, ...]
+    annotated: tuple[int, ...] | None = None
+    sampled: tuple[int, ...] | None = None
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """Class indices, background left out, of which the case has at least one voxel."""
-        pairs = zip(self.starts, self.starts[1:], strict=False)
-        return tuple(index for index, (start, stop) in enumerate(pairs) if stop > start)
+        """Stored classes, background left out, of which the case has an annotated voxel."""
+        known = range(1, len(self.starts) - 1) if self.sampled is None else self.sampled
+        return tuple(index for index in known if self.starts[index + 1] > self.starts[index])
 
     def image(self) -> npt.NDArray[np.float16]:
         """(X, Y, Z), mapped; raises `FileError` when the file cannot be read."""

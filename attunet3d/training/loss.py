@@ -1,17 +1,19 @@
 """What training minimises: losses of torch and MONAI by name, at one scale or several."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss, TverskyLoss
-from monai.networks import one_hot
 from torch import Tensor
 
 from attunet3d.core import SettingsError, TrainingConfig
 from attunet3d.training.components import Criterion
+from attunet3d.training.targets import Annotated, SigmoidTargets, SoftmaxTargets
 
+SURELY_NOT = -1e4  # a logit whose sigmoid is 0, and whose loss is 0 where the target is 0
 SMOOTH = 1e-5  # added above and below the fraction bar: a class in neither mask has Dice 1
 
 
@@ -29,21 +31,43 @@ class DeepSupervision:
 
     criterion: Criterion
     strides: Sequence[Sequence[int]] = ()
+    targets: SoftmaxTargets | SigmoidTargets = SoftmaxTargets()  # noqa: RUF009 (frozen)
 
-    def __call__(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
+    def __call__(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        label: Tensor,
+        annotated: Sequence[Annotated] = (),
+    ) -> Tensor:
         """The weighted mean over the scales, in float32.
+
+        Patches in which the same classes were annotated go through the criterion together.
 
         Args:
             logits: (B, C, x, y, z) per scale, finest first, of any floating type.
-            label: (B, 1, X, Y, Z) class indices (and the ignored value) at the finest scale.
+            label: (B, 1, X, Y, Z) label indices (and the ignored value) at the finest scale.
+            annotated: The classes that were annotated in each patch; empty: all of them.
         """
         scales = [logits] if isinstance(logits, Tensor) else logits
         counted = scales[: max(1, len(scales) - 1)]
-        weights = [0.5**number for number in range(len(counted))]
-        losses = [
-            weight * self.criterion(scale.float(), at_scale(label, scale, self._stride(number)))
-            for number, (weight, scale) in enumerate(zip(weights, counted, strict=True))
-        ]
+        if not any(annotated):
+            return self._of_group(counted, label, None)
+        losses = []
+        for classes in dict.fromkeys(annotated):
+            rows = [row for row, here in enumerate(annotated) if here == classes]
+            group = self._of_group([scale[rows] for scale in counted], label[rows], classes)
+            losses.append(group * (len(rows) / len(annotated)))
+        return torch.stack(losses).sum()
+
+    def _of_group(self, scales: Sequence[Tensor], label: Tensor, classes: Annotated) -> Tensor:
+        """The loss of patches in which the same classes were annotated."""
+        weights = [0.5**number for number in range(len(scales))]
+        target = self.targets.label(label, classes)
+        losses = []
+        for number, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
+            here = self.targets.logits(scale.float(), classes)
+            there = at_scale(target, scale, self._stride(number))
+            losses.append(weight * self.criterion(here, there))
         return torch.stack(losses).sum() / sum(weights)
 
     def _stride(self, number: int) -> Sequence[int] | None:
@@ -51,7 +75,10 @@ class DeepSupervision:
 
 
 def build_loss(
-    config: TrainingConfig, out_channels: int, strides: Sequence[Sequence[int]] = ()
+    config: TrainingConfig,
+    out_channels: int,
+    strides: Sequence[Sequence[int]] = (),
+    regions: Mapping[int, Sequence[int]] | None = None,
 ) -> DeepSupervision:
     """The loss that a configuration names, at every scale.
 
@@ -59,6 +86,7 @@ def build_loss(
         config: `loss` and what it says of the loss count.
         out_channels: Classes, background included.
         strides: See `DeepSupervision`.
+        regions: The label indices of each class, where classes overlap (see `LabelClasses`).
 
     Returns:
         (list of logits finest first, label (B, 1, X, Y, Z) uint8) → scalar.
@@ -72,39 +100,74 @@ def build_loss(
         >>> round(float(criterion([torch.zeros(1, 2, 2, 2, 2)], label)), 4)  # ln 2
         0.6931
     """
-    return DeepSupervision(build_criterion(config, out_channels), strides)
-
-
-def build_criterion(config: TrainingConfig, out_channels: int) -> Criterion:
-    """The loss of one scale that a configuration names.
-
-    Every loss but "bce" sees a softmax over the classes; "bce" sees each class by itself. Dice and
-    Tversky are means over patches and classes; the background is one of them, as in the authors'
-    soft Dice, unless `dice_background` is off.
-
-    Raises:
-        SettingsError: There is no such loss, or there are fewer than two classes.
-    """
     if out_channels < 2:
         raise SettingsError(
             f"a loss needs 2 classes or more, background included, got {out_channels}"
         )
+    sigmoid = config.loss == "bce" or bool(regions)
+    return DeepSupervision(
+        build_criterion(config, sigmoid=sigmoid),
+        strides,
+        build_targets(config, out_channels, regions, sigmoid=sigmoid),
+    )
+
+
+def build_targets(
+    config: TrainingConfig,
+    out_channels: int,
+    regions: Mapping[int, Sequence[int]] | None = None,
+    *,
+    sigmoid: bool,
+) -> SoftmaxTargets | SigmoidTargets:
+    """What the loss compares: one softmax over the classes, or a sigmoid for each.
+
+    A background logit beside regions counts nowhere.
+    """
+    if not sigmoid:
+        return SoftmaxTargets(config.ignore_index)
+    parts = regions or {index: (index,) for index in range(out_channels)}
+    return SigmoidTargets(parts, config.ignore_index)
+
+
+def build_criterion(config: TrainingConfig, *, sigmoid: bool = False) -> Criterion:
+    """The loss of one scale that a configuration names.
+
+    Dice and Tversky are means over patches and classes; the background is one of them, as in the
+    authors' soft Dice, unless `dice_background` is off. With sigmoids, cross-entropy is the binary
+    one.
+
+    Args:
+        config: `loss` and what it says of the loss count.
+        sigmoid: Each class has a sigmoid of its own and its own channel in the label, see
+            `SigmoidTargets`; else there is one softmax, and the label holds class indices.
+
+    Raises:
+        SettingsError: There is no such loss.
+    """
     ignored = config.ignore_index
-    regions = {"to_onehot_y": True, "softmax": True, "smooth_nr": SMOOTH, "smooth_dr": SMOOTH}
-    regions |= {"include_background": config.dice_background, "batch": config.dice_batch}
+    options: dict[str, Any] = {"smooth_nr": SMOOTH, "smooth_dr": SMOOTH, "batch": config.dice_batch}
+    options |= {"sigmoid": True} if sigmoid else {"softmax": True, "to_onehot_y": True}
+    options |= {"include_background": sigmoid or config.dice_background}
     false_positives, false_negatives = config.tversky
-    dice = DiceLoss(ignore_index=ignored, **regions)
+    dice_loss = DiceLoss(ignore_index=None if sigmoid else ignored, **options)
 
     def ce(logits: Tensor, label: Tensor) -> Tensor:
-        return cross_entropy(logits, label, ignored)
+        return (binary_cross_entropy if sigmoid else cross_entropy)(logits, label, ignored)
+
+    def dice(logits: Tensor, label: Tensor) -> Tensor:
+        pair = _without(ignored, logits, label) if sigmoid else (logits, label)
+        value: Tensor = dice_loss(*pair)
+        return value
 
     losses: dict[str, Criterion] = {
         "dice": dice,
         "ce": ce,
         "dice_ce": lambda logits, label: dice(logits, label) + ce(logits, label),
-        "bce": binary_cross_entropy,
-        "focal": FocalLoss(gamma=config.focal_gamma, to_onehot_y=True, use_softmax=True),
-        "tversky": TverskyLoss(alpha=false_positives, beta=false_negatives, **regions),
+        "bce": ce,
+        "focal": FocalLoss(
+            gamma=config.focal_gamma, to_onehot_y=not sigmoid, use_softmax=not sigmoid
+        ),
+        "tversky": TverskyLoss(alpha=false_positives, beta=false_negatives, **options),
     }
     if config.loss not in losses:
         raise SettingsError(
@@ -128,10 +191,25 @@ def cross_entropy(logits: Tensor, label: Tensor, ignored: int | None) -> Tensor:
     return F.cross_entropy(logits, target, ignore_index=ignored, reduction="sum") / counted
 
 
-def binary_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Mean binary cross-entropy of each class (B, C, X, Y, Z) against all others."""
-    target: Tensor = one_hot(label, logits.shape[1])  # (B, C, X, Y, Z) float32
-    return F.binary_cross_entropy_with_logits(logits, target)
+def binary_cross_entropy(logits: Tensor, target: Tensor, ignored: int | None) -> Tensor:
+    """Mean binary cross-entropy over the classes and the voxels that count; 0 where none does.
+
+    Args:
+        logits: (B, C, X, Y, Z).
+        target: (B, C, X, Y, Z), 1 where a voxel is of a class.
+        ignored: Value in `target` of the voxels that do not count.
+    """
+    known = target.numel() if ignored is None else torch.ne(target, ignored).sum().clamp(min=1)
+    logits, target = _without(ignored, logits, target)
+    return F.binary_cross_entropy_with_logits(logits, target.float(), reduction="sum") / known
+
+
+def _without(ignored: int | None, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits that are surely negative, and rightly so, where the target is ignored."""
+    if ignored is None:
+        return logits, target
+    here = torch.eq(target, ignored)
+    return logits.masked_fill(here, SURELY_NOT), target.masked_fill(here, 0)
 
 
 def at_scale(label: Tensor, like: Tensor, stride: Sequence[int] | None = None) -> Tensor:

@@ -12,6 +12,7 @@ summary.json        how the run ended
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from attunet3d.core import (
     read_json,
     whole_file,
 )
-from attunet3d.datasets import Case, Manifest
+from attunet3d.datasets import Case, Manifest, annotated_values
 from attunet3d.training import cache, distributed
+from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.distributed import by_first
+from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.plan import PLANNED, Plan, setting
 from attunet3d.training.plan_file import save_plan
 from attunet3d.training.trainer import TrainingData
@@ -176,6 +179,23 @@ def refuse_too_little_memory(needed: int, device: torch.device) -> None:
 def prepare(cases: Cases, manifest: Manifest, config: Config, folder: Path) -> TrainingData:
     """Bring (training, validation) cases onto the network's grid, once, on disk."""
     labels = manifest.labels
-    training, validation = (cache.build_cache(part, labels, config, folder) for part in cases)
+    training, validation = (
+        _annotated(cache.build_cache(part, labels, config, folder), part, manifest, config)
+        for part in cases
+    )
     cache.report_unused(folder, (*training, *validation))
     return TrainingData(training=training, validation=validation, labels=labels)
+
+
+def _annotated(
+    prepared: Sequence[CachedCase], cases: Sequence[Case], manifest: Manifest, config: Config
+) -> list[CachedCase]:
+    """The prepared cases with the classes that were annotated in each of them."""
+    labels, found = LabelClasses.of(manifest.labels, config), []
+    for here, case in zip(prepared, cases, strict=True):
+        values = annotated_values(case, manifest.labels)
+        if values is not None:
+            classes = labels.classes(values)
+            here = replace(here, annotated=classes, sampled=labels.parts(classes))
+        found.append(here)
+    return found

@@ -64,7 +64,11 @@ def _overlays(trainer: Trainer) -> None:
     folder = whole_file.make_folder(trainer.run_dir / "validation")
     for case in trainer.data.validation[:MOST_OVERLAYS]:
         classes = predict_classes(
-            case, lambda patch: trainer.update.forward(network, patch), window, trainer.device
+            case,
+            lambda patch: trainer.update.forward(network, patch),
+            window,
+            trainer.device,
+            trainer.classes,
         )
         scan, reference, prediction = (
             _volume(array, case, trainer) for array in (case.image(), case.label(), classes)

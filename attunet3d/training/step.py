@@ -5,7 +5,7 @@ numbers (dropout), which `Trainer` seeds by the step.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attunet3d.core import Config, TrainingError, machine
+from attunet3d.inference import activation, independent
 from attunet3d.models import build_network, memory_layout
 from attunet3d.training import distributed, loss, optimisation
 from attunet3d.training.batch_norm import reestimate_statistics
@@ -93,6 +94,7 @@ class TrainingStep:
         classes: Number of classes, background included.
         device: Where to train.
         components: A network or a loss of one's own.
+        regions: The label indices of each class, where classes overlap.
 
     Raises:
         TrainingError: CPUs compute wrong gradients for these patches in bfloat16.
@@ -104,6 +106,7 @@ class TrainingStep:
         classes: int,
         device: torch.device,
         components: Components = Components(),  # noqa: B008 (frozen)
+        regions: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self.settings, self.device = config.training, device
         build = components.network or (lambda ins, outs: build_network(config.network, ins, outs))
@@ -119,9 +122,11 @@ class TrainingStep:
         self.replica = distributed.replicated(self.network, device)
         self.optimiser = optimisation.build_optimiser(self.network.parameters(), self.settings)
         strides: Sequence[Sequence[int]] = getattr(network, "strides", [])
-        self.criterion = loss.build_loss(self.settings, classes, strides)
+        self.sigmoid = activation(config) == "sigmoid"
+        self.criterion = loss.build_loss(self.settings, classes, strides, regions)
         if components.loss is not None:
-            self.criterion = loss.DeepSupervision(components.loss, strides)
+            targets = loss.build_targets(self.settings, classes, regions, sigmoid=bool(regions))
+            self.criterion = loss.DeepSupervision(components.loss, strides, targets)
         self.dtype = training_dtype(config, device)
         if self.dtype == torch.bfloat16 and device.type == "cpu":
             refuse_wrong_gradients(strides, config)
@@ -148,7 +153,8 @@ class TrainingStep:
             with self._autocast(), self._local(count < len(batches)):
                 image = memory_layout.copy_in_layout(batch.image, self.layout)
                 logits = self.replica(image)  # list of (B, C, X, Y, Z), finest first
-                value = self.criterion(logits, batch.label) * self._weight(batch) / len(batches)
+                value = self.criterion(logits, batch.label, batch.annotated)
+                value = value * self._weight(batch) / len(batches)
             # DistributedDataParallel divides the gradients' sum by the number of processes.
             scaled = self.scaler.scale(value * distributed.world_size())
             scaled.backward()
@@ -223,10 +229,17 @@ class TrainingStep:
 
     @torch.no_grad()
     def forward(self, network: nn.Module, patch: Tensor) -> Tensor:
-        """Logits (B, C, X, Y, Z) float32 of `network`, at the precision of training."""
-        with self._autocast():
-            logits: Tensor = network(patch)  # (B, C, X, Y, Z)
-        return logits.float()
+        """Logits (B, C, X, Y, Z) float32 of `network`, at the precision of training.
+
+        The background's is 0 where each class has a sigmoid of its own, as in inference.
+        """
+
+        def compute(x: Tensor) -> Tensor:
+            with self._autocast():
+                logits: Tensor = network(x)  # (B, C, X, Y, Z)
+            return logits.float()
+
+        return (independent(compute) if self.sigmoid else compute)(patch)
 
     def state(self) -> dict[str, Any]:
         """All that the next update depends on, as tensors and plain values."""

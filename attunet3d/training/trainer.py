@@ -31,6 +31,7 @@ from attunet3d.training import distributed
 from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.components import Components
+from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.run_log import RunLog, Stopwatch
 from attunet3d.training.run_state import Result, RunState, nonfinite_error
 from attunet3d.training.step import TrainingStep
@@ -71,11 +72,12 @@ class Trainer:
         components: Components = Components(),  # noqa: B008 (frozen)
     ) -> None:
         self.data, self.config, self.run_dir, self.device = data, config, run_dir, device
-        names = [value for value in data.labels if value != config.training.ignore_index]
-        self.labels = {value: data.labels[value] for value in sorted(names)}
+        self.classes = LabelClasses.of(data.labels, config)
+        self.labels = self.classes.names
         self.components = components
         self.batches = PatchBatches(data.training, config, components)
-        self.update = TrainingStep(config, len(self.labels), device, components)
+        regions = self.classes.regions
+        self.update = TrainingStep(config, len(self.labels), device, components, regions)
         self.state = RunState()
         self.stopwatch = Stopwatch()
 
@@ -192,6 +194,7 @@ class Trainer:
             lambda patch: self.update.forward(network, patch),
             window,
             self.device,
+            self.classes,
             self.config.training.ignore_index,
         )
         dice = sum(scores.values()) / len(scores) if scores else None

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from attunet3d.core import Size, progress
-from attunet3d.inference import Stitching, sliding_window_slabs
+from attunet3d.inference import Stitching, sliding_window_slabs, winning_values
 from attunet3d.training import distributed
 from attunet3d.training.cached_case import CachedCase
+from attunet3d.training.label_classes import LabelClasses
 
 OVERLAP = 0.25  # of neighbouring windows; less than in inference, for speed
 Forward = Callable[[Tensor], Tensor]
@@ -25,28 +26,32 @@ def predict_classes(
     forward: Forward,
     window: Size,
     device: torch.device,
+    labels: LabelClasses,
     done: Callable[[float], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Class indices (X, Y, Z) that a network gives a prepared case.
+    """The label (X, Y, Z) that a network gives a prepared case, by the decision of inference.
 
     Args:
         case: The case.
         forward: (B, 1, x, y, z) → (B, K, x, y, z) logits.
         window: Voxels of a window.
         device: Where `forward` works.
+        labels: What the classes are.
         done: Called now and then with the share of the case that is done.
     """
     image = torch.from_numpy(case.image().astype(np.float32))[None].to(device)  # (1, X, Y, Z)
     slabs = sliding_window_slabs(
         image, forward, window=window, overlap=OVERLAP, stitching=Stitching(all_channels=True)
     )
+    order = [labels.values.index(value) for value in labels.order]
     parts = []
     for slab in slabs:
-        parts.append(slab.logits.max(0)[1].to(torch.uint8).cpu())  # (X, Y, n)
+        indices = winning_values(slab.logits, labels.written, order)  # (X, Y, n)
+        parts.append(indices.cpu())
         if done is not None:
             done(sum(part.shape[-1] for part in parts) / image.shape[-1])
-    classes: npt.NDArray[np.uint8] = torch.cat(parts, -1).numpy()
-    return classes
+    label: npt.NDArray[np.uint8] = torch.cat(parts, -1).numpy()
+    return label
 
 
 def dice_network_grid(
@@ -54,17 +59,20 @@ def dice_network_grid(
     forward: Forward,
     window: Size,
     device: torch.device,
+    labels: LabelClasses,
     ignored: int | None = None,
 ) -> dict[int, float]:
     """Mean Dice of each class over the cases in which reference or prediction has it.
 
-    Each process of a run takes some of the cases; all get the same answer.
+    Each process of a run takes some of the cases; all get the same answer. A case counts only for
+    the classes that were annotated in it.
 
     Args:
         cases: Validation cases.
         forward: (B, 1, x, y, z) → (B, K, x, y, z) logits.
         window: Voxels of a window.
         device: Where `forward` works.
+        labels: What the classes are.
         ignored: Label value of voxels that count nowhere.
 
     Returns:
@@ -76,8 +84,8 @@ def dice_network_grid(
         for number in own:
             case = cases[number]
             with bar.item() as done:
-                predicted = predict_classes(case, forward, window, device, done)
-            found += [(number, *pair) for pair in _case_dice(predicted, case, ignored)]
+                predicted = predict_classes(case, forward, window, device, labels, done)
+            found += [(number, *pair) for pair in _case_dice(predicted, case, labels, ignored)]
     scores: dict[int, list[float]] = {}
     for _, index, dice in sorted(distributed.gathered(found)):
         scores.setdefault(index, []).append(dice)
@@ -85,13 +93,13 @@ def dice_network_grid(
 
 
 def _case_dice(
-    predicted: npt.NDArray[np.uint8], case: CachedCase, ignored: int | None
+    predicted: npt.NDArray[np.uint8], case: CachedCase, labels: LabelClasses, ignored: int | None
 ) -> Iterator[tuple[int, float]]:
-    """Class indices and Dice of the classes that prediction or reference has."""
+    """Class indices and Dice of the annotated classes that prediction or reference has."""
     label = case.label()
     counted = label != ignored if ignored is not None else None
-    for index in range(1, len(case.starts) - 1):
-        ours, theirs = predicted == index, label == index
+    for index in case.annotated or range(1, len(labels.names)):
+        ours, theirs = labels.mask(predicted, index), labels.mask(label, index)
         if counted is not None:
             ours &= counted
         total = int(np.count_nonzero(ours)) + int(np.count_nonzero(theirs))

@@ -78,5 +78,7 @@ def test_at_a_high_learning_rate_the_kept_model_is_no_worse_than_the_live_one(tm
     (tmp_path / "run").mkdir()
     trainer = Trainer(data, config, tmp_path / "run", CPU)
     kept = trainer.fit().best_dice
-    live = dice_network_grid(validation, trainer.update.network.eval(), (24, 24, 24), CPU)
+    live = dice_network_grid(
+        validation, trainer.update.network.eval(), (24, 24, 24), CPU, trainer.classes
+    )
     assert kept >= live[1] - 0.02

@@ -1,5 +1,6 @@
 """Which patches a step sees: a pure function of cases, settings and step, whoever prepares it."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -22,7 +23,8 @@ from attunet3d.core.config import Config
 from attunet3d.core.model_config import PreprocessingConfig
 from attunet3d.core.training_config import AugmentationConfig, TrainingConfig
 from attunet3d.training.batches import PatchBatches
-from attunet3d.training.cached_case import ARRAYS, load_case
+from attunet3d.training.cached_case import ARRAYS, CachedCase, load_case
+from attunet3d.training.foreground import foreground_voxels
 
 PATCH = (16, 12, 8)
 AIR = -2.5
@@ -357,3 +359,27 @@ def test_on_a_gpu_batches_arrive_there(cases):
         again = batches.batch(step, "cuda")
         assert batch.image.is_cuda
         assert equal(batch, again)
+
+
+def test_every_patch_of_a_scribbled_case_is_centred_on_what_was_drawn(tmp_path):
+    """One line of the organ and one of background are drawn; all else is ignored."""
+    label = np.full((40, 36, 30), 9, np.uint8)
+    label[20, 18, 5:25] = 1
+    label[5, 5:30, 3] = 0
+    (tmp_path / "s").mkdir()
+    points, starts = foreground_voxels(label, 2, 9)
+    arrays = np.zeros(label.shape, np.float16), label, points
+    for name, array in zip(ARRAYS, arrays, strict=True):
+        np.save(tmp_path / "s" / name, array)
+    case = CachedCase("s", tmp_path / "s", label.shape, AIR, tuple(starts))
+    batches = PatchBatches([case], config(foreground_fraction=0.5))
+    drawn = [batches.batch(step) for step in range(20)]
+    middle = [int(patch[0][tuple(n // 2 for n in PATCH)]) for b in drawn for patch in b.label]
+    assert set(middle) == {0, 1}
+    assert middle.count(1) > 15  # half by class, and by the voxels' share of the rest
+
+
+def test_classes_that_were_not_annotated_are_not_drawn(cases):
+    partly = dataclasses.replace(cases[0], annotated=(2,), sampled=(2,))
+    assert partly.classes == (2,)
+    assert PatchBatches([partly], config()).batch(0).annotated == ((2,), (2,))

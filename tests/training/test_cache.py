@@ -17,8 +17,9 @@ from attunet3d.core.model_config import PreprocessingConfig
 from attunet3d.core.training_config import TrainingConfig
 from attunet3d.datasets.case import Case
 from attunet3d.training import cache
-from attunet3d.training.cache import Recipe, build_cache, foreground_voxels, prepare, report_unused
+from attunet3d.training.cache import Recipe, build_cache, prepare, report_unused
 from attunet3d.training.cached_case import ARRAYS, load_case
+from attunet3d.training.foreground import foreground_voxels
 
 LABELS = {0: "background", 3: "liver", 7: "pancreas"}
 SPACING = (1.5, 1.5, 3.0)
@@ -314,3 +315,32 @@ def test_odd_ids_stay_inside_the_folder(cases, tmp_path):
     (case,) = build_cache([odd], LABELS, CONFIG, tmp_path / "cache")
     assert case.folder.parent == (tmp_path / "cache").resolve()
     assert all((case.folder / name).is_file() for name in ARRAYS)
+
+
+def test_background_is_sampled_where_voxels_are_ignored_only():
+    label = np.zeros((2, 2, 3), np.uint8)
+    label[0, 0] = 1
+    assert foreground_voxels(label, 2, 9)[1] == [0, 0, 3]
+    label[1] = 9
+    points, starts = foreground_voxels(label, 2, 9)
+    assert starts == [0, 3, 6]
+    assert (label[tuple(points[:3].T)] == 0).all()
+
+
+def test_a_scribble_thinner_than_a_voxel_of_the_network_is_not_background(tmp_path):
+    """Around it nothing is known: what is not ignored there is the scribble's."""
+    array = np.full((16, 16, 16), 9, np.uint8)
+    array[8, 8] = 1
+    array[2, 2] = 0
+    image = np.zeros(array.shape, np.int16)
+    for name, values in (("image", image), ("label", array)):
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    case = Case(id="a", image=tmp_path / "image.nii.gz", label=tmp_path / "label.nii.gz")
+    preprocessing = dataclasses.replace(PREPROCESSING, spacing_mm=(0.8,) * 3, crop_to_body=False)
+    config = Config(preprocessing=preprocessing, training=TrainingConfig(loss="ce", ignore_index=9))
+    (found,) = build_cache([case], {0: "background", 1: "organ"}, config, tmp_path / "cache")
+    label = found.label()
+    near = {tuple(voxel[:2]) for voxel in np.argwhere(label == 0)}
+    assert near
+    assert all(max(voxel) * 0.8 < 4 for voxel in near)
+    assert (label == 1).any()

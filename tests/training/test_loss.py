@@ -213,3 +213,96 @@ def test_there_must_be_two_classes():
 def test_an_unknown_loss_is_named():
     with pytest.raises(SettingsError, match="one of dice, dice_ce, ce, bce, focal, tversky"):
         build_loss(TrainingConfig(loss="hinge"), 2)
+
+
+# Three classes; class 2 was not annotated, so its voxels are among those of label 0.
+PROBABILITIES = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]])  # (voxels, classes)
+PARTLY = PROBABILITIES.log().T.reshape(1, 3, 2, 1, 1)
+PARTLY_LABEL = torch.tensor([0, 1], dtype=torch.uint8).reshape(1, 1, 2, 1, 1)
+
+
+def test_what_was_not_annotated_is_added_to_the_background_in_cross_entropy():
+    criterion = build_loss(TrainingConfig(loss="ce"), 3)
+    wanted = -(math.log(0.5 + 0.3) + math.log(0.8)) / 2
+    assert float(criterion([PARTLY], PARTLY_LABEL, [(1,)])) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_what_was_not_annotated_is_added_to_the_background_in_dice():
+    criterion = build_loss(TrainingConfig(loss="dice"), 3)
+    # background: p 0.8 and 0.2 against the first voxel; class 1: p 0.2 and 0.8 against the second
+    dice = 2 * 0.8 / (1 + 1)
+    found = float(criterion([PARTLY], PARTLY_LABEL, [(1,)]))
+    assert found == pytest.approx(1 - dice, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dice", "ce", "dice_ce", "bce", "focal", "tversky"])
+def test_no_class_is_pushed_down_where_it_was_not_annotated(name):
+    """The loss does not change when probability moves between background and that class."""
+    criterion = build_loss(TrainingConfig(loss=name), 3)
+    moved = torch.tensor([[0.3, 0.2, 0.5], [0.15, 0.8, 0.05]]).log().T.reshape(1, 3, 2, 1, 1)
+    before, after = (criterion([x], PARTLY_LABEL, [(1,)]) for x in (PARTLY, moved))
+    assert float(before) == pytest.approx(float(after), abs=1e-6)
+    assert float(before) > 0
+
+
+def test_a_label_that_was_not_annotated_counts_as_background_even_where_it_is_drawn():
+    criterion = build_loss(TrainingConfig(loss="ce"), 3)
+    drawn = torch.tensor([2, 1], dtype=torch.uint8).reshape(1, 1, 2, 1, 1)
+    same = criterion([PARTLY], PARTLY_LABEL, [(1,)])
+    assert torch.equal(criterion([PARTLY], drawn, [(1,)]), same)
+
+
+def test_patches_of_one_batch_may_be_annotated_differently():
+    criterion = build_loss(TrainingConfig(loss="dice_ce", ignore_index=9), 3)
+    logits, label = torch.cat([PARTLY] * 3), torch.cat([PARTLY_LABEL] * 3)
+    label[2, 0, 0] = 9
+    annotated = [(1,), None, (1,)]
+    alone = [criterion([logits[[n]]], label[[n]], [annotated[n]]) for n in range(3)]
+    coarse = torch.zeros(3, 3, 1, 1, 1)
+    together = criterion([logits, coarse], label, annotated)
+    assert float(together) == pytest.approx(float(sum(alone)) / 3, abs=1e-6)
+
+
+# Region 1 is made of labels 1 and 2, region 2 of label 2 alone.
+REGIONS = {1: (1, 2), 2: (2,)}
+REGION_LABEL = torch.tensor([0, 1, 2, 0], dtype=torch.uint8).reshape(1, 1, 4, 1, 1)
+
+
+def region_logits(whole, part):
+    p = torch.tensor([[0.5] * 4, whole, part])
+    return torch.logit(p).reshape(1, 3, 4, 1, 1)
+
+
+def test_regions_that_overlap_have_binary_cross_entropies_of_their_own():
+    criterion = build_loss(TrainingConfig(loss="ce"), 3, regions=REGIONS)
+    logits = region_logits([0.1, 0.9, 0.8, 0.4], [0.2, 0.3, 0.6, 0.5])
+    right = [0.9, 0.9, 0.8, 0.6, 0.8, 0.7, 0.6, 0.5]
+    wanted = -sum(map(math.log, right)) / 8
+    assert float(criterion([logits], REGION_LABEL)) == pytest.approx(wanted, abs=1e-5)
+    first = -sum(map(math.log, right[:4])) / 4
+    assert float(criterion([logits], REGION_LABEL, [(1,)])) == pytest.approx(first, abs=1e-5)
+
+
+def test_regions_that_overlap_have_dice_of_their_own_and_background_none():
+    criterion = build_loss(TrainingConfig(loss="dice"), 3, regions=REGIONS)
+    logits = region_logits([0.1, 0.9, 0.8, 0.4], [0.2, 0.3, 0.6, 0.5])
+    whole, part = 2 * 1.7 / (2.2 + 2), 2 * 0.6 / (1.6 + 1)
+    wanted = 1 - (whole + part) / 2
+    assert float(criterion([logits], REGION_LABEL)) == pytest.approx(wanted, abs=1e-4)
+    logits[:, 0] = 7.0
+    assert float(criterion([logits], REGION_LABEL)) == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ce", "dice_ce", "bce"])
+def test_ignored_voxels_count_in_no_region(name):
+    criterion = build_loss(TrainingConfig(loss=name, ignore_index=9), 3, regions=REGIONS)
+    torch.manual_seed(0)
+    logits = torch.randn(1, 3, 4, 1, 1, requires_grad=True)
+    label = REGION_LABEL.clone()
+    label[0, 0, 1] = 9
+    value = criterion([logits], label)
+    value.backward()
+    assert logits.grad[:, 1:, 1].abs().max() == 0
+    kept = [0, 2, 3]
+    alone = criterion([logits.detach()[:, :, kept]], label[:, :, kept])
+    assert value.item() == pytest.approx(float(alone), abs=1e-6)

@@ -20,6 +20,7 @@ from attunet3d.training import trainer as trainer_module
 from attunet3d.training.batches import PatchBatches
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.components import Components
+from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.optimisation import set_rate
 from attunet3d.training.run_log import read_rows
 from attunet3d.training.step import TrainingStep, training_dtype
@@ -47,6 +48,7 @@ CONFIG = Config().with_overrides(
     ]
 )
 CPU = torch.device("cpu")
+CLASSES = LabelClasses.of(LABELS, CONFIG)
 CLOCK = dict.fromkeys(("seconds", "waiting", "validation_seconds"), "")
 
 
@@ -101,7 +103,7 @@ def test_a_run_leaves_its_best_weights_its_numbers_and_its_state(data, tmp_path)
     assert found.labels == LABELS
     assert found.config == CONFIG
     with torch.inference_mode():
-        scores = dice_network_grid(data.validation, found.network, (12, 12, 12), CPU)
+        scores = dice_network_grid(data.validation, found.network, (12, 12, 12), CPU, CLASSES)
     assert scores[1] == pytest.approx(best, abs=1e-6)
 
 

@@ -1,13 +1,18 @@
 """Dice on the network's grid, by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from attunet3d.training.cached_case import CachedCase
+from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.validation import dice_network_grid, predict_classes
 
 CPU = torch.device("cpu")
+TWO = LabelClasses({0: "background", 1: "organ"}, (0, 1))
+THREE = LabelClasses({0: "background", 1: "organ", 2: "tumour"}, (0, 1, 2))
 
 
 def case(folder, image, label, classes=2):
@@ -25,7 +30,7 @@ def by_value(patch):
 
 def test_classes_come_back_for_sizes_that_do_not_divide_the_window(tmp_path):
     image = np.random.default_rng(0).integers(0, 3, (9, 7, 11))
-    found = predict_classes(case(tmp_path / "a", image, image, 3), by_value, (4, 4, 4), CPU)
+    found = predict_classes(case(tmp_path / "a", image, image, 3), by_value, (4, 4, 4), CPU, THREE)
     assert (found == image).all()
 
 
@@ -37,7 +42,7 @@ def test_windows_overlap_by_a_quarter(tmp_path):
         return by_value(patch)
 
     image = np.zeros((16, 16, 40))
-    predict_classes(case(tmp_path / "a", image, image, 3), counted, (16, 16, 16), CPU)
+    predict_classes(case(tmp_path / "a", image, image, 3), counted, (16, 16, 16), CPU, THREE)
     assert len(seen) == 3  # steps of 12: 0, 12, 24
 
 
@@ -48,7 +53,7 @@ def test_mean_over_the_cases_that_have_a_class(tmp_path):
     answer[0, 0, 1:4] = 1  # one voxel in common, of 2 and 3
     empty = np.zeros((4, 4, 4))
     cases = [case(tmp_path / "a", answer, label, 3), case(tmp_path / "b", empty, empty, 3)]
-    scores = dice_network_grid(cases, by_value, (4, 4, 4), CPU)
+    scores = dice_network_grid(cases, by_value, (4, 4, 4), CPU, THREE)
     assert scores == {1: pytest.approx(2 * 1 / 5)}
 
 
@@ -58,4 +63,34 @@ def test_ignored_voxels_count_nowhere(tmp_path):
     answer = np.ones((4, 4, 4))
     answer[2:] = answer[0, 1:] = answer[0, 0, 1:] = 0
     cases = [case(tmp_path / "a", answer, label, 2)]
-    assert dice_network_grid(cases, by_value, (4, 4, 4), CPU, 255) == {1: 1.0}
+    assert dice_network_grid(cases, by_value, (4, 4, 4), CPU, TWO, 255) == {1: 1.0}
+
+
+def test_overlapping_regions_are_written_over_one_another_and_scored_whole(tmp_path):
+    """The whole is label 1 or 2, the part 2; the part, written last, stays within the whole."""
+    label = np.zeros((4, 4, 4))
+    label[0, 0] = 1, 1, 2, 2
+    answer = np.zeros((4, 4, 4))
+    answer[0, 0] = 1, 2, 2, 0
+    regions = LabelClasses(
+        {0: "background", 1: "whole", 2: "part"}, (0, 1, 2), {1: (1, 2), 2: (2,)}, (1, 2)
+    )
+
+    def overlapping(patch):
+        return torch.cat([torch.zeros_like(patch), patch * 9 - 1, patch - 1.5], 1)
+
+    cases = [case(tmp_path / "a", answer, label, 3)]
+    assert predict_classes(cases[0], overlapping, (4, 4, 4), CPU, regions)[0, 0].tolist() == [
+        *(1, 2, 2, 0)
+    ]
+    scores = dice_network_grid(cases, overlapping, (4, 4, 4), CPU, regions)
+    assert scores == {1: pytest.approx(2 * 3 / 7), 2: pytest.approx(2 * 1 / 4)}
+
+
+def test_cases_count_for_what_was_annotated_in_them_only(tmp_path):
+    label = np.zeros((4, 4, 4))
+    label[0, 0, :2] = 1
+    answer = label.copy()
+    answer[1] = 2
+    partly = dataclasses.replace(case(tmp_path / "a", answer, label, 3), annotated=(1,))
+    assert dice_network_grid([partly], by_value, (4, 4, 4), CPU, THREE) == {1: 1.0}

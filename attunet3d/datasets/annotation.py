@@ -1,0 +1,34 @@
+"""Cases in which only some of the labels were looked for."""
+
+from collections.abc import Iterable, Mapping
+
+from attunet3d.core import DataError, suggestion
+from attunet3d.datasets.case import Case
+
+
+def annotated_values(case: Case, labels: Mapping[int, str]) -> tuple[int, ...] | None:
+    """The label values that were looked for in a case, background left out; None: all of them.
+
+    Example:
+        >>> from pathlib import Path
+        >>> case = Case(id="a", image=Path("a.nii.gz"), annotated=("liver",))
+        >>> annotated_values(case, {0: "background", 1: "pancreas", 2: "liver"})
+        (2,)
+    """
+    if case.annotated is None:
+        return None
+    return tuple(value for value, name in labels.items() if name in case.annotated)
+
+
+def check_annotated(cases: Iterable[Case], labels: Mapping[int, str]) -> None:
+    """Refuse a case of which something is said to be annotated that is none of the labels.
+
+    Raises:
+        DataError: There is one.
+    """
+    known = [name for value, name in labels.items() if value]
+    for case in cases:
+        for name in case.annotated or ():
+            if name not in known:
+                rule = f"case {case.id}: annotated {name!r} is none of the labels"
+                raise DataError(rule, value=name, cure=suggestion(name, known))
