@@ -200,18 +200,18 @@ def statistics(values: list[float]) -> dict[str, float | int | None]:
 def completed(
     scores: Mapping[str, Mapping[int, LabelScore]],
     labels: Mapping[int, str],
-    annotated: Mapping[str, Collection[int] | None],
+    annotated: Mapping[str, Collection[int] | None] | None = None,
 ) -> dict[str, dict[int, LabelScore]]:
     """The scores of exactly `labels` in every case; a label in neither map is correctly absent.
 
     Args:
         scores: By case and label value.
         labels: Names by label value.
-        annotated: The label values that were annotated in a case; None or no case: all of them.
+        annotated: The label values that were annotated in a case; None: all of them.
     """
     found: dict[str, dict[int, LabelScore]] = {}
     for case, by_label in scores.items():
-        known = annotated.get(case)
+        known = (annotated or {}).get(case)
         found[case] = {
             value: (by_label.get(value) or metrics.absent())
             if known is None or value in known

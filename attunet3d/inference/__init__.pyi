@@ -8,12 +8,12 @@ from .case_writer import write_case as write_case
 from .cohort import segment_cohort as segment_cohort
 from .cohort_options import CohortOptions as CohortOptions
 from .decision import decide as decide
+from .decision import winning_values as winning_values
 from .doubt import FEWEST_ROWS as FEWEST_ROWS
 from .doubt import DoubtRule as DoubtRule
 from .doubt import fit_doubt as fit_doubt
 from .doubt import outside_ranges as outside_ranges
 from .dry_run import dry_run as dry_run
-from .decision import winning_values as winning_values
 from .engine import independent as independent
 from .engine import make_engine as make_engine
 from .engine import mirrored as mirrored

@@ -135,7 +135,7 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
                     f" {self.like} {network.shape} with {len(self.values)} labels"
                 )
             slabs = [Slab(0, _plain(logits))]
-            labels = decide(slabs, network, source, self.values, self.order)
+            labels = decide(slabs, network, source, self.values, order=self.order)
             self.post_processing.apply_(labels, source)
             result[key] = _placed(torch.from_numpy(labels)[None], source, data[self.like], None)
         return result

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from attunet3d.core import DataError
+from attunet3d.datasets.annotation import annotated_values
 from attunet3d.datasets.formats import read_data_set
 from attunet3d.datasets.label_names import LabelNames, label_values, parse_labels
 from attunet3d.datasets.manifest import Manifest
@@ -43,8 +44,11 @@ def test_regions_and_the_ignored_value_come_through_a_manifest(tmp_path: Path) -
     assert found.value_names[4] == "ignore"
     found.save(tmp_path / "m.json")
     assert Manifest.load(tmp_path / "m.json") == found
-    with pytest.raises(DataError, match="regions that overlap cannot be trained on yet"):
-        found.training_settings()
+    assert found.training_settings() == [
+        "training.ignore_index=4",
+        "training.regions=[[1, 2, 3], [2, 3], [3]]",
+        "inference.regions_class_order=[1, 2, 3]",
+    ]
 
 
 def test_an_ignored_value_is_not_a_label_and_sets_the_training(tmp_path: Path) -> None:
@@ -59,16 +63,18 @@ def test_an_ignored_value_is_not_a_label_and_sets_the_training(tmp_path: Path) -
 
 
 def test_what_was_looked_for_in_a_case_is_kept(tmp_path: Path) -> None:
-    """And no training takes what was not for background."""
+    """By its value; a name that is none of the labels is refused."""
     entry = {"id": "a", "image": "a.nii", "label": "l.nii", "annotated": ["liver"]}
     (tmp_path / "m.json").write_text(json.dumps({"labels": {"1": "liver"}, "training": [entry]}))
     found = Manifest.load(tmp_path / "m.json")
     assert found.training[0].annotated == ("liver",)
     found.save(tmp_path / "n.json")
     assert Manifest.load(tmp_path / "n.json").training == found.training
-    with pytest.raises(DataError, match="case 'a' is annotated in part") as caught:
-        found.training_settings()
-    assert caught.value.cure == "leave such cases out"
+    assert annotated_values(found.training[0], found.labels) == (1,)
+    text = (tmp_path / "m.json").read_text().replace('["liver"]', '["livre"]')
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(DataError, match="case a: annotated 'livre' is none of the labels"):
+        Manifest.load(tmp_path / "m.json")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from attunet3d.imaging.preprocessing import label_to_network_grid
 from attunet3d.imaging.volume import Volume
 from attunet3d.inference import chunks
 from attunet3d.inference.chunks import ChunkBuilder
-from attunet3d.inference.decision import decide
+from attunet3d.inference.decision import decide, winning_values
 from attunet3d.inference.sliding_window import Slab
 from tests.inference.grids import (
     OBLIQUE,
@@ -209,3 +209,14 @@ def test_cuda_agrees_with_the_cpu():
     values = [0, 1, 2, 3, 4]
     wanted = decide(slabs(logits, 8), network, source, values)
     assert np.mean(decide(slabs(logits.cuda(), 8), network, source, values) == wanted) > 0.9999
+
+
+def test_overlapping_regions_overwrite_one_another_in_their_order():
+    """nnU-Net's rule for kidneys: 1 kidney, then 3 masses, then 2 tumours, whatever the logits."""
+    grid = Grid((4, 1, 1), np.eye(4))
+    logits = torch.tensor([[0.0] * 4, [9, 9, 9, -1], [-1, -1, 1, -1], [-1, 2, 3, -1]])
+    slab = Slab(0, logits.reshape(4, 4, 1, 1))
+    found = decide([slab], grid, grid, [0, 1, 2, 3], order=(1, 3, 2))
+    assert found.ravel().tolist() == [1, 3, 2, 0]
+    assert winning_values(logits, [0, 1, 2, 3], (1, 3, 2)).tolist() == [1, 3, 2, 0]
+    assert decide([slab], grid, grid, [0, 1, 2, 3]).ravel().tolist() == [1, 1, 1, 0]
