@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fold = "the fold that validates; all: a cross-validation"
     add("--fold", type=command_line.fold, metavar="K|all", help=fold)
     add("--final", action="store_true", help="after --fold all, train on all cases as well")
+    add("--seeds", type=int, metavar="N", help="train N times, to tell the spread between seeds")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
     add("--resume", action="store_true", help="go on with the run in RUN_DIR")
     add("--steps-more", type=int, default=0, metavar="N", help="resume for N steps beyond its end")
@@ -33,14 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--cache", type=Path, metavar="DIR", help="of prepared cases; folds can share it")
     arguments = parser.parse_args(argv)
 
-    from attunet3d.training import TrainingCall, cross_validate, distributed, train_run  # torch
+    from attunet3d import training  # torch comes with it
 
-    with distributed.process_group(arguments.device) as device:
-        call = TrainingCall.of(vars(arguments), device)
+    with training.distributed.process_group(arguments.device) as device:
+        call = training.TrainingCall.of(vars(arguments), device)
         if arguments.fold == "all":
-            cross_validate(call, arguments.run_dir, final=arguments.final)
+            training.cross_validate(call, arguments.run_dir, final=arguments.final)
+            return 0
+        cases = call.manifest.fold(arguments.fold)
+        if arguments.seeds:
+            training.train_seeds(call, arguments.run_dir, cases, arguments.seeds)
         else:
-            train_run(call, arguments.run_dir, call.manifest.fold(arguments.fold))
+            training.train_run(call, arguments.run_dir, cases)
     return 0
 
 

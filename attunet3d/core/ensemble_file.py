@@ -90,4 +90,5 @@ def _members(model: Path) -> Members:
 
 
 def _is_folder_name(name: object) -> bool:
-    return isinstance(name, str) and is_name(name) and Path(name).name == name
+    known = isinstance(name, str) and is_name(name) and name != ".."
+    return known and Path(str(name)).name == name

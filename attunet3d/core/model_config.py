@@ -121,7 +121,7 @@ class InferenceConfig(Settings):
     """The label of the largest logit, or labels that make the expected Dice largest (RankSEG)."""
     keep_largest: tuple[LabelValue | str, ...] = ()
     """Labels, by value or name, of which only the largest connected component is kept."""
-    smallest_ml: dict[str, Millilitres] = field(default_factory=dict)
+    smallest_ml: dict[str, Millilitres] = field(default_factory=dict, hash=False)
     """Smallest volume in ml, by label name, of a connected component that is kept."""
     regions_class_order: tuple[LabelValue, ...] = ()
     """Label values by which overlapping regions are written, each over the ones before; set from

@@ -18,6 +18,7 @@ from .plan import make_plan as make_plan
 from .run import TrainingCall as TrainingCall
 from .run import train_run as train_run
 from .run_log import read_rows as read_rows
+from .seeds import train_seeds as train_seeds
 from .step import TrainingStep as TrainingStep
 from .trainer import Trainer as Trainer
 from .trainer import TrainingData as TrainingData

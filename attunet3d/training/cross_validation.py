@@ -20,18 +20,16 @@ from pathlib import Path
 
 from attunet3d.core import (
     ENSEMBLE,
-    Config,
     DataError,
-    TrainingError,
     locked_folder,
     save_ensemble,
 )
 from attunet3d.datasets import Case, Manifest, Split
 from attunet3d.evaluation import doubt_notes, folder, post_processing
 from attunet3d.inference import Predictor, results, segment_cohort
-from attunet3d.training import distributed, run_folder
-from attunet3d.training.run import TrainingCall, train_run
-from attunet3d.training.run_folder import CONFIG, Cases
+from attunet3d.training import distributed
+from attunet3d.training.run import TrainingCall, begin_or_go_on, refuse_wrong_folders, with_steps_of
+from attunet3d.training.run_folder import Cases
 
 RESULTS, FINAL = "cross_validation", "final"
 _log = logging.getLogger(__name__)
@@ -53,7 +51,7 @@ def cross_validate(call: TrainingCall, run_dir: Path, *, final: bool = False) ->
         UserError: As `train_run`.
     """
     folds = {f"fold{n}": call.manifest.fold(n) for n in _numbers(call.manifest)}
-    _refuse_wrong_folder(call, run_dir, list(folds))
+    refuse_wrong_folders(call, run_dir, list(folds))
     trainings = len(folds) + final
     with distributed.held_by_first(lambda: locked_folder(run_dir, "train")):
         call = replace(call, cache=call.cache or run_dir / "cache")
@@ -61,17 +59,17 @@ def cross_validate(call: TrainingCall, run_dir: Path, *, final: bool = False) ->
         for number, (name, cases) in enumerate(folds.items(), 1):
             _log.info("%s: training %d of %d", run_dir / name, number, trainings)
             if number > 1 and hours is not None:
-                call, hours = _with_steps_of(call, run_dir / next(iter(folds))), None
-            _train(replace(call, hours=hours), run_dir / name, cases)
+                call, hours = with_steps_of(call, run_dir / next(iter(folds))), None
+            begin_or_go_on(replace(call, hours=hours), run_dir / name, cases)
         held_out = [case for _, validation in folds.values() for case in validation]
         _predict(call, run_dir, folds)
         _score(call.manifest, run_dir / RESULTS, held_out)
         _make_ensemble(call.manifest, run_dir, list(folds), held_out)
         if final:
             _log.info("%s: training %d of %d", run_dir / FINAL, trainings, trainings)
-            call = replace(_with_steps_of(call, run_dir / next(iter(folds))), hours=None)
+            call = replace(with_steps_of(call, run_dir / next(iter(folds))), hours=None)
             everyone = (*call.manifest.training, *call.manifest.validation)
-            _train(call, run_dir / FINAL, (everyone, ()))
+            begin_or_go_on(call, run_dir / FINAL, (everyone, ()))
 
 
 def _numbers(manifest: Manifest) -> list[int]:
@@ -83,40 +81,6 @@ def _numbers(manifest: Manifest) -> list[int]:
             cure="make it again by attunet3d manifest --folds 5",
         )
     return numbers
-
-
-@distributed.by_first
-def _refuse_wrong_folder(call: TrainingCall, run_dir: Path, folds: list[str]) -> None:
-    if (run_dir / CONFIG).exists():
-        cure = "name another folder for the cross-validation"
-        raise TrainingError("holds a run of one fold", path=run_dir, cure=cure)
-    begun = any((run_dir / name / CONFIG).exists() for name in folds)
-    if begun and not (call.resume or distributed.restarted()):
-        cure = "add --resume to go on with it, or name another folder"
-        raise TrainingError("holds a cross-validation", path=run_dir, cure=cure)
-    if call.resume and not begun:
-        cure = "check the path, or leave --resume out to begin a cross-validation"
-        raise TrainingError("holds no cross-validation to resume", path=run_dir, cure=cure)
-    if call.steps_more:
-        rule = "--steps-more goes with one run, not with --fold all"
-        raise TrainingError(rule, cure="lengthen each fold by itself")
-
-
-def _train(call: TrainingCall, run_dir: Path, cases: Cases) -> None:
-    """Begin a run, go on with it, or see that it is done."""
-    begun = (run_dir / CONFIG).exists()
-    if begun and (run_dir / "summary.json").exists():
-        same = call if call.hours is None else _with_steps_of(call, run_dir)
-        run_folder.go_on(run_dir, same.config, cases, call.device)  # refuses other settings
-        _log.info("%s: is done", run_dir)
-        return
-    train_run(replace(call, resume=begun), run_dir, cases)
-
-
-def _with_steps_of(call: TrainingCall, run_dir: Path) -> TrainingCall:
-    """The same call for as many steps as a run took."""
-    steps = Config.load(run_dir / CONFIG).training.steps
-    return replace(call, config=call.config.replaced({"training.steps": steps}))
 
 
 @distributed.by_first

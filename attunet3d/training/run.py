@@ -1,17 +1,20 @@
 """One training from its folder to its summary."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from attunet3d.core import Config
+from attunet3d.core import Config, SettingsError, TrainingError
 from attunet3d.datasets import Manifest
-from attunet3d.training import plan_file, run_folder, run_report
+from attunet3d.training import distributed, plan_file, run_folder, run_report
 from attunet3d.training.run_folder import Cases
 from attunet3d.training.trainer import Trainer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,11 @@ class TrainingCall:
         Raises:
             UserError: A file cannot be read, or does not describe a training.
         """
+        everything = flags["fold"] == "all"
+        if flags["final"] and not everything:
+            raise SettingsError("--final goes with --fold all", cure="add it, or leave --final out")
+        if flags["seeds"] and everything:
+            raise SettingsError("--seeds goes with one fold", cure="name it by --fold K")
         manifest = Manifest.load(flags["manifest"], flags["root"]).require_files()
         names = ("memory", "cache", "steps_more", "init", "hours")
         return cls(
@@ -75,3 +83,46 @@ def train_run(call: TrainingCall, run_dir: Path, cases: Cases) -> None:
         trainer = Trainer(data, config, run_dir, call.device)
         trainer.start(resume=resume, init=call.init)
         run_report.finish(trainer, trainer.fit(call.hours))
+
+
+@distributed.by_first
+def refuse_wrong_folders(call: TrainingCall, run_dir: Path, names: Sequence[str]) -> None:
+    """Refuse to begin several trainings where some are, and to resume some where none is.
+
+    Raises:
+        TrainingError: `run_dir` is a run itself, holds trainings and is not to be resumed, or is
+            to be resumed and holds none.
+        SettingsError: More steps are asked for, which one run can take.
+    """
+    if (run_dir / run_folder.CONFIG).exists():
+        raise TrainingError("holds a run of one fold", path=run_dir, cure="name another folder")
+    begun = any((run_dir / name / run_folder.CONFIG).exists() for name in names)
+    if begun and not (call.resume or distributed.restarted()):
+        cure = "add --resume to go on with them, or name another folder"
+        raise TrainingError(f"holds trainings ({names[0]} …)", path=run_dir, cure=cure)
+    if call.resume and not begun:
+        cure = "check the path, or leave --resume out to begin"
+        raise TrainingError(f"holds no training to resume ({names[0]} …)", path=run_dir, cure=cure)
+    if call.steps_more:
+        raise SettingsError("--steps-more: lengthens one run", cure="name the run's own folder")
+
+
+def begin_or_go_on(call: TrainingCall, run_dir: Path, cases: Cases) -> None:
+    """Begin one of several trainings, go on with it, or see that it is done.
+
+    Raises:
+        UserError: As `train_run`; a training that is done was made with other settings or cases.
+    """
+    begun = (run_dir / run_folder.CONFIG).exists()
+    if not begun or not (run_dir / "summary.json").exists():
+        train_run(replace(call, resume=begun), run_dir, cases)
+        return
+    same = call if call.hours is None else with_steps_of(call, run_dir)
+    run_folder.go_on(run_dir, same.config, cases, call.device)  # refuses other settings
+    _log.info("%s: is done", run_dir)
+
+
+def with_steps_of(call: TrainingCall, run_dir: Path) -> TrainingCall:
+    """The same call for as many steps as a run took."""
+    steps = Config.load(run_dir / run_folder.CONFIG).training.steps
+    return replace(call, config=call.config.replaced({"training.steps": steps}))

@@ -165,7 +165,7 @@ def test_a_packaged_cross_validation_gives_the_label_maps_of_infer(home, tmp_pat
 
 def test_what_makes_no_cross_validation_is_refused(home, tmp_path, capsys):
     assert call(*train(home, tmp_path / "none", "--resume")) == 2
-    assert "holds no cross-validation to resume" in capsys.readouterr().err
+    assert "holds no training to resume" in capsys.readouterr().err
     values = json.loads((home / "m.json").read_text(encoding="utf-8"))
     for case in values["training"]:
         case["fold"] = 0
@@ -177,3 +177,21 @@ def test_what_makes_no_cross_validation_is_refused(home, tmp_path, capsys):
     arguments[1], arguments[3] = home / "m.json", Path(home / "run" / "fold0")
     assert call(*arguments) == 2
     assert "holds a run of one fold" in capsys.readouterr().err
+    assert call(*train(home, tmp_path / "none", "--seeds", 2)) == 2
+    assert "--seeds goes with one fold" in capsys.readouterr().err
+
+
+def test_seeds_tell_the_spread_of_one_fold(home, tmp_path, capsys):
+    arguments = ["0" if part == "all" else part for part in train(home, tmp_path / "seeds")]
+    cache = ("--cache", home / "run" / "cache")
+    assert call(*arguments, "--set", "training.steps=4", *cache, "--seeds", 2) == 0
+    assert "mean ± standard deviation" in capsys.readouterr().out
+    found = json.loads((tmp_path / "seeds" / "seeds.json").read_text(encoding="utf-8"))
+    dices = found["dice_network_grid"]
+    assert list(dices) == ["0", "1"]
+    assert found["mean"] == pytest.approx(sum(dices.values()) / 2)
+    spread = abs(dices["0"] - dices["1"]) / 2**0.5
+    assert found["standard_deviation"] == pytest.approx(spread)
+    runs = [load_model(tmp_path / "seeds" / name) for name in ("seed0", "seed1")]
+    assert [run.config.training.seed for run in runs] == [0, 1]
+    assert runs[0].fingerprint != runs[1].fingerprint
