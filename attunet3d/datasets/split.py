@@ -113,16 +113,12 @@ def held_out(
     if everything or fold is not None:
         return cases
     chosen = _unseen(cases, manifest, split)
-    if not chosen and len(split.seen([case.id for case in cases])) == len(cases):
-        raise DataError(
-            f"manifest {manifest.name!r}: all {len(cases)} cases were seen in training, by one"
-            " member of an ensemble at least",
-            cure="--all takes them all the same; a cross-validation scores each case by the fold"
-            " that has not seen it",
-        )
     if not chosen:
+        seen = len(split.seen([case.id for case in cases]))
+        rest = f": {seen} of {len(cases)} were seen, by a member of an ensemble at least"
         raise DataError(
-            f"manifest {manifest.name!r}: no {kind} is known to be held out from training",
+            f"manifest {manifest.name!r}: no {kind} is known to be held out from training"
+            f"{rest if seen else ''}",
             cure="--fold K takes the cases that fold K validates on, --all takes every case",
         )
     return chosen

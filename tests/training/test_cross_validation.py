@@ -129,7 +129,7 @@ def test_the_folder_is_one_model_that_has_seen_every_case(home, tmp_path, capsys
     assert {*Split.of_models([run]).roles.values()} == {"training"}
     capsys.readouterr()
     assert call("infer", run, home / "m.json", tmp_path / "all", "--device", "cpu") == 2
-    assert "all 6 cases were seen in training" in capsys.readouterr().err
+    assert "held out from training: 6 of 6 were seen" in capsys.readouterr().err
     assert call("infer", run, home / "m.json", tmp_path / "all", "--all", "--device", "cpu") == 0
     assert "6 of 6 cases were seen in training" in capsys.readouterr().err
     assert call("info", run) == 0
