@@ -34,18 +34,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--cache", type=Path, metavar="DIR", help="of prepared cases; folds can share it")
     arguments = parser.parse_args(argv)
 
-    from attunet3d import training  # torch comes with it
+    from attunet3d.training import (  # torch comes with them
+        TrainingCall,
+        cross_validate,
+        distributed,
+        train_run,
+        train_seeds,
+    )
 
-    with training.distributed.process_group(arguments.device) as device:
-        call = training.TrainingCall.of(vars(arguments), device)
+    with distributed.process_group(arguments.device) as device:
+        call = TrainingCall.of(vars(arguments), device)
         if arguments.fold == "all":
-            training.cross_validate(call, arguments.run_dir, final=arguments.final)
+            cross_validate(call, arguments.run_dir, final=arguments.final)
             return 0
         cases = call.manifest.fold(arguments.fold)
         if arguments.seeds:
-            training.train_seeds(call, arguments.run_dir, cases, arguments.seeds)
+            train_seeds(call, arguments.run_dir, cases, arguments.seeds)
         else:
-            training.train_run(call, arguments.run_dir, cases)
+            train_run(call, arguments.run_dir, cases)
     return 0
 
 
