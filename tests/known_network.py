@@ -53,7 +53,7 @@ def checkpoint(network: nn.Module | None = None, *settings: str, **changes: obje
         "network": (network or ThresholdNetwork()).eval(),
         "config": Config().with_overrides([*SETTINGS, *settings]),
         "labels": {0: "background", 5: "ball"},
-        "fingerprint": "f" * 64,
+        "checksum": "f" * 64,
         "path": Path("known.safetensors"),
     }
     return Checkpoint(**{**values, **changes})

@@ -183,7 +183,7 @@ class Cohort:
                     path=path,
                     cure="choose another output folder",
                 )
-        origin = {"model": self.predictor.fingerprint, "settings": self.predictor.settings}
+        origin = {"model": self.predictor.checksum, "settings": self.predictor.settings}
         return Job(files, scan, origin)
 
     def _is_done(self, job: Job) -> bool:

@@ -18,8 +18,8 @@ from torch import Tensor
 from attunet3d.core import Box, LabelMap, Range
 from attunet3d.imaging import BLOCK_VOXELS, GPU_BLOCK_VOXELS, Grid, extent, keep_largest_
 from attunet3d.inference.chunks import Chunk, ChunkBuilder
+from attunet3d.inference.large_arrays import zeros
 from attunet3d.inference.sliding_window import Slab
-from attunet3d.inference.zeros import zeros
 
 
 @torch.no_grad()

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from attunet3d.core import Floats, LabelMap
 from attunet3d.imaging import Grid, extent
-from attunet3d.inference.array_spool import ArraySpool
 from attunet3d.inference.chunks import Chunk, ChunkBuilder, Ranges
 from attunet3d.inference.expected_dice import (
     Activation,
@@ -38,6 +37,7 @@ from attunet3d.inference.expected_dice import (
     margins_of,
     probabilities_of,
 )
+from attunet3d.inference.large_arrays import ArraySpool
 from attunet3d.inference.sliding_window import Slab
 
 FAINT = -16.0  # a margin below which a class's share of a softmax is below float32's rounding

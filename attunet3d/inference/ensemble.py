@@ -77,7 +77,7 @@ def load_as_one(path: Path) -> Checkpoint:
         here, first = (asdict(one.config.network) for one in (member, members[0]))
         require_equal(member.path, "network", here, first)
     network = MeanNetwork([member.network for member in members]).eval()
-    return Checkpoint(network, config, members[0].labels, fingerprint(members), path)
+    return Checkpoint(network, config, members[0].labels, checksum(members), path)
 
 
 def activation(config: Config) -> Literal["softmax", "sigmoid"]:
@@ -97,11 +97,11 @@ def as_member(checkpoint: Checkpoint, *, mirror: bool) -> Member:
     return Member(checkpoint.network, checkpoint.config.network, kept)
 
 
-def fingerprint(members: Sequence[Checkpoint]) -> str:
+def checksum(members: Sequence[Checkpoint]) -> str:
     """The member's own, or one of all members whatever their order."""
     if len(members) == 1:
-        return members[0].fingerprint
-    joined = "\n".join(sorted(member.fingerprint for member in members))
+        return members[0].checksum
+    joined = "\n".join(sorted(member.checksum for member in members))
     return sha256(joined.encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""Coarse to fine: where in a scan a coarse answer lies, and whether a fine answer stayed inside.
+"""Coarse to fine: the box around a coarse label map, and whether a fine one reaches its faces.
 
-A network at 4 mm says in which box the labels lie; the fine network then sees that box alone. An
-organ cut off by the box would be an organ lost, so two things are watched: a coarse answer that is
-empty, and a fine one that reaches a face of the box behind which the scan goes on.
+A network at 4 mm finds the box in which the labels lie; the fine network then sees that box alone.
+So that the box cuts no organ off, the whole scan is segmented where the coarse label map is empty,
+and where the fine one reaches a face of the box behind which the scan goes on.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from attunet3d.core import Box, Size
 from attunet3d.imaging import Grid, axis_map, extent
 from attunet3d.inference.sliding_window import Slab
 
-MARGIN_MM = 16.0  # about the coarse answer: four of its voxels, and context for the fine network
+MARGIN_MM = 16.0  # around the coarse labels: four voxels, and context for the fine network
 
 
 def box_around(
@@ -29,8 +29,8 @@ def box_around(
         labels: Label map on `coarse`; everything but 0 is foreground.
         coarse: Its grid.
         fine: A grid with parallel axes.
-        least: Voxels of the box at least, where `fine` has as many: a window's, which costs the
-            same when it is filled with what is there as when it is padded.
+        least: Smallest size of the box in voxels, as far as `fine` is that large: a window's, as
+            a window costs the same whether it is filled or padded.
         margin_mm: Kept around the foreground.
 
     Returns:
@@ -65,7 +65,7 @@ def box_around(
 
 
 def _grown(start: int, stop: int, least: int, size: int) -> slice:
-    """The part of 0 … `size` about `start` … `stop` that is `least` long, or as long as it is."""
+    """The range `start` … `stop`, widened to `least` and kept within 0 … `size`."""
     start, stop = max(0, start), min(size, stop)
     length = min(size, max(least, stop - start))
     first = min(max(0, start - (length - (stop - start)) // 2), size - length)
@@ -73,7 +73,7 @@ def _grown(start: int, stop: int, least: int, size: int) -> slice:
 
 
 class Faces:
-    """Notes whether an answer within a box reaches a face behind which the image goes on.
+    """Notes whether labels within a box reach a face behind which the image goes on.
 
     Args:
         box: Of the image; what is segmented.
@@ -88,7 +88,7 @@ class Faces:
         self.touched = False
 
     def note(self, slab: Slab) -> None:
-        """Note what lies on the faces within a slab."""
+        """Look at those voxels of a slab that lie on the faces."""
         self.touched = self.touched or self._reaches(slab)
 
     def _reaches(self, slab: Slab) -> bool:

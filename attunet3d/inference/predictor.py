@@ -71,7 +71,7 @@ class Predictor:
         self.post_processing = PostProcessing.of(self.config.inference, self.labels)
         self.doubt_rule = DoubtRule.of(members[0].notes)
         self.label_ranges = members[0].notes.get("label_ranges", {})
-        self.fingerprint = ensemble.fingerprint(members)
+        self.checksum = ensemble.checksum(members)
         self.device = machine.pick_device(None if device is None else str(device))
         self.budget = memory or default_budget(self.device)
         self.activation = ensemble.activation(self.config)
@@ -117,7 +117,7 @@ class Predictor:
         for name in MEMORY_ONLY:
             del values[name]
         settings = {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
-        return settings | {"locator": None if self.locator is None else self.locator.fingerprint}
+        return settings | {"locator": None if self.locator is None else self.locator.checksum}
 
     def require_attention(self) -> None:
         """Refuse to give attention maps where a network has no gates.
@@ -269,7 +269,7 @@ class Predictor:
         names = [name for value, name in sorted(self.labels.items()) if value]
         members = [] if execution.agreement is None else execution.agreement.dice()
         return Record(
-            model=self.fingerprint,
+            model=self.checksum,
             members=len(self.inferer.members),
             settings=self.settings,
             activation=self.activation,

@@ -220,7 +220,7 @@ def is_done(files: CaseFiles, wanted: Sequence[Path], origin: Mapping[str, Any])
     Args:
         files: The case.
         wanted: The files it must have.
-        origin: Entries that its sidecar must hold: model, settings, fingerprint of the scan.
+        origin: Entries that its sidecar must hold: model, settings, checksum of the scan.
 
     Raises:
         WriteError: The case stands whole but was made otherwise; it is not overwritten unasked.

@@ -1,9 +1,9 @@
 """A network over a volume larger than it takes at once: overlapping windows, stitched slab by slab.
 
-Rows of windows go up along z; their weighted mean (see `windows` and `window_sums`) is handed on as
-soon as no later window touches a plane, so memory holds one row of windows and not the volume. A
-volume smaller than the window is padded with its minimum, which is air once Hounsfield units are
-clipped; the padding is cut off again.
+Rows of windows follow each other along z. The weighted mean of the windows (see `windows` and
+`stitching`) is handed on as soon as no later window touches a plane, so that memory holds one row
+of windows and not the volume. A volume smaller than the window is padded with its minimum, which is
+air once Hounsfield units are clipped; the padding is cut off again.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,12 +23,12 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Slab:
-    """What the network says of consecutive planes.
+    """The network's output for consecutive planes.
 
     Args:
         start: The first plane's index along z (axis 2) of the network's grid.
-        logits: (K, X, Y, n) for the planes start … start + n - 1, up to a number that all classes
-            of a voxel share; K = 1 is the margin l1 - l0 of two classes.
+        logits: (K, X, Y, n) for the planes start … start + n - 1, up to a constant per voxel that
+            all its classes share; K = 1 is the margin l1 - l0 of two classes.
         attention: (maps, X, Y, n), the gates' coefficients, if they were asked for.
     """
 
@@ -60,16 +60,16 @@ def sliding_window_slabs(
 ) -> Iterator[Slab]:
     """Run `predictor` over overlapping windows of `image`; yield final slabs from z = 0 upwards.
 
-    The image and what the predictor returns are only read. When CUDA memory runs out the windows
-    are done one at a time, then stitched in the CPU's memory; done windows are not repeated.
+    The image and the predictor's outputs are only read. When CUDA memory runs out, windows are
+    computed one at a time, then stitched in the CPU's memory; finished windows are not repeated.
 
     Args:
         image: (C, X, Y, Z), on the device that the predictor works on.
         predictor: (B, C, x, y, z) → (B, K, x, y, z).
         window: x, y, z voxels of a window.
         overlap: Least share of a window that its neighbour covers, in [0, 1).
-        window_batch: Windows a call of the predictor.
-        stitching: Channels, weights, and who hears of fallbacks.
+        window_batch: Windows per call of the predictor.
+        stitching: Channels, weights, and what is called with the reason of a fallback.
 
     Yields:
         Every plane once, in order.
@@ -132,7 +132,7 @@ class _Row:
         self.factors = [axis_weights(length, stitching.weights) for length in window]
         parts = zip(sizes, self.starts, self.factors, strict=True)
         self.inverse = [inverse_sum(n, starts, factor) for n, starts, factor in parts]
-        self.home = image.device  # of the sums
+        self.sums_device = image.device
         self.sums: WindowSums | None = None  # made when the number of channels is known
 
     @torch.no_grad()
@@ -148,7 +148,7 @@ class _Row:
             self.sums.shift(end - start)
 
     def _add_row(self, columns: list[tuple[int, int]], z: int, batch: int) -> int:
-        """Add all windows that start at plane `z`; return the batch size that memory allowed."""
+        """Add all windows that start at plane `z`; return the batch size that fitted."""
         done = 0
         while done < len(columns):
             now = columns[done : done + batch]
@@ -169,10 +169,10 @@ class _Row:
     def _predict(self, columns: list[tuple[int, int]], z: int) -> Tensor:
         a, b, c = self.window
         parts = [self.image[:, x : x + a, y : y + b, z : z + c] for x, y in columns]
-        # One window is a view: the predictor may read it, and it is nobody's to write to.
+        # One window is a view of the image, which must not be written to.
         inputs = parts[0][None] if len(parts) == 1 else torch.stack(parts)  # (B, C, x, y, z)
         outputs = self.predictor(inputs.to(self.device))
-        return outputs.to(self.home, torch.float32)
+        return outputs.to(self.sums_device, torch.float32)
 
     def _no_sums(self, like: Tensor) -> WindowSums:
         options = self.stitching
@@ -183,8 +183,8 @@ class _Row:
         if batch > 1:
             batch = 1
             self.stitching.note("CUDA memory ran out: windows one at a time")
-        elif self.home.type == "cuda":
-            self.image, self.home = self.image.cpu(), torch.device("cpu")
+        elif self.sums_device.type == "cuda":
+            self.image, self.sums_device = self.image.cpu(), torch.device("cpu")
             if self.sums is not None:
                 self.sums.to_cpu()
             self.stitching.note("CUDA memory ran out: windows stitched in the CPU's memory")
@@ -196,7 +196,7 @@ class _Row:
 
 
 def _channels(outputs: Tensor, all_channels: bool) -> Tensor:
-    """(B, K, …) as it is accumulated: two classes as their difference, which decides alone."""
+    """The channels (B, K, …) to accumulate: of two classes the difference, which alone decides."""
     if outputs.shape[1] == 2 and not all_channels:
         return outputs[:, 1:] - outputs[:, :1]
     return outputs

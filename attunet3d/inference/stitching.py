@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from attunet3d.core import Size
-from attunet3d.inference.zeros import zeros
+from attunet3d.inference.large_arrays import zeros
 
-SLAB_VALUES = 2**20  # handed on at once: 4 MB, which stays in the CPU's cache
+SLAB_VALUES = 2**20  # per slab: 4 MB, which stay in the CPU's cache
 GPU_SLAB_VALUES = 2**25
 FEW_PLANES, MOST_SLAB_VALUES = 4, 2**22  # of many classes; fewer planes cost more than they save
-PIECE_VALUES = 2**20  # of a window weighted at once: 4 MB, which stays in the CPU's cache
+PIECE_VALUES = 2**20  # of a window weighted at once: 4 MB, which stay in the CPU's cache
 MOST_BYTES = 2**29  # of the CPU's memory for sums in float32; beyond it they are float16
 
 
@@ -28,7 +28,7 @@ class WindowSums:
     """Means over the planes that one row of windows touches.
 
     Args:
-        like: (K, x, y, z), what a window gives: its channels, memory order and device are kept.
+        like: (K, x, y, z), a window's output, for its channels, memory order and device.
         factors: Weights of a window along x, y and z.
         inverse: 1 / (sum of the weights) at each index of the volume along x, y and z.
         all_channels: Keep every channel as it is: neither margin nor float16.
@@ -52,12 +52,12 @@ class WindowSums:
         half = channels > 2 and not (all_channels or like.is_cuda or need <= MOST_BYTES)
         if half:
             note(f"sums of {channels} classes need {need / 1e9:.1f} GB in float32: float16")
-        # Laid out in memory as the outputs are, whichever axis they run along first: adding
-        # across two layouts takes three times as long.
+        # The sums have the outputs' memory order: adding across two orders takes three times as
+        # long.
         self.order = sorted(range(3), key=lambda axis: -like.stride(axis + 1))
         slow, middle, fast = (window[axis] for axis in self.order)
         depth = slow if like.is_cuda else max(1, PIECE_VALUES // (middle * fast))
-        # Used again for every window: fresh memory costs more than filling it.
+        # Reused for every window: fresh memory costs more than filling it.
         self.piece = like.new_empty((min(depth, slow), middle, fast))
         self.rounded = self.piece.half() if half else None
         stored = (channels - self.margin, *(shape[axis] for axis in self.order))
@@ -89,7 +89,7 @@ class WindowSums:
                 self._add_piece(total, piece, slow[part, None, None])
 
     def _shift(self, logits: Tensor) -> Tensor | None:
-        """What is taken off all logits (K, …) of a voxel."""
+        """What is subtracted from all logits (K, …) of a voxel."""
         if self.rounded is not None:
             return logits.amax(0)
         return logits[0] if self.margin else None
@@ -101,13 +101,13 @@ class WindowSums:
             total += self.rounded[: len(piece)].copy_(piece.mul_(shares))
 
     def _shares(self, axis: int, first: int) -> Tensor:
-        """What a window that starts at index `first` of an axis counts there, of 1."""
+        """The normalised weights along an axis of a window that starts at index `first`."""
         factor = self.factors[axis]
         shares = factor * self.inverse[axis][first : first + len(factor)]
         return shares.to(self.sums.device, torch.float32)
 
     def finished(self, count: int) -> Iterator[tuple[int, Tensor]]:
-        """The first `count` planes: the index of one and logits (K, X, Y, n) from there on."""
+        """The first `count` planes, slab by slab: first index and logits (K, X, Y, n)."""
         means = self.means
         step = slab_planes(means[..., 0].numel(), means.device)
         for first in range(0, count, step):
@@ -124,14 +124,14 @@ class WindowSums:
         means[..., max(kept, 0) :] = 0
 
     def to_cpu(self) -> None:
-        """Go on in the CPU's memory."""
+        """Move the sums to the CPU's memory."""
         self.sums, self.piece = self.sums.cpu(), self.piece.cpu()
         self.factors = [part.cpu() for part in self.factors]
         self.inverse = [part.cpu() for part in self.inverse]
 
 
 def slab_planes(plane_values: int, device: torch.device) -> int:
-    """How many planes are handed on at once: a GPU, whose every call costs, gets many."""
+    """Planes per slab; on a GPU many, as each call has a cost."""
     if device.type == "cuda":
         return max(1, GPU_SLAB_VALUES // plane_values)
     few = min(FEW_PLANES, MOST_SLAB_VALUES // plane_values)

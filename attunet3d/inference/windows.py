@@ -1,9 +1,9 @@
-"""Where windows lie along an axis and what they weigh.
+"""The positions of windows along an axis, and their weights.
 
-The windows of each axis are the fewest that cover it with at least the overlap asked for, spread
-evenly. They are a tensor product of three lists of starts, and so are their weights (clamped 1-D
-Gaussians): the sum of weights at a voxel is n(x, y, z) = n_x(x) · n_y(y) · n_z(z), three vectors
-instead of a volume.
+Along each axis there are as few windows as cover it with at least the overlap asked for, spread
+evenly. Windows are the tensor product of three lists of starts, and their weights that of three
+clamped 1-D Gaussians: the sum of weights at a voxel is n(x, y, z) = n_x(x) · n_y(y) · n_z(z), three
+vectors instead of a volume.
 """
 
 import math

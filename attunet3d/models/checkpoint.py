@@ -49,7 +49,7 @@ class Checkpoint:
         network: In eval mode, on the CPU.
         config: Resolved settings of the run that made it.
         labels: Name of each label value; class c is the c-th smallest value.
-        fingerprint: SHA-256 of the file, in hex.
+        checksum: SHA-256 of the file, in hex.
         path: The file.
         notes: Further facts, as `save_model` took them.
     """
@@ -57,7 +57,7 @@ class Checkpoint:
     network: Network
     config: Config
     labels: dict[int, str]
-    fingerprint: str
+    checksum: str
     path: Path
     notes: Mapping[str, Any] = field(default_factory=dict)
 

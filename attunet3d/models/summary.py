@@ -48,7 +48,7 @@ def network_summary(config: NetworkConfig, classes: int, patch: Size, words: str
 def model_summary(model: Checkpoint) -> str:
     """Labels, checksum, settings and layers of a trained model, or of an ensemble's members."""
     labels = ", ".join(f"{value} {name}" for value, name in sorted(model.labels.items()))
-    head = f"labels: {labels}\nSHA-256: {model.fingerprint}\n"
+    head = f"labels: {labels}\nSHA-256: {model.checksum}\n"
     if isinstance(model.network, MeanNetwork):
         head = f"the mean of {len(model.network.members)} networks\n{head}"
     return f"{head}\n{config_summary(model.config, len(model.labels))}"

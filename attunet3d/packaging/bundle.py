@@ -177,7 +177,7 @@ def metadata(model: Checkpoint, window: Size) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "version": "1.0.0",
-        "changelog": {"1.0.0": f"attunet3d {__version__}, model {model.fingerprint}"},
+        "changelog": {"1.0.0": f"attunet3d {__version__}, model {model.checksum}"},
         "monai_version": version("monai"),
         "pytorch_version": version("torch").split("+")[0],
         "numpy_version": version("numpy"),
@@ -217,7 +217,7 @@ SCANS is a folder of CT scans in Hounsfield units (`*.nii`, `*.nii.gz`). For eac
 {chr(10).join(rows)}
 
 Preprocessing: `{settings}`. Window: {"×".join(map(str, window))} voxels along R, A, S.
-Model: `{model.fingerprint}`.
+Model: `{model.checksum}`.
 
 Research software, not a medical device: no diagnosis, treatment or measurement of patients. A label
 map looks as sure where it is wrong as where it is right; a person who can judge it must look at it.

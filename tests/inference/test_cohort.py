@@ -118,7 +118,7 @@ def test_maps_asked_for_later_are_made(scans, tmp_path):
 
 def test_results_of_another_model_or_setting_or_scan_are_kept(scans, tmp_path):
     segment(scans, tmp_path / "out")
-    outcome = segment(scans, tmp_path / "out", predictor(fingerprint="0" * 64))
+    outcome = segment(scans, tmp_path / "out", predictor(checksum="0" * 64))
     assert set(outcome.failures) == {"a", "b", "-c"}
     assert "another model" in outcome.failures["a"]
     outcome = segment(scans, tmp_path / "out", predictor("inference.overlap=0.25"))

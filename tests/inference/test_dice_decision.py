@@ -6,7 +6,7 @@ import torch
 from rankseg import RankSEG
 from scipy import ndimage
 
-from attunet3d.inference import array_spool, chunks
+from attunet3d.inference import chunks, large_arrays
 from attunet3d.inference.decision import background, decide
 from attunet3d.inference.dice_decision import DiceDecision
 from attunet3d.inference.expected_dice import expected_dice, probabilities_of
@@ -112,7 +112,7 @@ def test_on_the_scans_grid_in_portions_and_from_a_file(order, monkeypatch):
     logits = torch.cat([torch.zeros_like(margins[:1]), margins])
     argmax = decide(slabs(logits, 4), network, source, values)
     assert 0 < np.mean(whole != argmax) < 0.2
-    monkeypatch.setattr(array_spool, "MOST_BYTES", 1)
+    monkeypatch.setattr(large_arrays, "MOST_BYTES", 1)
     monkeypatch.setattr(chunks, "TABLE_VALUES", 1000)
     monkeypatch.setattr(chunks, "PIECE_VALUES", 700)
     pieces, again = labelled(margins, network, source, values, size=2)

@@ -436,10 +436,10 @@ def test_no_window_and_no_model_are_refused():
 
 
 def test_fingerprint_of_an_ensemble_does_not_depend_on_its_order():
-    a, b = checkpoint(fingerprint="a" * 64), checkpoint(fingerprint="b" * 64)
-    assert Predictor([a, b], "cpu").fingerprint == Predictor([b, a], "cpu").fingerprint
-    assert Predictor([a, b], "cpu").fingerprint != Predictor([a], "cpu").fingerprint
-    assert Predictor([a], "cpu").fingerprint == "a" * 64
+    a, b = checkpoint(checksum="a" * 64), checkpoint(checksum="b" * 64)
+    assert Predictor([a, b], "cpu").checksum == Predictor([b, a], "cpu").checksum
+    assert Predictor([a, b], "cpu").checksum != Predictor([a], "cpu").checksum
+    assert Predictor([a], "cpu").checksum == "a" * 64
 
 
 # --- CUDA ------------------------------------------------------------------------------------

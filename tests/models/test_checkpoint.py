@@ -53,8 +53,8 @@ def test_a_model_comes_back_with_its_logits_settings_and_labels(tmp_path, networ
     assert found.config == CONFIG
     assert found.labels == LABELS
     assert not found.network.training
-    assert len(found.fingerprint) == 64
-    assert found.fingerprint == load_model(tmp_path / "model.safetensors").fingerprint
+    assert len(found.checksum) == 64
+    assert found.checksum == load_model(tmp_path / "model.safetensors").checksum
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_every_case_is_predicted_by_the_model_that_has_not_seen_it(home):
     for path in (run / "cross_validation" / "predictions").glob("*.json"):
         sidecar = json.loads(path.read_text(encoding="utf-8"))
         fold = run / fold_of[path.stem]
-        assert sidecar["model"] == load_model(fold).fingerprint
+        assert sidecar["model"] == load_model(fold).checksum
         assert sidecar["role_in_training"] == "validation"
         plan = json.loads((fold / "plan.json").read_text(encoding="utf-8"))
         assert path.stem not in plan["split"]["training"]
@@ -83,7 +83,7 @@ def test_every_case_is_predicted_by_the_model_that_has_not_seen_it(home):
 
 def results(run):
     """What a cross-validation found, without times."""
-    found = {name: load_model(run / name).fingerprint for name in FOLDS}
+    found = {name: load_model(run / name).checksum for name in FOLDS}
     for path in sorted((run / "cross_validation" / "predictions").glob("*.nii.gz")):
         found[path.name] = np.asarray(nibabel.load(path).dataobj).tobytes()
     for path in (run / "ensemble.json", run / "cross_validation" / "scores.csv"):
