@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attunet3d.core import Array, Floats, Size
 from attunet3d.core.config import Config
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Segmentation, Volume
@@ -47,9 +49,9 @@ class ThresholdNetwork(nn.Module):
         return self(x), [torch.sigmoid(torch.cat([half, -half], 1))]
 
 
-def checkpoint(network: nn.Module | None = None, *settings: str, **changes: object) -> Checkpoint:
+def checkpoint(network: nn.Module | None = None, *settings: str, **changes: Any) -> Checkpoint:
     """A loaded model of one label, "ball", around `network`."""
-    values = {
+    values: dict[str, Any] = {
         "network": (network or ThresholdNetwork()).eval(),
         "config": Config().with_overrides([*SETTINGS, *settings]),
         "labels": {0: "background", 5: "ball"},
@@ -59,21 +61,23 @@ def checkpoint(network: nn.Module | None = None, *settings: str, **changes: obje
     return Checkpoint(**{**values, **changes})
 
 
-def ball(shape=SHAPE, affine=AFFINE, radius_mm=12.0, value=300) -> np.ndarray:
+def ball(
+    shape: Size = SHAPE, affine: Floats = AFFINE, radius_mm: float = 12.0, value: float = 300
+) -> Array:
     """(I, J, K) int16 in Fortran order: a ball of `value` HU in the middle of 0 HU."""
     grid = Grid(shape, affine)
-    index = np.stack(np.indices(shape), -1)
+    index = np.moveaxis(np.indices(shape), 0, -1)
     middle = grid.to_world((np.array(shape) - 1) / 2)
     inside = np.linalg.norm(grid.to_world(index) - middle, axis=-1) <= radius_mm
     return np.asfortranarray(np.where(inside, value, 0).astype(np.int16))
 
 
-def ball_volume(shape=SHAPE, affine=AFFINE, **changes) -> Volume:
+def ball_volume(shape: Size = SHAPE, affine: Floats = AFFINE, **changes: float) -> Volume:
     """The ball as a scan in memory."""
     return Volume(ball(shape, affine, **changes), Grid(shape, affine), name="ball.nii.gz")
 
 
-def write_scan(path: Path, array: np.ndarray | None = None, affine=AFFINE) -> Path:
+def write_scan(path: Path, array: Array | None = None, affine: Floats = AFFINE) -> Path:
     """The ball, or `array`, as a NIfTI file."""
     image = nibabel.Nifti1Image(ball() if array is None else array, affine)
     image.header.set_xyzt_units("mm")

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,20 +19,20 @@ DECATHLON = {"0": "background", "1": "pancreas"}
 NNUNET = {"background": 0, "pancreas": 1}
 
 
-def touch(folder, *names):
+def touch(folder: Path, *names: Any) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
 
 
-def describe(folder, **values):
+def describe(folder: Path, **values: Any) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "dataset.json").write_text(json.dumps(values))
     return folder
 
 
-def nnunet(folder, *names, **values):
+def nnunet(folder: Path, *names: Any, **values: Any) -> Path:
     touch(folder, *names)
     facts = {
         "channel_names": {"0": "CT"},
@@ -41,7 +43,7 @@ def nnunet(folder, *names, **values):
     return describe(folder, **{**facts, **values})
 
 
-def pairs(found, part="training"):
+def pairs(found: Manifest, part: str = "training") -> dict[str, tuple[str, str | None]]:
     root = found.root
     return {
         case.id: (
@@ -55,7 +57,7 @@ def pairs(found, part="training"):
 # --- the Decathlon and data lists ------------------------------------------------------------
 
 
-def test_decathlon(tmp_path):
+def test_decathlon(tmp_path: Path) -> None:
     training = [
         {"image": f"./imagesTr/p_{n:03}.nii.gz", "label": f"./labelsTr/p_{n:03}.nii.gz"}
         for n in (1, 4)
@@ -71,7 +73,7 @@ def test_decathlon(tmp_path):
     assert pairs(found, "test") == {"p_002": ("imagesTs/p_002.nii.gz", None)}
 
 
-def test_folds_of_a_data_list_are_kept(tmp_path):
+def test_folds_of_a_data_list_are_kept(tmp_path: Path) -> None:
     training = [
         {"image": f"{name}.nii", "label": f"{name}_l.nii", "fold": n} for n, name in enumerate("ab")
     ]
@@ -79,7 +81,7 @@ def test_folds_of_a_data_list_are_kept(tmp_path):
     assert [case.fold for case in assign_folds(list_cases(tmp_path), tmp_path).training] == [0, 1]
 
 
-def test_errors_name_the_folder_and_the_case(tmp_path):
+def test_errors_name_the_folder_and_the_case(tmp_path: Path) -> None:
     describe(tmp_path, labels=DECATHLON, training=[{"image": "../a.nii"}])
     with pytest.raises(DataError, match="training, entry 0: path") as error:
         read_data_set(tmp_path)
@@ -89,7 +91,7 @@ def test_errors_name_the_folder_and_the_case(tmp_path):
 # --- nnU-Net ---------------------------------------------------------------------------------
 
 
-def test_nnunet_with_channel_suffix(tmp_path):
+def test_nnunet_with_channel_suffix(tmp_path: Path) -> None:
     names = ["imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "imagesTs/z_0000.nii.gz"]
     junk = ["imagesTr/._a_0000.nii.gz", "imagesTr/.DS_Store", "labelsTr/notes.txt"]
     found = read_data_set(nnunet(tmp_path, *names, *junk, name="Dataset007"))
@@ -99,7 +101,7 @@ def test_nnunet_with_channel_suffix(tmp_path):
     assert (found.name, found.modality) == ("Dataset007", "CT")
 
 
-def test_nnunet_without_suffix(tmp_path):
+def test_nnunet_without_suffix(tmp_path: Path) -> None:
     names = [
         f"{part}/{name}.nii.gz" for part in ("imagesTr", "labelsTr") for name in ("good_0", "b")
     ]
@@ -107,13 +109,13 @@ def test_nnunet_without_suffix(tmp_path):
     assert sorted(pairs(found)) == ["b", "good_0"]
 
 
-def test_numbers_that_look_like_channels_but_belong_to_the_name(tmp_path):
+def test_numbers_that_look_like_channels_but_belong_to_the_name(tmp_path: Path) -> None:
     names = ["imagesTr/P_0000.nii.gz", "imagesTr/P_0001.nii.gz"]
     names += ["labelsTr/P_0000.nii.gz", "labelsTr/P_0001.nii.gz"]
     assert sorted(pairs(read_data_set(nnunet(tmp_path, *names)))) == ["P_0000", "P_0001"]
 
 
-def test_missing_partners_become_cases_that_the_check_refuses(tmp_path):
+def test_missing_partners_become_cases_that_the_check_refuses(tmp_path: Path) -> None:
     names = ["imagesTr/a_0000.nii.gz", "labelsTr/b.nii.gz"]
     found = read_data_set(nnunet(tmp_path, *names))
     assert pairs(found) == {
@@ -122,7 +124,7 @@ def test_missing_partners_become_cases_that_the_check_refuses(tmp_path):
     }
 
 
-def test_explicit_list_of_newer_nnunet(tmp_path):
+def test_explicit_list_of_newer_nnunet(tmp_path: Path) -> None:
     listed = {"x": {"images": ["raw/x.nrrd"], "label": "seg/x.nrrd"}}
     found = read_data_set(nnunet(tmp_path, dataset=listed))
     assert pairs(found) == {"x": ("raw/x.nrrd", "seg/x.nrrd")}
@@ -140,18 +142,20 @@ def test_explicit_list_of_newer_nnunet(tmp_path):
         ({"labels": None}, "labels must be names"),
     ],
 )
-def test_what_nnunet_has_and_we_do_not_is_refused(values, message, tmp_path):
+def test_what_nnunet_has_and_we_do_not_is_refused(
+    values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=message):
         read_data_set(nnunet(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", **values))
 
 
-def test_second_channel_on_disk_is_refused(tmp_path):
+def test_second_channel_on_disk_is_refused(tmp_path: Path) -> None:
     names = ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz"]
     with pytest.raises(DataError, match="case 'a': has several channels"):
         read_data_set(nnunet(tmp_path, *names))
 
 
-def test_splits_are_honoured_unless_folds_are_asked_for(tmp_path):
+def test_splits_are_honoured_unless_folds_are_asked_for(tmp_path: Path) -> None:
     names = [f"{part}/{name}.nii.gz" for part in ("imagesTr", "labelsTr") for name in "abcd"]
     nnunet(tmp_path, *names)
     parts = ("ad", "b", "c")
@@ -176,7 +180,7 @@ def test_splits_are_honoured_unless_folds_are_asked_for(tmp_path):
 # --- folders ---------------------------------------------------------------------------------
 
 
-def save_label(path, *values):
+def save_label(path: Path, *values: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     array = np.zeros((3, 3, 3), np.uint8)
     array.flat[: len(values)] = values
@@ -186,7 +190,7 @@ def save_label(path, *values):
 @pytest.mark.parametrize(
     ("images", "labels"), [("images", "labels"), ("imagesTr", "labelsTr"), ("CT", "Segmentations")]
 )
-def test_folders_of_images_and_labels(images, labels, tmp_path):
+def test_folders_of_images_and_labels(images: str, labels: str, tmp_path: Path) -> None:
     touch(tmp_path, f"{images}/a.nii.gz", f"{images}/b.mha", f"{images}/._a.nii.gz")
     save_label(tmp_path / labels / "a.nii.gz", 1)
     save_label(tmp_path / labels / "b_seg.nii", 3)
@@ -199,7 +203,7 @@ def test_folders_of_images_and_labels(images, labels, tmp_path):
     assert found.name == tmp_path.name
 
 
-def test_names_can_be_given(tmp_path):
+def test_names_can_be_given(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
     found = list_cases(tmp_path, names=["1=pancreas", "2 = tumour"])
     assert found.labels == {0: "background", 1: "pancreas", 2: "tumour"}
@@ -208,7 +212,7 @@ def test_names_can_be_given(tmp_path):
             list_cases(tmp_path, names=wrong)
 
 
-def test_labels_that_cannot_be_read_leave_the_others_named(tmp_path):
+def test_labels_that_cannot_be_read_leave_the_others_named(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.nii.gz", "images/b.nii.gz", "labels/a.nii.gz")
     save_label(tmp_path / "labels" / "b.nii.gz", 2)
     assert read_data_set(tmp_path).labels == {0: "background", 2: "label 2"}
@@ -217,14 +221,14 @@ def test_labels_that_cannot_be_read_leave_the_others_named(tmp_path):
         read_data_set(tmp_path)
 
 
-def test_dicom_series_are_folders(tmp_path):
+def test_dicom_series_are_folders(tmp_path: Path) -> None:
     touch(tmp_path, "images/patient_1/1.dcm", "images/patient_2/1.dcm")
     for number in (1, 2):
         save_label(tmp_path / "labels" / f"patient_{number}.nii.gz", 1)
     assert pairs(read_data_set(tmp_path))["patient_2"][0] == "images/patient_2"
 
 
-def test_layout_of_the_papers_authors(tmp_path):
+def test_layout_of_the_papers_authors(tmp_path: Path) -> None:
     for part, name in (("train", "a"), ("validation", "b"), ("test", "c")):
         touch(tmp_path, f"{part}/image/{name}.nii.gz")
         save_label(tmp_path / part / "label" / f"{name}.nii.gz", 1)
@@ -239,12 +243,12 @@ def test_layout_of_the_papers_authors(tmp_path):
 
 
 @pytest.mark.parametrize("names", [[], ["images/a.nii.gz"], ["labels/a.nii.gz"], ["a.nii.gz"]])
-def test_unknown_layouts_are_refused(names, tmp_path):
+def test_unknown_layouts_are_refused(names: list[str], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds neither dataset\.json"):
         read_data_set(touch(tmp_path, *names))
 
 
-def test_other_refusals(tmp_path):
+def test_other_refusals(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must be the folder"):
         read_data_set(tmp_path / "none")
     (tmp_path / "images").mkdir()
@@ -258,7 +262,7 @@ def test_other_refusals(tmp_path):
         read_data_set(tmp_path, {"1": "a"})
 
 
-def test_links_of_a_folder_that_the_user_names_are_followed(tmp_path):
+def test_links_of_a_folder_that_the_user_names_are_followed(tmp_path: Path) -> None:
     """As DataLad and git-annex lay a data set; its manifest is read with --root alone."""
     touch(tmp_path, "annex/x1.nii.gz", "annex/labels/a.nii.gz")
     data = tmp_path / "data"
@@ -280,7 +284,9 @@ def test_links_of_a_folder_that_the_user_names_are_followed(tmp_path):
         read_data_set(data, {"1": "a"})
 
 
-def test_absolute_paths_within_the_folder_are_read_and_others_refused_with_the_cure(tmp_path):
+def test_absolute_paths_within_the_folder_are_read_and_others_refused_with_the_cure(
+    tmp_path: Path,
+) -> None:
     """As some tools write the Decathlon's dataset.json."""
     data, other = tmp_path / "data", tmp_path / "other"
     touch(tmp_path, "data/i/a.nii.gz", "data/l/a.nii.gz", "other/a.nii.gz")
@@ -317,7 +323,9 @@ def test_absolute_paths_within_the_folder_are_read_and_others_refused_with_the_c
         ("PET", True),
     ],
 )
-def test_other_modalities_than_ct_are_refused_by_name(tmp_path, channel, refused):
+def test_other_modalities_than_ct_are_refused_by_name(
+    tmp_path: Path, channel: str, refused: bool
+) -> None:
     for values in (
         {"channel_names": {"0": channel}, "labels": {"background": 0, "a": 1}},
         {"modality": {"0": channel}, "labels": {"1": "a"}, "training": ["imagesTr/a.nii.gz"]},
@@ -331,7 +339,7 @@ def test_other_modalities_than_ct_are_refused_by_name(tmp_path, channel, refused
             assert read_data_set(tmp_path).modality == channel
 
 
-def test_a_label_name_that_is_given_replaces_that_name_only(tmp_path):
+def test_a_label_name_that_is_given_replaces_that_name_only(tmp_path: Path) -> None:
     touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
     values = {"file_ending": ".nii.gz", "labels": {"background": 0, "liver": 1, "tumour": 2}}
     (tmp_path / "dataset.json").write_text(json.dumps(values))
@@ -344,7 +352,7 @@ def test_a_label_name_that_is_given_replaces_that_name_only(tmp_path):
 # --- patients --------------------------------------------------------------------------------
 
 
-def test_patients_are_found_in_the_ids(tmp_path):
+def test_patients_are_found_in_the_ids(tmp_path: Path) -> None:
     names = [f"p{n}_{phase}" for n in range(4) for phase in ("early", "late")]
     touch(tmp_path, *[f"{part}/{name}.nii.gz" for part in ("images", "labels") for name in names])
     found = list_cases(tmp_path, names=["1=liver"], group="^(p[0-9])_")

@@ -15,19 +15,19 @@ SHAPE = (24, 20, 16)
 GRID = Grid(SHAPE, AFFINE)
 
 
-def mirrored_grid(flip, grid=GRID):
+def mirrored_grid(flip: str, grid: Grid = GRID) -> Grid:
     change = np.eye(4)
     for axis in map("ijk".index, flip):
         change[axis, axis], change[axis, 3] = -1, grid.shape[axis] - 1
     return Grid(grid.shape, grid.affine @ change)
 
 
-def turned(volume, flip, grid=None):
-    array = np.asfortranarray(np.flip(volume.array, [*map("ijk".index, flip)]))
+def turned(volume: Volume, flip: str, grid: Grid | None = None) -> Volume:
+    array = np.asfortranarray(np.flip(volume.array, tuple(map("ijk".index, flip))))
     return replace(volume, array=array, grid=grid or volume.grid)
 
 
-def organ(hu=60, background=-80, noise=10):
+def organ(hu: int = 60, background: int = -80, noise: int = 10) -> tuple[Volume, Volume]:
     """A lopsided organ in fat."""
     label = np.zeros(SHAPE, np.uint8, order="F")
     label[3:9, 4:8, 2:6] = 1
@@ -38,11 +38,11 @@ def organ(hu=60, background=-80, noise=10):
 
 
 @pytest.mark.parametrize("flip", FLIPS)
-def test_headers_tell_the_flip(flip):
+def test_headers_tell_the_flip(flip: str) -> None:
     assert header_flip(GRID, mirrored_grid(flip)) == flip
 
 
-def test_headers_that_tell_nothing():
+def test_headers_that_tell_nothing() -> None:
     moved = AFFINE.copy()
     moved[0, 3] += 0.01
     assert header_flip(GRID, Grid(SHAPE, moved)) is None
@@ -50,90 +50,105 @@ def test_headers_that_tell_nothing():
     assert header_flip(GRID, Grid(SHAPE, moved)) == ""
 
 
-def test_a_right_label_passes():
+def test_a_right_label_passes() -> None:
     assert find_misfit(*organ()) is None
 
 
 @pytest.mark.parametrize("flip", FLIPS[1:])
-def test_mirrored_voxels_are_seen_at_the_edges(flip):
+def test_mirrored_voxels_are_seen_at_the_edges(flip: str) -> None:
     scan, label = organ(background=0)  # all of it is soft tissue
     verdict = find_misfit(scan, turned(label, flip))
+    assert verdict is not None
     assert (verdict.flip, verdict.warning) == (flip, False)
     assert name_flip(GRID, flip) in verdict.text
     assert "--fix-flips" in verdict.text
 
 
 @pytest.mark.parametrize("flip", FLIPS[1:])
-def test_mirrored_header_over_mirrored_voxels(flip):
+def test_mirrored_header_over_mirrored_voxels(flip: str) -> None:
     scan, label = organ()
     verdict = find_misfit(scan, turned(label, flip, mirrored_grid(flip)))
+    assert verdict is not None
     assert verdict.flip == flip
     assert "header is mirrored" in verdict.text
 
 
 @pytest.mark.parametrize("flip", FLIPS[1:])
-def test_mirrored_header_over_voxels_that_fit(flip):
+def test_mirrored_header_over_voxels_that_fit(flip: str) -> None:
     scan, label = organ()
     verdict = find_misfit(scan, replace(label, grid=mirrored_grid(flip)))
+    assert verdict is not None
     assert verdict.flip == ""
     assert "as they are stored" in verdict.text
 
 
-def test_lost_origin_is_found_by_the_image_only():
+def test_lost_origin_is_found_by_the_image_only() -> None:
     scan, label = organ()
     lost = mirrored_grid("j").affine.copy()
     lost[:3, 3] = 0
     verdict = find_misfit(scan, turned(label, "j", Grid(SHAPE, lost)))
+    assert verdict is not None
     assert verdict.flip == "j"
     assert "elsewhere" in verdict.text
     empty = Volume(np.zeros(SHAPE, np.uint8, order="F"), Grid(SHAPE, lost))
-    assert find_misfit(scan, empty).flip is None
+    found = find_misfit(scan, empty)
+    assert found is not None
+    assert found.flip is None
 
 
-def test_empty_label_follows_its_header():
+def test_empty_label_follows_its_header() -> None:
     scan, label = organ()
     empty = replace(label, array=np.zeros(SHAPE, np.uint8, order="F"))
     assert find_misfit(scan, empty) is None
-    assert find_misfit(scan, replace(empty, grid=mirrored_grid("k"))).flip == "k"
+    found = find_misfit(scan, replace(empty, grid=mirrored_grid("k")))
+    assert found is not None
+    assert found.flip == "k"
 
 
-def test_shifted_spaced_and_permuted_labels_are_no_flips():
+def test_shifted_spaced_and_permuted_labels_are_no_flips() -> None:
     scan, label = organ()
     moved = AFFINE.copy()
     moved[:3, 3] += 5
     verdict = find_misfit(scan, replace(label, grid=Grid(SHAPE, moved)))
+    assert verdict is not None
     assert verdict.flip is None
     assert "8.66 mm off the scan; both must lie on one grid" in verdict.text
     coarse = find_misfit(scan, replace(label, grid=Grid(SHAPE, AFFINE @ np.diag([2, 1, 1, 1]))))
+    assert coarse is not None
     assert coarse.flip is None
     assert "spacing 1.6×0.8×2.5 against 0.8×0.8×2.5" in coarse.text
     other = Grid(SHAPE, AFFINE[:, [1, 0, 2, 3]])
-    assert "axes PLS against LPS" in find_misfit(scan, replace(label, grid=other)).text
+    found = find_misfit(scan, replace(label, grid=other))
+    assert found is not None
+    assert "axes PLS against LPS" in found.text
 
 
-def test_label_in_air():
+def test_label_in_air() -> None:
     verdict = find_misfit(*organ(hu=-900, background=-900))
+    assert verdict is not None
     assert (verdict.flip, verdict.warning) == (None, False)
     assert "only 0% of the labelled voxels lie on tissue (-200 HU and more)" in verdict.text
     assert find_misfit(*organ(hu=-900, background=-1000), tissue_hu=(-1024, 300)) is None
 
 
-def test_bone_and_contrast_are_tissue_unless_told_otherwise():
+def test_bone_and_contrast_are_tissue_unless_told_otherwise() -> None:
     for hu in (400, 1200, 3000):
         assert find_misfit(*organ(hu=hu, background=hu)) is None
         found = find_misfit(*organ(hu=hu, background=hu), tissue_hu=(-200, 300))
+        assert found is not None
         assert "(-200 to 300 HU)" in found.text
 
 
-def test_gas_in_an_organ_is_a_warning():
+def test_gas_in_an_organ_is_a_warning() -> None:
     scan, label = organ()
     scan.array[3:5, 4:8, 2:6] = -900
     verdict = find_misfit(scan, label)
+    assert verdict is not None
     assert verdict.warning
     assert "of the labelled voxels lie on tissue" in verdict.text
 
 
-def test_shares_and_edges_by_hand():
+def test_shares_and_edges_by_hand() -> None:
     image = np.array([0, 10, 100, 120]).reshape(4, 1, 1)
     label = np.array([0, 0, 1, 1]).reshape(4, 1, 1)
     fits = fit_mirrored(image, label, (0, 110))
@@ -146,13 +161,15 @@ def test_shares_and_edges_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_every_flip_of_a_phantoms_pancreas_is_found(seed):
+def test_every_flip_of_a_phantoms_pancreas_is_found(seed: int) -> None:
     scan, label = make_phantom(seed, grid=random_grid(seed, matrix=56))
     assert find_misfit(scan, label) is None
     for flip in FLIPS[1:]:
-        assert find_misfit(scan, turned(label, flip)).flip == flip
+        found = find_misfit(scan, turned(label, flip))
+        assert found is not None
+        assert found.flip == flip
 
 
-def test_names_of_directions():
+def test_names_of_directions() -> None:
     assert name_flip(GRID, "i") == "voxel axis i (left-right)"
     assert name_flip(GRID, "ijk").endswith("i (left-right) and j (front-back) and k (head-foot)")

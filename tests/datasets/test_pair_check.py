@@ -3,18 +3,22 @@
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from attunet3d.core import DataError, log
+from attunet3d.core import Array, DataError, Floats, LabelMap, log
 from attunet3d.core.errors import UserError
-from attunet3d.datasets import pair_check
+from attunet3d.datasets import label_fit
 from attunet3d.datasets.case_files import read_case_label, read_image
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.datasets.pair_check import Problem, check_pairs, fix_flips, without_failures
+from attunet3d.imaging import Volume
 from attunet3d.pipelines import manifest as command
 
 SHAPE = (20, 18, 14)
@@ -22,7 +26,7 @@ AFFINE = np.array([[2.0, 0, 0, -20], [0, 2, 0, -18], [0, 0, 3, 5], [0, 0, 0, 1]]
 LABELS = {"background": 0, "organ": 1}
 
 
-def organ(number=0):
+def organ(number: int = 0) -> tuple[Array, LabelMap]:
     """A lopsided organ in a body in air."""
     label = np.zeros(SHAPE, np.uint8)
     label[4:9, 4:8, 3:6] = 1
@@ -34,7 +38,13 @@ def organ(number=0):
     return scan.astype(np.int16), label
 
 
-def save(folder, name, scan=None, label=None, affine=AFFINE):
+def save(
+    folder: Path,
+    name: str,
+    scan: Array | None = None,
+    label: Array | None = None,
+    affine: Floats = AFFINE,
+) -> None:
     made = organ(len(name))
     for part, array, where in (
         ("imagesTr", made[0] if scan is None else scan, AFFINE),
@@ -45,7 +55,7 @@ def save(folder, name, scan=None, label=None, affine=AFFINE):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     """Three good cases in nnU-Net's layout, without the channel suffix."""
     folder = tmp_path / "data"
     for name in ("good_0", "good_1", "good_2"):
@@ -55,7 +65,7 @@ def folder(tmp_path):
     return folder
 
 
-def run(folder, tmp_path, *options):
+def run(folder: Path, tmp_path: Path, *options: Any) -> tuple[int, Manifest | None]:
     """Exit status, and the manifest where one was written."""
     out = tmp_path / "out" / "m.json"
     with log.messages():
@@ -63,13 +73,13 @@ def run(folder, tmp_path, *options):
     return status, Manifest.load(out) if out.exists() else None
 
 
-def moved(millimetres):
+def moved(millimetres: float) -> Floats:
     affine = AFFINE.copy()
     affine[0, 3] += millimetres
     return affine
 
 
-def corrupt(folder, which, name, change):
+def corrupt(folder: Path, which: str, name: str, change: Callable[..., Any]) -> None:
     path = folder / which / f"{name}.nii.gz"
     path.write_bytes(change(path.read_bytes()))
 
@@ -77,10 +87,10 @@ def corrupt(folder, which, name, change):
 # --- what is said of each kind of case -------------------------------------------------------
 
 
-def spoil(folder, name):
+def spoil(folder: Path, name: str) -> None:
     """Write a case of the kind that its name says."""
     scan, label = organ()
-    other = {
+    other: dict[str, dict[str, Any]] = {
         "shape": {"label": label[:, :, :-1]},
         "shifted": {"affine": moved(5)},
         "rounding": {"affine": moved(1e-5)},
@@ -114,38 +124,49 @@ def spoil(folder, name):
         ("fourfold", "fourfold.nii.gz"),
     ],
 )
-def test_bad_cases_are_named_with_the_reason(folder, tmp_path, capsys, kind, message):
+def test_bad_cases_are_named_with_the_reason(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, message: str
+) -> None:
     spoil(folder, kind)
     status, found = run(folder, tmp_path)
     lines = [line for line in capsys.readouterr().err.splitlines() if f"{kind}: error: " in line]
     assert status == 1
+    assert found is not None
     assert [case.id for case in found.training] == ["good_0", "good_1", "good_2"]
     assert len(lines) == 1
     assert message in lines[0]
 
 
 @pytest.mark.parametrize("kind", ["rounding", "float"])
-def test_odd_cases_that_are_right_pass_without_a_word(folder, tmp_path, capsys, kind):
+def test_odd_cases_that_are_right_pass_without_a_word(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     spoil(folder, kind)
     status, found = run(folder, tmp_path)
     assert status == 0
+    assert found is not None
     assert len(found.training) == 4
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("kind", "message"), [("empty", "nothing is labelled"), ("scaled", "HU")])
-def test_warnings_keep_the_case(folder, tmp_path, capsys, kind, message):
+def test_warnings_keep_the_case(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, message: str
+) -> None:
     spoil(folder, kind)
     options = ["--tissue-hu", "-1024", "3000"]
     status, found = run(folder, tmp_path, *options)
     assert status == 0
+    assert found is not None
     assert len(found.training) == 4
     error = capsys.readouterr().err
     assert f"{kind}: warning: " in error
     assert message in error
 
 
-def test_all_problems_are_said_at_once(folder, tmp_path, capsys):
+def test_all_problems_are_said_at_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kinds = ("shape", "shifted", "fraction", "unknown", "negative", "nan", "scan_nan", "air")
     for kind in kinds:
         spoil(folder, kind)
@@ -164,15 +185,19 @@ def test_all_problems_are_said_at_once(folder, tmp_path, capsys):
     failures = json.loads((tmp_path / "out" / "m.failures.json").read_text(encoding="utf-8"))
     assert set(failures) == set(expected)
     assert len(failures["twice"]) == 2
+    assert found is not None
     assert [case.id for case in found.training] == ["left"]
 
 
-def test_bad_cases_are_left_out(folder, tmp_path, capsys):
+def test_bad_cases_are_left_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spoil(folder, "shape")
     status, found = run(folder, tmp_path, "--folds", "3")
     assert status == 1
+    assert found is not None
     assert [case.id for case in found.training] == ["good_0", "good_1", "good_2"]
-    assert sorted(case.fold for case in found.training) == [0, 1, 2]
+    assert sorted(str(case.fold) for case in found.training) == ["0", "1", "2"]
     assert "3 training cases in 3 folds (1+1+1)" in capsys.readouterr().out
     (folder / "imagesTr" / "shape.nii.gz").unlink()
     (folder / "labelsTr" / "shape.nii.gz").unlink()
@@ -180,14 +205,14 @@ def test_bad_cases_are_left_out(folder, tmp_path, capsys):
     assert not (tmp_path / "out" / "m.failures.json").exists()  # nor the older call's
 
 
-def test_nothing_is_left(folder, tmp_path):
+def test_nothing_is_left(folder: Path, tmp_path: Path) -> None:
     for name in ("good_0", "good_1", "good_2"):
         (folder / "labelsTr" / f"{name}.nii.gz").unlink()
     with pytest.raises(DataError, match="no case is left"):
         run(folder, tmp_path)
 
 
-def test_training_case_without_label_and_test_case_without(folder):
+def test_training_case_without_label_and_test_case_without(folder: Path) -> None:
     listed = {"name": "x", "labels": {"1": "organ"}}
     image = {"id": "a", "image": "imagesTr/good_0.nii.gz"}
     (folder / "m.json").write_text(json.dumps({**listed, "training": [image]}))
@@ -199,7 +224,7 @@ def test_training_case_without_label_and_test_case_without(folder):
     assert check_pairs(Manifest.load(folder / "m.json")) == []
 
 
-def test_label_is_checked_though_the_scan_cannot_be_read(folder):
+def test_label_is_checked_though_the_scan_cannot_be_read(folder: Path) -> None:
     corrupt(folder, "imagesTr", "good_0", lambda data: b"no image")
     save_label = np.full(SHAPE, 9, np.uint8)
     path = folder / "labelsTr" / "good_0.nii.gz"
@@ -224,7 +249,7 @@ def test_label_is_checked_though_the_scan_cannot_be_read(folder):
     assert "has values 9" in texts[1] or "has value 9" in texts[1]
 
 
-def test_checksums_are_checked(folder):
+def test_checksums_are_checked(folder: Path) -> None:
     image = folder / "imagesTr" / "good_0.nii.gz"
     right = hashlib.sha256(image.read_bytes()).hexdigest()
     entry = {"image": "imagesTr/good_0.nii.gz", "label": "labelsTr/good_0.nii.gz"}
@@ -236,17 +261,19 @@ def test_checksums_are_checked(folder):
         assert all("SHA-256 begins with" in problem.text for problem in problems)
 
 
-def test_what_breaks_the_check_of_one_case_is_said_of_it(folder, monkeypatch):
-    def broken(image, label, tissue_hu):
+def test_what_breaks_the_check_of_one_case_is_said_of_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(image: Volume, label: Volume, tissue_hu: tuple[float, float]) -> None:
         raise RuntimeError("odd\nthing")
 
-    monkeypatch.setattr(pair_check.label_fit, "find_misfit", broken)
+    monkeypatch.setattr(label_fit, "find_misfit", broken)
     problems = check_pairs(Manifest.load(write_list(folder)))
     assert [problem.case_id for problem in problems] == ["good_0", "good_1", "good_2"]
     assert problems[0].text == "cannot be checked (RuntimeError: odd thing)"
 
 
-def write_list(folder):
+def write_list(folder: Path) -> Path:
     names = ("good_0", "good_1", "good_2")
     training = [
         {"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in names
@@ -258,7 +285,7 @@ def write_list(folder):
 # --- flips -----------------------------------------------------------------------------------
 
 
-def flipped(axis):
+def flipped(axis: int) -> Floats:
     affine = AFFINE.copy()
     affine[:3, 3] += affine[:3, axis] * (SHAPE[axis] - 1)
     affine[:3, axis] *= -1
@@ -274,13 +301,21 @@ def flipped(axis):
         ((0, 1), AFFINE, "ij"),
     ],
 )
-def test_flips_are_named_and_fixed_on_request_only(folder, tmp_path, capsys, voxels, affine, flip):
+def test_flips_are_named_and_fixed_on_request_only(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    voxels: tuple[int, ...],
+    affine: Floats,
+    flip: str,
+) -> None:
     label = organ()[1]
     save(folder, "bad", label=np.flip(label, voxels), affine=affine)
     stored = (folder / "labelsTr" / "bad.nii.gz").read_bytes()
     status, found = run(folder, tmp_path)
     error = capsys.readouterr().err
     assert status == 1
+    assert found is not None
     assert "bad" not in [case.id for case in found.training]
     assert "bad: error: bad.nii.gz: " in error
     assert "voxel ax" in error
@@ -289,6 +324,7 @@ def test_flips_are_named_and_fixed_on_request_only(folder, tmp_path, capsys, vox
     status, found = run(folder, tmp_path, "--fix-flips")
     assert status == 0
     assert "bad: warning: bad.nii.gz: " in capsys.readouterr().err  # never silently
+    assert found is not None
     case = next(case for case in found.training if case.id == "bad")
     assert case.label_flip == flip
     assert [case.label_flip for case in found.training if case.id != "bad"] == [None] * 3
@@ -299,7 +335,7 @@ def test_flips_are_named_and_fixed_on_request_only(folder, tmp_path, capsys, vox
     assert (folder / "labelsTr" / "bad.nii.gz").read_bytes() == stored
 
 
-def test_a_wrong_flip_of_the_manifest_is_fixed_on_top_of_it(folder, tmp_path):
+def test_a_wrong_flip_of_the_manifest_is_fixed_on_top_of_it(folder: Path, tmp_path: Path) -> None:
     """One that is read mirrored along j and k but lies as k alone says."""
     label = organ()[1]
     save(folder, "bad", label=np.flip(label, 2))
@@ -314,14 +350,15 @@ def test_a_wrong_flip_of_the_manifest_is_fixed_on_top_of_it(folder, tmp_path):
     assert (read_case_label(case, read_image(case)).array == label).all()
 
 
-def test_what_else_is_wrong_with_a_flipped_case_stays_wrong(folder, tmp_path):
+def test_what_else_is_wrong_with_a_flipped_case_stays_wrong(folder: Path, tmp_path: Path) -> None:
     save(folder, "bad", label=np.flip(organ()[1], 1) * np.uint8(7))
     status, found = run(folder, tmp_path, "--fix-flips")
     assert status == 1
+    assert found is not None
     assert found.training[-1].id == "good_2"
 
 
-def test_fix_and_leave_out_by_hand(folder):
+def test_fix_and_leave_out_by_hand(folder: Path) -> None:
     found = Manifest.load(write_list(folder))
     problems = [
         Problem(case_id="good_0", text="mirrored", flip="k"),
@@ -343,7 +380,13 @@ def test_fix_and_leave_out_by_hand(folder):
     ("affine", "scan"),
     [(AFFINE, None), (moved(5), None), (flipped(1), None), (AFFINE, np.full(SHAPE, -900.0))],
 )
-def test_a_case_is_accepted_as_it_is(folder, tmp_path, capsys, affine, scan):
+def test_a_case_is_accepted_as_it_is(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    affine: Floats,
+    scan: Floats | None,
+) -> None:
     """A label that looks mirrored, lies elsewhere or in air stays voxel by voxel on its scan."""
     label = np.flip(organ()[1], 1)
     save(folder, "odd", scan=scan, label=label, affine=affine)
@@ -353,6 +396,7 @@ def test_a_case_is_accepted_as_it_is(folder, tmp_path, capsys, affine, scan):
     assert status == 0
     assert "odd: warning: " in (said := capsys.readouterr().err)
     assert "accepted as it is" in said
+    assert found is not None
     case = next(case for case in found.training if case.id == "odd")
     assert case.label_flip == ""
     image = read_image(case)
@@ -361,7 +405,7 @@ def test_a_case_is_accepted_as_it_is(folder, tmp_path, capsys, affine, scan):
     assert [case.label_flip for case in found.training if case.id != "odd"] == [None] * 3
 
 
-def test_accepting_needs_the_case_and_forgives_nothing_else(folder, tmp_path):
+def test_accepting_needs_the_case_and_forgives_nothing_else(folder: Path, tmp_path: Path) -> None:
     spoil(folder, "shape")
     assert run(folder, tmp_path, "--accept", "shape")[0] == 1
     with pytest.raises(DataError, match="--accept x: no such case"):
@@ -369,7 +413,9 @@ def test_accepting_needs_the_case_and_forgives_nothing_else(folder, tmp_path):
 
 
 @pytest.mark.parametrize("hu", [500, 1500])
-def test_contrast_filled_vessels_and_bones_are_kept_without_a_word(folder, tmp_path, capsys, hu):
+def test_contrast_filled_vessels_and_bones_are_kept_without_a_word(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], hu: int
+) -> None:
     scan, label = organ()
     scan[label == 1] = hu
     save(folder, "bright", scan=scan, label=label)
@@ -380,7 +426,9 @@ def test_contrast_filled_vessels_and_bones_are_kept_without_a_word(folder, tmp_p
 # --- what is not there, or something else ----------------------------------------------------
 
 
-def test_a_file_of_another_ending_beside_a_missing_one_is_named(folder, tmp_path, capsys):
+def test_a_file_of_another_ending_beside_a_missing_one_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     entry = {"image": "imagesTr/good_0.nii", "label": "labelsTr/good_0.nii.gz"}
     values = {"labels": {"1": "organ"}, "training": [entry]}
     (folder / "dataset.json").write_text(json.dumps(values))
@@ -390,7 +438,9 @@ def test_a_file_of_another_ending_beside_a_missing_one_is_named(folder, tmp_path
     assert "good_0.nii: no such file; good_0.nii.gz lies beside it: correct the name" in said
 
 
-def test_a_link_whose_file_was_not_fetched_is_named(folder, tmp_path, capsys):
+def test_a_link_whose_file_was_not_fetched_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "imagesTr" / "good_0.nii.gz").unlink()
     (folder / "imagesTr" / "good_0.nii.gz").symlink_to(tmp_path / "annex")
     assert run(folder, tmp_path)[0] == 1
@@ -398,7 +448,9 @@ def test_a_link_whose_file_was_not_fetched_is_named(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("positive", [False, True])
-def test_swapped_scans_and_labels_are_suspected(folder, tmp_path, capsys, positive):
+def test_swapped_scans_and_labels_are_suspected(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], positive: bool
+) -> None:
     scan, label = organ()
     scan = np.clip(scan + 100, 0, 255) if positive else scan
     save(folder, "swapped", scan=label.astype(np.int16), label=scan)
@@ -408,7 +460,9 @@ def test_swapped_scans_and_labels_are_suspected(folder, tmp_path, capsys, positi
     assert all(len(line) < 300 for line in lines)
 
 
-def test_a_scan_that_is_no_ct_is_told_so_and_not_of_tissue(folder, tmp_path, capsys):
+def test_a_scan_that_is_no_ct_is_told_so_and_not_of_tissue(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(folder, "mr", scan=organ()[0] + 1000)
     assert run(folder, tmp_path)[0] == 1
     line = next(x for x in capsys.readouterr().err.splitlines() if "mr: error" in x)
@@ -416,7 +470,9 @@ def test_a_scan_that_is_no_ct_is_told_so_and_not_of_tissue(folder, tmp_path, cap
     assert "tissue" not in line
 
 
-def test_labels_without_names_take_one_line(folder, tmp_path, capsys):
+def test_labels_without_names_take_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for part in ("imagesTr", "labelsTr"):
         (folder / part).rename(folder / part[:-2])
     (folder / "dataset.json").unlink()
@@ -428,7 +484,9 @@ def test_labels_without_names_take_one_line(folder, tmp_path, capsys):
     assert said == ["attunet3d: warning: no name for label 1, 2; give one by --label 1=NAME"]
 
 
-def test_single_slices_and_small_cubes_are_warned_of(folder, tmp_path, capsys):
+def test_single_slices_and_small_cubes_are_warned_of(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scan, label = organ()
     thin = scan[:, :, 4:5], label[:, :, 4:5]
     save(folder, "slice", scan=thin[0], label=thin[1])
@@ -443,7 +501,7 @@ def test_single_slices_and_small_cubes_are_warned_of(folder, tmp_path, capsys):
 # --- the command -----------------------------------------------------------------------------
 
 
-def test_folds_and_seed(folder, tmp_path):
+def test_folds_and_seed(folder: Path, tmp_path: Path) -> None:
     for number in range(7):
         save(folder, f"more_{number}")
     status, found = run(folder, tmp_path)
@@ -456,25 +514,25 @@ def test_folds_and_seed(folder, tmp_path):
         run(folder, tmp_path, "--folds", "11")
 
 
-def test_data_set_is_left_alone(folder, tmp_path):
+def test_data_set_is_left_alone(folder: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     run(folder, tmp_path, "--fix-flips")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 @pytest.mark.parametrize("span", [["300", "-200"], ["1"], ["1", "2", "3"], ["0", "0"]])
-def test_wrong_range_of_tissue(folder, tmp_path, span):
+def test_wrong_range_of_tissue(folder: Path, tmp_path: Path, span: list[str]) -> None:
     with pytest.raises(DataError, match="--tissue-hu"):
         run(folder, tmp_path, "--tissue-hu", *span)
 
 
-def test_output_that_cannot_be_written(folder, tmp_path):
+def test_output_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file"):
         command.main([str(folder), "--out", str(tmp_path / "file" / "m.json")])
 
 
-def test_help_needs_no_torch():
+def test_help_needs_no_torch() -> None:
     import subprocess
 
     code = (

@@ -1,23 +1,29 @@
 """Connected parts of masks drawn by hand."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
+from attunet3d.core import Mask
 from attunet3d.imaging.components import extent, keep_largest_, large_components
 
 
-def parts(order="F"):
+def parts(order: Literal["C", "F"] = "F") -> Mask:
     """Three parts of 8, 4 and 1 voxels; the last one touches nothing."""
     mask = np.zeros((9, 5, 3), bool, order=order)
     mask[0:2, 0:2, 0:2] = True
     mask[4:8, 0, 0] = True
     mask[8, 4, 2] = True
-    return mask
+    found: Mask = mask
+    return found
 
 
 @pytest.mark.parametrize("order", ["F", "C"])
 @pytest.mark.parametrize(("share", "voxels"), [(1.0, 8), (0.5, 12), (0.51, 8), (0.1, 13)])
-def test_keeps_parts_by_their_share_of_the_largest(order, share, voxels):
+def test_keeps_parts_by_their_share_of_the_largest(
+    order: Literal["C", "F"], share: float, voxels: int
+) -> None:
     mask = parts(order)
     before = mask.copy()
     kept = large_components(mask, share)
@@ -27,28 +33,28 @@ def test_keeps_parts_by_their_share_of_the_largest(order, share, voxels):
     assert np.array_equal(mask, before)
 
 
-def test_corners_connect():
+def test_corners_connect() -> None:
     mask = np.zeros((4, 4, 4), bool)
     mask[[0, 1, 2], [0, 1, 2], [0, 1, 2]] = True
     mask[0, 3, 3] = True
     assert large_components(mask).sum() == 3
 
 
-def test_of_equal_parts_one_is_kept():
+def test_of_equal_parts_one_is_kept() -> None:
     mask = np.zeros((5, 1, 1), bool)
     mask[[0, 4]] = True
     assert large_components(mask).ravel().tolist() == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize("value", [False, True])
-def test_nothing_and_everything_stay(value):
+def test_nothing_and_everything_stay(value: bool) -> None:
     mask = np.full((3, 2, 2), value)
     kept = large_components(mask)
     assert np.array_equal(kept, mask)
     assert not np.shares_memory(kept, mask)
 
 
-def test_each_label_keeps_its_own_largest_part():
+def test_each_label_keeps_its_own_largest_part() -> None:
     labels = np.zeros((12, 6, 5), np.uint8, order="F")
     labels[parts().nonzero()] = 7  # 8, 4 and 1 voxels
     labels[9:12, 0:2, 4] = 200
@@ -67,6 +73,6 @@ def test_each_label_keeps_its_own_largest_part():
     assert not empty.any()
 
 
-def test_extent_of_one_and_of_all():
+def test_extent_of_one_and_of_all() -> None:
     assert extent(np.array([False, False, True])) == slice(2, 3)
     assert extent(np.array([True, False, True])) == slice(0, 3)

@@ -2,14 +2,17 @@
 
 import copy
 import os
+from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import (
+    UID,
     BasicTextSRStorage,
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
@@ -22,15 +25,25 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from attunet3d.core import Array, Floats
 from attunet3d.core.errors import UserError
 from attunet3d.imaging import Segmentation, find_scans, straightened
 from attunet3d.imaging.volume import read_volume
 
-UID = "1.2.826.0.1.3680043.2.1125.1."
+ROOT = "1.2.826.0.1.3680043.2.1125.1."
 TURNED = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1.0]])  # columns: i, j, k in LPS
 
 
-def write_series(folder, step, *, direction=TURNED, count=6, series="7", skip=(), seed=0):
+def write_series(
+    folder: Path,
+    step: tuple[int, float, float],
+    *,
+    direction: Floats = TURNED,
+    count: int = 6,
+    series: str = "7",
+    skip: tuple[int, ...] = (),
+    seed: int = 0,
+) -> Array:
     """Slices of random values, `step` apart in LPS mm, under shuffled names; returns (i, j, k)."""
     folder.mkdir(exist_ok=True, parents=True)
     array = np.random.default_rng(seed).integers(-1000, 1000, (count, 5, 4)).astype(np.int16)
@@ -49,9 +62,9 @@ def write_series(folder, step, *, direction=TURNED, count=6, series="7", skip=()
             "0008|0060": "CT",
             "0010|0010": "DOE^JOHN",
             "0018|0050": "2",
-            "0020|000e": UID + series,
-            "0020|000d": UID + "1",
-            "0008|0018": f"{UID}{series}.{k + 1}",
+            "0020|000e": ROOT + series,
+            "0020|000d": ROOT + "1",
+            "0008|0018": f"{ROOT}{series}.{k + 1}",
             "0020|0013": str(k + 1),
             "0020|0032": "\\".join(f"{value:.6f}" for value in position),
             "0020|0037": "\\".join(f"{value:.6f}" for value in direction[:, :2].T.ravel()),
@@ -65,13 +78,13 @@ def write_series(folder, step, *, direction=TURNED, count=6, series="7", skip=()
     return array.T
 
 
-def slices(folder):
+def slices(folder: Path) -> list[tuple[Path, FileDataset]]:
     """The data sets of a folder with their files, in the order of the slices."""
     found = [(path, pydicom.dcmread(path)) for path in folder.iterdir()]
     return sorted(found, key=lambda item: float(item[1].InstanceNumber))
 
 
-def change(folder, number=None, **tags):
+def change(folder: Path, number: int | None = None, **tags: Any) -> None:
     """Set tags in one slice or in all; None deletes one."""
     # ITK's writer adds this tag or not, depending on what it wrote before in the process.
     tags.setdefault("SpacingBetweenSlices", None)
@@ -87,7 +100,7 @@ def change(folder, number=None, **tags):
         dataset.save_as(path)
 
 
-def test_a_series_lies_where_its_slices_lie(tmp_path):
+def test_a_series_lies_where_its_slices_lie(tmp_path: Path) -> None:
     array = write_series(tmp_path / "a", (0, 0, 2.5))
     volume = read_volume(tmp_path / "a")
     assert volume.array.shape == (4, 5, 6)
@@ -100,7 +113,7 @@ def test_a_series_lies_where_its_slices_lie(tmp_path):
     assert volume.warnings == ()
 
 
-def test_a_tilted_gantry_gives_a_sheared_grid(tmp_path):
+def test_a_tilted_gantry_gives_a_sheared_grid(tmp_path: Path) -> None:
     array = write_series(tmp_path / "a", (0, 0.9, 2.5), direction=np.eye(3))
     volume = read_volume(tmp_path / "a")
     assert (volume.array == array).all()
@@ -108,7 +121,7 @@ def test_a_tilted_gantry_gives_a_sheared_grid(tmp_path):
     assert "sheared by 19.8° (tilted gantry)" in volume.warnings[0]
 
 
-def test_one_slice(tmp_path):
+def test_one_slice(tmp_path: Path) -> None:
     write_series(tmp_path / "a", (0, 0, 2.5), count=1)
     change(tmp_path / "a", SliceThickness="3.5")
     volume = read_volume(tmp_path / "a")
@@ -119,7 +132,7 @@ def test_one_slice(tmp_path):
     assert "SliceThickness" in refused(tmp_path / "a")
 
 
-def refused(folder):
+def refused(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
         read_volume(folder, max_voxels=1000)
     assert str(folder) in str(caught.value)
@@ -127,7 +140,7 @@ def refused(folder):
     return str(caught.value)
 
 
-def test_missing_slices_several_series_and_others_are_refused(tmp_path):
+def test_missing_slices_several_series_and_others_are_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "gap", (0, 0, 2.5), skip=(3,))
     assert "missing" in refused(tmp_path / "gap")
     for series in ("7", "8"):
@@ -140,7 +153,9 @@ def test_missing_slices_several_series_and_others_are_refused(tmp_path):
     assert "holds no CT image, only 1 × file that is not DICOM" in refused(tmp_path / "none")
 
 
-WRONG = {  # what is wrong with one slice or all: (slice, tags, words of the refusal)
+WRONG: dict[
+    str, tuple[int | None, dict[str, Any], str]
+] = {  # what is wrong with one slice or all: (slice, tags, words of the refusal)
     "no spacing": (None, {"PixelSpacing": None}, "has no PixelSpacing"),
     "no spacing in one": (2, {"PixelSpacing": None}, "has no PixelSpacing"),
     "other spacing in one": (0, {"PixelSpacing": [1, 1]}, "differ in PixelSpacing (0.5 to 1 mm)"),
@@ -168,20 +183,22 @@ WRONG = {  # what is wrong with one slice or all: (slice, tags, words of the ref
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_would_put_voxels_elsewhere_or_on_another_scale_is_refused(tmp_path, what):
+def test_what_would_put_voxels_elsewhere_or_on_another_scale_is_refused(
+    tmp_path: Path, what: str
+) -> None:
     number, tags, words = WRONG[what]
     write_series(tmp_path / "a", (0, 0, 2.5))
     change(tmp_path / "a", number, **tags)
     assert words in refused(tmp_path / "a")
 
 
-def test_positions_in_micrometres_are_refused(tmp_path):
+def test_positions_in_micrometres_are_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "a", (0, 0, 2500))
     assert "slices lie 2500 mm apart: at most 100 mm" in refused(tmp_path / "a")
 
 
 @pytest.mark.parametrize("keep", [0, 2, 20, 38])
-def test_pixels_shorter_than_the_header_says_are_refused(tmp_path, keep):
+def test_pixels_shorter_than_the_header_says_are_refused(tmp_path: Path, keep: int) -> None:
     write_series(tmp_path / "a", (0, 0, 2.5))
     path, dataset = slices(tmp_path / "a")[3]
     dataset.PixelData = dataset.PixelData[:keep]
@@ -191,14 +208,16 @@ def test_pixels_shorter_than_the_header_says_are_refused(tmp_path, keep):
     assert "without pixels" in message if keep == 0 else f"{keep} of 40 bytes" in message
 
 
-def test_a_grey_scale_shown_inverted_has_the_same_hounsfield_units(tmp_path):
+def test_a_grey_scale_shown_inverted_has_the_same_hounsfield_units(tmp_path: Path) -> None:
     array = write_series(tmp_path / "a", (0, 0, 2.5))
     change(tmp_path / "a", PhotometricInterpretation="MONOCHROME1")
     assert np.array_equal(read_volume(tmp_path / "a").array, array)
 
 
 @pytest.mark.parametrize("slopes", [(1, 50), (1, 0.5), (1, 20)])
-def test_each_slice_has_its_own_slope_and_intercept(tmp_path, slopes):
+def test_each_slice_has_its_own_slope_and_intercept(
+    tmp_path: Path, slopes: tuple[int, float]
+) -> None:
     array = write_series(tmp_path / "a", (0, 0, 2.5)).astype(float)
     for number in range(6):
         slope = slopes[min(number, 1)]
@@ -209,7 +228,7 @@ def test_each_slice_has_its_own_slope_and_intercept(tmp_path, slopes):
     assert found.dtype == (np.int16 if slopes == (1, 20) else np.float32)
 
 
-def test_values_without_a_scale_are_told(tmp_path):
+def test_values_without_a_scale_are_told(tmp_path: Path) -> None:
     array = write_series(tmp_path / "a", (0, 0, 2.5))
     change(tmp_path / "a", RescaleSlope=None, RescaleIntercept=None)
     volume = read_volume(tmp_path / "a")
@@ -220,7 +239,7 @@ def test_values_without_a_scale_are_told(tmp_path):
 @pytest.mark.parametrize(
     "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
 )
-def test_plain_transfer_syntaxes(tmp_path, syntax):
+def test_plain_transfer_syntaxes(tmp_path: Path, syntax: UID) -> None:
     array = write_series(tmp_path / "a", (0, 0, 2.5))
     for path, dataset in slices(tmp_path / "a"):
         if syntax == ExplicitVRBigEndian:
@@ -237,7 +256,7 @@ def test_plain_transfer_syntaxes(tmp_path, syntax):
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
-def test_compressed_transfer_syntaxes(tmp_path, syntax):
+def test_compressed_transfer_syntaxes(tmp_path: Path, syntax: UID) -> None:
     """RLE is decoded by pydicom, JPEG-LS by GDCM."""
     array = write_series(tmp_path / "a", (0, 0, 2.5))
     for path, dataset in slices(tmp_path / "a"):
@@ -246,18 +265,20 @@ def test_compressed_transfer_syntaxes(tmp_path, syntax):
     assert np.array_equal(read_volume(tmp_path / "a").array, array)
 
 
-def test_a_syntax_that_nothing_decodes_is_named_with_the_cure(tmp_path):
+def test_a_syntax_that_nothing_decodes_is_named_with_the_cure(tmp_path: Path) -> None:
     write_series(tmp_path / "a", (0, 0, 2.5))
     path, dataset = slices(tmp_path / "a")[2]
     dataset.compress(RLELossless)
-    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"  # High-Throughput JPEG 2000
+    dataset.file_meta.TransferSyntaxUID = UID(
+        "1.2.840.10008.1.2.4.201"
+    )  # High-Throughput JPEG 2000
     dataset.save_as(path)
     message = refused(tmp_path / "a")
     assert "High-Throughput" in message
     assert "install pylibjpeg" in message
 
 
-def test_bits_above_those_stored_are_left_out(tmp_path):
+def test_bits_above_those_stored_are_left_out(tmp_path: Path) -> None:
     """Old scanners keep overlays there."""
     array = write_series(tmp_path / "a", (0, 0, 2.5))
     for path, dataset in slices(tmp_path / "a"):
@@ -268,7 +289,7 @@ def test_bits_above_those_stored_are_left_out(tmp_path):
     assert np.array_equal(read_volume(tmp_path / "a").array, array)
 
 
-def test_files_without_a_preamble_are_read(tmp_path):
+def test_files_without_a_preamble_are_read(tmp_path: Path) -> None:
     array = write_series(tmp_path / "a", (0, 0, 2.5))
     for path, dataset in slices(tmp_path / "a")[3:]:
         dataset.file_meta, dataset.preamble = pydicom.dataset.FileMetaDataset(), None
@@ -277,11 +298,11 @@ def test_files_without_a_preamble_are_read(tmp_path):
     assert np.array_equal(read_volume(tmp_path / "a").array, array)
 
 
-def test_other_objects_beside_the_series_are_passed_over_by_name(tmp_path):
+def test_other_objects_beside_the_series_are_passed_over_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     array = write_series(folder, (0, 0, 2.5))
     one = slices(folder)[0][1]
-    others = {
+    others: dict[str, dict[str, Any]] = {
         "report": {"SOPClassUID": BasicTextSRStorage},
         "contours": {"SOPClassUID": RTStructureSetStorage},
         "capture": {"SOPClassUID": SecondaryCaptureImageStorage},
@@ -304,7 +325,7 @@ def test_other_objects_beside_the_series_are_passed_over_by_name(tmp_path):
     )
 
 
-def test_one_of_several_series_is_chosen(tmp_path):
+def test_one_of_several_series_is_chosen(tmp_path: Path) -> None:
     arrays = {}
     for number, name in ((3, "Abdomen PORTAL"), (4, "Abdomen native")):
         folder = tmp_path / "all" / str(number)
@@ -314,14 +335,14 @@ def test_one_of_several_series_is_chosen(tmp_path):
     message = refused(tmp_path / "all")
     assert "2 CT series: @1 (number 3, 6 slices of 4×5), @2 (number 4" in message
     assert "PORTAL" not in message
-    for wanted, number in (("3", 3), ("native", 4), (UID + "3", 3), ("@2", 4)):
+    for wanted, number in (("3", 3), ("native", 4), (ROOT + "3", 3), ("@2", 4)):
         found = read_volume(tmp_path / "all", series=wanted)
         assert np.array_equal(found.array, arrays[number]), wanted
     with pytest.raises(UserError, match="holds no series '5'"):
         read_volume(tmp_path / "all", series="5")
 
 
-def test_slices_missing_at_the_ends_are_told_where_the_tags_tell(tmp_path):
+def test_slices_missing_at_the_ends_are_told_where_the_tags_tell(tmp_path: Path) -> None:
     write_series(tmp_path / "first", (0, 0, 2.5), skip=(0, 1))
     assert read_volume(tmp_path / "first").warnings == (
         "instance numbers begin at 3: slices may be missing at an end",
@@ -331,14 +352,14 @@ def test_slices_missing_at_the_ends_are_told_where_the_tags_tell(tmp_path):
     assert "5 slices of the 6" in read_volume(tmp_path / "last").warnings[0]
 
 
-def enhanced(folder, step=2.5):
+def enhanced(folder: Path, step: float = 2.5) -> Array:
     """One file of six frames, stored top down; its values as (i, j, k)."""
     array = write_series(folder, (0, 0, step), direction=np.eye(3))
     found = slices(folder)
     one = copy.deepcopy(found[0][1])
     one.SOPClassUID = EnhancedCTImageStorage
     one.NumberOfFrames = 6
-    frames = []
+    frames: list[Any] = []
     for number, (path, dataset) in enumerate(found):
         frame, place, scale = Dataset(), Dataset(), Dataset()
         place.ImagePositionPatient = dataset.ImagePositionPatient
@@ -368,7 +389,7 @@ def enhanced(folder, step=2.5):
     return array + 10 * np.arange(6)
 
 
-def test_an_enhanced_file_of_many_frames_is_one_scan(tmp_path):
+def test_an_enhanced_file_of_many_frames_is_one_scan(tmp_path: Path) -> None:
     array = enhanced(tmp_path / "a")
     volume = read_volume(tmp_path / "a")
     assert np.array_equal(volume.array, array)
@@ -379,7 +400,7 @@ def test_an_enhanced_file_of_many_frames_is_one_scan(tmp_path):
     assert "6 frames, and says where 0 of them lie" in refused(tmp_path / "a")
 
 
-def test_a_label_map_of_a_tilted_gantry_lies_right_for_every_reader(tmp_path):
+def test_a_label_map_of_a_tilted_gantry_lies_right_for_every_reader(tmp_path: Path) -> None:
     """With a qform it would lie elsewhere for programs that read the qform (ITK's)."""
     write_series(tmp_path / "a", (0, 0.9, 2.5), direction=np.eye(3), count=30)
     scan = read_volume(tmp_path / "a")
@@ -405,7 +426,7 @@ def test_a_label_map_of_a_tilted_gantry_lies_right_for_every_reader(tmp_path):
         assert found.dataobj[tuple(place)] == labels[tuple(index)]
 
 
-def test_a_torn_file_of_another_format_is_refused(tmp_path):
+def test_a_torn_file_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.nrrd").write_text("NRRD0004\nDOE")
     assert "gives no size" in refused(tmp_path / "a.nrrd")
     (tmp_path / "b.mha").write_text("DimSize = 2 2 2\nElementDataFile = LOCAL\nDOE")

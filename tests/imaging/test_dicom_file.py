@@ -2,6 +2,8 @@
 
 import resource
 import struct
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,13 @@ LONG = {"OB", "OW", "SQ", "UN", "UT"}
 ITEM, ITEM_END, END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 
 
-def element(tag, kind, value=b"", length=None, order="<"):
+def element(
+    tag: tuple[int, int],
+    kind: str | None,
+    value: bytes = b"",
+    length: int | None = None,
+    order: str = "<",
+) -> bytes:
     """One element; an implicit one has no type."""
     length = len(value) if length is None else length
     head = struct.pack(order + "HH", *tag)
@@ -28,11 +36,11 @@ def element(tag, kind, value=b"", length=None, order="<"):
     return head + kind.encode() + struct.pack(order + "H", length) + value
 
 
-def text(tag, kind, value, **how):
+def text(tag: tuple[int, int], kind: str | None, value: str, **how: Any) -> bytes:
     return element(tag, kind, value.encode() + b" " * (len(value) % 2), **how)
 
 
-def file(*elements, syntax=EXPLICIT, meta=b""):
+def file(*elements: Any, syntax: str = EXPLICIT, meta: bytes = b"") -> bytes:
     return bytes(128) + b"DICM" + text((2, 0x10), "UI", syntax) + meta + b"".join(elements)
 
 
@@ -41,7 +49,7 @@ PIXELS = element((0x7FE0, 0x10), "OW", bytes(64))
 NAME = text((0x10, 0x10), "PN", "DOE^JANE")
 
 
-def sequence(*items, kind="SQ", length=None):
+def sequence(*items: Any, kind: str = "SQ", length: int | None = None) -> bytes:
     return element((0x40, 0x275), kind, b"".join(items), length)
 
 
@@ -74,7 +82,7 @@ SOUND = {
 }
 
 
-def test_sound_files_of_all_kinds_are_parsed(tmp_path):
+def test_sound_files_of_all_kinds_are_parsed(tmp_path: Path) -> None:
     for name, data in SOUND.items():
         path = tmp_path / name
         path.write_bytes(data)
@@ -83,7 +91,7 @@ def test_sound_files_of_all_kinds_are_parsed(tmp_path):
         assert found.SeriesInstanceUID == "1.2.3", name
 
 
-def test_a_cut_anywhere_is_refused(tmp_path):
+def test_a_cut_anywhere_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "series"
     write_series(folder, (0, 0, 2.5), count=2)
     path = sorted(folder.iterdir())[0]
@@ -94,7 +102,7 @@ def test_a_cut_anywhere_is_refused(tmp_path):
             read_volume(folder)
 
 
-def deep(depth):
+def deep(depth: int) -> bytes:
     data = NAME
     for _ in range(depth):
         data = sequence(element(ITEM, None, data))
@@ -121,7 +129,7 @@ def deep(depth):
         bytes(128) + b"DICM\xff",
     ],
 )
-def test_lengths_beyond_the_file_are_not_believed(tmp_path, data):
+def test_lengths_beyond_the_file_are_not_believed(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.dcm").write_bytes(data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError, match=str(tmp_path)) as caught:
@@ -130,7 +138,7 @@ def test_lengths_beyond_the_file_are_not_believed(tmp_path, data):
     assert "DOE" not in str(caught.value)
 
 
-def test_a_slice_that_claims_more_pixels_than_it_holds_is_refused(tmp_path):
+def test_a_slice_that_claims_more_pixels_than_it_holds_is_refused(tmp_path: Path) -> None:
     size = [element((0x28, place), "US", struct.pack("<H", 60_000)) for place in (0x10, 0x11)]
     bits = [element((0x28, place), "US", struct.pack("<H", 16)) for place in (0x100, 0x101)]
     one = element((0x28, 2), "US", struct.pack("<H", 1))

@@ -4,16 +4,20 @@ Affines are drawn at random: flips, oblique cuts, sheared gantries, voxels of 0.
 with shapes, number types, slopes, units and form codes. The network is one whose answer is known.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
-from attunet3d.core import whole_file
+from attunet3d.core import Floats, whole_file
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import read_label, read_volume
 from attunet3d.inference.predictor import Predictor
@@ -21,8 +25,10 @@ from attunet3d.inference.results import case_files
 from tests.known_network import checkpoint, write_predicted
 
 PREDICTOR = Predictor([checkpoint()], "cpu")
-FIELDS = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
-FIELDS += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
+FIELDS = (
+    *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
 INSIDE, OUTSIDE = 300, -100  # HU; the network's threshold lies at 100, in the middle
 MM = {"mm": 1.0, "micron": 1e-3, "meter": 1e3, "unknown": 1.0}
 
@@ -42,15 +48,16 @@ class Scan:
     codes: tuple[int, int]  # sform, qform
     kind: type
 
-    def values(self):
+    def values(self) -> Floats:
         """(I, J, K) HU, partial volumes at the rim of the ball."""
-        index = np.stack(np.indices(self.shape), -1) - self.middle
+        index = np.moveaxis(np.indices(self.shape), 0, -1) - self.middle
         apart = np.linalg.norm(index @ self.affine[:3, :3].T, axis=-1)
         step = np.linalg.norm(self.affine[:3, :3], axis=0).max()
         share = np.clip(0.5 + (self.radius_mm - apart) / step, 0, 1)
-        return OUTSIDE + share * (INSIDE - OUTSIDE)
+        found: Floats = OUTSIDE + share * (INSIDE - OUTSIDE)
+        return found
 
-    def save(self, path):
+    def save(self, path: Path) -> Path:
         """Write the scan; the header's lengths are in its units."""
         stored = (self.values() - self.intercept) / self.slope
         stored = stored if self.dtype.startswith("f") else np.rint(stored)
@@ -66,12 +73,12 @@ class Scan:
         return path
 
 
-def number(low, high):
+def number(low: float, high: float) -> st.SearchStrategy[float]:
     return st.floats(low, high)
 
 
 @st.composite
-def affines(draw, sheared=True):
+def affines(draw: Callable[..., Any], sheared: bool = True) -> Floats:
     """4×4, voxel → mm: spacing, then shear, then rotation, then axes permuted and mirrored."""
     spacing = np.diag([draw(number(0.4, 5)) for _ in "ijk"])
     shear = np.eye(3)
@@ -87,7 +94,7 @@ def affines(draw, sheared=True):
 
 
 @st.composite
-def scans(draw):
+def scans(draw: Callable[..., Any]) -> Scan:
     """A ball of 10 to 14 mm somewhere in a scan that holds it whole."""
     codes = draw(st.sampled_from([(1, 0), (1, 1), (2, 1), (0, 1), (4, 0)]))
     affine = draw(affines(sheared=codes[0] > 0))  # a qform has no shear
@@ -108,7 +115,9 @@ def scans(draw):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(scan=scans())
-def test_the_grid_comes_out_bit_by_bit_and_the_ball_stays_where_it_is(tmp_path, scan):
+def test_the_grid_comes_out_bit_by_bit_and_the_ball_stays_where_it_is(
+    tmp_path: Path, scan: Scan
+) -> None:
     path = scan.save(tmp_path / "a.nii.gz")
     volume = read_volume(path)
     files = case_files(whole_file.make_folder(tmp_path / "out"), "a")
@@ -130,15 +139,15 @@ def test_the_grid_comes_out_bit_by_bit_and_the_ball_stays_where_it_is(tmp_path, 
     apart = np.abs(index.mean(0) - scan.middle)
     assert apart.max() < 0.5, f"{apart} voxels off"
     # And by the world: the header's affine, as another reader has it, leads to the same place.
-    world = nib.affines.apply_affine(found.affine, index.mean(0)) * MM[scan.units]
-    wanted = nib.affines.apply_affine(scan.affine, scan.middle)
+    world = apply_affine(found.affine, index.mean(0)) * MM[scan.units]
+    wanted = apply_affine(scan.affine, scan.middle)
     step = np.linalg.norm(scan.affine[:3, :3], axis=0).max()
     assert np.linalg.norm(world - wanted) < step
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(scan=scans())
-def test_values_come_out_of_every_type_slope_and_unit(tmp_path, scan):
+def test_values_come_out_of_every_type_slope_and_unit(tmp_path: Path, scan: Scan) -> None:
     volume = read_volume(scan.save(tmp_path / "a.nii"))
     assert volume.array.shape == scan.shape
     half_a_step = 0.51 * abs(scan.slope) if not scan.dtype.startswith("f") else 1e-3
@@ -152,12 +161,12 @@ def test_values_come_out_of_every_type_slope_and_unit(tmp_path, scan):
 
 @settings(max_examples=100, deadline=None)
 @given(affine=affines(), data=st.data())
-def test_a_grid_leads_there_and_back(affine, data):
-    shape = tuple(data.draw(st.integers(1, 40)) for _ in "ijk")
+def test_a_grid_leads_there_and_back(affine: Floats, data: st.DataObject) -> None:
+    shape = data.draw(st.tuples(*[st.integers(1, 40)] * 3))
     grid = Grid(shape, affine)
     index = [data.draw(number(-50, 50)) for _ in "ijk"]
     assert grid.to_index(grid.to_world(index)) == pytest.approx(index, abs=1e-6)
     starts = [data.draw(st.integers(0, n - 1)) for n in shape]
-    box = tuple(slice(start, n) for start, n in zip(starts, shape, strict=True))
-    assert grid.cropped(box).to_world([0, 0, 0]) == pytest.approx(grid.to_world(starts))
+    i, j, k = (slice(start, n) for start, n in zip(starts, shape, strict=True))
+    assert grid.cropped((i, j, k)).to_world([0, 0, 0]) == pytest.approx(grid.to_world(starts))
     assert grid.matches(Grid(shape, affine), 0.0)

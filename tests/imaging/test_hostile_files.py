@@ -14,6 +14,9 @@ import struct
 import tarfile
 import threading
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +36,7 @@ from attunet3d.models.build import build_network
 from attunet3d.models.checkpoint import ABOUT, load_model, load_state, save_model
 from attunet3d.training.cached_case import load_case
 
-LOADERS = {
+LOADERS: dict[str, tuple[str, Callable[..., Any]]] = {
     "scan": ("a.nii.gz", read_volume),
     "label": ("a.nii", read_label),
     "other scan": ("a.nrrd", read_volume),
@@ -53,32 +56,32 @@ MB = 1 << 20
 class Canary:
     """Whoever unpickles it makes a file."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = str(path)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
         return open, (self.path, "w")
 
 
-def torch_zip(value):
+def torch_zip(value: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
-def torch_legacy(value):
+def torch_legacy(value: dict[str, Canary]) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer, _use_new_zipfile_serialization=False)
     return buffer.getvalue()
 
 
-def numpy_pickle(value):
+def numpy_pickle(value: Canary) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.array([value], object), allow_pickle=True)
     return buffer.getvalue()
 
 
-def tar_of(data):
+def tar_of(data: bytes) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in ("storages", "tensors", "pickle"):
@@ -88,7 +91,7 @@ def tar_of(data):
     return buffer.getvalue()
 
 
-def zip_with(**entries):
+def zip_with(**entries: Any) -> bytes:
     """A zip as torch writes them, of the entries given."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -97,7 +100,9 @@ def zip_with(**entries):
     return buffer.getvalue()
 
 
-SINGING = {  # a canary → bytes of a file that would let it sing
+SINGING: dict[
+    str, Callable[[Canary], bytes]
+] = {  # a canary → bytes of a file that would let it sing
     "pickle": pickle.dumps,
     "old pickle": lambda canary: pickle.dumps(canary, 0),
     "torch zip": lambda canary: torch_zip({"payload": canary, "sha256": ""}),
@@ -149,7 +154,7 @@ ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
-def refused(load, path, kind=UserError):
+def refused(load: Callable[..., Any], path: Path, kind: type[Exception] = UserError) -> str:
     """What the loader says: a line that names the file and says little else."""
     with pytest.raises(kind) as caught:
         load(path)
@@ -162,7 +167,7 @@ def refused(load, path, kind=UserError):
 
 @pytest.mark.parametrize("song", SINGING)
 @pytest.mark.parametrize("loader", LOADERS)
-def test_no_code_runs_whoever_loads_it(tmp_path, loader, song):
+def test_no_code_runs_whoever_loads_it(tmp_path: Path, loader: str, song: str) -> None:
     name, load = LOADERS[loader]
     data = SINGING[song](Canary(tmp_path / "sung"))
     (tmp_path / name).write_bytes(data)
@@ -172,14 +177,14 @@ def test_no_code_runs_whoever_loads_it(tmp_path, loader, song):
 
 @pytest.mark.parametrize("content", HOSTILE)
 @pytest.mark.parametrize("loader", LOADERS)
-def test_whatever_it_is_a_clear_line_comes_back(tmp_path, loader, content):
+def test_whatever_it_is_a_clear_line_comes_back(tmp_path: Path, loader: str, content: str) -> None:
     name, load = LOADERS[loader]
     (tmp_path / name).write_bytes(HOSTILE[content])
     refused(load, tmp_path / name)
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_what_is_no_file_is_refused_at_once(tmp_path, loader):
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, loader: str) -> None:
     name, load = LOADERS[loader]
     refused(load, tmp_path / "none" / name)
     (tmp_path / "ring" / name).parent.mkdir()
@@ -196,7 +201,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, loader):
 
 
 @pytest.mark.parametrize("loader", ["manifest", "config", "model", "state", "sidecar", "splits"])
-def test_what_is_far_too_large_is_not_read(tmp_path, loader):
+def test_what_is_far_too_large_is_not_read(tmp_path: Path, loader: str) -> None:
     name, load = LOADERS[loader]
     with (tmp_path / name).open("wb") as file:
         file.truncate(4 << 30)  # takes no disk
@@ -220,25 +225,25 @@ def test_what_is_far_too_large_is_not_read(tmp_path, loader):
     ],
     ids=["bomb", "used bomb", "plain alias", "merge bomb", "ring"],
 )
-def test_aliases_are_refused_so_none_can_explode(tmp_path, text):
+def test_aliases_are_refused_so_none_can_explode(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
     assert "alias" in refused(Config.load, tmp_path / "c.yaml", SettingsError)
 
 
-def test_a_setting_given_twice_is_refused(tmp_path):
+def test_a_setting_given_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("training:\n  steps: 10\n  seed: 1\n  steps: 20\n")
     assert "twice" in refused(Config.load, tmp_path / "c.yaml", SettingsError)
 
 
 @pytest.mark.parametrize("text", ["$x", "${HOME}", "$(id)", "`id`", "%(a)s", "@training.steps"])
-def test_expressions_are_text_and_no_number(text):
+def test_expressions_are_text_and_no_number(text: str) -> None:
     with pytest.raises(SettingsError, match=r"must be a whole number, got") as caught:
         Config.from_dict({"training": {"steps": text}})
     assert text in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["9" * 5000, "0x" + "f" * 9000, "1:" * 900 + "1.0", "!!int ''"])
-def test_numbers_beyond_all_bounds_given_by_hand_are_refused(text):
+def test_numbers_beyond_all_bounds_given_by_hand_are_refused(text: str) -> None:
     with pytest.raises(SettingsError):
         Config().with_overrides([f"training.steps={text}"])
 
@@ -246,7 +251,9 @@ def test_numbers_beyond_all_bounds_given_by_hand_are_refused(text):
 # --- lists of cases ------------------------------------------------------------------------------
 
 
-def test_expressions_in_a_manifest_are_plain_names(tmp_path, monkeypatch):
+def test_expressions_in_a_manifest_are_plain_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", "/etc")
     values = {"name": "$HOME", "labels": {"0": "${bg}", "1": "$@liver"}}
     entry = {"id": "$x", "image": "$HOME/a.nii.gz", "label": "~/b.nii.gz", "group": "$(id)"}
@@ -258,7 +265,7 @@ def test_expressions_in_a_manifest_are_plain_names(tmp_path, monkeypatch):
     assert (found.name, found.labels[1], case.group) == ("$HOME", "$@liver", "$(id)")
 
 
-def test_a_key_that_comes_twice_among_many_is_found_in_one_pass(tmp_path):
+def test_a_key_that_comes_twice_among_many_is_found_in_one_pass(tmp_path: Path) -> None:
     keys = [f'"{number}": 0' for number in range(300_000)]
     (tmp_path / "m.json").write_text("{" + ", ".join([*keys, keys[-1]]) + "}")
     assert "'299999' comes twice" in refused(read_json, tmp_path / "m.json")
@@ -282,7 +289,7 @@ def test_a_key_that_comes_twice_among_many_is_found_in_one_pass(tmp_path):
         {"training": [{"image": "x" * 10_000}]},
     ],
 )
-def test_names_are_short_plain_text(tmp_path, values):
+def test_names_are_short_plain_text(tmp_path: Path, values: dict[str, Any]) -> None:
     whole = {"labels": {"0": "background", "1": "liver"}, "training": []} | values
     (tmp_path / "m.json").write_text(json.dumps(whole))
     refused(Manifest.load, tmp_path / "m.json", DataError)
@@ -296,7 +303,7 @@ def test_names_are_short_plain_text(tmp_path, values):
         '{"channel_names": {"0": "CT"}, "dataset": {"../x": {"images": ["a.nii.gz"]}}}',
     ],
 )
-def test_a_data_sets_description_is_held_to_the_same(tmp_path, text):
+def test_a_data_sets_description_is_held_to_the_same(tmp_path: Path, text: str) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset.json").write_text(text)
     refused(list_cases, tmp_path / "data")
@@ -307,11 +314,11 @@ def test_a_data_sets_description_is_held_to_the_same(tmp_path, text):
 CONFIG = Config().with_overrides(["network.channels=[4, 8]", "network.gate=single"])
 
 
-def weights():
+def weights() -> dict[str, torch.Tensor]:
     return build_network(CONFIG.network, 1, 2).state_dict()
 
 
-def parts(path):
+def parts(path: Path) -> tuple[dict[str, Any], bytes]:
     """The header and the weights' bytes of a sound model."""
     save_model(path, weights(), CONFIG, {0: "background", 1: "liver"})
     data = path.read_bytes()
@@ -319,87 +326,87 @@ def parts(path):
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
-def with_header(path, header, body):
+def with_header(path: Path, header: dict[str, Any] | bytes, body: bytes) -> None:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
 
 
-def overlap(header, names):
+def overlap(header: dict[str, Any], names: list[str]) -> None:
     header[names[1]]["data_offsets"] = header[names[0]]["data_offsets"]
 
 
-def gap(header, names):
+def gap(header: dict[str, Any], names: list[str]) -> None:
     for name in names:
         header[name]["data_offsets"] = [8 + end for end in header[name]["data_offsets"]]
 
 
-def beyond(header, names):
+def beyond(header: dict[str, Any], names: list[str]) -> None:
     header[names[-1]]["data_offsets"][1] = 1 << 62
 
 
-def backwards(header, names):
+def backwards(header: dict[str, Any], names: list[str]) -> None:
     header[names[0]]["data_offsets"].reverse()
 
 
-def negative(header, names):
+def negative(header: dict[str, Any], names: list[str]) -> None:
     header[names[0]]["data_offsets"][0] = -4
 
 
-def huge_shape(header, names):
+def huge_shape(header: dict[str, Any], names: list[str]) -> None:
     header[names[0]]["shape"] = [1 << 40, 1 << 40]
 
 
-def other_shape(header, names):
+def other_shape(header: dict[str, Any], names: list[str]) -> None:
     header["encoder.0.0.weight"]["shape"].reverse()
 
 
-def other_type(header, names):
+def other_type(header: dict[str, Any], names: list[str]) -> None:
     header[names[0]]["dtype"] = "F16"
 
 
-def no_type(header, names):
+def no_type(header: dict[str, Any], names: list[str]) -> None:
     header[names[0]]["dtype"] = ["F32"]
 
 
-def entry_is_no_object(header, names):
+def entry_is_no_object(header: dict[str, Any], names: list[str]) -> None:
     header[names[0]] = [0] * 1000
 
 
-def no_metadata(header, names):
+def no_metadata(header: dict[str, Any], names: list[str]) -> None:
     del header["__metadata__"]
 
 
-def metadata_is_a_list(header, names):
+def metadata_is_a_list(header: dict[str, Any], names: list[str]) -> None:
     header["__metadata__"] = ["x"]
 
 
-def settings_are_nested(header, names):
+def settings_are_nested(header: dict[str, Any], names: list[str]) -> None:
     header["__metadata__"][ABOUT] = "[" * 100_000
 
 
-def settings_are_text(header, names):
+def settings_are_text(header: dict[str, Any], names: list[str]) -> None:
     header["__metadata__"][ABOUT] = '"text"'
 
 
-def settings_hold_an_expression(header, names):
+def settings_hold_an_expression(header: dict[str, Any], names: list[str]) -> None:
     about = json.loads(header["__metadata__"][ABOUT])
     about["config"]["network"]["norm"] = "$__import__('os')"
     header["__metadata__"][ABOUT] = json.dumps(about)
 
 
-def thousands_of_labels(header, names):
+def thousands_of_labels(header: dict[str, Any], names: list[str]) -> None:
     about = json.loads(header["__metadata__"][ABOUT])
     about["labels"] = {str(value): f"label {value}" for value in range(50_000)}
     header["__metadata__"][ABOUT] = json.dumps(about)
 
 
-def label_commands_the_terminal(header, names):
+def label_commands_the_terminal(header: dict[str, Any], names: list[str]) -> None:
     about = json.loads(header["__metadata__"][ABOUT])
     about["labels"]["1"] = "\x1b[2J"
     header["__metadata__"][ABOUT] = json.dumps(about)
 
 
-def infinite_label(header, names):
+def infinite_label(header: dict[str, Any], names: list[str]) -> None:
     about = header["__metadata__"][ABOUT]
     header["__metadata__"][ABOUT] = about.replace('"labels": {', '"labels": 1e999, "x": {')
 
@@ -411,7 +418,9 @@ CHANGES += [label_commands_the_terminal, infinite_label]
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_models_header_is_not_taken_at_its_word(tmp_path, change):
+def test_a_models_header_is_not_taken_at_its_word(
+    tmp_path: Path, change: Callable[..., Any]
+) -> None:
     path = tmp_path / "m.safetensors"
     header, body = parts(path)
     change(header, sorted(header.keys() - {"__metadata__"}))
@@ -419,7 +428,7 @@ def test_a_models_header_is_not_taken_at_its_word(tmp_path, change):
     refused(load_model, path, ModelError)
 
 
-def test_a_huge_header_is_not_parsed(tmp_path):
+def test_a_huge_header_is_not_parsed(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     header, body = parts(path)
     text = json.dumps(header).encode()
@@ -427,7 +436,7 @@ def test_a_huge_header_is_not_parsed(tmp_path):
     refused(load_model, path, ModelError)
 
 
-def test_bytes_behind_the_weights_are_not_even_read(tmp_path):
+def test_bytes_behind_the_weights_are_not_even_read(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     with_header(path, *parts(path))
     load_model(path)  # sound as yet
@@ -441,18 +450,18 @@ def test_bytes_behind_the_weights_are_not_even_read(tmp_path):
 # --- states --------------------------------------------------------------------------------------
 
 
-def state_of(payload, digest=None):
+def state_of(payload: torch.Tensor, digest: str | None = None) -> bytes:
     data = payload.numpy().tobytes() if digest is None else b""
     return torch_zip({"payload": payload, "sha256": digest or hashlib.sha256(data).hexdigest()})
 
 
-def test_a_payload_that_repeats_one_byte_is_not_laid_out(tmp_path):
+def test_a_payload_that_repeats_one_byte_is_not_laid_out(tmp_path: Path) -> None:
     endless = torch.zeros(1, dtype=torch.uint8).expand(1 << 40)  # a terabyte in one byte
     (tmp_path / "last.pt").write_bytes(state_of(endless, "0" * 64))
     refused(load_state, tmp_path / "last.pt", ModelError)
 
 
-def test_a_bomb_within_the_payload_is_not_unpacked(tmp_path):
+def test_a_bomb_within_the_payload_is_not_unpacked(tmp_path: Path) -> None:
     payload = torch.frombuffer(bytearray(HOSTILE["zip bomb"]), dtype=torch.uint8)
     (tmp_path / "last.pt").write_bytes(state_of(payload))
     assert "do not fit" in refused(load_state, tmp_path / "last.pt", ModelError)
@@ -462,12 +471,12 @@ def test_a_bomb_within_the_payload_is_not_unpacked(tmp_path):
     "value",
     [None, 7, [], {}, {"payload": 3, "sha256": ""}, {"payload": torch.ones(3), "sha256": ""}],
 )
-def test_other_things_that_torch_saved_are_no_state(tmp_path, value):
+def test_other_things_that_torch_saved_are_no_state(tmp_path: Path, value: Any) -> None:
     (tmp_path / "last.pt").write_bytes(torch_zip(value))
     refused(load_state, tmp_path / "last.pt", ModelError)
 
 
-def test_a_payload_that_would_run_code_does_not(tmp_path):
+def test_a_payload_that_would_run_code_does_not(tmp_path: Path) -> None:
     inner = torch_zip({"network": Canary(tmp_path / "sung")})
     payload = torch.frombuffer(bytearray(inner), dtype=torch.uint8)
     (tmp_path / "last.pt").write_bytes(state_of(payload))
@@ -479,7 +488,7 @@ def test_a_payload_that_would_run_code_does_not(tmp_path):
 
 
 @pytest.fixture
-def prepared(tmp_path):
+def prepared(tmp_path: Path) -> Path:
     """A case as `cache` leaves it."""
     np.save(tmp_path / "image.npy", np.zeros((4, 3, 2), np.float16))
     np.save(tmp_path / "label.npy", np.zeros((4, 3, 2), np.uint8))
@@ -493,13 +502,15 @@ def prepared(tmp_path):
 
 @pytest.mark.parametrize("content", HOSTILE)
 @pytest.mark.parametrize("name", ["meta.json", "image.npy", "foreground.npy"])
-def test_a_prepared_case_with_a_strange_file_is_prepared_anew(prepared, name, content):
+def test_a_prepared_case_with_a_strange_file_is_prepared_anew(
+    prepared: Path, name: str, content: str
+) -> None:
     (prepared / name).write_bytes(HOSTILE[content])
     assert load_case("a", prepared) is None
 
 
 @pytest.mark.parametrize("song", SINGING)
-def test_a_prepared_case_runs_no_code(prepared, song):
+def test_a_prepared_case_runs_no_code(prepared: Path, song: str) -> None:
     canary = prepared / "sung"
     (prepared / "image.npy").write_bytes(SINGING[song](Canary(canary)))
     case = load_case("a", prepared)
@@ -521,13 +532,15 @@ def test_a_prepared_case_runs_no_code(prepared, song):
         {"bytes": []},
     ],
 )
-def test_facts_that_do_not_fit_the_arrays_are_not_believed(prepared, change):
+def test_facts_that_do_not_fit_the_arrays_are_not_believed(
+    prepared: Path, change: dict[str, Any]
+) -> None:
     meta = json.loads((prepared / "meta.json").read_text()) | change
     (prepared / "meta.json").write_text(json.dumps(meta))
     assert load_case("a", prepared) is None
 
 
-def npy(shape, body=b"", descr="'<f2'"):
+def npy(shape: str, body: bytes = b"", descr: str = "'<f2'") -> bytes:
     head = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
     head += b" " * (-(len(head) + 11) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + body
@@ -547,20 +560,21 @@ def npy(shape, body=b"", descr="'<f2'"):
     ],
     ids=["huge", "empty", "negative", "cut", "deep", "objects", "strings", "code"],
 )
-def test_an_array_that_claims_more_than_it_holds_is_not_taken(prepared, data):
+def test_an_array_that_claims_more_than_it_holds_is_not_taken(prepared: Path, data: bytes) -> None:
     (prepared / "image.npy").write_bytes(data)
     case = load_case("a", prepared)
     assert case is None
 
 
-def test_an_array_that_is_lost_after_the_start_is_named(prepared):
+def test_an_array_that_is_lost_after_the_start_is_named(prepared: Path) -> None:
     case = load_case("a", prepared)
+    assert case is not None
     (prepared / "image.npy").write_bytes(npy("(" * 3000 + ")" * 3000))
     with pytest.raises(FileError, match=r"case a: .*image\.npy cannot be read"):
         case.image()
 
 
-def test_the_folder_of_a_model_may_hold_anything(tmp_path):
+def test_the_folder_of_a_model_may_hold_anything(tmp_path: Path) -> None:
     for name in ("model.safetensors", "last.pt"):
         (tmp_path / name).mkdir()
     with pytest.raises(ModelError):
@@ -569,7 +583,7 @@ def test_the_folder_of_a_model_may_hold_anything(tmp_path):
         load_state(tmp_path / "last.pt")
 
 
-def test_a_folder_of_slices_that_are_none_is_no_series(tmp_path):
+def test_a_folder_of_slices_that_are_none_is_no_series(tmp_path: Path) -> None:
     for number, data in enumerate([*HOSTILE.values(), bytes(128) + b"DICM" + b"\xff" * 64]):
         (tmp_path / f"{number}.dcm").write_bytes(data)
     refused(read_volume, tmp_path)

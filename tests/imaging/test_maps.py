@@ -4,13 +4,15 @@ import gzip
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK
 
-from attunet3d.core import DataError, WriteError
+from attunet3d.core import Box, DataError, Float32s, WriteError
 from attunet3d.imaging import Grid, MapReader, MapWriter, Volume
 from attunet3d.imaging import maps as maps_module
 
@@ -18,18 +20,18 @@ SHAPE, COUNT = (5, 6, 7), 3
 AFFINE = np.array([[0, -0.5, 0, 9], [0.75, 0, 0, -8], [0, 0, 2.0, 7], [0, 0, 0, 1]])
 
 
-def scan():
+def scan() -> Volume:
     return Volume(np.zeros(SHAPE, np.int16), Grid(SHAPE, AFFINE))
 
 
-def values(seed=0):
+def values(seed: int = 0) -> Float32s:
     """(maps, i, j, k) in [0, 1], the last map empty."""
     array = np.random.default_rng(seed).random((COUNT, *SHAPE), np.float32)
     array[-1] = 0
     return array
 
 
-def boxes(axis, step, backwards):
+def boxes(axis: int, step: int, backwards: bool) -> Iterator[Box]:
     """Boxes that cover all voxels, a few planes of an axis at a time, in halves of another."""
     starts = range(0, SHAPE[axis], step)
     other, half = (axis + 1) % 3, SHAPE[(axis + 1) % 3] // 2
@@ -38,10 +40,10 @@ def boxes(axis, step, backwards):
             box = [slice(0, n) for n in SHAPE]
             box[axis] = slice(start, min(start + step, SHAPE[axis]))
             box[other] = part
-            yield tuple(box)
+            yield box[0], box[1], box[2]
 
 
-def written(path, array, parts):
+def written(path: Path, array: Float32s, parts: Iterator[Box]) -> Path:
     with MapWriter(path, scan(), len(array)) as writer:
         for box in parts:
             writer.write(box, array[:, *box])
@@ -51,8 +53,8 @@ def written(path, array, parts):
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize("backwards", [False, True])
 def test_boxes_in_any_order_give_the_same_file_for_every_reader(
-    tmp_path, monkeypatch, axis, backwards
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axis: int, backwards: bool
+) -> None:
     monkeypatch.setattr(maps_module, "SLAB_VOXELS", 3 * SHAPE[0] * SHAPE[1])  # slabs of 3 planes
     array = values()
     path = written(tmp_path / "maps.nii.gz", array, boxes(axis, 2, backwards))
@@ -71,7 +73,7 @@ def test_boxes_in_any_order_give_the_same_file_for_every_reader(
             assert np.abs(reader.plane(k) - array[..., k]).max() < 0.51 / 65535
 
 
-def test_voxels_that_nobody_writes_are_zero_and_values_are_clipped(tmp_path):
+def test_voxels_that_nobody_writes_are_zero_and_values_are_clipped(tmp_path: Path) -> None:
     with MapWriter(tmp_path / "a.nii.gz", scan(), 1) as writer:
         writer.write((slice(1, 2), slice(2, 3), slice(3, 5)), np.full((1, 1, 1, 2), 1.5))
     found = nibabel.load(tmp_path / "a.nii.gz").get_fdata()
@@ -79,7 +81,7 @@ def test_voxels_that_nobody_writes_are_zero_and_values_are_clipped(tmp_path):
     assert found.max() == pytest.approx(1, abs=1e-9)
 
 
-def test_an_error_on_the_way_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_an_error_on_the_way_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = written(tmp_path / "a.nii.gz", values(), boxes(2, 2, False))
     before = path.read_bytes()
     with pytest.raises(ZeroDivisionError), MapWriter(path, scan(), COUNT) as writer:
@@ -90,7 +92,7 @@ def test_an_error_on_the_way_leaves_the_old_file_and_nothing_else(tmp_path):
         MapWriter(tmp_path / "missing" / "a.nii.gz", scan(), COUNT)
 
 
-def test_maps_of_another_grid_or_number_are_refused(tmp_path):
+def test_maps_of_another_grid_or_number_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "a.nii.gz", values(), boxes(2, 2, False))
     with pytest.raises(DataError, match=r"a\.nii\.gz: holds 3 volumes .* must be 2"):
         MapReader(path, scan().grid, 2)
@@ -103,7 +105,7 @@ def test_maps_of_another_grid_or_number_are_refused(tmp_path):
         MapReader(path, scan().grid, COUNT)
 
 
-def test_maps_of_other_number_types_read_alike(tmp_path):
+def test_maps_of_other_number_types_read_alike(tmp_path: Path) -> None:
     array = values()[0]
     nibabel.save(nibabel.Nifti1Image(array, AFFINE), tmp_path / "a.nii")
     with MapReader(tmp_path / "a.nii", scan().grid, 1) as reader:
@@ -128,7 +130,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_memory_holds_a_few_planes(tmp_path):
+def test_memory_holds_a_few_planes(tmp_path: Path) -> None:
     """The maps are 168 MB as stored and 335 MB as given."""
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "a.nii.gz")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -7,18 +7,24 @@ import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nibabel.affines import voxel_sizes
+from nibabel.nifti1 import Nifti1Image
+from nibabel.nifti2 import Nifti2Image
 
-from attunet3d.core import DataError, WriteError
+from attunet3d.core import Array, DataError, Floats, WriteError
 from attunet3d.core.errors import UserError
 from attunet3d.imaging.byte_stream import READ_BYTES
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.nifti import read_nifti
+from attunet3d.imaging.nifti_header import NiftiGeometry
 from attunet3d.imaging.nifti_writer import write_nifti
 
 LIMIT = 10**6
@@ -26,22 +32,27 @@ AFFINE = np.array([[-0.8, 0, 0.1, 90], [0, 0.8, 0, -60], [0, 0.05, 2.5, 10], [0,
 RAMP = np.arange(5 * 4 * 3, dtype=np.int16).reshape(5, 4, 3, order="F") - 30
 
 
-def image(array=RAMP, affine=AFFINE, kind=nib.Nifti1Image, units="mm"):
+def image(
+    array: Array = RAMP,
+    affine: Floats = AFFINE,
+    kind: type[Any] = nib.Nifti1Image,
+    units: str = "mm",
+) -> Nifti1Image | Nifti2Image:
     made = kind(array, affine)
     made.header.set_xyzt_units(units)
     return made
 
 
-def stored(tmp_path, made, name="a.nii.gz"):
+def stored(tmp_path: Path, made: Nifti1Image | Nifti2Image, name: str = "a.nii.gz") -> Path:
     nib.save(made, tmp_path / name)
     return tmp_path / name
 
 
-def read(path):
+def read(path: Path) -> tuple[Array, Grid, NiftiGeometry, list[str]]:
     return read_nifti(path, max_voxels=LIMIT)
 
 
-def edited(path, offset, data):
+def edited(path: Path, offset: int, data: bytes) -> Path:
     """The uncompressed file with some bytes replaced."""
     raw = bytearray(gzip.decompress(path.read_bytes()))
     raw[offset : offset + len(data)] = data
@@ -54,7 +65,7 @@ def edited(path, offset, data):
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
-def test_voxels_and_affine_come_back(tmp_path, kind, name):
+def test_voxels_and_affine_come_back(tmp_path: Path, kind: type[Any], name: str) -> None:
     array, grid, geometry, warnings = read(stored(tmp_path, image(kind=kind), name))
     assert array.dtype == np.int16
     assert array.flags.f_contiguous
@@ -66,7 +77,7 @@ def test_voxels_and_affine_come_back(tmp_path, kind, name):
 
 @pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_every_number_type_in_either_byte_order(tmp_path, dtype, order):
+def test_every_number_type_in_either_byte_order(tmp_path: Path, dtype: str, order: str) -> None:
     values = np.abs(RAMP).astype(dtype)
     header = nib.Nifti1Header(endianness=order)
     header.set_data_dtype(np.dtype(dtype))
@@ -91,13 +102,13 @@ def test_every_number_type_in_either_byte_order(tmp_path, dtype, order):
         (1e30, 0, RAMP * 1e30),
     ],
 )
-def test_slope_and_intercept(tmp_path, slope, inter, wanted):
+def test_slope_and_intercept(tmp_path: Path, slope: float, inter: float, wanted: Array) -> None:
     path = edited(stored(tmp_path, image()), 112, struct.pack("<ff", slope, inter))
     array = read(path)[0]
     assert np.allclose(array, wanted, rtol=1e-6)
 
 
-def test_whole_results_that_fit_stay_int16_and_others_are_float32(tmp_path):
+def test_whole_results_that_fit_stay_int16_and_others_are_float32(tmp_path: Path) -> None:
     path = stored(tmp_path, image(np.array([0, 3071], np.uint16).reshape(2, 1, 1)))
     assert read(path)[0].dtype == np.int16
     shifted = edited(path, 112, struct.pack("<ff", 1, -1024))
@@ -112,19 +123,19 @@ def test_whole_results_that_fit_stay_int16_and_others_are_float32(tmp_path):
 @pytest.mark.parametrize(
     ("units", "factor"), [("meter", 1000), ("mm", 1), ("micron", 0.001), ("unknown", 1)]
 )
-def test_lengths_are_millimetres(tmp_path, units, factor):
+def test_lengths_are_millimetres(tmp_path: Path, units: str, factor: float) -> None:
     grid = read(stored(tmp_path, image(units=units)))[1]
     assert np.allclose(grid.affine[:3], AFFINE[:3] * factor, rtol=1e-5)
 
 
-def test_trailing_dimensions_of_one_are_dropped(tmp_path):
+def test_trailing_dimensions_of_one_are_dropped(tmp_path: Path) -> None:
     assert read(stored(tmp_path, image(RAMP[..., None, None])))[0].shape == (5, 4, 3)
 
 
 # --- sform, qform, neither -------------------------------------------------------------------
 
 
-def test_the_sform_counts_before_the_qform(tmp_path):
+def test_the_sform_counts_before_the_qform(tmp_path: Path) -> None:
     made = image()
     moved = AFFINE.copy()
     moved[:3, 3] += 40
@@ -136,7 +147,7 @@ def test_the_sform_counts_before_the_qform(tmp_path):
     assert "the sform counts" in warnings[0]
 
 
-def test_the_qform_counts_without_a_sform(tmp_path):
+def test_the_qform_counts_without_a_sform(tmp_path: Path) -> None:
     made = image(affine=np.diag([-2, 3, 4, 1.0]))
     made.header.set_sform(None, 0)
     made.header.set_qform(np.diag([-2, 3, 4, 1.0]), 1)
@@ -145,7 +156,7 @@ def test_the_qform_counts_without_a_sform(tmp_path):
 
 
 @pytest.mark.parametrize("qfac", [0.0, 1.0, -1.0])
-def test_a_qfac_of_zero_counts_as_one(tmp_path, qfac):
+def test_a_qfac_of_zero_counts_as_one(tmp_path: Path, qfac: float) -> None:
     made = image(affine=np.diag([2, 2, -2 if qfac < 0 else 2, 1.0]))
     made.set_qform(made.affine, 1)
     made.set_sform(None, 0)
@@ -153,14 +164,14 @@ def test_a_qfac_of_zero_counts_as_one(tmp_path, qfac):
     assert read(path)[1].affine[2, 2] == (-2 if qfac < 0 else 2)
 
 
-def test_without_either_spacing_is_kept_and_a_warning_given(tmp_path):
+def test_without_either_spacing_is_kept_and_a_warning_given(tmp_path: Path) -> None:
     path = edited(stored(tmp_path, image()), 252, struct.pack("<hh", 0, 0))
     _, grid, _, warnings = read(path)
-    assert np.allclose(grid.spacing_mm, nib.affines.voxel_sizes(AFFINE), atol=1e-5)
+    assert np.allclose(grid.spacing_mm, voxel_sizes(AFFINE), atol=1e-5)
     assert "left and right" in warnings[0]
 
 
-def test_forms_that_contradict_each_other_on_left_and_right_are_refused(tmp_path):
+def test_forms_that_contradict_each_other_on_left_and_right_are_refused(tmp_path: Path) -> None:
     made = image(affine=np.diag([2, 2, 2, 1.0]))
     made.header.set_sform(np.diag([2, 2, 2, 1.0]), 1)
     made.header.set_qform(np.diag([-2, 2, 2, 1.0]), 1)
@@ -196,7 +207,7 @@ HEADERS = {  # offset, bytes, words
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_headers_that_break_a_rule_are_refused_by_name(tmp_path, name):
+def test_headers_that_break_a_rule_are_refused_by_name(tmp_path: Path, name: str) -> None:
     offset, data, words = HEADERS[name]
     path = edited(stored(tmp_path, image()), offset, data)
     with pytest.raises(UserError, match=words) as caught:
@@ -205,7 +216,7 @@ def test_headers_that_break_a_rule_are_refused_by_name(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
-def damaged(data):
+def damaged(data: bytes) -> dict[str, bytes]:
     middle = len(data) // 2
     return {
         "cut": data[: len(data) // 2],
@@ -221,7 +232,7 @@ def damaged(data):
 
 
 @pytest.mark.parametrize("kind", damaged(bytes(50)))
-def test_damaged_files_are_refused_by_name(tmp_path, kind):
+def test_damaged_files_are_refused_by_name(tmp_path: Path, kind: str) -> None:
     noise = np.random.default_rng(0).integers(-1000, 1000, (20, 20, 20)).astype(np.int16)
     path = stored(tmp_path, image(noise))
     path.write_bytes(damaged(path.read_bytes())[kind])
@@ -230,7 +241,7 @@ def test_damaged_files_are_refused_by_name(tmp_path, kind):
     assert str(path) in str(caught.value)
 
 
-def test_members_padding_and_what_follows(tmp_path):
+def test_members_padding_and_what_follows(tmp_path: Path) -> None:
     path = stored(tmp_path, image(), "a.nii")
     raw = path.read_bytes()
     for cut in (100, 352, 400):
@@ -248,7 +259,7 @@ def test_members_padding_and_what_follows(tmp_path):
 
 
 @pytest.mark.parametrize("short", [0, 1, 2, 5])
-def test_a_member_may_begin_anywhere_against_the_pieces_read(tmp_path, short):
+def test_a_member_may_begin_anywhere_against_the_pieces_read(tmp_path: Path, short: int) -> None:
     path = stored(tmp_path, image(), "a.nii")
     raw = path.read_bytes()
     first, second = gzip.compress(raw[:400]), gzip.compress(raw[400:])
@@ -261,7 +272,7 @@ def test_a_member_may_begin_anywhere_against_the_pieces_read(tmp_path, short):
     assert warnings == []
 
 
-def test_a_hundred_thousand_members(tmp_path):
+def test_a_hundred_thousand_members(tmp_path: Path) -> None:
     path = stored(tmp_path, image(), "a.nii")
     raw = path.read_bytes()
     path.write_bytes(gzip.compress(raw) + gzip.compress(b"") * 100_000)
@@ -273,7 +284,9 @@ def test_a_hundred_thousand_members(tmp_path):
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
 @pytest.mark.parametrize(("order", "kind"), [("<", nib.Nifti1Pair), (">", nib.Nifti2Pair)])
-def test_header_and_voxels_in_two_files(tmp_path, ending, order, kind):
+def test_header_and_voxels_in_two_files(
+    tmp_path: Path, ending: str, order: str, kind: type[Any]
+) -> None:
     header = kind.header_class(endianness=order)
     made = kind(RAMP, AFFINE, header)
     made.header.set_xyzt_units("mm")
@@ -287,7 +300,7 @@ def test_header_and_voxels_in_two_files(tmp_path, ending, order, kind):
     assert (np.asarray(nib.load(tmp_path / "out.nii.gz").dataobj) == RAMP).all()
 
 
-def test_pairs_that_are_none_are_refused_by_the_headers_name(tmp_path):
+def test_pairs_that_are_none_are_refused_by_the_headers_name(tmp_path: Path) -> None:
     nib.Nifti1Pair(RAMP, AFFINE).to_filename(tmp_path / "a.img")
     header, body = (tmp_path / "a.hdr").read_bytes(), (tmp_path / "a.img").read_bytes()
     for name, changed, rest, words in (
@@ -307,7 +320,7 @@ def test_pairs_that_are_none_are_refused_by_the_headers_name(tmp_path):
         assert f"{name}.hdr: " in str(caught.value)
 
 
-def test_bombs_take_no_memory(tmp_path):
+def test_bombs_take_no_memory(tmp_path: Path) -> None:
     raw = gzip.decompress(stored(tmp_path, image()).read_bytes())
     bomb = tmp_path / "bomb.nii.gz"
     zeros = gzip.compress(bytes(1 << 24))
@@ -318,7 +331,7 @@ def test_bombs_take_no_memory(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 
-def test_no_file_a_folder_and_a_pipe(tmp_path):
+def test_no_file_a_folder_and_a_pipe(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.nii"):
         read(tmp_path / "none.nii")
     with pytest.raises(DataError):
@@ -326,7 +339,7 @@ def test_no_file_a_folder_and_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe.nii")
     outcome = []
 
-    def attempt():
+    def attempt() -> None:
         try:
             read(tmp_path / "pipe.nii")
         except DataError as error:
@@ -340,7 +353,9 @@ def test_no_file_a_folder_and_a_pipe(tmp_path):
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_whatever_bytes_change_only_a_users_error_comes_out(tmp_path, data):
+def test_whatever_bytes_change_only_a_users_error_comes_out(
+    tmp_path: Path, data: st.DataObject
+) -> None:
     raw = bytearray(gzip.decompress(stored(tmp_path, image()).read_bytes()))
     for _ in range(data.draw(st.integers(1, 6))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
@@ -359,13 +374,15 @@ def test_whatever_bytes_change_only_a_users_error_comes_out(tmp_path, data):
 
 # --- what is written -------------------------------------------------------------------------
 
-FIELDS = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
-FIELDS += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
+FIELDS = (
+    *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_any_source_grid_in_the_same_grid_out(tmp_path, data):
+def test_any_source_grid_in_the_same_grid_out(tmp_path: Path, data: st.DataObject) -> None:
     number = st.floats(-3, 3, allow_nan=False, width=32)
     affine = np.eye(4)
     shear = [[data.draw(number) * 0.3 for _ in "xyz"] for _ in "xyz"]
@@ -394,7 +411,7 @@ def test_any_source_grid_in_the_same_grid_out(tmp_path, data):
     assert read(tmp_path / "label.nii.gz")[1].matches(grid, 0.0)
 
 
-def test_nothing_of_a_patient_is_copied(tmp_path):
+def test_nothing_of_a_patient_is_copied(tmp_path: Path) -> None:
     made = image()
     for name in ("descrip", "aux_file", "db_name", "intent_name"):
         made.header[name] = b"DOE^JOHN"
@@ -406,7 +423,7 @@ def test_nothing_of_a_patient_is_copied(tmp_path):
     assert warnings == []
 
 
-def test_without_a_source_header_the_grid_makes_one(tmp_path):
+def test_without_a_source_header_the_grid_makes_one(tmp_path: Path) -> None:
     grid = Grid((5, 4, 3), AFFINE)
     write_nifti(tmp_path / "a.nii.gz", RAMP, None, grid)
     made = nib.load(tmp_path / "a.nii.gz")
@@ -415,7 +432,7 @@ def test_without_a_source_header_the_grid_makes_one(tmp_path):
     assert (np.asarray(made.dataobj) == RAMP).all()
 
 
-def test_many_maps_with_a_slope(tmp_path):
+def test_many_maps_with_a_slope(tmp_path: Path) -> None:
     maps = np.arange(5 * 4 * 3 * 2, dtype=np.uint16).reshape(5, 4, 3, 2)
     _, grid, geometry, _ = read(stored(tmp_path, image()))
     write_nifti(tmp_path / "m.nii.gz", maps, geometry, grid, slope=0.5)
@@ -424,7 +441,7 @@ def test_many_maps_with_a_slope(tmp_path):
     assert np.allclose(made.affine, AFFINE, atol=1e-5)
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 40)).astype(np.uint8)
     write_nifti(tmp_path / "a.nii.gz", RAMP, None, Grid((5, 4, 3), AFFINE))
     np.save(tmp_path / "noise.npy", noise)
@@ -451,6 +468,6 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nii.gz", "noise.npy"]
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="none"):
         write_nifti(tmp_path / "none" / "a.nii", RAMP, None, Grid((5, 4, 3), AFFINE))

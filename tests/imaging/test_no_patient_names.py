@@ -11,6 +11,8 @@ import os
 import shutil
 import sys
 import zipfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -43,7 +45,7 @@ TINY += ["training.validate_every=1", "training.patch_size=[16,16,16]"]
 TINY += ["preprocessing.spacing_mm=[8,8,8]"]
 
 
-def mark(path, version=1):
+def mark(path: Path, version: int = 1) -> None:
     """Fill every free field of a NIfTI file, and add extensions."""
     found = nib.load(path)
     kind = nib.Nifti1Image if version == 1 else nib.Nifti2Image
@@ -60,13 +62,13 @@ def mark(path, version=1):
     nib.save(image, path)
 
 
-def dicom():
+def dicom() -> bytes:
     """A DICOM data set as a NIfTI extension holds it: one tag, explicit little endian."""
     text = b"QXZVWKDOE^JANE"
     return b"\x10\x00\x10\x00PN" + len(text).to_bytes(2, "little") + text
 
 
-def write_series(folder, count=12):
+def write_series(folder: Path, count: int = 12) -> Path:
     """A DICOM series of a phantom's size, all text tags marked."""
     folder.mkdir()
     array = np.random.default_rng(0).integers(-1000, 400, (count, 24, 24)).astype(np.int16)
@@ -92,7 +94,7 @@ def write_series(folder, count=12):
     return folder
 
 
-def damage(folder, good):
+def damage(folder: Path, good: Path) -> Path:
     """Marked scans that fail, each in its own way."""
     folder.mkdir()
     raw = gzip.decompress(good.read_bytes())
@@ -115,7 +117,7 @@ def damage(folder, good):
     return folder
 
 
-def mix(source, bad):
+def mix(source: Path, bad: Path) -> Path:
     """A data set of the bad scans and a good one, each with a marked label."""
     images, labels = source / "mixed" / "images", source / "mixed" / "labels"
     shutil.copytree(bad, images)
@@ -130,7 +132,7 @@ def mix(source, bad):
 
 
 @contextlib.contextmanager
-def streams_in(path):
+def streams_in(path: Path) -> Iterator[None]:
     """Both streams of this process into a file, those of C++ libraries, too."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -153,7 +155,7 @@ def streams_in(path):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All commands on marked scans: sources in `in`, what was written in `out`."""
     home = tmp_path_factory.mktemp("marked")
     source, out = home / "in", home / "out"
@@ -191,7 +193,7 @@ def done(tmp_path_factory):
     return home
 
 
-def contents(path):
+def contents(path: Path) -> Iterator[bytes]:
     """The bytes of a file, and of what is packed in it."""
     data = path.read_bytes()
     yield data
@@ -203,7 +205,7 @@ def contents(path):
             yield from (archive.read(name) for name in archive.namelist())
 
 
-def marked(folder):
+def marked(folder: Path) -> set[str]:
     """Files that hold the mark as bytes or in UTF-16, by name or by content."""
     needles = [MARK.encode(), MARK.encode("utf-16-le"), MARK.encode("utf-16-be")]
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -214,18 +216,18 @@ def marked(folder):
     }
 
 
-def test_the_sources_are_marked(done):
+def test_the_sources_are_marked(done: Path) -> None:
     found = marked(done / "in")
     assert {f"series/{k}.dcm" for k in range(12)} <= found
     assert len([name for name in found if name.startswith("data/imagesTr/")]) == 4 - 1
     assert {"bad/magic.nii.gz", "bad/text.nii", "bad/second.mha"} <= found
 
 
-def test_nothing_that_was_written_or_said_holds_the_mark(done):
+def test_nothing_that_was_written_or_said_holds_the_mark(done: Path) -> None:
     assert marked(done / "out") == set()
 
 
-def test_all_that_could_hold_it_was_written(done):
+def test_all_that_could_hold_it_was_written(done: Path) -> None:
     out = done / "out"
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     case = sorted(path.name for path in (done / "in" / "data" / "imagesTr").iterdir())[0]

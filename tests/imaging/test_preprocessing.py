@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attunet3d.core import DataError
+from attunet3d.core import Array, DataError, LabelMap
 from attunet3d.core.model_config import PreprocessingConfig
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.preprocessing import (
@@ -22,13 +22,21 @@ CONFIG = PreprocessingConfig(
 )
 
 
-def scan(array, spacing=(1.0, 1.0, 1.0), signs=(1, 1, 1)):
+def scan(
+    array: Array,
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    signs: tuple[int, int, int] = (1, 1, 1),
+) -> Volume:
     affine = np.diag([*np.multiply(spacing, signs), 1.0])
     affine[:3, 3] = (-100.0, 20.0, 5.0)
     return Volume(np.asfortranarray(array), Grid(array.shape, affine))
 
 
-def ellipse(shape=(160, 140, 40), centre=(80, 60, 20), radii=(50, 35)):
+def ellipse(
+    shape: tuple[int, int, int] = (160, 140, 40),
+    centre: tuple[int, int, int] = (80, 60, 20),
+    radii: tuple[int, int] = (50, 35),
+) -> Array:
     """A cylinder of soft tissue with lungs in it, in air: body from centre − radius to + radius."""
     x, y, _ = np.ogrid[: shape[0], : shape[1], : shape[2]]
     rings = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2
@@ -38,19 +46,19 @@ def ellipse(shape=(160, 140, 40), centre=(80, 60, 20), radii=(50, 35)):
     return array
 
 
-def assert_around(part, low, high, slack=14):
+def assert_around(part: slice, low: int, high: int, slack: int = 14) -> None:
     assert low - slack <= part.start <= low
     assert high <= part.stop <= high + slack
 
 
-def test_body_box_of_an_ellipse():
+def test_body_box_of_an_ellipse() -> None:
     box = body_box(scan(ellipse()))
     assert_around(box[0], 30, 131)
     assert_around(box[1], 25, 96)
     assert box[2] == slice(0, 40)
 
 
-def test_table_and_noise_are_left_out():
+def test_table_and_noise_are_left_out() -> None:
     array = ellipse()
     array[20:140, 120:123] = 150  # a table, three millimetres thick, 25 mm under the body
     array[70:90, 94:121, 5] = -300  # a strap that joins them
@@ -60,7 +68,7 @@ def test_table_and_noise_are_left_out():
     assert_around(box[1], 25, 96)
 
 
-def test_both_legs_are_body():
+def test_both_legs_are_body() -> None:
     x, y = np.ogrid[:160, :140]
     legs = np.minimum(np.hypot(x - 40, y - 60) - 20, np.hypot(x - 120, y - 60) - 14)
     array = np.repeat(np.where(legs <= 0, 40, -1000)[..., None], 40, 2).astype(np.int16)
@@ -70,7 +78,9 @@ def test_both_legs_are_body():
 
 @pytest.mark.parametrize("signs", list(product((1, -1), repeat=3))[::3])
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_body_box_follows_the_axes(order, signs):
+def test_body_box_follows_the_axes(
+    order: tuple[int, int, int], signs: tuple[int, int, int]
+) -> None:
     flips = tuple(slice(None, None, sign) for sign in signs)
     turned = body_box(scan(ellipse()[flips].transpose(order)))
     plain = body_box(scan(ellipse()))
@@ -90,19 +100,19 @@ def test_body_box_follows_the_axes(order, signs):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_without_air_or_body_the_box_is_the_scan(array, why):
+def test_without_air_or_body_the_box_is_the_scan(array: Array, why: str) -> None:
     assert body_box(scan(array)) == tuple(slice(0, size) for size in array.shape), why
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_one_slice_has_a_body(axis):
+def test_one_slice_has_a_body(axis: int) -> None:
     array = np.moveaxis(ellipse()[:, :, :1], 2, axis)
     box = body_box(scan(array))
     assert box[axis] == slice(0, 1)
     assert sum(part.stop - part.start for part in box) < 160 + 140
 
 
-def test_network_grid_is_ras_at_the_spacing_and_values_are_normalised():
+def test_network_grid_is_ras_at_the_spacing_and_values_are_normalised() -> None:
     volume = scan(ellipse(), spacing=(1.0, 1.0, 4.0), signs=(-1, -1, 1))
     before = volume.array.copy()
     image = to_network_grid(volume, CONFIG)
@@ -118,13 +128,13 @@ def test_network_grid_is_ras_at_the_spacing_and_values_are_normalised():
     assert np.array_equal(volume.array, before)
 
 
-def test_uncropped_grid_covers_the_scan():
+def test_uncropped_grid_covers_the_scan() -> None:
     volume = scan(ellipse(), spacing=(1.0, 1.0, 4.0))
     image = to_network_grid(volume, CONFIG.__class__(**{**vars(CONFIG), "crop_to_body": False}))
     assert image.grid.shape == (80, 70, 80)
 
 
-def test_read_only_memory_and_any_dtype_are_taken():
+def test_read_only_memory_and_any_dtype_are_taken() -> None:
     array = ellipse()
     wanted = to_network_grid(scan(array), CONFIG).tensor
     array.flags.writeable = False
@@ -134,7 +144,7 @@ def test_read_only_memory_and_any_dtype_are_taken():
         torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
 
 
-def test_each_scans_own_statistics():
+def test_each_scans_own_statistics() -> None:
     config = PreprocessingConfig(spacing_mm=(2.0, 2.0, 2.0), normalisation="volume")
     tensor = to_network_grid(scan(ellipse()), config).tensor
     assert float(tensor.mean()) == pytest.approx(0, abs=1e-3)
@@ -146,13 +156,13 @@ def test_each_scans_own_statistics():
 
 
 @pytest.mark.parametrize("name", ["spacing_mm", "mean_hu", "std_hu"])
-def test_what_the_plan_left_open_is_named(name):
+def test_what_the_plan_left_open_is_named(name: str) -> None:
     config = PreprocessingConfig(**{**vars(CONFIG), name: None})
     with pytest.raises(DataError, match=f"preprocessing.{name} is not set"):
         to_network_grid(scan(ellipse()), config)
 
 
-def labels(shape=(24, 22, 20)):
+def labels(shape: tuple[int, int, int] = (24, 22, 20)) -> LabelMap:
     """Two touching organs (values 2 and 5) and an unlisted one (9)."""
     array = np.zeros(shape, np.uint8, order="F")
     array[4:12, 4:14, 4:16] = 2
@@ -161,7 +171,7 @@ def labels(shape=(24, 22, 20)):
     return array
 
 
-def test_labels_become_classes_without_a_third_one_between():
+def test_labels_become_classes_without_a_third_one_between() -> None:
     label = scan(labels())
     grid = label.grid.oriented("LPI").with_spacing((0.7, 0.7, 0.7))
     classes = label_to_network_grid(label, grid, [0, 2, 5])
@@ -172,7 +182,7 @@ def test_labels_become_classes_without_a_third_one_between():
     np.testing.assert_allclose(shares, 8 * 10 * 12 / 1000, rtol=0.1)  # corners are rounded
 
 
-def test_label_rule_is_linear_per_class_then_the_strongest():
+def test_label_rule_is_linear_per_class_then_the_strongest() -> None:
     label = scan(np.random.default_rng(5).integers(0, 4, (13, 11, 9)).astype(np.uint8))
     grid = label.grid.oriented("LAS").with_spacing((1.3, 0.8, 2.6))
     classes = label_to_network_grid(label, grid, [0, 1, 2, 3])
@@ -186,7 +196,7 @@ def test_label_rule_is_linear_per_class_then_the_strongest():
     assert torch.equal(classes[clear].long(), shares.argmax(0)[clear])
 
 
-def test_ties_go_to_the_structure_so_that_thin_ones_stay():
+def test_ties_go_to_the_structure_so_that_thin_ones_stay() -> None:
     array = np.zeros((12, 12, 12), np.uint8, order="F")
     array[:, :, 5] = 1  # one voxel thick, half a network voxel
     label = scan(array)
@@ -195,7 +205,7 @@ def test_ties_go_to_the_structure_so_that_thin_ones_stay():
     assert int(classes.sum()) == 36
 
 
-def test_ignored_voxels_stay_marked():
+def test_ignored_voxels_stay_marked() -> None:
     array = labels()
     array[:, :, 18:] = 255
     label = scan(array)
@@ -205,7 +215,7 @@ def test_ignored_voxels_stay_marked():
     assert (classes[:, :, :9] < 3).all()
 
 
-def test_labels_of_the_same_grid_are_looked_up():
+def test_labels_of_the_same_grid_are_looked_up() -> None:
     label = scan(labels())
     before = label.array.copy()
     classes = label_to_network_grid(label, label.grid, [0, 2, 5, 9]).numpy()
@@ -213,7 +223,7 @@ def test_labels_of_the_same_grid_are_looked_up():
     assert np.array_equal(label.array, before)
 
 
-def test_an_empty_label_is_background():
+def test_an_empty_label_is_background() -> None:
     label = scan(np.zeros((5, 6, 7), np.uint8))
     grid = label.grid.resized((3, 3, 3))
     assert not label_to_network_grid(label, grid, [0, 1, 2]).any()

@@ -1,5 +1,7 @@
 """What `info` says of a scan."""
 
+from pathlib import Path
+
 import nibabel
 import numpy as np
 
@@ -11,7 +13,7 @@ from attunet3d.imaging.volume import Volume
 SHEARED = np.array([[1.0, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
 
 
-def test_a_files_header_is_told_with_its_units(tmp_path):
+def test_a_files_header_is_told_with_its_units(tmp_path: Path) -> None:
     array = np.linspace(-1024, 800, 4 * 5 * 6).reshape(4, 5, 6).astype(np.int16)
     image = nibabel.Nifti1Image(array, np.diag([-2000.0, -2000, 3000, 1]))
     image.header.set_xyzt_units("micron")
@@ -25,7 +27,7 @@ def test_a_files_header_is_told_with_its_units(tmp_path):
     assert found["header"] == "NIfTI-1, lengths in micrometres"
 
 
-def test_axes_that_are_not_at_right_angles_and_odd_values_are_told():
+def test_axes_that_are_not_at_right_angles_and_odd_values_are_told() -> None:
     scan = Volume(np.zeros((4, 4, 4), np.int16), Grid((4, 4, 4), SHEARED), warnings=("odd",))
     text = scan_summary(scan)
     assert "not at right angles" in text

@@ -1,6 +1,7 @@
 """MetaImage and NRRD headers that point elsewhere or claim too much are refused unread."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: {size}\nencoding: raw\n{data
 
 @pytest.mark.parametrize("ending", [".mha", ".nrrd", ".mhd", ".nhdr"])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_what_the_library_writes_is_read(tmp_path, ending, compressed):
+def test_what_the_library_writes_is_read(tmp_path: Path, ending: str, compressed: bool) -> None:
     array = np.arange(4 * 3 * 2, dtype=np.int16).reshape(2, 3, 4)
     path = tmp_path / f"scan{ending}"
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(path), compressed)
@@ -32,7 +33,7 @@ def test_what_the_library_writes_is_read(tmp_path, ending, compressed):
 
 
 @pytest.mark.parametrize("size", ["2 2 2", "2\t2\t2", "  2  2\t2 "])
-def test_sizes_may_be_separated_by_spaces_and_tabs(tmp_path, size):
+def test_sizes_may_be_separated_by_spaces_and_tabs(tmp_path: Path, size: str) -> None:
     values = np.arange(8, dtype=np.int16)
     head = NRRD.format(size=size, data="endian: little\n").encode()
     (tmp_path / "scan.nrrd").write_bytes(head + values.tobytes())
@@ -40,7 +41,7 @@ def test_sizes_may_be_separated_by_spaces_and_tabs(tmp_path, size):
 
 
 @pytest.mark.parametrize("inside", ["here.raw", "a b-1.raw"])
-def test_voxels_beside_the_header_are_read(tmp_path, inside):
+def test_voxels_beside_the_header_are_read(tmp_path: Path, inside: str) -> None:
     (tmp_path / inside).write_bytes(np.arange(8, dtype=np.int16).tobytes())
     (tmp_path / "scan.mhd").write_text(MHA.format(size="2 2 2", data=inside))
     assert read_volume(tmp_path / "scan.mhd").array.ravel("F").tolist() == list(range(8))
@@ -51,7 +52,7 @@ def test_voxels_beside_the_header_are_read(tmp_path, inside):
     ["../secret.raw", "{root}/secret.raw", "LIST", "LIST 2D", "%d.raw", "link.raw", "no.raw"],
 )
 @pytest.mark.parametrize("form", ["mhd", "mha", "nhdr", "nrrd"])
-def test_voxels_elsewhere_are_refused(tmp_path, form, name):
+def test_voxels_elsewhere_are_refused(tmp_path: Path, form: str, name: str) -> None:
     (tmp_path / "secret.raw").write_bytes(bytes(16))
     folder = tmp_path / "data"
     folder.mkdir()
@@ -69,7 +70,9 @@ def test_voxels_elsewhere_are_refused(tmp_path, form, name):
 
 @pytest.mark.parametrize("size", ["900 900 900", "99999999999 99999999999 2", "1" * 200])
 @pytest.mark.parametrize("form", ["mha", "nrrd"])
-def test_more_voxels_than_the_bytes_can_hold_are_refused_at_once(tmp_path, form, size):
+def test_more_voxels_than_the_bytes_can_hold_are_refused_at_once(
+    tmp_path: Path, form: str, size: str
+) -> None:
     text = MHA.format(size=size, data="LOCAL")
     if form == "nrrd":
         text = NRRD.format(size=size, data="")

@@ -1,11 +1,14 @@
 """Scans and label maps: each way of being wrong has its own message; inputs are found by name."""
 
+from pathlib import Path
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
 
-from attunet3d.core import DataError
+from attunet3d.core import Array, DataError
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.hounsfield import hounsfield_warnings
 from attunet3d.imaging.scan_folder import find_scans
@@ -21,12 +24,12 @@ AFFINE = np.diag([-1.0, 2.0, 3.0, 1.0])
 GRID = Grid((6, 5, 4), AFFINE)
 
 
-def saved(tmp_path, array, name="a.nii.gz"):
+def saved(tmp_path: Path, array: Array, name: str = "a.nii.gz") -> Path:
     nib.save(nib.Nifti1Image(array, AFFINE), tmp_path / name)
     return tmp_path / name
 
 
-def scan(low, high):
+def scan(low: float, high: float) -> Volume:
     array = np.linspace(low, high, 120).reshape(6, 5, 4)
     return Volume(array, GRID)
 
@@ -34,7 +37,7 @@ def scan(low, high):
 # --- scans -----------------------------------------------------------------------------------
 
 
-def test_what_is_no_number_counts_as_air_or_is_refused(tmp_path):
+def test_what_is_no_number_counts_as_air_or_is_refused(tmp_path: Path) -> None:
     array = np.zeros((6, 5, 4), np.float32)
     array[0, 0, 0], array[1, 0, 0] = np.nan, np.inf
     path = saved(tmp_path, array)
@@ -62,20 +65,22 @@ def test_what_is_no_number_counts_as_air_or_is_refused(tmp_path):
         (-7, -7, "nothing to segment"),
     ],
 )
-def test_values_that_do_not_look_like_hounsfield_units(low, high, words):
+def test_values_that_do_not_look_like_hounsfield_units(
+    low: float, high: float, words: str | None
+) -> None:
     found = hounsfield_warnings(scan(low, high))
     assert len(found) == (words is not None)
     assert words is None or words in found[0]
 
 
-def test_a_lone_bright_voxel_is_not_nothing():
+def test_a_lone_bright_voxel_is_not_nothing() -> None:
     array = np.full((300, 5, 4), -1000, np.int16)
     array[299, 0, 0] = 700
     assert "nothing" not in str(hounsfield_warnings(Volume(array, Grid(array.shape, AFFINE))))
 
 
 @pytest.mark.parametrize("ending", ["nrrd", "mha"])
-def test_other_formats_lie_where_simpleitk_says(tmp_path, ending):
+def test_other_formats_lie_where_simpleitk_says(tmp_path: Path, ending: str) -> None:
     array = np.arange(120, dtype=np.int16).reshape(4, 5, 6)  # (k, j, i)
     image = SimpleITK.GetImageFromArray(array)
     image.SetSpacing((1.0, 2.0, 3.0))
@@ -92,7 +97,7 @@ def test_other_formats_lie_where_simpleitk_says(tmp_path, ending):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
-def test_whole_numbers_are_labels_in_any_number_type(tmp_path, dtype):
+def test_whole_numbers_are_labels_in_any_number_type(tmp_path: Path, dtype: type[Any]) -> None:
     array = (np.arange(120) % 5).reshape(6, 5, 4).astype(dtype)
     label = read_label(saved(tmp_path, array))
     assert label.array.dtype == np.uint8
@@ -103,7 +108,7 @@ def test_whole_numbers_are_labels_in_any_number_type(tmp_path, dtype):
     ("value", "words"),
     [(0.5, "0.5 is not whole"), (-1, "-1 is negative"), (300, "300 is too high"), (np.nan, "NaN")],
 )
-def test_each_wrong_label_has_its_message(tmp_path, value, words):
+def test_each_wrong_label_has_its_message(tmp_path: Path, value: float, words: str) -> None:
     array = np.zeros((6, 5, 4), np.float32)
     array[2, 2, 2] = value
     path = saved(tmp_path, array)
@@ -112,7 +117,7 @@ def test_each_wrong_label_has_its_message(tmp_path, value, words):
     assert str(path) in str(caught.value)
 
 
-def test_volume_in_millilitres():
+def test_volume_in_millilitres() -> None:
     array = np.zeros((6, 5, 4), np.uint8)
     array[:2, :5, :1] = 3
     segmentation = Segmentation(array, GRID, {0: "background", 3: "organ"})
@@ -123,18 +128,18 @@ def test_volume_in_millilitres():
 # --- what a path names -----------------------------------------------------------------------
 
 
-def names(folder):
+def names(folder: Path) -> list[str]:
     return [name for name, _ in find_scans(folder)]
 
 
-def test_files_of_a_folder_by_name(tmp_path):
+def test_files_of_a_folder_by_name(tmp_path: Path) -> None:
     for name in ("b.nii.gz", "a.nii", ".hidden.nii.gz", "._a.nii.gz", "notes.txt", "c_0000.nii"):
         (tmp_path / name).touch()
     assert names(tmp_path) == ["a", "b", "c_0000"]
     assert names(tmp_path / "b.nii.gz") == ["b"]
 
 
-def test_a_pair_is_one_scan_and_a_folder_called_like_a_scan_is_named(tmp_path):
+def test_a_pair_is_one_scan_and_a_folder_called_like_a_scan_is_named(tmp_path: Path) -> None:
     for name in ("a.hdr", "a.img", "b.HDR.GZ", "b.img.gz", "notes.img"):
         (tmp_path / name).touch()
     (tmp_path / "c.nii").mkdir()
@@ -144,13 +149,13 @@ def test_a_pair_is_one_scan_and_a_folder_called_like_a_scan_is_named(tmp_path):
         read_volume(tmp_path / "c.nii")
 
 
-def test_the_channel_is_left_out_where_all_have_it(tmp_path):
+def test_the_channel_is_left_out_where_all_have_it(tmp_path: Path) -> None:
     for name in ("x_0000.nii.gz", "y_0000.nii.gz"):
         (tmp_path / name).touch()
     assert names(tmp_path) == ["x", "y"]
 
 
-def test_a_folder_without_scan_files_is_one_series(tmp_path):
+def test_a_folder_without_scan_files_is_one_series(tmp_path: Path) -> None:
     write_series(tmp_path / "series", (0, 0, 2.5))
     assert find_scans(tmp_path / "series") == [("series", tmp_path / "series")]
     (tmp_path / "notes").mkdir()
@@ -159,7 +164,7 @@ def test_a_folder_without_scan_files_is_one_series(tmp_path):
         find_scans(tmp_path / "notes")
 
 
-def test_series_in_folders_below_are_scans_named_by_their_folders(tmp_path):
+def test_series_in_folders_below_are_scans_named_by_their_folders(tmp_path: Path) -> None:
     for place in ("DOE/1/ct", "DOE/2 (late)/ct", "ROE"):
         (tmp_path / place).mkdir(parents=True)
         write_series(tmp_path / place, (0, 0, 2.5), series=str(len(place)))
@@ -180,7 +185,7 @@ def test_series_in_folders_below_are_scans_named_by_their_folders(tmp_path):
     assert all(read_volume(path).grid.shape[2] in (4, 6) for path in found.values())
 
 
-def test_nothing_there(tmp_path):
+def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         find_scans(tmp_path / "none")
     with pytest.raises(DataError, match="holds no scan"):
