@@ -38,18 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tissue-hu", type=float, nargs="+", metavar="HU", help=tissue)
     arguments = parser.parse_args(argv)
 
-    from attunet3d.datasets import listing, pair_check  # NumPy comes with them; --help does without
+    from attunet3d.datasets import corrections, listing, pair_check  # with NumPy: not for --help
 
     found = listing.list_cases(
         arguments.data_dir, arguments.template, arguments.label, arguments.group, arguments.root
     )
     problems = pair_check.check_pairs(found, arguments.tissue_hu)
-    found, problems = pair_check.accept(found, problems, arguments.accept)
+    found, problems = corrections.accept(found, problems, arguments.accept)
     if arguments.fix_flips:
-        found, problems = pair_check.fix_flips(found, problems)
+        found, problems = corrections.fix_flips(found, problems)
     pair_check.log_problems(problems)
     failures = pair_check.write_failures(arguments.out, problems)
-    good = pair_check.without_failures(found, problems)
+    good = corrections.without_failures(found, problems)
     good = listing.assign_folds(good, arguments.data_dir, arguments.folds, arguments.seed)
     good.save(arguments.out)
     print(f"{arguments.out}: {good}" + (f"; left out: see {failures}" if failures else ""))

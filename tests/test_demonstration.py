@@ -3,6 +3,7 @@
 import json
 import shutil
 from importlib import import_module
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -15,7 +16,7 @@ from attunet3d.imaging.volume import read_label, read_volume
 
 
 @pytest.fixture
-def demo(tmp_path, monkeypatch):
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A demo of three phantoms to learn from and one unseen."""
     monkeypatch.setattr(demonstration, "TRAINING_PHANTOMS", 3)
     monkeypatch.setattr(demonstration, "UNSEEN_PHANTOMS", 1)
@@ -23,7 +24,7 @@ def demo(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_unseen_phantoms_are_other_patients(demo):
+def test_unseen_phantoms_are_other_patients(demo: Path) -> None:
     training = sorted(path.name for path in (demo / "training" / "imagesTr").iterdir())
     (unseen,) = (demo / "unseen" / "imagesTr").iterdir()
     assert len(training) == 3
@@ -34,7 +35,7 @@ def test_unseen_phantoms_are_other_patients(demo):
         assert other.array.shape != scan.array.shape or (other.array != scan.array).any()
 
 
-def test_its_commands_are_commands_and_the_first_one_runs(demo):
+def test_its_commands_are_commands_and_the_first_one_runs(demo: Path) -> None:
     commands = list(demonstration.commands(demo))
     names = [command[0] for command in commands]
     assert names == ["manifest", "train", "infer", "evaluate", "report"]
@@ -46,7 +47,7 @@ def test_its_commands_are_commands_and_the_first_one_runs(demo):
     assert sorted(case["fold"] for case in cases) == [0, 1, 2]
 
 
-def test_the_picture_shows_each_unseen_phantom(demo):
+def test_the_picture_shows_each_unseen_phantom(demo: Path) -> None:
     answers, predictions = demo / "unseen" / "labelsTr", demo / "predictions"
     shutil.copytree(answers, predictions)
     (predictions / "attention").mkdir()

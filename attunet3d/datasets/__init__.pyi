@@ -1,3 +1,4 @@
+from . import corrections as corrections
 from . import listing as listing
 from . import nnunet_splits as nnunet_splits
 from . import pair_check as pair_check

@@ -97,13 +97,24 @@ def build_app(queue: JobQueue, options: AppOptions) -> FastAPI:
 
     app = FastAPI(title="attunet3d", version=__version__, lifespan=lifespan)
     registry = CollectorRegistry()
-    uploads = Counter("attunet3d_uploads", "Uploads by outcome", ["outcome"], registry=registry)
-    jobs = Gauge("attunet3d_jobs", "Jobs by state", ["state"], registry=registry)
     signed = Depends(_signed(options.token))
 
     @app.exception_handler(UserError)
     async def refuse(request: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
+
+    _add_monitoring(app, queue, registry, signed)
+    _add_submission(app, queue, registry, signed, options)
+    _add_jobs(app, queue, signed)
+    _add_results(app, queue, signed)
+    return app
+
+
+def _add_monitoring(
+    app: FastAPI, queue: JobQueue, registry: CollectorRegistry, signed: Any
+) -> None:
+    """Add the page and the routes that tell how the service is."""
+    jobs = Gauge("attunet3d_jobs", "Jobs by state", ["state"], registry=registry)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> str:
@@ -128,6 +139,12 @@ def build_app(queue: JobQueue, options: AppOptions) -> FastAPI:
             jobs.labels(state).set(count)
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
+
+def _add_submission(
+    app: FastAPI, queue: JobQueue, registry: CollectorRegistry, signed: Any, options: AppOptions
+) -> None:
+    """Add the route that queues a scan."""
+    uploads = Counter("attunet3d_uploads", "Uploads by outcome", ["outcome"], registry=registry)
     body = {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}
 
     @app.post(
@@ -164,6 +181,10 @@ def build_app(queue: JobQueue, options: AppOptions) -> FastAPI:
         uploads.labels("taken").inc()
         return _state(queue, await run_in_threadpool(queue.submit, job_id, scan))
 
+
+def _add_jobs(app: FastAPI, queue: JobQueue, signed: Any) -> None:
+    """Add the routes that tell how far a job is, and end it."""
+
     @app.get("/jobs/{job_id}", dependencies=[signed], responses=ANSWERS)
     async def state(job_id: JobId) -> JobState:
         """How far a job is."""
@@ -176,6 +197,10 @@ def build_app(queue: JobQueue, options: AppOptions) -> FastAPI:
         if job is None:
             raise HTTPException(404, "no such job")
         return _state(queue, job)
+
+
+def _add_results(app: FastAPI, queue: JobQueue, signed: Any) -> None:
+    """Add a route for each form of a result."""
 
     def fetch(name: str, make: Callable[[Path, Path], Path], media_type: str, file: str) -> None:
         @app.get(
@@ -198,7 +223,6 @@ def build_app(queue: JobQueue, options: AppOptions) -> FastAPI:
 
     for kind in outputs.KINDS:
         fetch(kind.name, kind.make, kind.media_type, kind.file)
-    return app
 
 
 def _signed(token: str | None) -> Callable[..., Awaitable[None]]:

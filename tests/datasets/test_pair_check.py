@@ -16,8 +16,9 @@ from attunet3d.core import Array, DataError, Floats, LabelMap, log
 from attunet3d.core.errors import UserError
 from attunet3d.datasets import label_fit
 from attunet3d.datasets.case_files import read_case_label, read_image
+from attunet3d.datasets.corrections import fix_flips, without_failures
 from attunet3d.datasets.manifest import Manifest
-from attunet3d.datasets.pair_check import Problem, check_pairs, fix_flips, without_failures
+from attunet3d.datasets.pair_check import Problem, check_pairs
 from attunet3d.imaging import Volume
 from attunet3d.pipelines import manifest as command
 

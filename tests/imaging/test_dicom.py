@@ -434,7 +434,7 @@ def test_a_torn_file_of_another_format_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_named_pipes_beside_the_slices_are_not_opened(tmp_path):
+def test_named_pipes_beside_the_slices_are_not_opened(tmp_path: Path) -> None:
     """Opening a pipe that nobody writes to would never end."""
     write_series(tmp_path / "ct", (0, 0, 2))
     os.mkfifo(tmp_path / "ct" / "0.dcm")
