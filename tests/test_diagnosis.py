@@ -1,7 +1,10 @@
 """`attunet3d doctor`: what it finds in order, and what it warns of with which cure."""
 
+import os
+import shutil
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -65,7 +68,7 @@ def test_a_device_that_lacks_an_operator_is_warned_of() -> None:
 def test_a_quota_of_processor_time_limits_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, cores: int
 ) -> None:
-    monkeypatch.setattr(diagnosis.os, "sched_getaffinity", lambda pid: range(64), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
     (tmp_path / "cpu.max").write_text(text)
     assert usable_cores(tmp_path / "cpu.max") == cores
 
@@ -77,16 +80,16 @@ def test_a_quota_of_processor_time_limits_the_cores(
 def test_threads_should_be_as_many_as_cores(
     monkeypatch: pytest.MonkeyPatch, threads: int, cores: int, cure: str | None
 ) -> None:
-    monkeypatch.setattr(diagnosis.torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(diagnosis, "usable_cores", lambda: cores)
-    monkeypatch.setattr(diagnosis.psutil, "cpu_count", lambda logical: 16)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 16)
     (found,) = findings("threads")
     assert found.cure is None if cure is None else cure in str(found.cure)
 
 
 def test_little_memory_and_a_full_disk_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "machine_total_bytes", lambda: 4 * 10**9)
-    monkeypatch.setattr(diagnosis.shutil, "disk_usage", lambda path: type("U", (), {"free": 10**9}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("U", (), {"free": 10**9}))
     assert findings("memory")[0].cure is not None
     assert "1.0 GB free" in findings("disk")[0].found
     assert findings("disk")[0].cure is not None
@@ -102,7 +105,7 @@ def test_a_driver_without_a_fitting_torch_is_warned_of(
     assert diagnosis._driver(path) == "535.183.01"
     assert diagnosis._driver(tmp_path / "none") is None
     monkeypatch.setattr(diagnosis, "_driver", lambda: "535.183.01")
-    monkeypatch.setattr(diagnosis.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for build, cure in ((None, "install a CUDA build of torch"), ("13.0", "update the driver")):
         monkeypatch.setattr(diagnosis, "cuda_of_torch", lambda build=build: build)
         (found,) = findings("GPU")

@@ -3,7 +3,8 @@
 A case passes if both files can be read to the end, have one shape and one grid, the label's values
 are all named, the scan has no NaN and the label lies on tissue. What may be right all the same (an
 empty label, values that do not look like HU) is a warning. Whether a label lies on its organ is
-decided by a heuristic, which a person can overrule, see `accept`.
+decided by a heuristic, which a person can overrule
+(`corrections.accept`).
 """
 
 import json
