@@ -1,6 +1,8 @@
 """The accuracy benchmark trains like on like, resumes in pieces, and compares case by case."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,14 +27,16 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory):
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     folder = tmp_path_factory.mktemp("material")
     write_phantoms(folder, 3, 0, matrix=32)
     write_split(folder, 0, LABELS, (["phantom_0000"], ["phantom_0001"], ["phantom_0002"]))
     return Material("tiny", folder, LABELS)
 
 
-def made(recipe, seed, dice, organ="pancreas", seconds=60.0):
+def made(
+    recipe: str, seed: int, dice: list[float], organ: str = "pancreas", seconds: float = 60.0
+) -> dict[str, Any]:
     """A piece of known scores."""
     other = dict.fromkeys(report.METRICS, 0.0)
     cases = {
@@ -49,7 +53,7 @@ def made(recipe, seed, dice, organ="pancreas", seconds=60.0):
     }
 
 
-def test_every_recipe_can_be_trained_and_differs_from_its_base_where_it_says():
+def test_every_recipe_can_be_trained_and_differs_from_its_base_where_it_says() -> None:
     import yaml
 
     for name, entry in yaml.safe_load(FILE.read_text(encoding="utf-8")).items():
@@ -65,7 +69,7 @@ def test_every_recipe_can_be_trained_and_differs_from_its_base_where_it_says():
             find_config(recipe.preset).with_overrides(sets)
 
 
-def test_a_recipe_takes_over_what_its_base_says():
+def test_a_recipe_takes_over_what_its_base_says() -> None:
     base, changed = find_recipe("small"), find_recipe("instance")
     assert changed.settings == {**base.settings, "network.norm": "instance"}
     assert changed.preset == base.preset
@@ -73,7 +77,9 @@ def test_a_recipe_takes_over_what_its_base_says():
         find_recipe("best")
 
 
-def test_a_piece_is_trained_scored_and_not_made_twice(material, tmp_path, monkeypatch):
+def test_a_piece_is_trained_scored_and_not_made_twice(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = Recipe(name="tiny", system="attunet3d", preset="demo_cpu", settings=TINY)
     file = run_piece(recipe, material, 0, 3, Budget(steps=2), tmp_path)
     piece = json.loads(file.read_text(encoding="utf-8"))
@@ -95,11 +101,13 @@ def test_a_piece_is_trained_scored_and_not_made_twice(material, tmp_path, monkey
         run_piece(other, material, 0, 3, Budget(steps=2), tmp_path)
 
 
-def test_steps_within_a_time_come_from_the_cost_of_a_step(tmp_path, monkeypatch):
+def test_steps_within_a_time_come_from_the_cost_of_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few, more = pieces_module.CALIBRATION_STEPS
     costs = iter([99.0, 10.0, 10.0 + 0.5 * (more - few)])  # the first call fills the cache
 
-    def spent(command):
+    def spent(command: Any) -> Any:
         (tmp_path / "calibration").mkdir()
         return {"processor": next(costs)}
 
@@ -109,7 +117,7 @@ def test_steps_within_a_time_come_from_the_cost_of_a_step(tmp_path, monkeypatch)
     assert steps == 240  # two minutes at half a second
 
 
-def test_differences_are_paired_by_case_and_seed():
+def test_differences_are_paired_by_case_and_seed() -> None:
     pieces = [
         made("a", 0, [0.1, 0.5, 0.9]),
         made("a", 1, [0.3, 0.7, 0.7]),
@@ -124,19 +132,19 @@ def test_differences_are_paired_by_case_and_seed():
     assert "| +0.100 | +0.100 … +0.100 |" in rows["b"]
 
 
-def test_an_absent_organ_counts_for_false_positives_only():
+def test_an_absent_organ_counts_for_false_positives_only() -> None:
     piece = made("a", 0, [0.5, 0.7])
     piece["cases"]["case_1"]["pancreas"].update(present=False, false_positive_ml=4.0)
     assert report.by_organ(piece)["pancreas"] == {"case_0": 0.5}
     assert report.by_organ(piece, "false_positive_ml")["pancreas"]["case_1"] == 4.0
 
 
-def test_curves_are_drawn(tmp_path):
+def test_curves_are_drawn(tmp_path: Path) -> None:
     report.curves([made("a", 0, [0.4]), made("b", 0, [0.6])], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
-def test_each_patient_is_tested_by_a_model_of_the_four_others(tmp_path):
+def test_each_patient_is_tested_by_a_model_of_the_four_others(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for name in CONTRAST:
@@ -155,7 +163,7 @@ def test_each_patient_is_tested_by_a_model_of_the_four_others(tmp_path):
         assert not validation
 
 
-def test_an_unknown_material_is_refused(tmp_path):
+def test_an_unknown_material_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no material 'soft'"):
         prepare("soft", tmp_path)
     with pytest.raises(SettingsError, match="add --data DIR"):

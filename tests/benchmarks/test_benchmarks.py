@@ -3,7 +3,9 @@
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,17 +18,18 @@ TINY = (64, 60, 24)
 
 
 @pytest.fixture(scope="module")
-def script():
+def script() -> Callable[..., Any]:
     """Loads a module of benchmarks/speed by its name."""
     return lambda name: importlib.import_module(f"benchmarks.speed.{name}")
 
 
 @pytest.fixture(scope="module")
-def scan(script, tmp_path_factory):
-    return script("clinical_scan").write_clinical_scan(tmp_path_factory.mktemp("scan"), TINY)
+def scan(script: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found: Path = script("clinical_scan").write_clinical_scan(tmp_path_factory.mktemp("scan"), TINY)
+    return found
 
 
-def test_the_scan_is_the_middle_of_a_clinical_one(scan):
+def test_the_scan_is_the_middle_of_a_clinical_one(scan: Path) -> None:
     volume = read_volume(scan)
     assert volume.array.dtype == np.int16
     assert volume.grid.shape == TINY
@@ -37,7 +40,9 @@ def test_the_scan_is_the_middle_of_a_clinical_one(scan):
     assert -100 < np.median(volume.array[16:48, 16:44]) < 200
 
 
-def test_around_the_network_our_labels_are_those_of_float64(script, scan, tmp_path):
+def test_around_the_network_our_labels_are_those_of_float64(
+    script: Callable[..., Any], scan: Path, tmp_path: Path
+) -> None:
     around = script("around_network")
     labels = read_label(Path(around.ours(scan, tmp_path, False)())).array[..., around.PLANES]
     exact = around.reference(scan)
@@ -45,7 +50,9 @@ def test_around_the_network_our_labels_are_those_of_float64(script, scan, tmp_pa
     assert (labels == exact).mean() >= around.LEAST_AGREEMENT
 
 
-def test_monais_chain_answers_the_same_question(script, scan, tmp_path):
+def test_monais_chain_answers_the_same_question(
+    script: Callable[..., Any], scan: Path, tmp_path: Path
+) -> None:
     around = script("around_network")
     theirs = read_label(Path(around.monai(scan, tmp_path)()))
     assert theirs.grid.matches(read_volume(scan).grid)
@@ -55,7 +62,9 @@ def test_monais_chain_answers_the_same_question(script, scan, tmp_path):
 
 @pytest.mark.parametrize("classes", [2, 14])
 @pytest.mark.parametrize("side", ["ours", "monai"])
-def test_stitching_labels_as_the_network_does_on_the_whole(script, tmp_path, classes, side):
+def test_stitching_labels_as_the_network_does_on_the_whole(
+    script: Callable[..., Any], tmp_path: Path, classes: int, side: str
+) -> None:
     stitching = script("stitching")
     shape, window = (40, 36, 50), (16, 20, 24)
     measure = importlib.import_module("benchmarks.measure")
@@ -66,7 +75,9 @@ def test_stitching_labels_as_the_network_does_on_the_whole(script, tmp_path, cla
 
 
 @pytest.mark.parametrize("settings", ["WINDOWS", "WHOLE", "WHOLE_BFLOAT16"])
-def test_end_to_end_gives_a_label_map_on_the_scans_grid(script, scan, tmp_path, settings):
+def test_end_to_end_gives_a_label_map_on_the_scans_grid(
+    script: Callable[..., Any], scan: Path, tmp_path: Path, settings: str
+) -> None:
     end = script("end_to_end")
     path = Path(end.ours(scan, tmp_path, 32, True, getattr(end, settings))())
     assert read_label(path).grid.matches(read_volume(scan).grid)
@@ -76,12 +87,12 @@ def test_end_to_end_gives_a_label_map_on_the_scans_grid(script, scan, tmp_path, 
     assert sidecar["precision"] == ("bfloat16" if half else "float32")
 
 
-def test_windows_are_counted_on_the_networks_grid(script, scan):
+def test_windows_are_counted_on_the_networks_grid(script: Callable[..., Any], scan: Path) -> None:
     end = script("end_to_end")  # 64·0.78/1.5, 60·0.78/1.5 and 24·1.25/1.5 voxels: 33, 31, 20
     assert end.number_of_windows(scan, 16, crop_to_body=False) == 4 * 3 * 2
 
 
-def test_nnunets_plans_are_json_for_the_windows_asked_for(script):
+def test_nnunets_plans_are_json_for_the_windows_asked_for(script: Callable[..., Any]) -> None:
     plans = json.loads(json.dumps(script("nnunet").plans(96)))
     full = plans["configurations"]["3d_fullres"]
     assert full["patch_size"] == [96, 96, 96]
@@ -90,7 +101,7 @@ def test_nnunets_plans_are_json_for_the_windows_asked_for(script):
     assert {len(kinds[name]) for name in ("features_per_stage", "kernel_sizes", "strides")} == {5}
 
 
-def test_a_commands_peak_memory_is_told_and_its_failure_shown(script):
+def test_a_commands_peak_memory_is_told_and_its_failure_shown(script: Callable[..., Any]) -> None:
     run = script("nnunet").run
     small = run([sys.executable, "-c", "pass"], {})
     large = run([sys.executable, "-c", "bytearray(200_000_000)"], {})

@@ -7,6 +7,9 @@ thousand in a process of bounded memory. Here they are read in this process, som
 import dataclasses
 import json
 import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,14 +23,14 @@ from benchmarks.reliability import (
     fuzz_texts,
 )
 from benchmarks.reliability.fuzz_input import DisagreementError
-from benchmarks.reliability.fuzz_targets import TARGETS
+from benchmarks.reliability.fuzz_targets import TARGETS, Target
 
 INPUTS = 600
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.split(",")[0])
 @pytest.mark.filterwarnings("ignore")
-def test_spoilt_files_are_read_rightly_or_refused_clearly(tmp_path, target):
+def test_spoilt_files_are_read_rightly_or_refused_clearly(tmp_path: Path, target: Target) -> None:
     outcomes = {}
     for number in range(round(INPUTS * target.share)):
         files = fuzz.make_input(target.name, number)
@@ -37,16 +40,18 @@ def test_spoilt_files_are_read_rightly_or_refused_clearly(tmp_path, target):
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.split(",")[0])
-def test_the_same_number_gives_the_same_input(target):
+def test_the_same_number_gives_the_same_input(target: Target) -> None:
     one, again = (fuzz.make_input(target.name, 7) for _ in range(2))
     assert one == again
     assert any(one != fuzz.make_input(target.name, number) for number in range(8, 12))
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.split(",")[0])
-def test_sound_files_are_taken_by_readers_that_the_fuzzer_spoils(tmp_path, target, monkeypatch):
+def test_sound_files_are_taken_by_readers_that_the_fuzzer_spoils(
+    tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else the fuzzer would see refusals for a wrong reason, and nothing behind them."""
-    harmless = {
+    harmless: dict[str, Callable[..., bytes]] = {
         "mutated": lambda data, rng, other=b"": data,
         "rezipped": lambda data, rng: data,
         "json_text": lambda value, rng: json.dumps(value).encode(),
@@ -62,9 +67,11 @@ def test_sound_files_are_taken_by_readers_that_the_fuzzer_spoils(tmp_path, targe
     assert fuzz.read_input(target.name, files, tmp_path / "input")[0] == "taken"
 
 
-def test_what_the_fuzzer_looks_for_it_finds(tmp_path, monkeypatch):
+def test_what_the_fuzzer_looks_for_it_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A reader with bugs, or a watchdog that sees nothing would look like a reader without."""
-    faults = {
+    faults: dict[str, Callable[[Path], Any]] = {
         "ZeroDivisionError": lambda path: 1 / 0,
         "unnamed": lambda path: _raise(UserError("it is damaged")),
         "unclear": lambda path: _raise(UserError(f"{path}: {'x' * 2000}")),
@@ -77,11 +84,13 @@ def test_what_the_fuzzer_looks_for_it_finds(tmp_path, monkeypatch):
         assert said.startswith(f"bad: {kind}")
 
 
-def _raise(error):
+def _raise(error: Exception) -> None:
     raise error
 
 
-def test_a_run_counts_what_it_saw(tmp_path, capsys, monkeypatch):
+def test_a_run_counts_what_it_saw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fuzz, "INPUTS", 12)
     result = fuzz.run(tmp_path, small=False)
     assert len(result["rows"]) == len(TARGETS)

@@ -1,16 +1,19 @@
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 
-def benchmark(name: str = "__main__"):
+def benchmark(name: str = "__main__") -> Any:
     return importlib.import_module(f"benchmarks.gpu.{name}")
 
 
-def test_every_section_of_a_small_run_on_the_cpu_gives_numbers(tmp_path, capsys):
+def test_every_section_of_a_small_run_on_the_cpu_gives_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     gpu = benchmark()
     out = tmp_path / "out" / "gpu.json"
     arguments = ["--device", "cpu", "--small", "--out", str(out), "--work", str(tmp_path / "work")]
@@ -33,13 +36,15 @@ def test_every_section_of_a_small_run_on_the_cpu_gives_numbers(tmp_path, capsys)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_and_succeeds(tmp_path, capsys):
+def test_without_a_gpu_it_says_so_and_succeeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert benchmark().main(["--out", str(tmp_path / "gpu.json")]) == 0
     assert capsys.readouterr().out == "no CUDA device on this machine: nothing is measured\n"
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_is_a_record_and_the_next_section_goes_on(tmp_path):
+def test_an_error_is_a_record_and_the_next_section_goes_on(tmp_path: Path) -> None:
     gpu = benchmark()
     (tmp_path / "work").mkdir()
     gpu.section("correctness", "cpu", True, tmp_path / "work")  # the scan is missing
@@ -47,7 +52,7 @@ def test_an_error_is_a_record_and_the_next_section_goes_on(tmp_path):
     assert "scan.nii.gz" in found["error"]
 
 
-def test_convolutions_count_forward_and_backward_with_their_work():
+def test_convolutions_count_forward_and_backward_with_their_work() -> None:
     timing, ceiling = benchmark("timing"), benchmark("convolutions")
     layer = torch.nn.Conv3d(2, 3, 3, padding=1)
     x = torch.randn(1, 2, 4, 4, 4, requires_grad=True)
@@ -60,7 +65,7 @@ def test_convolutions_count_forward_and_backward_with_their_work():
     assert record["gflop"] == pytest.approx(3 * 2 * products / 1e9, rel=1e-3)
 
 
-def test_transposed_and_strided_convolutions_count_their_products():
+def test_transposed_and_strided_convolutions_count_their_products() -> None:
     timing, ceiling = benchmark("timing"), benchmark("convolutions")
     up = torch.nn.ConvTranspose3d(2, 3, 2, stride=2)
     down = torch.nn.Conv3d(3, 5, 2, stride=2)
@@ -71,7 +76,7 @@ def test_transposed_and_strided_convolutions_count_their_products():
     assert record["gflop"] == pytest.approx(2 * products / 1e9, rel=1e-3)
 
 
-def test_goals_compare_what_was_found_and_leave_open_what_was_not():
+def test_goals_compare_what_was_found_and_leave_open_what_was_not() -> None:
     goals = benchmark("goals")
     found = {
         "train oktay2018 ours": {"contiguous": {"ms": 16.0}, "channels_last": {"error": "x"}},

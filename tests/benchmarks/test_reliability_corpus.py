@@ -3,6 +3,8 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from benchmarks.reliability.verdicts import (
     RIGHT,
     UNNAMED,
     WRONG,
+    Verdict,
     loaded,
     names,
     refused,
@@ -29,13 +32,13 @@ from benchmarks.reliability.verdicts import (
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     make_corpus(folder, small=True)
     return folder
 
 
-def verdict(entry, folder):
+def verdict(entry: Entry, folder: Path) -> tuple[Verdict, list[str]]:
     path = folder / entry.file
     try:
         volume = read_volume(path)
@@ -49,7 +52,7 @@ def verdict(entry, folder):
     return judged, [*volume.warnings, *hounsfield_warnings(volume)]
 
 
-def test_every_file_is_read_right_or_refused_by_name(corpus):
+def test_every_file_is_read_right_or_refused_by_name(corpus: Path) -> None:
     entries = load_index(corpus)
     judged = [verdict(entry, corpus) for entry in entries]
     assert [found for found, _ in judged if found.verdict != RIGHT] == []
@@ -61,7 +64,7 @@ def test_every_file_is_read_right_or_refused_by_name(corpus):
     assert unwarned == []
 
 
-def test_the_part_holds_every_kind(corpus):
+def test_the_part_holds_every_kind(corpus: Path) -> None:
     entries = load_index(corpus)
     assert set(Counter(entry.expect for entry in entries)) == {"accept", "accept-warn", "refuse"}
     assert len({entry.group for entry in entries}) >= 12
@@ -70,8 +73,9 @@ def test_the_part_holds_every_kind(corpus):
         assert path.exists() or path.is_symlink()
 
 
-def test_wrong_voxels_and_wrong_places_are_seen(corpus):
+def test_wrong_voxels_and_wrong_places_are_seen(corpus: Path) -> None:
     entry = next(e for e in load_index(corpus) if e.expect == "accept" and e.ball_centre_mm)
+    assert entry.truth is not None
     with np.load(corpus / entry.truth) as truth:
         hu, affine = truth["hu"], truth["affine"]
     assert loaded(entry, corpus, hu, affine).verdict == RIGHT
@@ -89,15 +93,16 @@ def test_wrong_voxels_and_wrong_places_are_seen(corpus):
     assert refused(bad, "/x/bad.nii.gz: is bad").verdict == RIGHT
 
 
-def test_label_maps_are_judged_by_place_header_and_words(corpus, tmp_path):
+def test_label_maps_are_judged_by_place_header_and_words(corpus: Path, tmp_path: Path) -> None:
     entry = next(e for e in load_index(corpus) if e.expect == "accept" and e.ball_centre_mm)
+    assert entry.truth is not None
     with np.load(corpus / entry.truth) as truth:
         array = np.asfortranarray((truth["hu"] > 170).astype(np.uint8))
     scan = read_volume(corpus / entry.file)
     called = Result(0, "", "", 1.0, 1.0, 100.0, timed_out=False)
     mask = tmp_path / f"{infer_verdicts.case_id(entry.file)}.nii.gz"
 
-    def judged(status=called):
+    def judged(status: Any = called) -> Any:
         return infer_verdicts.judge([entry], corpus, tmp_path, status)[0].verdict
 
     assert judged() == UNNAMED  # neither a mask nor a word
@@ -119,13 +124,13 @@ def test_label_maps_are_judged_by_place_header_and_words(corpus, tmp_path):
     assert infer_verdicts.without_cure({case: f"{entry.file}: is bad; copy it"}) == []
 
 
-def test_names_are_found_escaped_or_plain():
+def test_names_are_found_escaped_or_plain() -> None:
     assert names(r"x/new\nline.nii: no", "new\nline.nii")
     assert names("/x/ünï.nii: no", "ünï.nii")
     assert not names("/x/other.nii: no", "ünï.nii")
 
 
-def test_the_standards_quaternion():
+def test_the_standards_quaternion() -> None:
     half = np.sqrt(0.5)
     quarter_turn_about_z = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
     np.testing.assert_allclose(rotation(0, 0, half), quarter_turn_about_z, atol=1e-12)
@@ -133,7 +138,7 @@ def test_the_standards_quaternion():
     np.testing.assert_array_equal(left_handed, np.diag([1.0, 2, -3, 1]))
 
 
-def test_header_fields_are_read_in_either_byte_order(tmp_path):
+def test_header_fields_are_read_in_either_byte_order(tmp_path: Path) -> None:
     make_corpus(tmp_path)
     for name in ("nifti1_big.nii", "nifti2_big_packed.nii.gz", "gzip_members.nii.gz"):
         header = raw_header(tmp_path / "scans" / name)

@@ -4,24 +4,26 @@ import importlib
 import json
 import sys
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 
-def script(name):
+def script(name: str) -> Any:
     return importlib.import_module(f"benchmarks.speed.{name}")
 
 
-def test_the_exponent_is_the_slope_of_the_logarithms():
+def test_the_exponent_is_the_slope_of_the_logarithms() -> None:
     exponent = script("growth").exponent
     assert exponent([1, 10, 100], [3, 30, 300]) == pytest.approx(1)
     assert exponent([1, 2, 4], [5, 20, 80]) == pytest.approx(2)
     assert exponent([1, 7, 30], [4, 4, 4]) == pytest.approx(0)
 
 
-def test_growth_beyond_the_mark_is_called_a_miss():
+def test_growth_beyond_the_mark_is_called_a_miss() -> None:
     growth = script("growth")
     question = growth.Question("voxels", 1.1, 0.1, lambda *_: [])
     points = [growth.Point(10.0**n, 10.0**n, 50.0) for n in range(3)]
@@ -39,7 +41,7 @@ def test_growth_beyond_the_mark_is_called_a_miss():
     )
 
 
-def test_a_scan_of_any_size_goes_through_and_its_figure_is_drawn(tmp_path):
+def test_a_scan_of_any_size_goes_through_and_its_figure_is_drawn(tmp_path: Path) -> None:
     scaling, growth = script("scaling"), script("growth")
     path = tmp_path / "scan.nii.gz"
     scaling.write_scan(path, (110, 20, 24))  # longer than the block that is repeated
@@ -51,7 +53,7 @@ def test_a_scan_of_any_size_goes_through_and_its_figure_is_drawn(tmp_path):
     assert json.loads(json.dumps(result))["points"][1]["size"] == 4.0
 
 
-def test_items_of_the_ways_that_need_no_peer_package_are_alike(tmp_path):
+def test_items_of_the_ways_that_need_no_peer_package_are_alike(tmp_path: Path) -> None:
     peers = script("training_peers")
     peers.write_cases(tmp_path, 2, (48, 44, 40))
     cases = (tmp_path, 2, 16)
@@ -66,7 +68,7 @@ def test_items_of_the_ways_that_need_no_peer_package_are_alike(tmp_path):
     torch.set_rng_state(before)
 
 
-def test_a_command_is_timed_and_must_answer():
+def test_a_command_is_timed_and_must_answer() -> None:
     startup = script("startup")
     seconds, megabytes = startup.run("nothing", (sys.executable, "-c", ""))
     assert 0 < seconds < 60

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -23,6 +24,7 @@ from attunet3d.inference import results
 from attunet3d.inference.cohort import segment_cohort
 from attunet3d.inference.cohort_options import CohortOptions
 from attunet3d.inference.predictor import Predictor
+from attunet3d.inference.results import Outcome
 from attunet3d.inference.scans import find_cases
 from attunet3d.models import checkpoint as checkpoints
 from attunet3d.models.attention_unet import AttentionUNet3D
@@ -33,7 +35,7 @@ from tests.known_network import SETTINGS, ThresholdNetwork, ball, checkpoint, wr
 
 
 @pytest.fixture
-def scans(tmp_path):
+def scans(tmp_path: Path) -> Path:
     """Three good scans."""
     folder = tmp_path / "scans"
     folder.mkdir()
@@ -43,7 +45,7 @@ def scans(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network of random weights as `train` saves one."""
     path = tmp_path_factory.mktemp("run") / "model.safetensors"
     torch.manual_seed(0)
@@ -54,15 +56,15 @@ def model(tmp_path_factory):
     return path
 
 
-def predictor(*settings, **changes):
+def predictor(*settings: str, **changes: Any) -> Predictor:
     return Predictor([checkpoint(ThresholdNetwork(), **changes)], "cpu", settings)
 
 
-def segment(scans, out_dir, here=None, **options):
+def segment(scans: Path, out_dir: Path, here: Predictor | None = None, **options: Any) -> Outcome:
     return segment_cohort(here or predictor(), find_cases(scans), out_dir, CohortOptions(**options))
 
 
-def assert_is_the_ball(folder, case_id):
+def assert_is_the_ball(folder: Path, case_id: str) -> None:
     image = nibabel.load(folder / f"{case_id}.nii.gz")
     assert np.array_equal(np.asarray(image.dataobj) == 5, ball() == 300)
     content = results.read_sidecar(folder / f"{case_id}.json")
@@ -73,7 +75,9 @@ def assert_is_the_ball(folder, case_id):
 # --- what is done ----------------------------------------------------------------------------
 
 
-def test_every_scan_is_done_and_told_of(scans, tmp_path, capsys):
+def test_every_scan_is_done_and_told_of(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     outcome = segment(scans, tmp_path / "out")
     assert sorted(outcome.done) == ["-c", "a", "b"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
@@ -89,7 +93,7 @@ def test_every_scan_is_done_and_told_of(scans, tmp_path, capsys):
     assert "\r" not in capsys.readouterr().err  # no bar where there is no terminal
 
 
-def test_second_call_repeats_nothing(scans, tmp_path):
+def test_second_call_repeats_nothing(scans: Path, tmp_path: Path) -> None:
     segment(scans, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     outcome = segment(scans, tmp_path / "out")
@@ -98,7 +102,7 @@ def test_second_call_repeats_nothing(scans, tmp_path):
     assert len(segment(scans, tmp_path / "out", overwrite=True).done) == 3
 
 
-def test_what_is_torn_or_missing_is_done_again(scans, tmp_path):
+def test_what_is_torn_or_missing_is_done_again(scans: Path, tmp_path: Path) -> None:
     segment(scans, tmp_path / "out")
     (tmp_path / "out" / "a.json").unlink()
     (tmp_path / "out" / "b.nii.gz").write_bytes(b"half")
@@ -107,7 +111,7 @@ def test_what_is_torn_or_missing_is_done_again(scans, tmp_path):
     assert_is_the_ball(tmp_path / "out", "b")
 
 
-def test_maps_asked_for_later_are_made(scans, tmp_path):
+def test_maps_asked_for_later_are_made(scans: Path, tmp_path: Path) -> None:
     segment(scans, tmp_path / "out")
     outcome = segment(scans, tmp_path / "out", probabilities=True, attention=True)
     assert len(outcome.done) == 3
@@ -116,7 +120,7 @@ def test_maps_asked_for_later_are_made(scans, tmp_path):
     assert len(segment(scans, tmp_path / "out").skipped) == 3  # masks alone are there, too
 
 
-def test_results_of_another_model_or_setting_or_scan_are_kept(scans, tmp_path):
+def test_results_of_another_model_or_setting_or_scan_are_kept(scans: Path, tmp_path: Path) -> None:
     segment(scans, tmp_path / "out")
     outcome = segment(scans, tmp_path / "out", predictor(checksum="0" * 64))
     assert set(outcome.failures) == {"a", "b", "-c"}
@@ -130,30 +134,34 @@ def test_results_of_another_model_or_setting_or_scan_are_kept(scans, tmp_path):
     assert "made with another scan" in outcome.failures["a"]
 
 
-def test_two_calls_into_one_folder_are_kept_apart(scans, tmp_path):
+def test_two_calls_into_one_folder_are_kept_apart(scans: Path, tmp_path: Path) -> None:
     refused = pytest.raises(WriteError, match="is in use by process")
     with locked_folder(tmp_path / "out", "infer"), refused:
         segment(scans, tmp_path / "out")
     assert len(segment(scans, tmp_path / "out").done) == 3
 
 
-def test_a_scan_that_changes_while_it_is_read_is_not_filed_under_another_checksum(scans, tmp_path):
+def test_a_scan_that_changes_while_it_is_read_is_not_filed_under_another_checksum(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = predictor()
     read = here.read
 
-    def read_and_change(path, series=None):
+    def read_and_change(path: Any, series: Any = None) -> Any:
         volume = read(path)
         if path.name == "a.nii.gz":
             write_scan(path, ball(value=250))
         return volume
 
-    here.read = read_and_change
+    monkeypatch.setattr(here, "read", read_and_change)
     outcome = segment(scans, tmp_path / "out", here)
     assert "changed while it was read; run the call again" in outcome.failures["a"]
     assert sorted(outcome.done) == ["-c", "b"]
 
 
-def test_attention_maps_of_a_model_without_gates_are_refused_once_for_all_scans(scans, tmp_path):
+def test_attention_maps_of_a_model_without_gates_are_refused_once_for_all_scans(
+    scans: Path, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     network = AttentionUNet3D(channels=(2, 4), gate="none").eval()
     member = checkpoint(network, "network.channels=[2, 4]", "network.gate=none")
@@ -162,9 +170,9 @@ def test_attention_maps_of_a_model_without_gates_are_refused_once_for_all_scans(
     assert not (tmp_path / "out").exists()
 
 
-def test_maps_of_a_scan_that_fails_leave_nothing_behind(scans, tmp_path):
+def test_maps_of_a_scan_that_fails_leave_nothing_behind(scans: Path, tmp_path: Path) -> None:
     class Failing(ThresholdNetwork):
-        def forward(self, x):
+        def forward(self, x: Any) -> Any:
             if self.calls > 3:
                 raise ZeroDivisionError("a bug")
             return super().forward(x)
@@ -180,7 +188,9 @@ def test_maps_of_a_scan_that_fails_leave_nothing_behind(scans, tmp_path):
 # --- what fails ------------------------------------------------------------------------------
 
 
-def test_bad_scans_are_named_and_the_others_done(scans, tmp_path, caplog):
+def test_bad_scans_are_named_and_the_others_done(
+    scans: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (scans / "torn.nii.gz").write_bytes((scans / "a.nii.gz").read_bytes()[:-200])
     (scans / "text.nii.gz").write_text("not a scan")
     (scans / "gone.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
@@ -193,13 +203,13 @@ def test_bad_scans_are_named_and_the_others_done(scans, tmp_path, caplog):
         == outcome.failures
     )
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert {record.case for record in errors} == {"torn", "text", "gone"}
+    assert {vars(record)["case"] for record in errors} == {"torn", "text", "gone"}
     assert all(str(scans) in outcome.failures[name] for name in ("torn", "text", "gone"))
 
 
-def test_memory_and_bugs_end_one_case_only(scans, tmp_path):
+def test_memory_and_bugs_end_one_case_only(scans: Path, tmp_path: Path) -> None:
     class Moody(ThresholdNetwork):
-        def forward(self, x):
+        def forward(self, x: Any) -> Any:
             if float(x.max()) > 4:
                 raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
             if float(x.max()) > 3:
@@ -215,7 +225,7 @@ def test_memory_and_bugs_end_one_case_only(scans, tmp_path):
     assert outcome.failures["odd"].startswith("internal error (ZeroDivisionError: a bug)")
 
 
-def test_two_scans_of_one_name_are_both_refused(scans, tmp_path):
+def test_two_scans_of_one_name_are_both_refused(scans: Path, tmp_path: Path) -> None:
     write_scan(scans / "a.nii")
     outcome = segment(scans, tmp_path / "out")
     assert sorted(outcome.done) == ["-c", "b"]
@@ -223,7 +233,7 @@ def test_two_scans_of_one_name_are_both_refused(scans, tmp_path):
     assert "a.nii.gz" in outcome.failures["a"]
 
 
-def test_a_scan_is_not_overwritten_by_its_result(scans):
+def test_a_scan_is_not_overwritten_by_its_result(scans: Path) -> None:
     before = (scans / "a.nii.gz").read_bytes()
     outcome = segment(scans, scans)
     assert outcome.done == []
@@ -231,7 +241,7 @@ def test_a_scan_is_not_overwritten_by_its_result(scans):
     assert (scans / "a.nii.gz").read_bytes() == before
 
 
-def test_no_scan_is_overwritten_by_the_result_of_another(scans, tmp_path):
+def test_no_scan_is_overwritten_by_the_result_of_another(scans: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in scans.iterdir()}
     swapped = [("a", scans / "b.nii.gz"), ("b", scans / "a.nii.gz"), ("new", scans / "-c.nii.gz")]
     outcome = segment_cohort(predictor(), swapped, scans)
@@ -241,7 +251,7 @@ def test_no_scan_is_overwritten_by_the_result_of_another(scans, tmp_path):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_what_killed_calls_left_half_written_goes(scans, tmp_path):
+def test_what_killed_calls_left_half_written_goes(scans: Path, tmp_path: Path) -> None:
     out_dir = tmp_path / "out"
     for folder in (out_dir, out_dir / "probabilities", out_dir / "attention"):
         folder.mkdir()
@@ -250,7 +260,7 @@ def test_what_killed_calls_left_half_written_goes(scans, tmp_path):
     assert not list(out_dir.rglob("*.tmp"))
 
 
-def test_a_series_is_chosen_and_another_choice_is_not_taken_for_done(tmp_path):
+def test_a_series_is_chosen_and_another_choice_is_not_taken_for_done(tmp_path: Path) -> None:
     for number in ("3", "4"):
         write_series(tmp_path / "in" / "ct", (0, 0, 2.5), series=number, count=9)
     outcome = segment(tmp_path / "in", tmp_path / "out")
@@ -261,7 +271,7 @@ def test_a_series_is_chosen_and_another_choice_is_not_taken_for_done(tmp_path):
     assert "another series" in outcome.failures["ct"]
 
 
-def test_label_maps_of_a_tilted_gantry_are_straightened_on_request(tmp_path):
+def test_label_maps_of_a_tilted_gantry_are_straightened_on_request(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write_series(tmp_path / "in", (0, 0.9, 2.5), direction=np.eye(3), count=12)
     assert segment(tmp_path / "in", tmp_path / "sheared").done == ["in"]
@@ -279,7 +289,7 @@ def test_label_maps_of_a_tilted_gantry_are_straightened_on_request(tmp_path):
         CohortOptions(orthogonal=True, attention=True)
 
 
-def test_pipes_and_folders_in_place_of_files_do_not_stop_it(scans, tmp_path):
+def test_pipes_and_folders_in_place_of_files_do_not_stop_it(scans: Path, tmp_path: Path) -> None:
     os.mkfifo(scans / "pipe.nii.gz")
     os.mkfifo(scans / "pipe2.nrrd")
     (tmp_path / "out").mkdir()
@@ -290,7 +300,9 @@ def test_pipes_and_folders_in_place_of_files_do_not_stop_it(scans, tmp_path):
     assert set(outcome.failures) == {"pipe", "pipe2", "folder"}
 
 
-def test_an_stderr_that_is_gone_ends_no_cohort(scans, tmp_path, monkeypatch):
+def test_an_stderr_that_is_gone_ends_no_cohort(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (scans / "text.nii.gz").write_text("not a scan")
     with io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True) as full:
         monkeypatch.setattr(sys, "stderr", full)
@@ -301,7 +313,7 @@ def test_an_stderr_that_is_gone_ends_no_cohort(scans, tmp_path, monkeypatch):
     assert (len(outcome.done), list(outcome.failures)) == (3, ["text"])
 
 
-def test_label_maps_of_others_are_not_overwritten_unasked(scans, tmp_path):
+def test_label_maps_of_others_are_not_overwritten_unasked(scans: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels"
     labels.mkdir()
     write_scan(labels / "a.nii.gz", (ball() == 0).astype(np.uint8))  # somebody's
@@ -315,7 +327,7 @@ def test_label_maps_of_others_are_not_overwritten_unasked(scans, tmp_path):
     assert_is_the_ball(labels, "a")
 
 
-def test_what_a_killed_call_began_is_replaced(scans, tmp_path):
+def test_what_a_killed_call_began_is_replaced(scans: Path, tmp_path: Path) -> None:
     out_dir = tmp_path / "out"
     out_dir.mkdir()
     write_scan(out_dir / "a.nii.gz", (ball() == 0).astype(np.uint8))
@@ -327,14 +339,14 @@ def test_what_a_killed_call_began_is_replaced(scans, tmp_path):
     assert not list(out_dir.glob(".*"))
 
 
-def test_case_ids_do_not_leave_the_folder(scans, tmp_path):
+def test_case_ids_do_not_leave_the_folder(scans: Path, tmp_path: Path) -> None:
     cases = [("../escaped", scans / "a.nii.gz"), ("/tmp/escaped", scans / "a.nii.gz")]
     outcome = segment_cohort(predictor(), cases, tmp_path / "out")
     assert len(outcome.failures) == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["failures.json"]
 
 
-def test_map_that_cannot_be_written_fails_its_case(scans, tmp_path):
+def test_map_that_cannot_be_written_fails_its_case(scans: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.nii.gz").mkdir()
     outcome = segment(scans, tmp_path / "out")
@@ -342,7 +354,9 @@ def test_map_that_cannot_be_written_fails_its_case(scans, tmp_path):
     assert "a.nii.gz" in outcome.failures["a"]
 
 
-def test_a_manifest_gives_its_test_cases_or_what_the_model_did_not_see(scans, tmp_path):
+def test_a_manifest_gives_its_test_cases_or_what_the_model_did_not_see(
+    scans: Path, tmp_path: Path
+) -> None:
     training = [{"id": "first", "image": "scans/a.nii.gz", "label": "scans/a.nii.gz"}]
     content = {"name": "balls", "labels": {"0": "background", "5": "ball"}, "training": training}
     path = tmp_path / "manifest.json"
@@ -356,7 +370,9 @@ def test_a_manifest_gives_its_test_cases_or_what_the_model_did_not_see(scans, tm
     assert find_cases(path) == [("x", (scans / "b.nii.gz").resolve())]
 
 
-def test_sidecars_say_whether_the_model_was_trained_on_a_case(scans, tmp_path, caplog):
+def test_sidecars_say_whether_the_model_was_trained_on_a_case(
+    scans: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     split = Split(roles={"a": "training", "b": "validation"}, rest="none")
     segment_cohort(predictor(), find_cases(scans), tmp_path / "out", split=split)
     said = caplog.text
@@ -370,7 +386,9 @@ def test_sidecars_say_whether_the_model_was_trained_on_a_case(scans, tmp_path, c
 # --- the command -----------------------------------------------------------------------------
 
 
-def test_command_writes_label_maps(scans, model, tmp_path, capsys):
+def test_command_writes_label_maps(
+    scans: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [str(model), str(model), str(scans), str(tmp_path / "out"), "--device", "cpu"]
     assert infer.main([*arguments, "--set", "inference.overlap=0.25"]) == 0
     assert "3 done" in capsys.readouterr().err
@@ -379,7 +397,9 @@ def test_command_writes_label_maps(scans, model, tmp_path, capsys):
     assert content["settings"]["overlap"] == 0.25
 
 
-def test_the_budget_of_the_command_line_decides_and_the_sidecar_tells(scans, model, tmp_path):
+def test_the_budget_of_the_command_line_decides_and_the_sidecar_tells(
+    scans: Path, model: Path, tmp_path: Path
+) -> None:
     scan = str(scans / "a.nii.gz")
     for memory, mode in (("8GB", "whole"), ("0.00001GB", "window")):
         out = tmp_path / memory
@@ -390,7 +410,9 @@ def test_the_budget_of_the_command_line_decides_and_the_sidecar_tells(scans, mod
     assert command_line.run(infer.main, wrong) == 2
 
 
-def test_leading_dash_and_exit_status(scans, model, tmp_path, monkeypatch):
+def test_leading_dash_and_exit_status(
+    scans: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(scans)
     assert infer.main(["--device", "cpu", "--", str(model), "-c.nii.gz", str(tmp_path / "o")]) == 0
     (scans / "-c.nii.gz").write_bytes(b"")
@@ -398,12 +420,12 @@ def test_leading_dash_and_exit_status(scans, model, tmp_path, monkeypatch):
     assert command_line.run(infer.main, [str(model), "nowhere", str(tmp_path / "q")]) == 2
 
 
-def test_options_may_stand_among_the_paths(scans, model, tmp_path):
+def test_options_may_stand_among_the_paths(scans: Path, model: Path, tmp_path: Path) -> None:
     paths = [str(model), str(model), "--device", "cpu", str(scans), str(tmp_path / "out")]
     assert infer.main(paths) == 0
 
 
-def test_help_is_quick():
+def test_help_is_quick() -> None:
     begin = time.perf_counter()
     code = "import sys; from attunet3d.pipelines import infer; infer.main(['--help'])"
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True)
@@ -412,7 +434,7 @@ def test_help_is_quick():
     assert time.perf_counter() - begin < 5
 
 
-def test_killed_calls_leave_whole_files_and_are_finished(model, tmp_path):
+def test_killed_calls_leave_whole_files_and_are_finished(model: Path, tmp_path: Path) -> None:
     scans, out_dir = tmp_path / "scans", tmp_path / "out"
     scans.mkdir()
     for index in range(12):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from attunet3d.core import Floats, LabelMap
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.preprocessing import label_to_network_grid
 from attunet3d.imaging.volume import Volume
@@ -24,7 +25,7 @@ from tests.inference.grids import (
 )
 
 
-def lobulated(grid):
+def lobulated(grid: Grid) -> LabelMap:
     """A lumpy organ of some 40 mm in the middle of the grid, as a uint8 label."""
     index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)
     x, y, z = np.moveaxis(
@@ -36,7 +37,7 @@ def lobulated(grid):
 
 
 @pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS.keys())
-def test_ground_truth_comes_home_on_every_axis_order(turn):
+def test_ground_truth_comes_home_on_every_axis_order(turn: Floats) -> None:
     for order in ORDERS:
         spacing = np.abs(order).T @ (0.8, 0.8, 2.0)  # thick slices along S, wherever S is
         shape = np.ceil(50 / spacing).astype(int)
@@ -52,7 +53,7 @@ def test_ground_truth_comes_home_on_every_axis_order(turn):
 
 @pytest.mark.parametrize("order", ORDERS[::6])
 @pytest.mark.parametrize("network_shape", [(20, 18, 16), (30, 40, 33), (11, 7, 5)])
-def test_agrees_with_float64(order, network_shape):
+def test_agrees_with_float64(order: Floats, network_shape: tuple[int, int, int]) -> None:
     source = make_grid((26, 22, 19), (1.0, 1.2, 1.4), OBLIQUE, order)
     network = source.oriented("RAS").resized(network_shape)
     logits = torch.stack([smooth(network_shape, seed) for seed in range(3)])
@@ -68,7 +69,9 @@ def test_agrees_with_float64(order, network_shape):
 
 @pytest.mark.parametrize("order", [ORDERS[0], ORDERS[14], ORDERS[37]])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_portions_do_not_matter_to_the_last_bit(order, channels, monkeypatch):
+def test_portions_do_not_matter_to_the_last_bit(
+    order: Floats, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = make_grid((22, 26, 18), (1.0, 0.9, 1.3), order=order)
     network = source.oriented("RAS").with_spacing((1.6, 1.5, 0.8))
     values = [0, 1] if channels == 1 else [0, 4, 9]
@@ -84,7 +87,7 @@ def test_portions_do_not_matter_to_the_last_bit(order, channels, monkeypatch):
         assert torch.equal(assembled(parts, source, channels)[0], whole)
 
 
-def test_labels_are_the_argmax_of_the_resampled_logits():
+def test_labels_are_the_argmax_of_the_resampled_logits() -> None:
     source = make_grid((24, 20, 17), (0.9, 0.9, 2.0), order=ORDERS[5])
     network = source.oriented("RAS").with_spacing((1.4, 1.4, 1.4))
     logits = torch.stack([smooth(network.shape, seed, 1.0) for seed in range(14)])
@@ -95,7 +98,7 @@ def test_labels_are_the_argmax_of_the_resampled_logits():
     assert len(np.unique(labels)) == 14
 
 
-def test_two_logits_are_their_margin():
+def test_two_logits_are_their_margin() -> None:
     source = make_grid((12, 11, 10), (1.0, 1.0, 1.0))
     network = source.resized((7, 8, 9))
     logits = torch.stack([smooth((7, 8, 9), 1), smooth((7, 8, 9), 2)])
@@ -107,7 +110,7 @@ def test_two_logits_are_their_margin():
     assert np.array_equal(both, decide(slabs(learning, 3), network, source, [0, 255]))
 
 
-def test_ties_go_to_the_lowest_class():
+def test_ties_go_to_the_lowest_class() -> None:
     grid = make_grid((2, 2, 2), (1.0, 1.0, 1.0))
     logits = torch.zeros(4, 2, 2, 2)
     logits[1:3, 0] = 5.0  # classes 1 and 2 level, above background
@@ -118,7 +121,7 @@ def test_ties_go_to_the_lowest_class():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_same_grid_is_not_interpolated(dtype):
+def test_same_grid_is_not_interpolated(dtype: torch.dtype) -> None:
     grid = make_grid((9, 8, 7), (1.0, 1.0, 2.0))
     logits = smooth((3, 9, 8, 7), sigma=0).to(dtype)
     whole, _ = assembled(resampled(slabs(logits, 2), grid, grid), grid, 3)
@@ -127,7 +130,7 @@ def test_same_grid_is_not_interpolated(dtype):
     assert np.array_equal(labels, logits.float().argmax(0).numpy())
 
 
-def test_outside_the_networks_grid_is_background():
+def test_outside_the_networks_grid_is_background() -> None:
     source = make_grid((20, 18, 16), (1.0, 1.0, 1.0), order=ORDERS[9])
     box = (slice(3, 13), slice(0, 9), slice(5, 16))
     network = source.cropped(box).oriented("RAS").with_spacing((1.6, 1.6, 1.6))
@@ -138,7 +141,7 @@ def test_outside_the_networks_grid_is_background():
         assert all(a.start <= b.start < b.stop <= a.stop for a, b in zip(box, place, strict=True))
 
 
-def test_grids_apart_have_no_label():
+def test_grids_apart_have_no_label() -> None:
     source = make_grid((5, 5, 5), (1.0, 1.0, 1.0))
     affine = source.affine.copy()
     affine[:3, 3] += 100
@@ -146,7 +149,7 @@ def test_grids_apart_have_no_label():
     assert not decide([slab], Grid((5, 5, 5), affine), source, [0, 1]).any()
 
 
-def test_largest_component_of_each_label():
+def test_largest_component_of_each_label() -> None:
     grid = make_grid((20, 10, 10), (1.0, 1.0, 1.0))
     classes = torch.zeros(20, 10, 10, dtype=torch.long)
     classes[1:5, 1:5, 1:5] = 1
@@ -162,7 +165,7 @@ def test_largest_component_of_each_label():
     assert not empty.any()
 
 
-def test_pieces_of_many_classes_stay_small(monkeypatch):
+def test_pieces_of_many_classes_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "PIECE_VALUES", 100_000)
     source = make_grid((40, 40, 12), (1.0, 1.0, 1.0))
     network = source.resized((10, 10, 6))
@@ -175,7 +178,9 @@ def test_pieces_of_many_classes_stay_small(monkeypatch):
 @pytest.mark.parametrize(
     ("shift", "wanted"), [(0.0009, [1, 1, 1, 1, 1, 0]), (0.05, [0, 1, 1, 1, 1, 0])]
 )
-def test_voxels_whose_centres_lie_on_the_outer_face_belong_to_the_grid(shift, wanted):
+def test_voxels_whose_centres_lie_on_the_outer_face_belong_to_the_grid(
+    shift: float, wanted: list[int]
+) -> None:
     # The network's voxels reach from -0.5 to 3.5: a centre on the face, up to rounding, is inside.
     network = Grid((4, 1, 1), np.eye(4))
     affine = np.eye(4)
@@ -185,7 +190,7 @@ def test_voxels_whose_centres_lie_on_the_outer_face_belong_to_the_grid(shift, wa
     assert labels.ravel().tolist() == wanted
 
 
-def test_attention_is_resampled_beside_the_logits():
+def test_attention_is_resampled_beside_the_logits() -> None:
     source = make_grid((14, 12, 10), (1.0, 1.0, 1.0), order=ORDERS[7])
     network = source.oriented("RAS").resized((8, 7, 6))
     logits, maps = smooth((2, 8, 7, 6)), smooth((3, 8, 7, 6), seed=1)
@@ -194,6 +199,7 @@ def test_attention_is_resampled_beside_the_logits():
         slab = Slab(start, logits[..., start : start + 2], maps[..., start : start + 2])
         for chunk in builder.add(slab):
             assert chunk.logits is None
+            assert chunk.attention is not None
             pieces += [(box, part.clone()) for box, part in chunk.resampled(chunk.attention)]
     found, seen = assembled(pieces, source, 3)
     assert (seen == 1).all()
@@ -202,7 +208,7 @@ def test_attention_is_resampled_beside_the_logits():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_agrees_with_the_cpu():
+def test_cuda_agrees_with_the_cpu() -> None:
     source = make_grid((40, 44, 30), (0.8, 0.8, 1.5), order=ORDERS[11])
     network = source.oriented("RAS").with_spacing((1.5, 1.5, 1.5))
     logits = torch.stack([smooth(network.shape, seed) for seed in range(5)])

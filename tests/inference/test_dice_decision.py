@@ -1,5 +1,7 @@
 """Labels that make the expected Dice largest: the same as the `rankseg` package gives."""
 
+from typing import Any, Literal
+
 import numpy as np
 import pytest
 import torch
@@ -17,14 +19,21 @@ from tests.known_network import ThresholdNetwork, ball_volume, checkpoint
 SHAPE = (22, 18, 20)
 
 
-def unsure(shape, classes, seed=0, offset=-2.0):
+def unsure(shape: Any, classes: Any, seed: int = 0, offset: float = -2.0) -> torch.Tensor:
     """Margins of `classes` - 1 organs, positive in some places, as float16 holds them exactly."""
     noise = np.random.default_rng(seed).normal(size=(classes - 1, *shape))
     smooth = ndimage.gaussian_filter(noise, (0, 1.5, 1.5, 1.5)) * 40
     return torch.from_numpy(smooth + offset).half().float()
 
 
-def labelled(margins, network, source=None, values=None, activation="softmax", size=3):
+def labelled(
+    margins: Any,
+    network: Any,
+    source: Any = None,
+    values: Any = None,
+    activation: Literal["softmax", "sigmoid"] = "softmax",
+    size: int = 3,
+) -> tuple[Any, Any]:
     """The labels, and the Dice expected of each class."""
     source = source or network
     values = values or list(range(len(margins) + 1))
@@ -41,7 +50,7 @@ def labelled(margins, network, source=None, values=None, activation="softmax", s
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("offset", [-3.0, -1.0, 0.5])
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_the_authors_package(classes, offset, seed):
+def test_equals_the_authors_package(classes: int, offset: float, seed: int) -> None:
     margins = unsure(SHAPE, classes, seed, offset)
     labels, _ = labelled(margins, make_grid(SHAPE, (1.0, 1.0, 2.0)))
     probabilities = probabilities_of(margins, "softmax").double()
@@ -50,14 +59,14 @@ def test_equals_the_authors_package(classes, offset, seed):
     assert not np.array_equal(labels, probabilities.argmax(0).numpy())
 
 
-def test_equals_the_authors_package_where_each_class_has_a_sigmoid():
+def test_equals_the_authors_package_where_each_class_has_a_sigmoid() -> None:
     margins = unsure(SHAPE, 2, offset=-2)
     labels, _ = labelled(margins, make_grid(SHAPE, (1.0, 1.0, 1.0)), activation="sigmoid")
     rule = RankSEG(metric="dice", solver="RMA", output_mode="multilabel")
     assert np.array_equal(labels == 1, rule.predict(margins.sigmoid()[None])[0, 0].numpy())
 
 
-def test_voxels_of_no_class_are_background_where_each_class_has_a_sigmoid():
+def test_voxels_of_no_class_are_background_where_each_class_has_a_sigmoid() -> None:
     margins = unsure(SHAPE, 4, offset=-2)
     labels, _ = labelled(margins, make_grid(SHAPE, (1.0, 1.0, 1.0)), activation="sigmoid")
     rule = RankSEG(metric="dice", solver="RMA", output_mode="multilabel")
@@ -68,7 +77,7 @@ def test_voxels_of_no_class_are_background_where_each_class_has_a_sigmoid():
     )
 
 
-def test_a_class_that_is_nowhere_likely_is_left_out():
+def test_a_class_that_is_nowhere_likely_is_left_out() -> None:
     margins = unsure(SHAPE, 3)
     margins[1] = -1.0  # p < 0.27 everywhere
     labels, dice = labelled(margins, make_grid(SHAPE, (1.0, 1.0, 1.0)), values=[0, 4, 7])
@@ -76,7 +85,7 @@ def test_a_class_that_is_nowhere_likely_is_left_out():
     assert dice[1] == 0
 
 
-def test_everything_unsure_goes_as_the_authors_package_has_it():
+def test_everything_unsure_goes_as_the_authors_package_has_it() -> None:
     margins = torch.full((2, *SHAPE), 0.0625) * torch.tensor([1.0, 2.0])[:, None, None, None]
     labels, _ = labelled(margins, make_grid(SHAPE, (1.0, 1.0, 1.0)))
     probabilities = probabilities_of(margins, "softmax")
@@ -84,7 +93,7 @@ def test_everything_unsure_goes_as_the_authors_package_has_it():
     assert np.array_equal(labels, wanted)
 
 
-def test_the_expected_dice_is_that_of_the_labels():
+def test_the_expected_dice_is_that_of_the_labels() -> None:
     margins = unsure(SHAPE, 3)
     labels, dice = labelled(margins, make_grid(SHAPE, (1.0, 1.0, 1.0)))
     for index in (1, 2):
@@ -93,7 +102,7 @@ def test_the_expected_dice_is_that_of_the_labels():
         assert dice[index - 1] == pytest.approx(expected_dice(p[mask].sum(), mask.sum(), p.sum()))
 
 
-def test_without_a_background_that_competes_no_other_mask_is_expected_to_be_better():
+def test_without_a_background_that_competes_no_other_mask_is_expected_to_be_better() -> None:
     margins = unsure(SHAPE, 2)
     p = np.sort(margins.sigmoid().double().numpy().ravel())[::-1]
     scores = 2 * p.cumsum() / (p.sum() + np.arange(1, len(p) + 1) + 1)
@@ -103,7 +112,9 @@ def test_without_a_background_that_competes_no_other_mask_is_expected_to_be_bett
 
 
 @pytest.mark.parametrize("order", [ORDERS[0], ORDERS[14], ORDERS[37]])
-def test_on_the_scans_grid_in_portions_and_from_a_file(order, monkeypatch):
+def test_on_the_scans_grid_in_portions_and_from_a_file(
+    order: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = make_grid((22, 26, 18), (1.0, 0.9, 1.3), order=order)
     network = source.oriented("RAS").with_spacing((1.6, 1.5, 0.8))
     margins = unsure(network.shape, 4)
@@ -120,7 +131,7 @@ def test_on_the_scans_grid_in_portions_and_from_a_file(order, monkeypatch):
     assert again == pytest.approx(dice)
 
 
-def test_the_predictor_decides_so_when_told_to_and_its_maps_stay():
+def test_the_predictor_decides_so_when_told_to_and_its_maps_stay() -> None:
     blurred = ball_volume()
     blurred.array[:] = ndimage.gaussian_filter(blurred.array.astype(float), 2)
     plain, dice = (
@@ -128,6 +139,8 @@ def test_the_predictor_decides_so_when_told_to_and_its_maps_stay():
         for name in ("argmax", "dice")
     )
     usual, best = (here.segment(blurred, probabilities=True) for here in (plain, dice))
+    assert usual.probabilities is not None
+    assert best.probabilities is not None
     assert np.array_equal(usual.probabilities, best.probabilities)
     p = best.probabilities[..., 0].astype(np.float64)
     scores = [

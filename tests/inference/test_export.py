@@ -1,6 +1,8 @@
 """Written cases read back as they were; saved probabilities give label maps by the rule."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -9,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from attunet3d.core import DataError, SettingsError, command_line
+from attunet3d.core import Array, DataError, Float32s, LabelMap, SettingsError, command_line
 from attunet3d.imaging.maps import MapReader
 from attunet3d.inference import results
 from attunet3d.inference.export import Rule, choose_labels, export_labels
 from attunet3d.inference.predictor import Predictor
+from attunet3d.inference.record import Prediction
 from attunet3d.inference.results import case_files
 from attunet3d.pipelines import export as pipeline
 from tests.known_network import (
@@ -26,7 +29,9 @@ from tests.known_network import (
 )
 
 
-def predicted(folder, threshold=1.0, array=None, case_id="case"):
+def predicted(
+    folder: Path, threshold: float = 1.0, array: Array | None = None, case_id: str = "case"
+) -> Prediction:
     """An output folder of `infer --save-probabilities` with one case; the mask in it."""
     folder.mkdir(exist_ok=True)
     scan = write_scan(folder.parent / f"{case_id}.nii.gz", array)
@@ -37,11 +42,11 @@ def predicted(folder, threshold=1.0, array=None, case_id="case"):
     return predictor.segment(volume, probabilities=True, attention=True)
 
 
-def mask(folder, case_id="case"):
+def mask(folder: Path, case_id: str = "case") -> LabelMap:
     return np.asarray(nibabel.load(folder / f"{case_id}.nii.gz").dataobj)
 
 
-def graded():
+def graded() -> Array:
     """0, 40, 80, 120 … HU from voxel to voxel, of many probabilities."""
     return np.asfortranarray((np.arange(ball().size) % 10 * 40).reshape(ball().shape)).astype("i2")
 
@@ -49,7 +54,7 @@ def graded():
 # --- writing ---------------------------------------------------------------------------------
 
 
-def test_written_case_reads_back(tmp_path):
+def test_written_case_reads_back(tmp_path: Path) -> None:
     prediction = predicted(tmp_path / "out")
     files = case_files(tmp_path / "out", "case")
     assert np.array_equal(mask(tmp_path / "out"), prediction.segmentation.array)
@@ -59,6 +64,7 @@ def test_written_case_reads_back(tmp_path):
     ):
         image = nibabel.load(path)
         assert np.array_equal(image.affine, AFFINE)
+        assert array is not None
         stored = np.asarray(image.dataobj).reshape(array.shape, order="F")
         assert np.allclose(stored, array, atol=0.003)
     content = results.read_sidecar(files.sidecar)
@@ -68,7 +74,7 @@ def test_written_case_reads_back(tmp_path):
     assert not list(tmp_path.glob("out/**/.*"))  # no temporary file is left
 
 
-def test_sidecar_is_not_written_when_the_mask_cannot_be(tmp_path):
+def test_sidecar_is_not_written_when_the_mask_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "case.nii.gz").mkdir()  # in the mask's way
     with pytest.raises((DataError, OSError, ValueError)):
@@ -79,7 +85,7 @@ def test_sidecar_is_not_written_when_the_mask_cannot_be(tmp_path):
 # --- the rule --------------------------------------------------------------------------------
 
 
-def test_choice_by_hand():
+def test_choice_by_hand() -> None:
     liver = np.array([0.5, 0.2, 0.45, 0.3, 0.0], np.float32)
     spleen = np.array([0.1, 0.3, 0.45, 0.3, 0.0], np.float32)
     organs = np.stack([liver, spleen])
@@ -90,7 +96,7 @@ def test_choice_by_hand():
 
 
 @given(arrays.arrays(np.float32, (3, 20), elements=st.floats(-9, 9, width=32)))
-def test_choice_without_thresholds_is_the_arg_max(logits):
+def test_choice_without_thresholds_is_the_arg_max(logits: Array) -> None:
     shifted = np.exp(logits.astype(np.float64) - logits.max(0))
     probabilities = shifted / shifted.sum(0)
     top = np.sort(probabilities, axis=0)
@@ -99,7 +105,7 @@ def test_choice_without_thresholds_is_the_arg_max(logits):
     assert np.array_equal(found[clear], probabilities.argmax(0)[clear])
 
 
-def test_thresholds_are_read_and_checked():
+def test_thresholds_are_read_and_checked() -> None:
     rule = Rule.parse(["0.3", "liver=0.6"])
     assert rule.for_labels({0: "background", 3: "liver", 1: "spleen"}) == [0.3, 0.6]
     assert Rule.parse([]).for_labels({0: "background", 1: "spleen"}) == [None]
@@ -116,7 +122,7 @@ def test_thresholds_are_read_and_checked():
 # --- export ----------------------------------------------------------------------------------
 
 
-def test_no_rule_gives_the_mask_that_infer_wrote(tmp_path):
+def test_no_rule_gives_the_mask_that_infer_wrote(tmp_path: Path) -> None:
     predicted(tmp_path / "in", array=graded())
     outcome = export_labels([tmp_path / "in"], tmp_path / "out", Rule())
     assert outcome.done == ["case"]
@@ -125,7 +131,7 @@ def test_no_rule_gives_the_mask_that_infer_wrote(tmp_path):
     assert before.header["srow_x"].tobytes() == after.header["srow_x"].tobytes()
 
 
-def test_threshold_takes_what_reaches_it(tmp_path):
+def test_threshold_takes_what_reaches_it(tmp_path: Path) -> None:
     predicted(tmp_path / "in", array=graded())
     export_labels([tmp_path / "in"], tmp_path / "out", Rule.parse(["ball=0.3"]))
     sigmoid = 1 / (1 + np.exp(1 - graded() / 100.0))
@@ -135,7 +141,7 @@ def test_threshold_takes_what_reaches_it(tmp_path):
     assert content["volumes"]["ball"]["voxels"] == np.count_nonzero(sigmoid >= 0.3)
 
 
-def test_probabilities_of_several_folders_are_averaged(tmp_path):
+def test_probabilities_of_several_folders_are_averaged(tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder, threshold in zip(folders, (0.5, 2.5), strict=True):
         predicted(folder, threshold, array=graded())
@@ -144,7 +150,7 @@ def test_probabilities_of_several_folders_are_averaged(tmp_path):
     assert np.array_equal(mask(tmp_path / "out") == 5, mean > 0.5)
 
 
-def test_largest_component(tmp_path):
+def test_largest_component(tmp_path: Path) -> None:
     array = ball(radius_mm=8)
     array[0, 0, 0] = 300
     predicted(tmp_path / "in", array=array)
@@ -152,7 +158,9 @@ def test_largest_component(tmp_path):
     assert np.count_nonzero(mask(tmp_path / "out")) == np.count_nonzero(array) - 1
 
 
-def test_damaged_and_missing_probabilities_fail_by_name_and_the_others_are_done(tmp_path):
+def test_damaged_and_missing_probabilities_fail_by_name_and_the_others_are_done(
+    tmp_path: Path,
+) -> None:
     for case_id in ("good", "torn", "none"):
         predicted(tmp_path / "in", case_id=case_id)
     torn = tmp_path / "in" / "probabilities" / "torn.nii.gz"
@@ -170,14 +178,14 @@ def test_damaged_and_missing_probabilities_fail_by_name_and_the_others_are_done(
     )
 
 
-def test_case_that_one_folder_lacks_fails(tmp_path):
+def test_case_that_one_folder_lacks_fails(tmp_path: Path) -> None:
     predicted(tmp_path / "a")
     predicted(tmp_path / "b", case_id="other")
     outcome = export_labels([tmp_path / "a", tmp_path / "b"], tmp_path / "out", Rule())
     assert set(outcome.failures) == {"case", "other"}
 
 
-def test_wrong_folders_are_refused(tmp_path):
+def test_wrong_folders_are_refused(tmp_path: Path) -> None:
     predicted(tmp_path / "in")
     with pytest.raises(DataError, match="holds the predictions"):
         export_labels([tmp_path / "in"], tmp_path / "in", Rule())
@@ -186,7 +194,7 @@ def test_wrong_folders_are_refused(tmp_path):
         export_labels([tmp_path / "empty"], tmp_path / "out", Rule())
 
 
-def test_what_another_rule_or_other_probabilities_made_is_kept_unless_asked(tmp_path):
+def test_what_another_rule_or_other_probabilities_made_is_kept_unless_asked(tmp_path: Path) -> None:
     predicted(tmp_path / "in", array=graded())
     folders, out = [tmp_path / "in"], tmp_path / "out"
     export_labels(folders, out, Rule.parse(["0.2"]))
@@ -205,13 +213,13 @@ def test_what_another_rule_or_other_probabilities_made_is_kept_unless_asked(tmp_
     assert (out / "case.nii.gz").read_bytes() != before
 
 
-def test_a_sigmoid_per_label_counts_from_one_half():
+def test_a_sigmoid_per_label_counts_from_one_half() -> None:
     p = np.array([[0.6, 0.4, 0.55], [0.7, 0.3, 0.2]], np.float32)
     assert choose_labels(p, [1, 2], [None, None], "sigmoid").tolist() == [2, 0, 1]
     assert choose_labels(p, [1, 2], [0.3, None], "sigmoid").tolist() == [2, 1, 1]
 
 
-def test_no_rule_gives_the_mask_of_a_model_with_a_sigmoid_per_label(tmp_path):
+def test_no_rule_gives_the_mask_of_a_model_with_a_sigmoid_per_label(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     scan = write_scan(tmp_path / "case.nii.gz", graded())
     predictor = Predictor([checkpoint(ThresholdNetwork(1.5), "training.loss=bce")], "cpu")
@@ -222,23 +230,28 @@ def test_no_rule_gives_the_mask_of_a_model_with_a_sigmoid_per_label(tmp_path):
     assert mask(tmp_path / "out").any()
 
 
-def test_memory_holds_a_plane_of_all_labels_and_not_the_maps(tmp_path, monkeypatch):
+def test_memory_holds_a_plane_of_all_labels_and_not_the_maps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predicted(tmp_path / "in", array=graded())
-    shapes = []
+    shapes: list[Float32s] = []
     plane = MapReader.plane
-    monkeypatch.setattr(
-        MapReader, "plane", lambda self, k: shapes.append(found := plane(self, k)) or found
-    )
+
+    def kept(reader: MapReader, k: int) -> Float32s:
+        shapes.append(plane(reader, k))
+        return shapes[-1]
+
+    monkeypatch.setattr(MapReader, "plane", kept)
     export_labels([tmp_path / "in"], tmp_path / "out", Rule())
     assert {array.shape for array in shapes} == {(1, *ball().shape[:2])}
     assert len(shapes) == ball().shape[2]
 
 
-def run(*arguments):
+def run(*arguments: Any) -> int:
     return command_line.run(pipeline.main, [str(argument) for argument in arguments])
 
 
-def test_command(tmp_path, capsys):
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predicted(tmp_path / "in", array=graded())
     arguments = [tmp_path / "in", tmp_path / "out", "--threshold", "0.9"]
     assert run(*arguments) == 0
@@ -249,7 +262,9 @@ def test_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("threshold", ["0", "lever=0.3", "ball=x"])
-def test_a_wrong_threshold_is_told_once_as_it_was_typed(tmp_path, capsys, threshold):
+def test_a_wrong_threshold_is_told_once_as_it_was_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], threshold: str
+) -> None:
     for case_id in ("a", "b"):
         predicted(tmp_path / "in", case_id=case_id)
     assert run(tmp_path / "in", tmp_path / "out", "--threshold", threshold) == 2

@@ -1,5 +1,7 @@
 """Coarse to fine: the box of a coarse answer, and the two ways back to the whole scan."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,22 +22,24 @@ COARSE = "preprocessing.spacing_mm=[4, 4, 4]"
 class Recorder(ThresholdNetwork):
     """Remembers how many voxels it was shown."""
 
-    def __init__(self, threshold=1.0):
+    def __init__(self, threshold: float = 1.0) -> None:
         super().__init__(threshold)
         self.voxels = 0
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.voxels += x.numel()
         return super().forward(x)
 
 
-def predictor(fine, coarse, **changes):
+def predictor(
+    fine: Recorder | ThresholdNetwork, coarse: ThresholdNetwork, **changes: Any
+) -> Predictor:
     settings = ["inference.mode=whole"]
     locator = checkpoint(coarse, COARSE, **changes)
     return Predictor([checkpoint(fine)], "cpu", settings, locator)
 
 
-def two_balls(apart_mm=60.0):
+def two_balls(apart_mm: float = 60.0) -> Volume:
     """A ball of 300 HU, and one of 150 HU `apart_mm` from it along z, on a 2 mm grid."""
     shape = (40, 40, 80)
     z = np.arange(80) * 2.0
@@ -52,7 +56,9 @@ def two_balls(apart_mm=60.0):
 
 @pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, 1), (1, -1, -1)])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_box_holds_the_coarse_foreground_and_the_margin(flip, order):
+def test_box_holds_the_coarse_foreground_and_the_margin(
+    flip: tuple[int, int, int], order: tuple[int, int, int]
+) -> None:
     fine = Grid((48, 48, 48), AFFINE)
     affine = np.eye(4)
     affine[:3, :3] = 0
@@ -63,14 +69,14 @@ def test_box_holds_the_coarse_foreground_and_the_margin(flip, order):
     affine[:3, 3] = corner
     coarse = Grid((24, 24, 24), affine)
     labels = np.zeros(coarse.shape, np.uint8)
-    centres = coarse.to_world(np.stack(np.indices(coarse.shape), -1))
+    centres = coarse.to_world(np.moveaxis(np.indices(coarse.shape), 0, -1))
     labels[(np.abs(centres - [33, 45, 57]) < 3.0).all(-1)] = 2  # faces at 31 … 35 mm, and so on
     box = box_around(labels, coarse, fine, margin_mm=8)
     # Fine voxel i spans 2i - 1 … 2i + 1 mm: the first is that of 31 - 8 mm, and so on.
     assert box == (slice(12, 22), slice(18, 28), slice(24, 34))
 
 
-def test_box_is_cut_at_the_grid_and_empty_is_none():
+def test_box_is_cut_at_the_grid_and_empty_is_none() -> None:
     grid = Grid((10, 10, 10), np.diag([4.0, 4, 4, 1]))
     labels = np.zeros(grid.shape, np.uint8)
     assert box_around(labels, grid, grid) is None
@@ -85,7 +91,9 @@ def test_box_is_cut_at_the_grid_and_empty_is_none():
 @pytest.mark.parametrize(
     "voxel", [(0, 2, 2), (4, 2, 2), (2, 0, 2), (2, 4, 2), (2, 2, 0), (2, 2, 4)]
 )
-def test_faces_are_touched_only_where_the_image_goes_on(voxel, classes):
+def test_faces_are_touched_only_where_the_image_goes_on(
+    voxel: tuple[int, int, int], classes: int
+) -> None:
     logits = torch.full((classes, 5, 5, 5), -1.0)
     logits[0] = 0
     logits[classes - 1][voxel] = 1
@@ -104,7 +112,7 @@ def test_faces_are_touched_only_where_the_image_goes_on(voxel, classes):
 # --- the predictor -----------------------------------------------------------------------------
 
 
-def test_located_answer_is_that_of_the_whole_at_a_fraction_of_the_voxels():
+def test_located_answer_is_that_of_the_whole_at_a_fraction_of_the_voxels() -> None:
     volume = ball_volume(SHAPE, AFFINE, radius_mm=12)
     fine = Recorder()
     here = predictor(fine, ThresholdNetwork())
@@ -118,7 +126,7 @@ def test_located_answer_is_that_of_the_whole_at_a_fraction_of_the_voxels():
     assert prediction.probabilities[0, 0, 0, 0] == 0  # outside the box
 
 
-def test_empty_coarse_answer_falls_back_to_the_whole():
+def test_empty_coarse_answer_falls_back_to_the_whole() -> None:
     volume = ball_volume(SHAPE, AFFINE, radius_mm=12)
     fine = Recorder()
     prediction = predictor(fine, ThresholdNetwork(threshold=99.0)).segment(volume)
@@ -127,7 +135,7 @@ def test_empty_coarse_answer_falls_back_to_the_whole():
     assert prediction.record.fallbacks == ["the locator found nothing: whole scan"]
 
 
-def test_answer_that_reaches_the_box_falls_back_to_the_whole():
+def test_answer_that_reaches_the_box_falls_back_to_the_whole() -> None:
     # The locator sees the bright ball only; the fine network both, and the box cuts the other.
     volume = two_balls(apart_mm=32)
     prediction = predictor(ThresholdNetwork(), ThresholdNetwork(threshold=2.0)).segment(volume)
@@ -135,16 +143,16 @@ def test_answer_that_reaches_the_box_falls_back_to_the_whole():
     assert prediction.record.fallbacks == ["the answer reached the located box: whole scan"]
 
 
-def test_what_lies_apart_from_the_box_is_left_out():
+def test_what_lies_apart_from_the_box_is_left_out() -> None:
     volume = two_balls(apart_mm=60)
     prediction = predictor(ThresholdNetwork(), ThresholdNetwork(threshold=2.0)).segment(volume)
     assert np.array_equal(prediction.segmentation.array == 5, volume.array == 300)
 
 
-def test_locator_must_know_the_same_labels():
+def test_locator_must_know_the_same_labels() -> None:
     with pytest.raises(ModelError, match="its labels"):
         predictor(ThresholdNetwork(), ThresholdNetwork(), labels={0: "background", 5: "liver"})
 
 
-def test_without_a_locator_the_settings_say_so():
+def test_without_a_locator_the_settings_say_so() -> None:
     assert Predictor([checkpoint()], "cpu").settings["locator"] is None

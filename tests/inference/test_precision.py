@@ -1,5 +1,8 @@
 """bfloat16 is computed where it is wanted, native and, on a GPU, equal to float32 but rounding."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,14 +12,14 @@ from attunet3d.inference.precision import choose_precision, deviation
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def test_self_test_tells_rounding_from_error():
+def test_self_test_tells_rounding_from_error() -> None:
     exact = torch.randn(1, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     assert deviation(exact, exact) is None
-    assert "relative error" in deviation(exact * 1.1, exact)
-    assert "relative error nan" in deviation(exact * float("nan"), exact)
+    assert "relative error" in str(deviation(exact * 1.1, exact))
+    assert "relative error nan" in str(deviation(exact * float("nan"), exact))
 
 
-def test_classes_must_agree_even_where_every_logit_is_close():
+def test_classes_must_agree_even_where_every_logit_is_close() -> None:
     exact = torch.tensor([[0.01, 0.0], [0.0, 0.01]]).repeat(1, 500).reshape(1, 2, 1000)
     exact[0, 0, 0] = 100.0  # against the largest logit the others' errors are tiny
     fast = exact.clone()
@@ -29,11 +32,12 @@ def test_classes_must_agree_even_where_every_logit_is_close():
 class Engines:
     """Give their input as logits; in bfloat16 times `factor` where its mean is above 0."""
 
-    def __init__(self, factor=1.0):
-        self.factor, self.seen = factor, []
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+        self.seen: list[Any] = []
 
-    def __call__(self, dtype):
-        def engine(x):
+    def __call__(self, dtype: Any) -> Callable[..., Any]:
+        def engine(x: Any) -> Any:
             self.seen.append(dtype)
             wrong = dtype == torch.bfloat16 and x.mean() > 0
             return x * self.factor if wrong else x
@@ -42,15 +46,16 @@ class Engines:
 
 
 @pytest.fixture(autouse=True)
-def native(monkeypatch):
+def native(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "computes_in_bfloat16", lambda device: True)
 
 
-def sample(shift=1.0):
+def sample(shift: float = 1.0) -> torch.Tensor:
     return torch.randn(1, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0)) + shift
 
 
-def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu_where_it_holds():
+def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu_where_it_holds() -> None:
+    notes: list[str]
     engines, notes = Engines(), []
     assert choose_precision("auto", CPU, engines, sample(), notes.append) == torch.float32
     assert engines.seen == []
@@ -59,7 +64,8 @@ def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu_where_it_holds():
     assert notes == []
 
 
-def test_a_scan_that_fails_the_self_test_decides_for_itself_alone():
+def test_a_scan_that_fails_the_self_test_decides_for_itself_alone() -> None:
+    notes: list[str]
     engines, notes = Engines(factor=-1), []
     for shift, wanted in ((-1.0, torch.bfloat16), (1.0, torch.float32), (-1.0, torch.bfloat16)):
         found = choose_precision("auto", CUDA, engines, sample(shift), notes.append)
@@ -68,16 +74,16 @@ def test_a_scan_that_fails_the_self_test_decides_for_itself_alone():
     assert "bfloat16 self-test failed (relative error 2" in notes[0]
 
 
-def test_what_is_asked_for_is_not_checked():
+def test_what_is_asked_for_is_not_checked() -> None:
     engines = Engines(factor=-1)
     assert choose_precision("bfloat16", CUDA, engines, sample(), print) == torch.bfloat16
     assert choose_precision("float32", CUDA, engines, sample(), print) == torch.float32
     assert engines.seen == []
 
 
-def test_without_instructions_it_is_float32_and_told(monkeypatch):
+def test_without_instructions_it_is_float32_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "computes_in_bfloat16", lambda device: False)
-    notes = []
+    notes: list[str] = []
     assert choose_precision("auto", CUDA, Engines(), sample(), notes.append) == torch.float32
     assert notes == []
     assert choose_precision("bfloat16", CUDA, Engines(), sample(), notes.append) == torch.float32

@@ -1,6 +1,7 @@
 """Names that stay in their folder, sidecars that say what stands, failures with their reasons."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,19 +12,19 @@ from attunet3d.core.errors import UserError
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Segmentation
 from attunet3d.inference import results
-from attunet3d.inference.results import Outcome, case_files, is_done
+from attunet3d.inference.results import CaseFiles, Outcome, case_files, is_done
 from tests.known_network import AFFINE, SHAPE, ball
 
 ORIGIN = {"model": "f" * 64, "settings": {"overlap": 0.5}}
 
 
-def segmentation():
+def segmentation() -> Segmentation:
     array = np.asfortranarray((ball() == 300).astype(np.uint8) * 5)
     return Segmentation(array, Grid(SHAPE, AFFINE), {0: "background", 5: "ball", 6: "cube"}, None)
 
 
 @pytest.fixture
-def done(tmp_path):
+def done(tmp_path: Path) -> CaseFiles:
     """A case that stands whole."""
     files = case_files(tmp_path, "case")
     files.mask.write_bytes(b"a label map")
@@ -32,7 +33,7 @@ def done(tmp_path):
 
 
 @pytest.mark.parametrize("case_id", ["case_7", "-leading-dash", "UPPER CASE ünïcode 名前", "a.b"])
-def test_plain_names_stay_in_the_folder(tmp_path, case_id):
+def test_plain_names_stay_in_the_folder(tmp_path: Path, case_id: str) -> None:
     files = case_files(tmp_path, case_id)
     for path in (files.mask, files.sidecar, files.maps("probabilities"), files.maps("attention")):
         assert path.resolve().is_relative_to(tmp_path.resolve())
@@ -46,12 +47,12 @@ def test_plain_names_stay_in_the_folder(tmp_path, case_id):
         *("a ", "failures", "Failures", "x" * 201, "é" * 101),
     ],
 )
-def test_other_names_are_refused(tmp_path, case_id):
+def test_other_names_are_refused(tmp_path: Path, case_id: str) -> None:
     with pytest.raises(WriteError, match="case id"):
         case_files(tmp_path, case_id)
 
 
-def test_sidecar_gives_names_and_volumes(done):
+def test_sidecar_gives_names_and_volumes(done: CaseFiles) -> None:
     content = json.loads(done.sidecar.read_text(encoding="utf-8"))
     voxels = np.count_nonzero(ball() == 300)
     assert content["labels"] == {"0": "background", "5": "ball", "6": "cube"}
@@ -64,11 +65,11 @@ def test_sidecar_gives_names_and_volumes(done):
     assert results.read_sidecar(done.sidecar) == content
 
 
-def test_done_case_is_not_repeated(done):
+def test_done_case_is_not_repeated(done: CaseFiles) -> None:
     assert is_done(done, [done.mask], ORIGIN)
 
 
-def test_case_whose_files_are_not_what_the_sidecar_says_is_not_done(done):
+def test_case_whose_files_are_not_what_the_sidecar_says_is_not_done(done: CaseFiles) -> None:
     assert not is_done(done, [done.mask, done.maps("probabilities")], ORIGIN)
     done.mask.write_bytes(b"a label maq")
     assert not is_done(done, [done.mask], ORIGIN)
@@ -77,27 +78,27 @@ def test_case_whose_files_are_not_what_the_sidecar_says_is_not_done(done):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"files": {}}', "[" * 100_000])
-def test_sidecar_that_is_none_leaves_the_case_undone(done, text):
+def test_sidecar_that_is_none_leaves_the_case_undone(done: CaseFiles, text: str) -> None:
     done.sidecar.write_text(text)
     assert not is_done(done, [done.mask], ORIGIN)
     with pytest.raises(WriteError, match=r"case\.json"):
         results.read_sidecar(done.sidecar)
 
 
-def test_oversized_sidecar_is_not_read(done):
+def test_oversized_sidecar_is_not_read(done: CaseFiles) -> None:
     done.sidecar.write_text(" " * (results.SIDECAR_BYTES + 1))
     with pytest.raises(WriteError, match="larger than"):
         results.read_sidecar(done.sidecar)
 
 
-def test_case_of_another_model_is_neither_kept_nor_overwritten_silently(done):
+def test_case_of_another_model_is_neither_kept_nor_overwritten_silently(done: CaseFiles) -> None:
     with pytest.raises(WriteError, match=r"made with another model; use --overwrite"):
         is_done(done, [done.mask], {**ORIGIN, "model": "0" * 64})
     with pytest.raises(WriteError, match="made with other settings"):
         is_done(done, [done.mask], {**ORIGIN, "settings": {"overlap": 0.25}})
 
 
-def test_failures_are_listed_and_an_older_list_goes(tmp_path):
+def test_failures_are_listed_and_an_older_list_goes(tmp_path: Path) -> None:
     results.write_failures(tmp_path, {"b": "why b", "a": "why a"})
     assert json.loads((tmp_path / "failures.json").read_text(encoding="utf-8")) == {
         "a": "why a",
@@ -118,11 +119,11 @@ def test_failures_are_listed_and_an_older_list_goes(tmp_path):
         (ZeroDivisionError("by\nzero"), "internal error (ZeroDivisionError: by zero)"),
     ],
 )
-def test_reason_is_one_line(error, text):
+def test_reason_is_one_line(error: Exception, text: str) -> None:
     assert results.reason(error).startswith(text)
     assert "\n" not in results.reason(error)
 
 
-def test_outcome_counts():
+def test_outcome_counts() -> None:
     assert str(Outcome(["a", "b"], ["c"], {"d": "why"})) == "2 done, 1 done before, 1 failed"
     assert str(Outcome()) == "no cases"

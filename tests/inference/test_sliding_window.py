@@ -3,7 +3,9 @@
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,11 +18,11 @@ from attunet3d.inference.sliding_window import Slab, Stitching, sliding_window_s
 from attunet3d.inference.windows import FLOOR, axis_weights, inverse_sum, pad, window_starts
 
 
-def identity(x):
+def identity(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def joined(slabs):
+def joined(slabs: Iterator[Any]) -> torch.Tensor:
     """The volume (K, X, Y, Z) from slabs that must come in order, without gap or repeat."""
     parts, end = [], 0
     for slab in slabs:
@@ -31,7 +33,7 @@ def joined(slabs):
     return torch.cat(parts, -1)
 
 
-def noise(*shape, seed=0):
+def noise(*shape: Any, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -40,7 +42,9 @@ def noise(*shape, seed=0):
 
 @settings(max_examples=200, deadline=None)
 @given(size=st.integers(1, 600), window=st.integers(1, 200), overlap=st.floats(0, 0.9))
-def test_windows_cover_with_the_overlap_and_one_fewer_could_not(size, window, overlap):
+def test_windows_cover_with_the_overlap_and_one_fewer_could_not(
+    size: int, window: int, overlap: float
+) -> None:
     starts = window_starts(size, window, overlap)
     if size <= window:
         assert starts == [0]
@@ -63,23 +67,25 @@ def test_windows_cover_with_the_overlap_and_one_fewer_could_not(size, window, ov
         ((256, 256, 167), (96, 96, 96), 75),
     ],
 )
-def test_number_of_windows_of_an_abdomen(shape, window, count):
+def test_number_of_windows_of_an_abdomen(
+    shape: tuple[int, int, int], window: tuple[int, int, int], count: int
+) -> None:
     numbers = [len(window_starts(s, w, 0.5)) for s, w in zip(shape, window, strict=True)]
     assert math.prod(numbers) == count
 
 
-def test_weights_are_a_clamped_gaussian():
+def test_weights_are_a_clamped_gaussian() -> None:
     weights = axis_weights(96)
     assert torch.equal(weights, weights.flip(0))
     assert float(weights.min()) == pytest.approx(FLOOR)
     assert float(weights[48 + 12 - 1]) == pytest.approx(math.exp(-0.5 * (11.5 / 12) ** 2))
 
 
-def outer(factors):
+def outer(factors: list[torch.Tensor]) -> torch.Tensor:
     return torch.einsum("x,y,z->xyz", *factors)
 
 
-def test_normaliser_of_a_volume_is_an_outer_product():
+def test_normaliser_of_a_volume_is_an_outer_product() -> None:
     shape, window = (11, 9, 13), (5, 4, 6)
     starts = [window_starts(n, w, 0.5) for n, w in zip(shape, window, strict=True)]
     factors = [axis_weights(w) for w in window]
@@ -92,7 +98,7 @@ def test_normaliser_of_a_volume_is_an_outer_product():
     torch.testing.assert_close(outer(parts) * total, torch.ones_like(total), rtol=1e-6, atol=0)
 
 
-def test_padding_is_the_minimum_and_lies_on_both_sides():
+def test_padding_is_the_minimum_and_lies_on_both_sides() -> None:
     padded, before = pad(noise(1, 3, 4, 5), (6, 4, 8))
     assert before == (1, 0, 1)
     assert float(padded[0, 0, 0, 0]) == float(padded.min()) == float(noise(1, 3, 4, 5).min())
@@ -115,7 +121,13 @@ def test_padding_is_the_minimum_and_lies_on_both_sides():
         ((8, 8, 8), (8, 8, 8), 0.5),
     ],
 )
-def test_identity_gives_the_image_back(shape, window, overlap, batch, weights):
+def test_identity_gives_the_image_back(
+    shape: tuple[int, int, int],
+    window: tuple[int, int, int],
+    overlap: float,
+    batch: int,
+    weights: Literal["gaussian", "constant"],
+) -> None:
     image = noise(3, *shape)
     options = Stitching(weights=weights)
     slabs = sliding_window_slabs(
@@ -126,7 +138,7 @@ def test_identity_gives_the_image_back(shape, window, overlap, batch, weights):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_any_memory_order_of_the_image_will_do(order):
+def test_any_memory_order_of_the_image_will_do(order: tuple[int, int, int]) -> None:
     stored = noise(1, *(sorted((12, 17, 14))[axis] for axis in order))
     back = [1 + order.index(axis) for axis in range(3)]
     image = stored.permute(0, *back)
@@ -134,7 +146,7 @@ def test_any_memory_order_of_the_image_will_do(order):
     torch.testing.assert_close(joined(slabs), 2 * image)
 
 
-def test_constant_in_constant_out():
+def test_constant_in_constant_out() -> None:
     image = torch.full((1, 20, 21, 22), 3.25)
     result = joined(
         sliding_window_slabs(image, lambda x: x.repeat(1, 5, 1, 1, 1), window=(9, 9, 9))
@@ -142,10 +154,10 @@ def test_constant_in_constant_out():
     torch.testing.assert_close(result, torch.full((5, 20, 21, 22), 3.25), rtol=1e-6, atol=0)
 
 
-def test_two_classes_come_as_their_margin_unless_both_are_wanted():
+def test_two_classes_come_as_their_margin_unless_both_are_wanted() -> None:
     image = noise(1, 9, 9, 9)
 
-    def network(x):
+    def network(x: torch.Tensor) -> torch.Tensor:
         return torch.cat([x, 3 * x], 1)
 
     margin = joined(sliding_window_slabs(image, network, window=(4, 4, 4)))
@@ -156,7 +168,7 @@ def test_two_classes_come_as_their_margin_unless_both_are_wanted():
 
 
 @pytest.mark.parametrize("weights", ["gaussian", "constant"])
-def test_agrees_with_monai_on_the_same_windows(weights):
+def test_agrees_with_monai_on_the_same_windows(weights: Literal["gaussian", "constant"]) -> None:
     torch.manual_seed(0)
     network = torch.nn.Conv3d(1, 3, 3, padding=1).eval()  # sees the window's border
     image = noise(1, 24, 32, 40)  # 16 and a step of 8 divide these: both place windows alike
@@ -172,10 +184,10 @@ def test_agrees_with_monai_on_the_same_windows(weights):
     torch.testing.assert_close(ours, theirs[0], rtol=1e-5, atol=1e-5)
 
 
-def test_predictors_output_is_only_read():
+def test_predictors_output_is_only_read() -> None:
     kept = []
 
-    def network(x):
+    def network(x: torch.Tensor) -> Any:
         kept.append((x.clone(), x))
         return x
 
@@ -184,9 +196,12 @@ def test_predictors_output_is_only_read():
     assert len(kept) == 8
 
 
-def test_sums_of_many_classes_are_float16_and_label_as_float32_does(monkeypatch):
+def test_sums_of_many_classes_are_float16_and_label_as_float32_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     network = torch.nn.Conv3d(1, 14, 7, padding=3)  # sees the windows' borders
+    notes: list[str]
     image, notes = noise(1, 60, 52, 44), []
     options = Stitching(note=notes.append)
     exact = joined(sliding_window_slabs(image, network, window=(24, 24, 16), stitching=options))
@@ -200,10 +215,14 @@ def test_sums_of_many_classes_are_float16_and_label_as_float32_does(monkeypatch)
     assert float(same) >= 0.9999  # noise: a hard case, with every class beside every other
 
 
-def test_float16_tells_classes_apart_that_are_both_far_above_background(monkeypatch):
+def test_float16_tells_classes_apart_that_are_both_far_above_background(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     image = noise(1, 30, 30, 30)
 
-    def network(x):  # the second and third logit lie 1000 above the first, and near each other
+    def network(
+        x: torch.Tensor,
+    ) -> torch.Tensor:  # the second and third logit lie 1000 above the first, and near each other
         return torch.cat([0 * x - 500, 500 + x, 500 - x], 1)
 
     monkeypatch.setattr(module, "MOST_BYTES", 0)
@@ -212,7 +231,9 @@ def test_float16_tells_classes_apart_that_are_both_far_above_background(monkeypa
 
 
 @pytest.mark.parametrize("weights", ["gaussian", "constant"])
-def test_float16_sums_neither_overflow_nor_vanish(monkeypatch, weights):
+def test_float16_sums_neither_overflow_nor_vanish(
+    monkeypatch: pytest.MonkeyPatch, weights: Literal["gaussian", "constant"]
+) -> None:
     monkeypatch.setattr(module, "MOST_BYTES", 0)
     image = torch.full((1, 20, 20, 20), 1e4)
     scales = torch.tensor([0.0, -2.0, -6.0, -1e-6]).reshape(-1, 1, 1, 1)
@@ -224,8 +245,11 @@ def test_float16_sums_neither_overflow_nor_vanish(monkeypatch, weights):
 
 
 @pytest.mark.parametrize("most", [0, 2**29])
-def test_two_classes_of_a_wide_volume_stay_a_margin_in_float32(monkeypatch, most):
+def test_two_classes_of_a_wide_volume_stay_a_margin_in_float32(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
     monkeypatch.setattr(module, "MOST_BYTES", most)
+    notes: list[str]
     both, notes = noise(2, 10, 9, 12), []
     options = Stitching(note=notes.append)
     margin = joined(sliding_window_slabs(both, identity, window=(6, 6, 6), stitching=options))
@@ -233,7 +257,9 @@ def test_two_classes_of_a_wide_volume_stay_a_margin_in_float32(monkeypatch, most
     assert notes == []
 
 
-def test_channels_that_are_all_wanted_are_summed_in_float32(monkeypatch):
+def test_channels_that_are_all_wanted_are_summed_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "MOST_BYTES", 0)
     image = 20 * noise(4, 20, 20, 20)
     every = Stitching(all_channels=True)
@@ -241,14 +267,14 @@ def test_channels_that_are_all_wanted_are_summed_in_float32(monkeypatch):
     torch.testing.assert_close(result, image, rtol=1e-5, atol=1e-5)
 
 
-def test_no_graph_is_kept_and_callers_grad_mode_is_left_alone():
+def test_no_graph_is_kept_and_callers_grad_mode_is_left_alone() -> None:
     network = torch.nn.Conv3d(1, 1, 1)
     for slab in sliding_window_slabs(noise(1, 8, 8, 8), network, window=(4, 4, 4)):
         assert not slab.logits.requires_grad
         assert torch.is_grad_enabled()
 
 
-def test_memory_is_that_of_one_row_of_windows():
+def test_memory_is_that_of_one_row_of_windows() -> None:
     code = """
 import resource, torch
 from attunet3d.inference.sliding_window import sliding_window_slabs
@@ -267,11 +293,11 @@ print(peak_mb() - before)
 
 
 @pytest.mark.parametrize("shape", [(17, 16, 33), (16, 32, 16), (3, 5, 2)])
-def test_whole_volume_is_padded_to_the_divisor_and_cut_again(shape):
+def test_whole_volume_is_padded_to_the_divisor_and_cut_again(shape: tuple[int, int, int]) -> None:
     image = noise(1, *shape)
     seen = []
 
-    def network(x):
+    def network(x: torch.Tensor) -> torch.Tensor:
         seen.append(x.shape)
         return torch.cat([x, 3 * x], 1)
 
@@ -281,7 +307,7 @@ def test_whole_volume_is_padded_to_the_divisor_and_cut_again(shape):
     assert all(n % d == 0 for n, d in zip(seen[0][2:], (16, 16, 8), strict=True))
 
 
-def test_whole_volume_and_windows_agree_where_the_field_of_view_is_one_voxel():
+def test_whole_volume_and_windows_agree_where_the_field_of_view_is_one_voxel() -> None:
     image = noise(1, 40, 24, 56)
     torch.manual_seed(1)
     network = torch.nn.Conv3d(1, 4, 1).eval()
@@ -296,13 +322,13 @@ def test_whole_volume_and_windows_agree_where_the_field_of_view_is_one_voxel():
 class Failing:
     """A network that runs out of memory at given calls."""
 
-    def __init__(self, calls):
+    def __init__(self, calls: Any) -> None:
         self.calls = set(calls)
-        self.error = torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        self.error: RuntimeError = torch.OutOfMemoryError("CUDA out of memory (simulated)")
         self.count = 0
-        self.batches = []
+        self.batches: list[Any] = []
 
-    def __call__(self, x):
+    def __call__(self, x: torch.Tensor) -> Any:
         self.count += 1
         if self.count in self.calls:
             raise self.error
@@ -310,7 +336,8 @@ class Failing:
         return 2 * x
 
 
-def test_out_of_memory_goes_on_with_single_windows_and_repeats_none():
+def test_out_of_memory_goes_on_with_single_windows_and_repeats_none() -> None:
+    notes: list[str]
     image, notes, network = noise(1, 16, 16, 16), [], Failing({2})
     slabs = sliding_window_slabs(
         image,
@@ -324,12 +351,12 @@ def test_out_of_memory_goes_on_with_single_windows_and_repeats_none():
     assert notes == ["CUDA memory ran out: windows one at a time"]
 
 
-def test_out_of_memory_with_nothing_left_to_give_is_raised():
+def test_out_of_memory_with_nothing_left_to_give_is_raised() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         list(sliding_window_slabs(noise(1, 8, 8, 8), Failing({3}), window=(4, 4, 4)))
 
 
-def test_memory_running_out_inside_cudnn_is_taken_for_what_it_is():
+def test_memory_running_out_inside_cudnn_is_taken_for_what_it_is() -> None:
     network = Failing({1})
     network.error = RuntimeError("GET was unable to find an engine to execute this computation")
     image = noise(1, 8, 8, 8)
@@ -338,8 +365,8 @@ def test_memory_running_out_inside_cudnn_is_taken_for_what_it_is():
     assert set(network.batches) == {1}
 
 
-def test_other_errors_are_not_taken_for_memory():
-    def broken(x):
+def test_other_errors_are_not_taken_for_memory() -> None:
+    def broken(x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("shape mismatch")
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
@@ -348,7 +375,8 @@ def test_other_errors_are_not_taken_for_memory():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_out_of_memory_on_cuda_ends_in_the_cpus_memory():
+def test_out_of_memory_on_cuda_ends_in_the_cpus_memory() -> None:
+    notes: list[str]
     image, notes, network = noise(1, 16, 16, 16).cuda(), [], Failing({2, 5})
     slabs = sliding_window_slabs(
         image, network, window=(8, 8, 8), window_batch=4, stitching=Stitching(note=notes.append)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -35,7 +36,7 @@ FIELDS |= {"network_data_format"}
 TENSOR_FIELDS = {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range"}
 
 
-def save(path, *settings, labels=LABELS, change=None):
+def save(path: Any, *settings: str, labels: dict[int, str] = LABELS, change: Any = None) -> Path:
     """A tiny model with random weights, or those that `change` gives the network."""
     torch.manual_seed(0)
     config = Config().with_overrides([*SETTINGS, *TINY, *settings])
@@ -45,14 +46,16 @@ def save(path, *settings, labels=LABELS, change=None):
             change(network)
     path.parent.mkdir(exist_ok=True)
     save_model(path, network.state_dict(), config, labels)
-    return path
+    found: Path = path
+    return found
 
 
-def threshold(network):
+def threshold(network: Any) -> None:
     """Weights that make a voxel foreground where the normalised image is above 1."""
     for part in network.modules():
         if isinstance(part, torch.nn.Conv3d):
             part.weight.zero_()
+            assert part.bias is not None
             part.bias.zero_()
         elif isinstance(part, torch.nn.BatchNorm3d):
             part.weight.fill_(1)
@@ -64,17 +67,17 @@ def threshold(network):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run's folder with a random network."""
     return save(tmp_path_factory.mktemp("runs") / "run" / "model.safetensors").parent
 
 
-def logits(run, image):
+def logits(run: Any, image: Any) -> Any:
     with torch.inference_mode():
         return load_model(run).network(image)
 
 
-def about(texts):
+def about(texts: Any) -> dict[Any, Any]:
     """The facts that a packed network carries."""
     facts = {name.removesuffix(".json"): json.loads(text) for name, text in texts.items()}
     assert facts["labels"] == {"0": "background", "5": "ball"}
@@ -84,11 +87,13 @@ def about(texts):
 
 
 @pytest.fixture(scope="module")
-def program(run):
+def program(run: Any) -> Any:
     return package(run, run.parent / "packed", "exported")
 
 
-def test_an_exported_program_gives_the_logits_of_the_model_for_every_fitting_size(run, program):
+def test_an_exported_program_gives_the_logits_of_the_model_for_every_fitting_size(
+    run: Any, program: Any
+) -> None:
     path, warnings = program
     assert (path.name, warnings) == ("packed.pt2", [])
     texts = dict.fromkeys(("labels.json", "preprocessing.json", "window.json", "divisor.json"), "")
@@ -101,11 +106,11 @@ def test_an_exported_program_gives_the_logits_of_the_model_for_every_fitting_siz
 
 
 @pytest.fixture(scope="module")
-def onnx_file(run):
+def onnx_file(run: Any) -> Any:
     return package(run, run.parent / "packed.onnx", "onnx")
 
 
-def test_onnx_gives_the_logits_of_the_model_for_any_size(run, onnx_file):
+def test_onnx_gives_the_logits_of_the_model_for_any_size(run: Any, onnx_file: Any) -> None:
     import onnx
 
     path, warnings = onnx_file
@@ -121,7 +126,9 @@ def test_onnx_gives_the_logits_of_the_model_for_any_size(run, onnx_file):
         torch.testing.assert_close(found, logits(run, image), rtol=1e-4, atol=1e-4)
 
 
-def test_openvino_is_asked_where_there_is_no_onnxruntime(run, onnx_file, monkeypatch):
+def test_openvino_is_asked_where_there_is_no_onnxruntime(
+    run: Any, onnx_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     image = torch.randn(2, 1, 16, 16, 16)
     found = onnx_model.onnx_logits(onnx_file[0].read_bytes(), image.numpy())
@@ -129,8 +136,8 @@ def test_openvino_is_asked_where_there_is_no_onnxruntime(run, onnx_file, monkeyp
 
 
 def test_without_onnx_the_cure_is_named_and_without_a_runtime_nothing_is_asked(
-    run, tmp_path, monkeypatch, capsys
-):
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("onnxruntime", "openvino", "onnxscript"):
         monkeypatch.setitem(sys.modules, name, None)
     assert onnx_model.onnx_logits(b"", np.zeros(1, np.float32)) is None
@@ -142,7 +149,7 @@ def test_without_onnx_the_cure_is_named_and_without_a_runtime_nothing_is_asked(
     assert not any(tmp_path.iterdir())
 
 
-def test_files_tell_nothing_of_the_machine_that_wrote_them(program, onnx_file):
+def test_files_tell_nothing_of_the_machine_that_wrote_them(program: Any, onnx_file: Any) -> None:
     for path, _ in (program, onnx_file):
         content = path.read_bytes()
         if zipfile.is_zipfile(path):
@@ -152,7 +159,7 @@ def test_files_tell_nothing_of_the_machine_that_wrote_them(program, onnx_file):
         assert str(ROOT).encode() not in content
 
 
-def test_a_bundle_says_what_the_schema_asks_for(run, tmp_path):
+def test_a_bundle_says_what_the_schema_asks_for(run: Any, tmp_path: Path) -> None:
     out, warnings = package(run, tmp_path / "out", "bundle")
     assert warnings == []
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
@@ -182,7 +189,7 @@ def test_a_bundle_says_what_the_schema_asks_for(run, tmp_path):
 
 # MONAI says of every configuration that it is code; this one was written just now.
 @pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
-def test_monai_finds_shapes_and_types_as_the_metadata_has_them(run, tmp_path):
+def test_monai_finds_shapes_and_types_as_the_metadata_has_them(run: Any, tmp_path: Path) -> None:
     out, _ = package(run, tmp_path / "out", "bundle")
     files = {"meta_file": out / bundle.METADATA, "config_file": out / bundle.INFERENCE}
     paths = {name: str(path) for name, path in files.items()}
@@ -194,7 +201,7 @@ def test_monai_finds_shapes_and_types_as_the_metadata_has_them(run, tmp_path):
         verify_net_in_out("network_def", device="cpu", n=3, **paths)
 
 
-def test_monai_runs_a_bundle_to_the_label_maps_of_inference(tmp_path):
+def test_monai_runs_a_bundle_to_the_label_maps_of_inference(tmp_path: Path) -> None:
     settings = ["network.gate=none", "network.deep_supervision=none"]
     settings += ["inference.keep_largest=[ball]", "inference.window_batch=2"]
     model = save(tmp_path / "model.safetensors", *settings, change=threshold)
@@ -230,7 +237,7 @@ def test_monai_runs_a_bundle_to_the_label_maps_of_inference(tmp_path):
         assert np.mean(labels == wanted) >= 0.999
 
 
-def uneven(network):
+def uneven(network: Any) -> None:
     """Random weights whose classes both win: labels change from voxel to voxel."""
     for part in network.modules():
         if isinstance(part, torch.nn.BatchNorm3d):
@@ -246,7 +253,9 @@ COARSE = [(-4.0, -4.0, 4.0), (-3.0, -5.0, 9.0)]  # mm along the axes of two scan
 @pytest.mark.parametrize(
     "settings", [[], ["inference.mirror=true"], ["training.loss=bce"]], ids=str
 )
-def test_windows_of_a_bundle_give_the_label_maps_of_inference(settings, tmp_path):
+def test_windows_of_a_bundle_give_the_label_maps_of_inference(
+    settings: list[str], tmp_path: Path
+) -> None:
     model = save(tmp_path / "model.safetensors", *settings, CROPPED, change=uneven)
     out, _ = package(model, tmp_path / "out", "bundle")
     parser = ConfigParser()
@@ -258,10 +267,10 @@ def test_windows_of_a_bundle_give_the_label_maps_of_inference(settings, tmp_path
     for seed, steps in enumerate(COARSE):
         affine = np.diag([*steps, 1.0])
         affine[:3, 3] = 170, 120, -80
-        shape = tuple(
+        i, j, k = (
             int(length / abs(step)) for length, step in zip((330, 250, 160), steps, strict=True)
         )
-        scan, _ = make_phantom(seed, grid=Grid(shape, affine))
+        scan, _ = make_phantom(seed, grid=Grid((i, j, k), affine))
         path = tmp_path / f"phantom_{seed}.nii.gz"
         write_scan(path, np.asfortranarray(scan.array), affine)
         data = before({"image": str(path)})
@@ -274,7 +283,7 @@ def test_windows_of_a_bundle_give_the_label_maps_of_inference(settings, tmp_path
             assert dice(found == value, wanted == value) >= 0.999
 
 
-def test_what_a_bundle_leaves_out_or_cannot_know_is_said(tmp_path):
+def test_what_a_bundle_leaves_out_or_cannot_know_is_said(tmp_path: Path) -> None:
     settings = ["inference.mode=whole", "preprocessing.normalisation=volume"]
     model = save(tmp_path / "model.safetensors", *settings)
     out, warnings = package(model, tmp_path / "out", "bundle")
@@ -285,7 +294,7 @@ def test_what_a_bundle_leaves_out_or_cannot_know_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["$exec('')", "@network", "%other.json"])
-def test_a_name_that_monai_would_run_is_refused(name, tmp_path):
+def test_a_name_that_monai_would_run_is_refused(name: str, tmp_path: Path) -> None:
     model = save(tmp_path / "runs" / "model.safetensors", labels={0: "background", 1: name})
     with pytest.raises(ModelError, match="MONAI takes for code"):
         package(model, tmp_path / "out", "bundle")
@@ -293,7 +302,9 @@ def test_a_name_that_monai_would_run_is_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize("form", ENDINGS)
-def test_what_is_there_is_not_replaced(form, run, tmp_path, capsys):
+def test_what_is_there_is_not_replaced(
+    form: str, run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     taken = tmp_path / f"out{ENDINGS[form]}"
     taken.symlink_to(tmp_path / "nowhere")
     assert command_line.run(main, [str(run), str(tmp_path / "out"), "--format", form]) == 2
@@ -301,7 +312,9 @@ def test_what_is_there_is_not_replaced(form, run, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [taken]
 
 
-def test_wrong_logits_are_not_handed_out(run, tmp_path, monkeypatch):
+def test_wrong_logits_are_not_handed_out(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = AttentionUNet3D(1, 2, (2, 4, 4)).eval()
     content = exported_program.exported_bytes(other, {})
     monkeypatch.setattr(exported_program, "exported_bytes", lambda *_: content)
@@ -313,7 +326,9 @@ def test_wrong_logits_are_not_handed_out(run, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def test_wrong_calls_are_one_line(run, tmp_path, capsys):
+def test_wrong_calls_are_one_line(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = save(tmp_path / "model.safetensors", "training.patch_size=")
     file = tmp_path / "file"
     file.touch()

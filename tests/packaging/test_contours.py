@@ -1,5 +1,7 @@
 """Outlines of random masks, filled again by another way, and outlines known by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -7,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from attunet3d.packaging.contours import outlines
 
 
-def filled(polygons, shape):
+def filled(polygons: Any, shape: Any) -> bool:
     """Which points lie inside by the even-odd rule: an odd number of edges to their left."""
     inside = np.zeros(shape, int)
     x, y = np.indices(shape)
@@ -16,17 +18,18 @@ def filled(polygons, shape):
             if b != d:
                 crosses = (b > y) != (d > y)
                 inside += crosses & (x < (c - a) * (y - b) / (d - b) + a)
-    return inside % 2 == 1
+    found: bool = inside % 2 == 1
+    return found
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_filling_gives_the_mask_again(seed):
+def test_filling_gives_the_mask_again(seed: int) -> None:
     rng = np.random.default_rng(seed)
     mask = gaussian_filter(rng.normal(size=(41, 37)), rng.uniform(0.3, 3)) > 0
     np.testing.assert_array_equal(filled(outlines(mask), mask.shape), mask)
 
 
-def test_rings_in_rings_are_filled_right():
+def test_rings_in_rings_are_filled_right() -> None:
     x, y = np.indices((60, 60)) - 30
     radius = np.hypot(x, y)
     mask = (radius < 28) & (radius > 20) | (radius < 14) & (radius > 8) | (radius < 4)
@@ -35,7 +38,7 @@ def test_rings_in_rings_are_filled_right():
     np.testing.assert_array_equal(filled(polygons, mask.shape), mask)
 
 
-def test_many_holes_of_one_part_share_its_polygon():
+def test_many_holes_of_one_part_share_its_polygon() -> None:
     mask = np.ones((30, 30), bool)
     mask[5:25:4, 5:25:4] = False
     polygons = outlines(mask)
@@ -43,7 +46,7 @@ def test_many_holes_of_one_part_share_its_polygon():
     np.testing.assert_array_equal(filled(polygons, mask.shape), mask)
 
 
-def test_a_rectangle_has_eight_corners_halfway_between_voxels():
+def test_a_rectangle_has_eight_corners_halfway_between_voxels() -> None:
     mask = np.zeros((8, 9), bool)
     mask[2:5, 3:8] = True
     (polygon,) = outlines(mask)
@@ -53,9 +56,9 @@ def test_a_rectangle_has_eight_corners_halfway_between_voxels():
     }
 
 
-def test_voxels_that_touch_at_a_corner_are_apart():
+def test_voxels_that_touch_at_a_corner_are_apart() -> None:
     assert len(outlines(np.eye(2, dtype=bool))) == 2
 
 
-def test_nothing_has_no_outline():
+def test_nothing_has_no_outline() -> None:
     assert outlines(np.zeros((4, 4), bool)) == []

@@ -1,18 +1,21 @@
 """DICOM Segmentation objects, read back by pydicom and highdicom, frame by frame."""
 
+from pathlib import Path
+from typing import Any
+
 import highdicom
 import numpy as np
 import pydicom
 import pytest
 
-from attunet3d.core import DataError
-from attunet3d.imaging import Segmentation
+from attunet3d.core import Array, DataError
+from attunet3d.imaging import Grid, Segmentation
 from attunet3d.packaging.dicom_seg import write_dicom_seg
 from attunet3d.packaging.source_series import SourceSeries
 from tests.imaging.source_series import DIRECTIONS, LPS_TO_RAS, SHAPE, make_series
 
 
-def series(slices):
+def series(slices: Any) -> SourceSeries:
     return SourceSeries(tuple(slices))
 
 
@@ -20,7 +23,7 @@ LABELS = {0: "background", 2: "pancreas", 5: "kidney_left", 9: "pancreas tumour"
 KINDS = [*DIRECTIONS, "tilted"]
 
 
-def label_map():
+def label_map() -> Array:
     array = np.zeros(SHAPE, np.uint8)
     array[3:9, 2:6, 1:4] = 2
     array[10:17, 8:13, 2:6] = 5
@@ -28,11 +31,11 @@ def label_map():
     return array
 
 
-def segmentation(grid, array=None):
+def segmentation(grid: Grid, array: Any = None) -> Segmentation:
     return Segmentation(label_map() if array is None else array, grid, LABELS)
 
 
-def voxels_by_position(path, number):
+def voxels_by_position(path: Any, number: Any) -> Array:
     """World positions (RAS mm) of the voxels that a segment of the file covers, by its tags."""
     file = pydicom.dcmread(path)
     frames = file.pixel_array.reshape(-1, file.Rows, file.Columns)
@@ -53,12 +56,12 @@ def voxels_by_position(path, number):
     return np.concatenate(found)
 
 
-def ordered(points):
+def ordered(points: Any) -> Any:
     return points[np.lexsort(points.round(2).T)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_voxel_lies_where_the_grid_has_it(kind, tmp_path):
+def test_every_voxel_lies_where_the_grid_has_it(kind: Any, tmp_path: Path) -> None:
     slices, grid = make_series(kind)
     write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid), series(slices), "1.0")
     for number, value in enumerate((2, 5, 9), 1):
@@ -68,7 +71,7 @@ def test_every_voxel_lies_where_the_grid_has_it(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_highdicom_gives_the_same_masks_by_source_instance(kind, tmp_path):
+def test_highdicom_gives_the_same_masks_by_source_instance(kind: Any, tmp_path: Path) -> None:
     slices, grid = make_series(kind)
     shuffled = [slices[k] for k in (3, 0, 6, 1, 5, 2, 4)]
     write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid), series(slices), "1.0")
@@ -82,7 +85,7 @@ def test_highdicom_gives_the_same_masks_by_source_instance(kind, tmp_path):
         np.testing.assert_array_equal(found, label_map()[:, :, k].T)
 
 
-def test_segments_are_coded_and_refer_to_their_study(tmp_path):
+def test_segments_are_coded_and_refer_to_their_study(tmp_path: Path) -> None:
     slices, grid = make_series("axial")
     write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid), series(slices), "1.0")
     file = pydicom.dcmread(tmp_path / "seg.dcm")
@@ -97,14 +100,14 @@ def test_segments_are_coded_and_refer_to_their_study(tmp_path):
     assert pancreas.SegmentAlgorithmType == "AUTOMATIC"
 
 
-def test_an_empty_label_map_is_written(tmp_path):
+def test_an_empty_label_map_is_written(tmp_path: Path) -> None:
     slices, grid = make_series("axial")
     empty = np.zeros(SHAPE, np.uint8)
     write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid, empty), series(slices), "1.0")
     assert not pydicom.dcmread(tmp_path / "seg.dcm").pixel_array.any()
 
 
-def test_a_label_map_of_another_series_is_refused(tmp_path):
+def test_a_label_map_of_another_series_is_refused(tmp_path: Path) -> None:
     slices, grid = make_series("axial")
     with pytest.raises(DataError, match=r"20×16×7 voxels is not on the series of 20×16×6"):
         write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid), series(slices[:-1]), "1.0")

@@ -1,6 +1,8 @@
 """Folders of label maps in other programs' forms, by the command as a user calls it."""
 
+import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -18,7 +20,7 @@ from tests.known_network import checkpoint, write_scan
 
 
 @pytest.fixture
-def predictions(tmp_path):
+def predictions(tmp_path: Path) -> Path:
     """Results of `infer` on a scan with a ball and on a copy of it."""
     scans = [(name, write_scan(tmp_path / f"{name}.nii.gz")) for name in ("a", "b")]
     assert not segment_cohort(Predictor([checkpoint()]), scans, tmp_path / "out").failures
@@ -26,7 +28,7 @@ def predictions(tmp_path):
 
 
 @pytest.fixture
-def dicom(tmp_path):
+def dicom(tmp_path: Path) -> tuple[Path, Path]:
     """Results of `infer` on a tilted series, and the series' folder."""
     slices, _ = make_series("tilted")
     folder = tmp_path / "series"
@@ -41,7 +43,7 @@ def dicom(tmp_path):
     return tmp_path / "out", folder
 
 
-def test_seg_nrrd_files_hold_the_label_maps(predictions, tmp_path):
+def test_seg_nrrd_files_hold_the_label_maps(predictions: Path, tmp_path: Path) -> None:
     assert export.main([str(predictions), str(tmp_path / "nrrd"), "--format", "seg-nrrd"]) == 0
     for case in "ab":
         image = SimpleITK.ReadImage(str(tmp_path / "nrrd" / f"{case}.seg.nrrd"))
@@ -52,14 +54,16 @@ def test_seg_nrrd_files_hold_the_label_maps(predictions, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["stl", "ply", "glb"])
-def test_meshes_lie_in_a_folder_for_each_case(predictions, tmp_path, ending):
+def test_meshes_lie_in_a_folder_for_each_case(
+    predictions: Path, tmp_path: Path, ending: str
+) -> None:
     form = "mesh" if ending == "stl" else f"mesh-{ending}"
     assert export.main([str(predictions), str(tmp_path / "meshes"), "--format", form]) == 0
     mesh = trimesh.load(tmp_path / "meshes" / "a" / f"ball.{ending}", force="mesh")
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * 12**3, rel=0.1)
 
 
-def test_dicom_objects_refer_to_their_series(dicom, tmp_path):
+def test_dicom_objects_refer_to_their_series(dicom: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, series = dicom
     arguments = [str(predictions), str(tmp_path / "seg"), "--source", str(series)]
     assert export.main([*arguments, "--format", "dicom-seg"]) == 0
@@ -73,12 +77,14 @@ def test_dicom_objects_refer_to_their_series(dicom, tmp_path):
     assert [region.ROIName for region in structures.StructureSetROISequence] == ["ball"]
 
 
-def test_a_dicom_form_without_its_source_is_refused(predictions, tmp_path):
+def test_a_dicom_form_without_its_source_is_refused(predictions: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name its folder with --source"):
         export.main([str(predictions), str(tmp_path / "seg"), "--format", "dicom-seg"])
 
 
-def test_a_case_without_its_series_fails_by_name(predictions, dicom, tmp_path):
+def test_a_case_without_its_series_fails_by_name(
+    predictions: Path, dicom: tuple[Path, Path], tmp_path: Path
+) -> None:
     _, series = dicom
     arguments = [str(predictions), str(tmp_path / "seg"), "--source", str(series)]
     assert export.main([*arguments, "--format", "dicom-seg"]) == 1
@@ -86,7 +92,7 @@ def test_a_case_without_its_series_fails_by_name(predictions, dicom, tmp_path):
     assert "no series called 'a'" in failures["a"]
 
 
-def test_what_is_there_is_replaced_only_on_request(predictions, tmp_path):
+def test_what_is_there_is_replaced_only_on_request(predictions: Path, tmp_path: Path) -> None:
     arguments = [str(predictions), str(tmp_path / "nrrd"), "--format", "seg-nrrd"]
     assert export.main(arguments) == 0
     assert export.main(arguments) == 1
@@ -94,17 +100,21 @@ def test_what_is_there_is_replaced_only_on_request(predictions, tmp_path):
     assert export.main([*arguments, "--overwrite"]) == 0
 
 
-def test_thresholds_do_not_go_with_other_forms(predictions, tmp_path, capsys):
+def test_thresholds_do_not_go_with_other_forms(
+    predictions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [str(predictions), str(tmp_path / "a"), "--format", "mesh", "--threshold", "0.3"]
     with pytest.raises(SystemExit):
         export.main(arguments)
     assert "as they are" in capsys.readouterr().err
 
 
-def test_a_missing_package_is_named_with_its_cure(predictions, tmp_path, monkeypatch):
-    def missing(name):
+def test_a_missing_package_is_named_with_its_cure(
+    predictions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
         raise ModuleNotFoundError("No module named 'highdicom'", name="highdicom")
 
-    monkeypatch.setattr(label_maps.importlib, "import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(DependencyError, match=r'needs highdicom; pip install "attunet3d\[dicom\]"'):
         label_maps.convert_label_maps(predictions, tmp_path / "x", "dicom-seg", tmp_path)

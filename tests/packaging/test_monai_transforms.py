@@ -1,5 +1,8 @@
 """The preprocessing inside someone else's MONAI pipeline, on real NIfTI files and MetaTensors."""
 
+from pathlib import Path
+from typing import Any
+
 import nibabel
 import numpy as np
 import pytest
@@ -28,7 +31,7 @@ AFFINE = np.array(  # LPS, turned by 10 degrees about z, slices of 3 mm
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path: Path) -> dict[Any, str]:
     """A body with an organ of 60 HU, and its label (value 4)."""
     x, y, z = np.ogrid[:80, :72, :20]
     array = np.full((80, 72, 20), -1000, np.int16)
@@ -41,21 +44,21 @@ def files(tmp_path):
     return {name: str(tmp_path / f"{name}.nii.gz") for name in ("image", "label")}
 
 
-def loader():
+def loader() -> LoadImaged:
     return LoadImaged(["image", "label"], reader="NibabelReader", ensure_channel_first=True)
 
 
-def forward():
+def forward() -> ToNetworkGridd:
     return ToNetworkGridd(["image", "label"], CONFIG, label_keys=["label"], values=[0, 4])
 
 
-def original(files, name):
+def original(files: dict[Any, str], name: str) -> Volume:
     file = nibabel.load(files[name])
     array = np.asfortranarray(np.asanyarray(file.dataobj))
     return Volume(array, Grid(array.shape, file.affine))
 
 
-def test_does_what_inference_does(files):
+def test_does_what_inference_does(files: dict[Any, str]) -> None:
     loaded = loader()(files)
     before = {key: loaded[key].clone() for key in loaded}
     out = forward()(loaded)
@@ -70,7 +73,7 @@ def test_does_what_inference_does(files):
         assert torch.equal(loaded[key].as_tensor(), tensor.as_tensor())
 
 
-def test_voxels_stay_where_they_are_in_the_patient(files):
+def test_voxels_stay_where_they_are_in_the_patient(files: dict[Any, str]) -> None:
     out = forward()(loader()(files))
     inside = out["image"][0, ...][out["label"][0] > 0].as_tensor()
     assert float(inside.median()) == pytest.approx((60 - 40) / 50, abs=1e-3)
@@ -80,7 +83,7 @@ def test_voxels_stay_where_they_are_in_the_patient(files):
     np.testing.assert_allclose(centre, wanted, atol=0.5)
 
 
-def test_there_and_back_through_loader_and_collation(files):
+def test_there_and_back_through_loader_and_collation(files: dict[Any, str]) -> None:
     chain = Compose([loader(), forward()])
     batches = DataLoader(Dataset([files], chain), batch_size=1, collate_fn=list_data_collate)
     batch = next(iter(batches))
@@ -99,7 +102,7 @@ def test_there_and_back_through_loader_and_collation(files):
     assert item["image"].applied_operations == []
 
 
-def test_lps_tensors_are_placed_alike(files):
+def test_lps_tensors_are_placed_alike(files: dict[Any, str]) -> None:
     ras = forward()(loader()(files))
     loaded = loader()(files)
     flip = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))
@@ -112,7 +115,7 @@ def test_lps_tensors_are_placed_alike(files):
     assert lps["image"].meta["space"] == "RAS"
 
 
-def test_image_alone_and_missing_keys(files):
+def test_image_alone_and_missing_keys(files: dict[Any, str]) -> None:
     loaded = loader()(files)
     only = ToNetworkGridd(["image", "other"], CONFIG, allow_missing_keys=True)(
         {"image": loaded["image"], "id": "case 7"}
@@ -122,7 +125,7 @@ def test_image_alone_and_missing_keys(files):
         ToNetworkGridd(["image", "other"], CONFIG)({"image": loaded["image"]})
 
 
-def test_what_cannot_be_placed_is_named(files):
+def test_what_cannot_be_placed_is_named(files: dict[Any, str]) -> None:
     loaded = loader()(files)
     with pytest.raises(DataError, match="image: must be a MetaTensor of one channel"):
         ToNetworkGridd(["image"], CONFIG)({"image": torch.zeros(1, 4, 4, 4)})

@@ -1,29 +1,32 @@
 """RT Structure Sets, read back by pydicom: the contours filled again are the label map."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pydicom
 import pytest
 
-from attunet3d.core import DataError
-from attunet3d.imaging import Segmentation
+from attunet3d.core import Array, DataError
+from attunet3d.imaging import Grid, Segmentation
 from attunet3d.packaging.rtstruct import write_rtstruct
 from attunet3d.packaging.source_series import SourceSeries
 from tests.imaging.source_series import DIRECTIONS, LPS_TO_RAS, SHAPE, make_series
 from tests.packaging.test_contours import filled
 
 
-def series_of(slices):
+def series_of(slices: Any) -> SourceSeries:
     return SourceSeries(tuple(slices))
 
 
-def labelled(grid):
+def labelled(grid: Grid) -> Segmentation:
     return Segmentation(label_map(), grid, LABELS)
 
 
 LABELS = {0: "background", 2: "pancreas", 5: "kidney_left", 7: "liver"}
 
 
-def label_map():
+def label_map() -> Array:
     array = np.zeros(SHAPE, np.uint8)
     array[3:9, 2:6, 1:4] = 2
     array[10:18, 8:14, 2:6] = 5
@@ -31,7 +34,7 @@ def label_map():
     return array
 
 
-def filled_again(path, grid, slices):
+def filled_again(path: Any, grid: Grid, slices: Any) -> Array:
     """The label map that the file's contours cover, found by its tags alone."""
     file = pydicom.dcmread(path)
     found = np.zeros(SHAPE, np.uint8)
@@ -50,14 +53,14 @@ def filled_again(path, grid, slices):
 
 
 @pytest.mark.parametrize("kind", [*DIRECTIONS, "tilted"])
-def test_filling_the_contours_gives_the_label_map_again(kind, tmp_path):
+def test_filling_the_contours_gives_the_label_map_again(kind: Any, tmp_path: Path) -> None:
     slices, grid = make_series(kind)
     write_rtstruct(tmp_path / "rt.dcm", labelled(grid), series_of(slices), "1.0")
     found = filled_again(tmp_path / "rt.dcm", grid, slices)
     np.testing.assert_array_equal(found, label_map())
 
 
-def test_a_label_without_voxels_is_listed_without_contours(tmp_path):
+def test_a_label_without_voxels_is_listed_without_contours(tmp_path: Path) -> None:
     slices, grid = make_series("axial")
     write_rtstruct(tmp_path / "rt.dcm", labelled(grid), series_of(slices), "1.0")
     file = pydicom.dcmread(tmp_path / "rt.dcm")
@@ -65,7 +68,7 @@ def test_a_label_without_voxels_is_listed_without_contours(tmp_path):
     assert "ContourSequence" not in file.ROIContourSequence[2]
 
 
-def test_it_refers_to_the_series_and_keeps_the_study(tmp_path):
+def test_it_refers_to_the_series_and_keeps_the_study(tmp_path: Path) -> None:
     slices, grid = make_series("axial")
     write_rtstruct(tmp_path / "rt.dcm", labelled(grid), series_of(slices), "1.0")
     file = pydicom.dcmread(tmp_path / "rt.dcm")
@@ -77,7 +80,7 @@ def test_it_refers_to_the_series_and_keeps_the_study(tmp_path):
     assert (file.StudyInstanceUID, file.Modality) == (slices[0].StudyInstanceUID, "RTSTRUCT")
 
 
-def test_another_number_of_slices_is_refused(tmp_path):
+def test_another_number_of_slices_is_refused(tmp_path: Path) -> None:
     slices, grid = make_series("axial")
     with pytest.raises(DataError, match="is not on the series of 20×16×6"):
         write_rtstruct(tmp_path / "rt.dcm", labelled(grid), series_of(slices[1:]), "1.0")

@@ -1,5 +1,8 @@
 """Series on disk, read by us, and the label map's objects placed on them in the order we read."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from highdicom.seg import segread
@@ -11,7 +14,7 @@ from attunet3d.packaging.source_series import SourceSeries
 from tests.imaging.source_series import DIRECTIONS, make_series
 
 
-def write(slices, folder, order):
+def write(slices: Any, folder: Path, order: Any) -> Path:
     """The slices as files whose names do not follow their positions."""
     folder.mkdir()
     for name, k in enumerate(order):
@@ -20,7 +23,7 @@ def write(slices, folder, order):
 
 
 @pytest.mark.parametrize("kind", [*DIRECTIONS, "tilted"])
-def test_slices_come_in_the_order_of_the_volume(kind, tmp_path):
+def test_slices_come_in_the_order_of_the_volume(kind: Any, tmp_path: Path) -> None:
     slices, _ = make_series(kind)
     folder = write(slices, tmp_path / "series", (3, 0, 6, 1, 5, 2, 4))
     volume, source = read_volume(folder), SourceSeries.read(folder)
@@ -30,7 +33,7 @@ def test_slices_come_in_the_order_of_the_volume(kind, tmp_path):
         np.testing.assert_allclose(volume.grid.to_world((0, 0, k)), lps * [-1, -1, 1], atol=1e-3)
 
 
-def test_a_label_map_of_the_volume_lands_on_its_slices(tmp_path):
+def test_a_label_map_of_the_volume_lands_on_its_slices(tmp_path: Path) -> None:
     slices, _ = make_series("oblique")
     folder = write(slices, tmp_path / "series", (3, 0, 6, 1, 5, 2, 4))
     volume = read_volume(folder)
@@ -44,20 +47,20 @@ def test_a_label_map_of_the_volume_lands_on_its_slices(tmp_path):
     np.testing.assert_allclose(volume.grid.to_world((0, 0, 2)), position * [-1, -1, 1], atol=1e-3)
 
 
-def test_references_name_each_instance(tmp_path):
+def test_references_name_each_instance(tmp_path: Path) -> None:
     slices, _ = make_series("axial")
     uids = [part.ReferencedSOPInstanceUID for part in SourceSeries(tuple(slices)).references()]
     assert uids == [slice_.SOPInstanceUID for slice_ in slices]
 
 
-def test_references_to_a_multi_frame_file_number_its_frames(tmp_path):
+def test_references_to_a_multi_frame_file_number_its_frames(tmp_path: Path) -> None:
     slices, _ = make_series("axial")
     source = SourceSeries((slices[0],), (2, 0, 1))
     assert [part.ReferencedFrameNumber for part in source.references()] == [3, 1, 2]
     assert source.size == (20, 16, 3)
 
 
-def test_a_label_map_of_another_size_is_refused(tmp_path):
+def test_a_label_map_of_another_size_is_refused(tmp_path: Path) -> None:
     slices, _ = make_series("axial")
     with pytest.raises(DataError, match="20×16×8 voxels is not on the series of 20×16×7"):
         SourceSeries(tuple(slices)).require_size((20, 16, 8), tmp_path / "a.dcm")

@@ -1,13 +1,16 @@
 """A phantom's answer is exact, its world does not depend on the grid, and it looks like a CT."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import ndimage
 from scipy.ndimage import binary_erosion, map_coordinates
 
-from attunet3d.core import WriteError
+from attunet3d.core import Floats, LabelMap, WriteError
+from attunet3d.imaging import Volume
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import read_label, read_volume
 from attunet3d.phantoms.anatomy import PANCREAS_ML, random_anatomy
@@ -25,7 +28,11 @@ from attunet3d.phantoms.tissue import rotation
 SEEDS = (0, 1, 2, 3, 4, 5)
 
 
-def box_grid(spacing_mm, low=(-200, -160, -90), high=(200, 140, 100)):
+def box_grid(
+    spacing_mm: tuple[float, float, float],
+    low: tuple[int, int, int] | Floats = (-200, -160, -90),
+    high: tuple[int, int, int] | Floats = (200, 140, 100),
+) -> Grid:
     """An upright RAS grid over a box of the world."""
     spacing, low, high = (np.array(part, float) for part in (spacing_mm, low, high))
     affine = np.diag([*spacing, 1])
@@ -33,7 +40,7 @@ def box_grid(spacing_mm, low=(-200, -160, -90), high=(200, 140, 100)):
     return Grid(tuple(np.rint((high - low) / spacing).astype(int)), affine)
 
 
-def turned(grid, degrees):
+def turned(grid: Grid, degrees: tuple[int, int, int]) -> Grid:
     """The grid turned about its middle."""
     turn = np.eye(4)
     turn[:3, :3] = rotation(np.radians(degrees))
@@ -42,16 +49,17 @@ def turned(grid, degrees):
     return Grid(grid.shape, turn @ grid.affine)
 
 
-def centre_of_mass(label, grid):
-    return grid.to_world(np.argwhere(label)).mean(axis=0)
+def centre_of_mass(label: LabelMap, grid: Grid) -> Floats:
+    found: Floats = grid.to_world(np.argwhere(label)).mean(axis=0)
+    return found
 
 
 @pytest.fixture(scope="module", params=SEEDS)
-def phantom(request):
+def phantom(request: pytest.FixtureRequest) -> tuple[int, Volume, Volume]:
     return request.param, *make_phantom(request.param)
 
 
-def test_same_seed_gives_the_same_bits_and_another_seed_another_patient():
+def test_same_seed_gives_the_same_bits_and_another_seed_another_patient() -> None:
     grid = random_grid(4, matrix=64)
     scan, label = make_phantom(4, grid=grid)
     again, label_again = make_phantom(4, grid=grid)
@@ -62,16 +70,21 @@ def test_same_seed_gives_the_same_bits_and_another_seed_another_patient():
     assert np.abs(other.array.astype(float) - scan.array).mean() > 30
 
 
-def test_arrays_are_int16_and_uint8_in_the_order_of_a_nifti(phantom):
+def test_arrays_are_int16_and_uint8_in_the_order_of_a_nifti(
+    phantom: tuple[int, Volume, Volume],
+) -> None:
     _, scan, label = phantom
-    assert (scan.array.dtype, label.array.dtype) == (np.int16, np.uint8)
+    assert scan.array.dtype == np.int16
+    assert label.array.dtype == np.uint8
     assert scan.array.shape == label.array.shape == scan.grid.shape == label.grid.shape
     assert scan.array.flags.f_contiguous
     assert label.array.flags.f_contiguous
     assert set(np.unique(label.array)) == {0, 1}
 
 
-def test_volume_of_the_label_is_the_exact_one_within_two_percent(phantom):
+def test_volume_of_the_label_is_the_exact_one_within_two_percent(
+    phantom: tuple[int, Volume, Volume],
+) -> None:
     seed, _, label = phantom
     exact = random_anatomy(seed).pancreas_ml
     assert PANCREAS_ML[0] <= exact <= PANCREAS_ML[1]
@@ -79,7 +92,7 @@ def test_volume_of_the_label_is_the_exact_one_within_two_percent(phantom):
 
 
 @pytest.mark.parametrize("seed", SEEDS[:3])
-def test_volume_on_a_fine_grid_is_the_exact_one_within_a_thousandth(seed):
+def test_volume_on_a_fine_grid_is_the_exact_one_within_a_thousandth(seed: int) -> None:
     anatomy = random_anatomy(seed)
     reach = anatomy.warp.reach_mm + 1
     low, high = anatomy.pancreas.bounds_mm + np.array([[-reach], [reach]])
@@ -88,7 +101,9 @@ def test_volume_on_a_fine_grid_is_the_exact_one_within_a_thousandth(seed):
     assert label.sum() * fine.voxel_volume_ml == pytest.approx(anatomy.pancreas_ml, rel=1e-3)
 
 
-def test_pancreas_is_one_piece_far_from_the_borders_and_inside_the_body(phantom):
+def test_pancreas_is_one_piece_far_from_the_borders_and_inside_the_body(
+    phantom: tuple[int, Volume, Volume],
+) -> None:
     _, scan, label = phantom
     mask = np.ascontiguousarray(label.array)
     assert ndimage.label(mask)[1] == 1
@@ -99,7 +114,7 @@ def test_pancreas_is_one_piece_far_from_the_borders_and_inside_the_body(phantom)
 
 
 @pytest.mark.parametrize("codes", ["LPS", "SAR", "AIL", "PIR"])
-def test_another_orientation_is_the_same_label_voxel_for_voxel(codes):
+def test_another_orientation_is_the_same_label_voxel_for_voxel(codes: str) -> None:
     grid = random_grid(2, matrix=80).oriented("RAS")
     anatomy = random_anatomy(2)
     label, other = label_anatomy(anatomy, grid), label_anatomy(anatomy, grid.oriented(codes))
@@ -110,7 +125,7 @@ def test_another_orientation_is_the_same_label_voxel_for_voxel(codes):
 
 
 @pytest.mark.parametrize("degrees", [(30, 0, 0), (10, -20, 15)])
-def test_an_oblique_grid_shows_the_same_world(degrees):
+def test_an_oblique_grid_shows_the_same_world(degrees: tuple[int, int, int]) -> None:
     straight = box_grid((2, 2, 2), (-120, -80, -80), (100, 80, 80))
     oblique = turned(box_grid((1.6, 1.6, 2.2), (-150, -120, -110), (130, 120, 110)), degrees)
     oblique = oblique.oriented("PSL")
@@ -123,7 +138,7 @@ def test_an_oblique_grid_shows_the_same_world(degrees):
     assert 2 * (mask & (label > 0)).sum() / (mask.sum() + label.sum()) > 0.95
 
 
-def test_slabs_leave_no_seam(monkeypatch):
+def test_slabs_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = turned(box_grid((5, 5, 6)), (4, 3, -5))
     anatomy = random_anatomy(1)
     whole = label_anatomy(anatomy, grid), scan_anatomy(anatomy, grid, 1)
@@ -133,10 +148,10 @@ def test_slabs_leave_no_seam(monkeypatch):
     assert np.abs(parts[1].astype(int) - whole[1]).max() <= 1  # rounding of equal float32 sums
 
 
-def test_organs_lie_on_their_sides():
+def test_organs_lie_on_their_sides() -> None:
     """Liver on the patient's right, spleen and stomach left, spine at the back, lungs on top."""
     for seed in SEEDS:
-        middle = {}
+        middle: dict[str, Any] = {}
         for tissue in random_anatomy(seed).tissues:
             middle.setdefault(tissue.name, tissue.shape.bounds_mm.mean(axis=0))
         assert middle["liver"][0] > 30
@@ -150,7 +165,7 @@ def test_organs_lie_on_their_sides():
         assert middle["cava"][0] > 10 > 0 > middle["aorta"][0]
 
 
-def test_pancreas_runs_from_the_right_up_to_the_left_and_back():
+def test_pancreas_runs_from_the_right_up_to_the_left_and_back() -> None:
     for seed in SEEDS:
         pancreas = random_anatomy(seed).pancreas
         tail, head = pancreas.centre[0], pancreas.centre[-1]  # the curve runs along x
@@ -161,7 +176,7 @@ def test_pancreas_runs_from_the_right_up_to_the_left_and_back():
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_contrast_with_the_neighbours_is_low(seed):
+def test_contrast_with_the_neighbours_is_low(seed: int) -> None:
     value = {tissue.name: tissue.hu for tissue in reversed(random_anatomy(seed).tissues)}
     assert 8 <= value["liver"] - value["pancreas"] <= 30
     assert 8 <= value["spleen"] - value["pancreas"] <= 30
@@ -169,7 +184,7 @@ def test_contrast_with_the_neighbours_is_low(seed):
     assert 8 <= value["pancreas"] - value["jejunum"] <= 60  # wall and filling
 
 
-def test_the_scanned_contrast_is_that_of_the_anatomy():
+def test_the_scanned_contrast_is_that_of_the_anatomy() -> None:
     """Deep inside an organ the scan's mean is the tissue's value and its spread is the noise."""
     grid = box_grid((1.5, 1.5, 1.5), (-110, -80, -60), (130, 60, 80))
     scan, label = make_phantom(0, grid=grid)
@@ -181,7 +196,7 @@ def test_the_scanned_contrast_is_that_of_the_anatomy():
     assert 6 < found.std() < 20
 
 
-def test_noise_is_grained_within_a_slice_and_air_is_minus_1000():
+def test_noise_is_grained_within_a_slice_and_air_is_minus_1000() -> None:
     grid = box_grid((2, 2, 4), (-205, 136, -80), (205, 190, 80))  # in front of the patient
     scan, label = make_phantom(0, grid=grid)
     air = scan.array.astype(float)
@@ -198,7 +213,7 @@ def test_noise_is_grained_within_a_slice_and_air_is_minus_1000():
     assert abs(along[2]) < 0.05
 
 
-def test_thick_slices_average_what_thin_ones_show():
+def test_thick_slices_average_what_thin_ones_show() -> None:
     anatomy = random_anatomy(0)
     thin, thick = box_grid((3, 3, 1), high=(200, 140, 90)), box_grid((3, 3, 6), high=(200, 140, 90))
     averaged = scan_anatomy(anatomy, thin, 0).reshape(*thick.shape[:2], -1, 6).mean(axis=3)
@@ -207,14 +222,14 @@ def test_thick_slices_average_what_thin_ones_show():
     assert np.quantile(np.abs(difference), 0.9) < 40
 
 
-def test_a_grid_beside_the_patient_is_air_and_has_no_label():
+def test_a_grid_beside_the_patient_is_air_and_has_no_label() -> None:
     far = box_grid((8, 8, 8), (900, 900, -60), (980, 980, 20))
     scan, label = make_phantom(0, grid=far)
     assert not label.array.any()
     assert scan.array.max() < -900
 
 
-def test_random_grids_vary_and_cover_the_organ():
+def test_random_grids_vary_and_cover_the_organ() -> None:
     grids = [random_grid(seed, matrix=48) for seed in range(80)]
     assert {grid.axis_codes for grid in grids} == set(ORIENTATIONS)
     thickness = [min(grid.spacing_mm) for grid in grids]
@@ -226,7 +241,7 @@ def test_random_grids_vary_and_cover_the_organ():
         assert 190 < grid.oriented().shape[2] * grid.oriented().spacing_mm[2] < 240
 
 
-def test_random_grid_keeps_to_its_arguments():
+def test_random_grid_keeps_to_its_arguments() -> None:
     straight = Cohort(slice_mm=(1, 1), oblique_degrees=0)
     grid = random_grid(1, matrix=512, slices=200, cohort=straight).oriented()
     assert grid.shape == (512, 512, 200)
@@ -235,7 +250,7 @@ def test_random_grid_keeps_to_its_arguments():
     assert grid.spacing_mm[2] == pytest.approx(1)
 
 
-def test_a_written_data_set_reads_back_as_it_was_made(tmp_path):
+def test_a_written_data_set_reads_back_as_it_was_made(tmp_path: Path) -> None:
     folder = write_phantoms(tmp_path / "a" / "phantoms", 2, seed=11, matrix=48)
     listing = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     assert listing["labels"] == {"0": "background", "1": "pancreas"}
@@ -256,11 +271,11 @@ def test_a_written_data_set_reads_back_as_it_was_made(tmp_path):
     }
 
 
-def test_a_file_in_the_way_is_told_in_one_line(tmp_path):
+def test_a_file_in_the_way_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(WriteError, match="taken"):
         write_phantoms(tmp_path / "taken", 1, matrix=16)
 
 
-def test_labels_are_named():
+def test_labels_are_named() -> None:
     assert LABELS == {0: "background", 1: "pancreas"}

@@ -1,10 +1,12 @@
 """True anatomy: directions follow from the organs, the answer from the outlines."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from attunet3d.core import DataError
-from attunet3d.imaging import write_nifti
+from attunet3d.imaging import Volume, write_nifti
 from attunet3d.imaging.geometry import Grid
 from attunet3d.phantoms.cohort import Cohort
 from attunet3d.phantoms.filling import fill_outlines
@@ -34,7 +36,7 @@ QUIET = Cohort(noise_hu=(0, 0), blur_mm=(0.01, 0.01))
 STEP_MM = 3.0
 
 
-def patient():
+def patient() -> Outlines:
     """Ellipsoids in the places of the organs, on an upright RAS grid."""
     shape = (124, 94, 84)
     grid = Grid(shape, np.diag([STEP_MM] * 3 + [1.0]))
@@ -47,12 +49,14 @@ def patient():
 
 
 @pytest.fixture(scope="module")
-def filled():
+def filled() -> tuple[Volume, Volume]:
     return fill_outlines(patient(), 0, cohort=QUIET, spacing_mm=(STEP_MM,) * 3)
 
 
 @pytest.mark.parametrize("flips", [(), (0,), (1,), (2,), (0, 1), (0, 2), (0, 1, 2)])
-def test_directions_are_found_whatever_way_the_array_is_stored(tmp_path, flips):
+def test_directions_are_found_whatever_way_the_array_is_stored(
+    tmp_path: Path, flips: tuple[int, ...]
+) -> None:
     upright = patient()
     stored = np.asfortranarray(np.flip(upright.array, flips))
     write_nifti(tmp_path / "label.nii.gz", stored, None, upright.grid)
@@ -61,7 +65,7 @@ def test_directions_are_found_whatever_way_the_array_is_stored(tmp_path, flips):
     assert found.grid.axis_codes == "RAS"
 
 
-def test_organs_that_tell_nothing_are_refused():
+def test_organs_that_tell_nothing_are_refused() -> None:
     with pytest.raises(DataError, match="needs liver and spleen to find axis 0"):
         directions({"pancreas": np.zeros(3)})
     level = {name: np.zeros(3) for name in NAMES.values()}
@@ -69,7 +73,7 @@ def test_organs_that_tell_nothing_are_refused():
         directions(level)
 
 
-def test_a_block_of_voxels_holds_the_mean_of_them():
+def test_a_block_of_voxels_holds_the_mean_of_them() -> None:
     upright = patient()
     shares, grid = coarsened(upright, (2, 2, 3))
     assert grid.spacing_mm == (6.0, 6.0, 9.0)
@@ -79,7 +83,7 @@ def test_a_block_of_voxels_holds_the_mean_of_them():
         assert voxels == pytest.approx((upright.array == value).sum())
 
 
-def test_the_answer_is_the_outline(filled):
+def test_the_answer_is_the_outline(filled: tuple[Volume, Volume]) -> None:
     scan, label = filled
     upright = patient()
     first = np.rint(upright.grid.to_index(label.grid.to_world([0, 0, 0]))).astype(int)
@@ -87,13 +91,14 @@ def test_the_answer_is_the_outline(filled):
     there = upright.array[first[0] : end[0], first[1] : end[1], first[2] : end[2]]
     np.testing.assert_array_equal(label.array, there)
     assert scan.grid.matches(label.grid)
-    assert (scan.array.dtype, label.array.dtype) == (np.int16, np.uint8)
+    assert scan.array.dtype == np.int16
+    assert label.array.dtype == np.uint8
     for value in NAMES:
         if value != 5:  # the oesophagus is cut where the scan ends
             assert (label.array == value).sum() == (upright.array == value).sum()
 
 
-def test_organs_hold_tissue_and_lie_in_a_body_in_air(filled):
+def test_organs_hold_tissue_and_lie_in_a_body_in_air(filled: tuple[Volume, Volume]) -> None:
     scan, label = filled
     median = {name: np.median(scan.array[label.array == v]) for v, name in NAMES.items()}
     assert 80 < median["pancreas"] < 120
@@ -106,7 +111,7 @@ def test_organs_hold_tissue_and_lie_in_a_body_in_air(filled):
     assert len(fat) > 0.05 * scan.array.size
 
 
-def test_lungs_lie_above_the_liver_and_no_gas_in_it(filled):
+def test_lungs_lie_above_the_liver_and_no_gas_in_it(filled: tuple[Volume, Volume]) -> None:
     scan, label = filled
     liver = label.array == 6
     top = np.argwhere(liver)[:, 2].max()
@@ -115,7 +120,9 @@ def test_lungs_lie_above_the_liver_and_no_gas_in_it(filled):
     assert scan.array[liver].min() > -300
 
 
-def test_phases_and_seeds_change_the_tissue_and_not_the_answer(filled):
+def test_phases_and_seeds_change_the_tissue_and_not_the_answer(
+    filled: tuple[Volume, Volume],
+) -> None:
     scan, label = filled
     plain = Cohort(noise_hu=(0, 0), blur_mm=(0.01, 0.01), phases={"none": 1.0})
     other, answer = fill_outlines(patient(), 1, cohort=plain, spacing_mm=(STEP_MM,) * 3)

@@ -1,6 +1,8 @@
 """Every published form goes from a manifest to label maps on the scans' grids."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -17,12 +19,12 @@ FAST = ["training.steps=3", "training.validate_every=3", "training.patch_size=[1
 FAST += ["preprocessing.spacing_mm=[8,8,8]", "network.width=2"]
 
 
-def call(*arguments):
+def call(*arguments: Any) -> int:
     return command_line.run(command.dispatch, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("forms")
     write_phantoms(home / "data", 2, 1, matrix=48)
     assert call("manifest", home / "data", "--out", home / "m.json", "--folds", 2) == 0
@@ -30,7 +32,7 @@ def home(tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_form_is_trained_and_segments_a_scan(form, home):
+def test_a_form_is_trained_and_segments_a_scan(form: str, home: Path) -> None:
     run, out = home / form, home / f"{form}_maps"
     sets = [part for name in [*FAST, f"network.form={form}"] for part in ("--set", name)]
     assert call("train", home / "m.json", "demo_cpu", run, "--device", "cpu", *sets) == 0

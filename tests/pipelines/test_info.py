@@ -1,6 +1,8 @@
 """`attunet3d info` on one thing of each kind."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,12 +12,14 @@ from attunet3d.pipelines import info
 from tests.known_network import AFFINE, ball, write_scan
 
 
-def said(capsys, *arguments):
+def said(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     assert info.main([str(argument) for argument in arguments]) == 0
     return capsys.readouterr().out
 
 
-def test_a_model_is_told_by_its_labels_settings_and_layers(tmp_path, capsys):
+def test_a_model_is_told_by_its_labels_settings_and_layers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = Config().with_overrides(["network.channels=4,8", "training.patch_size=16,16,8"])
     weights = build_network(config.network, 1, 2).state_dict()
     save_model(tmp_path / "model.safetensors", weights, config, {0: "background", 7: "liver"})
@@ -25,7 +29,9 @@ def test_a_model_is_told_by_its_labels_settings_and_layers(tmp_path, capsys):
     assert "network of 2 classes for one patch of 16×16×8 voxels" in text
 
 
-def test_a_configuration_a_manifest_and_a_scan_are_told_apart(tmp_path, capsys):
+def test_a_configuration_a_manifest_and_a_scan_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "training.learning_rate" in said(capsys, "oktay2018")
     write_scan(tmp_path / "ct.nii.gz", ball(), AFFINE)
     assert "LPS" in said(capsys, tmp_path / "ct.nii.gz")
@@ -37,14 +43,14 @@ def test_a_configuration_a_manifest_and_a_scan_are_told_apart(tmp_path, capsys):
     assert ["training", "fold", "0", "1", "1", "0"] in lines
 
 
-def test_the_schema_is_printed_as_json(capsys):
+def test_the_schema_is_printed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     schema = json.loads(said(capsys, "--schema"))
     spacing = schema["$defs"]["PreprocessingConfig"]["properties"]["spacing_mm"]
     assert " mm" in spacing["description"]
     assert spacing["anyOf"][0]["prefixItems"][0]["minimum"] == 0.01
 
 
-def test_an_unknown_name_is_an_error_and_nothing_at_all_is_a_wrong_call():
+def test_an_unknown_name_is_an_error_and_nothing_at_all_is_a_wrong_call() -> None:
     with pytest.raises(SettingsError, match="did you mean oktay2018"):
         info.main(["oktay2019"])
     with pytest.raises(SystemExit):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -23,13 +24,13 @@ FAST += ["training.validate_every=2", "training.patch_size=[16,16,16]"]
 FAST += ["preprocessing.spacing_mm=[8,8,8]"]
 
 
-def call(*arguments):
+def call(*arguments: Any) -> int:
     """Exit status of `attunet3d ARGUMENTS`."""
     return command_line.run(command.dispatch, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory):
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Phantoms, a manifest, a run, predictions and scores."""
     home = tmp_path_factory.mktemp("road")
     write_phantoms(home / "data", 3, 1, matrix=48)
@@ -43,7 +44,7 @@ def road(tmp_path_factory):
     return home
 
 
-def test_a_run_folder_holds_what_it_should(road):
+def test_a_run_folder_holds_what_it_should(road: Path) -> None:
     files = {path.name for path in (road / "run").iterdir()}
     wanted = {"config.json", "plan.json", "model.safetensors", "last.pt", "metrics.csv"}
     assert wanted | {"curves.png", "summary.json", "validation"} <= files
@@ -55,7 +56,7 @@ def test_a_run_folder_holds_what_it_should(road):
     assert len(list((road / "run" / "validation").glob("*.png"))) == 1
 
 
-def test_label_maps_lie_on_their_scans_bit_for_bit(road):
+def test_label_maps_lie_on_their_scans_bit_for_bit(road: Path) -> None:
     for path in (road / "data" / "imagesTr").glob("*.nii.gz"):
         scan, found = nibabel.load(path), nibabel.load(road / "out" / path.name)
         assert found.shape == scan.shape
@@ -69,7 +70,7 @@ def test_label_maps_lie_on_their_scans_bit_for_bit(road):
         assert sidecar["labels"]["1"] == "pancreas"
 
 
-def test_probabilities_attention_and_scores_are_written(road):
+def test_probabilities_attention_and_scores_are_written(road: Path) -> None:
     assert len(list((road / "out" / "probabilities").glob("*.nii.gz"))) == 3
     assert len(list((road / "out" / "attention").glob("*.nii.gz"))) == 3
     assert (road / "scores" / "scores.csv").is_file()
@@ -77,14 +78,16 @@ def test_probabilities_attention_and_scores_are_written(road):
     assert "pancreas" in json.dumps(summary)
 
 
-def test_export_gives_the_label_maps_again(road, tmp_path):
+def test_export_gives_the_label_maps_again(road: Path, tmp_path: Path) -> None:
     assert call("export", road / "out", tmp_path / "again") == 0
     for path in (road / "out").glob("*.nii.gz"):
         ours = np.asarray(nibabel.load(tmp_path / "again" / path.name).dataobj)
         assert np.mean(ours == np.asarray(nibabel.load(path).dataobj)) > 0.995
 
 
-def test_a_run_is_not_overwritten_and_a_finished_one_resumes_to_its_end(road, capsys):
+def test_a_run_is_not_overwritten_and_a_finished_one_resumes_to_its_end(
+    road: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     again = ["train", road / "m.json", "demo_cpu", road / "run", "--device", "cpu"]
     assert call(*again) == 2
     assert "--resume" in capsys.readouterr().err
@@ -101,7 +104,7 @@ def test_a_run_is_not_overwritten_and_a_finished_one_resumes_to_its_end(road, ca
     assert (road / "run" / "model.safetensors").read_bytes() == before
 
 
-def test_two_folds_of_a_data_set_make_an_ensemble(road, tmp_path):
+def test_two_folds_of_a_data_set_make_an_ensemble(road: Path, tmp_path: Path) -> None:
     """The plan looks at all cases, so that the folds' models see the same grid and values."""
     settings = [*FAST[:-1], "training.steps=2"]  # the spacing is planned, too
     for preset in ("demo_cpu", "oktay2018"):
@@ -109,7 +112,16 @@ def test_two_folds_of_a_data_set_make_an_ensemble(road, tmp_path):
         sets += ["--set", "preprocessing.spacing_mm=[8,8,8]"] if preset == "oktay2018" else []
         runs = [tmp_path / f"{preset}_{fold}" for fold in (0, 1)]
         for fold, run in enumerate(runs):
-            call_ = ("train", road / "m.json", preset, run, "--fold", fold, "--device", "cpu")
+            call_: tuple[Any, ...] = (
+                "train",
+                road / "m.json",
+                preset,
+                run,
+                "--fold",
+                fold,
+                "--device",
+                "cpu",
+            )
             call_ += ("--plan", tmp_path / f"{preset}.json")
             assert call(*call_, *sets, "--set", "preprocessing.hu_window=[-100,200]") == 0
         out = tmp_path / preset
@@ -118,8 +130,8 @@ def test_two_folds_of_a_data_set_make_an_ensemble(road, tmp_path):
 
 
 def test_the_plan_of_a_data_set_is_that_of_all_its_folds_whatever_memory_is_free(
-    road, tmp_path, capsys, monkeypatch
-):
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sets = [part for setting in FAST for part in ("--set", setting)]
     train = ("train", road / "m.json", "pancreas_ct", "--device", "cpu", *sets)
     train += ("--set", "training.patch_size=", "--plan", tmp_path / "p.json")
@@ -141,7 +153,9 @@ def test_the_plan_of_a_data_set_is_that_of_all_its_folds_whatever_memory_is_free
     assert "preprocessing.hu_window (" in capsys.readouterr().err
 
 
-def test_the_plan_command_shows_the_plan_that_training_takes(road, tmp_path, capsys):
+def test_the_plan_command_shows_the_plan_that_training_takes(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "plan.yaml"
     plan = ("plan", road / "m.json", "demo_cpu", "--out", out, "--device", "cpu")
     assert call(*plan, "--memory", "2GB") == 0
@@ -159,7 +173,9 @@ def test_the_plan_command_shows_the_plan_that_training_takes(road, tmp_path, cap
     assert "cannot be read as a plan" in capsys.readouterr().err
 
 
-def test_a_plan_for_other_cases_is_refused(road, tmp_path, capsys):
+def test_a_plan_for_other_cases_is_refused(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     listed = json.loads((road / "m.json").read_text(encoding="utf-8"))
     listed["training"] = listed["training"][:2]
     (road / "fewer.json").write_text(json.dumps(listed))
@@ -168,7 +184,9 @@ def test_a_plan_for_other_cases_is_refused(road, tmp_path, capsys):
     assert "was made for other cases (1 differ" in capsys.readouterr().err
 
 
-def test_too_little_memory_is_said_before_a_run_begins(road, tmp_path, capsys, monkeypatch):
+def test_too_little_memory_is_said_before_a_run_begins(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_folder, "available_bytes", lambda device: 5 * 10**9)
     train = ("train", road / "m.json", "oktay2018", tmp_path / "run", "--device", "cpu")
     assert call(*train) == 2
@@ -178,7 +196,9 @@ def test_too_little_memory_is_said_before_a_run_begins(road, tmp_path, capsys, m
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_resume_without_a_run_and_settings_that_may_not_change_are_errors(road, tmp_path, capsys):
+def test_resume_without_a_run_and_settings_that_may_not_change_are_errors(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = ("train", road / "m.json", "demo_cpu", tmp_path / "typo", "--device", "cpu")
     assert call(*train, "--resume") == 2
     assert "holds no run to resume" in capsys.readouterr().err
@@ -190,7 +210,7 @@ def test_resume_without_a_run_and_settings_that_may_not_change_are_errors(road, 
     assert "network.gate_bias is None in this run, not 3" in capsys.readouterr().err
 
 
-def test_a_finished_run_trains_longer(road, tmp_path):
+def test_a_finished_run_trains_longer(road: Path, tmp_path: Path) -> None:
     shutil.copytree(road / "run", tmp_path / "run")
     again = ("train", road / "m.json", tmp_path / "run" / "config.json", tmp_path / "run")
     assert call(*again, "--device", "cpu", "--steps-more", 2) == 0
@@ -200,7 +220,9 @@ def test_a_finished_run_trains_longer(road, tmp_path):
     assert config["training"]["steps"] == 6
 
 
-def test_training_starts_from_another_model_at_a_tenth_of_the_rate(road, tmp_path, capsys):
+def test_training_starts_from_another_model_at_a_tenth_of_the_rate(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sets = [part for setting in FAST for part in ("--set", setting)]
     train = ("train", road / "m.json", "demo_cpu", tmp_path / "run", "--device", "cpu", *sets)
     plan = ("--plan", tmp_path / "plan.json")
@@ -216,7 +238,9 @@ def test_training_starts_from_another_model_at_a_tenth_of_the_rate(road, tmp_pat
     assert any(float((a - b).abs().max()) > 0 for a, b in pairs)
 
 
-def test_labels_with_a_side_switch_left_right_flips_off(road, tmp_path, capsys):
+def test_labels_with_a_side_switch_left_right_flips_off(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     listed = json.loads((road / "m.json").read_text(encoding="utf-8"))
     listed["labels"]["1"] = "left kidney"
     (road / "sided.json").write_text(json.dumps(listed))
@@ -230,7 +254,7 @@ def test_labels_with_a_side_switch_left_right_flips_off(road, tmp_path, capsys):
     assert call(*train, "--resume") == 0
 
 
-def test_cases_of_a_fold_are_segmented_and_scored_alike(road, tmp_path):
+def test_cases_of_a_fold_are_segmented_and_scored_alike(road: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     infer = ("infer", road / "run", road / "m.json", out, "--device", "cpu")
     assert call(*infer, "--fold", 1) == 0
@@ -241,7 +265,9 @@ def test_cases_of_a_fold_are_segmented_and_scored_alike(road, tmp_path):
     assert call("infer", road / "run", found, tmp_path / "x", "--fold", 1) == 2
 
 
-def test_nobody_is_scored_on_what_the_model_learned_from_unasked(road, tmp_path, capsys):
+def test_nobody_is_scored_on_what_the_model_learned_from_unasked(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By default infer and evaluate take the run's validation case of a manifest without tests."""
     split = json.loads((road / "run" / "plan.json").read_text(encoding="utf-8"))["split"]
     out, scores = tmp_path / "out", tmp_path / "scores"
@@ -261,7 +287,7 @@ def test_nobody_is_scored_on_what_the_model_learned_from_unasked(road, tmp_path,
     assert (summary["scored"], summary["seen_in_training"]) == (3, sorted(split["training"]))
 
 
-def test_validation_cases_without_foreground_end_well(tmp_path):
+def test_validation_cases_without_foreground_end_well(tmp_path: Path) -> None:
     write_phantoms(tmp_path / "data", 2, 1, matrix=32)
     label = sorted((tmp_path / "data" / "labelsTr").iterdir())[0]
     image = nibabel.load(label)
@@ -278,7 +304,7 @@ def test_validation_cases_without_foreground_end_well(tmp_path):
     assert list((tmp_path / "run" / "validation").glob("*.png"))
 
 
-def test_a_written_configuration_is_one_to_read(road, tmp_path):
+def test_a_written_configuration_is_one_to_read(road: Path, tmp_path: Path) -> None:
     config = road / "run" / "config.json"
     assert call("train", road / "m.json", config, tmp_path / "run", "--device", "cpu") == 0
     assert (tmp_path / "run" / "config.json").read_bytes() == config.read_bytes()
@@ -296,7 +322,13 @@ def test_a_written_configuration_is_one_to_read(road, tmp_path):
         (["evaluate", "missing", "missing", "out"], "missing"),
     ],
 )
-def test_a_wrong_call_is_one_line_and_status_2(arguments, words, capsys, tmp_path, monkeypatch):
+def test_a_wrong_call_is_one_line_and_status_2(
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert call(*arguments) == 2
     error = capsys.readouterr().err
@@ -306,7 +338,7 @@ def test_a_wrong_call_is_one_line_and_status_2(arguments, words, capsys, tmp_pat
 
 
 @pytest.mark.parametrize("name", [None, *command.COMMANDS])
-def test_help_comes_without_torch(name):
+def test_help_comes_without_torch(name: str | None) -> None:
     arguments = ["--help"] if name is None else [name, "--help"]
     code = (
         "import sys\nfrom attunet3d.__main__ import main\n"
@@ -320,7 +352,7 @@ def test_help_comes_without_torch(name):
     assert "usage: attunet3d" in done.stdout
 
 
-def test_version_and_direct_call(tmp_path):
+def test_version_and_direct_call(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "attunet3d", "--version"], capture_output=True, text=True
     )
@@ -333,7 +365,7 @@ def test_version_and_direct_call(tmp_path):
     assert done.stderr.startswith("attunet3d: error: ")
 
 
-def test_labels_without_a_name_are_told(tmp_path, capsys):
+def test_labels_without_a_name_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_phantoms(tmp_path / "data", 2, 1, matrix=32)
     (tmp_path / "data" / "dataset.json").unlink()
     call("manifest", tmp_path / "data", "--out", tmp_path / "m.json")
@@ -342,7 +374,7 @@ def test_labels_without_a_name_are_told(tmp_path, capsys):
     assert "no name" not in capsys.readouterr().err
 
 
-def test_an_ignored_label_is_honoured_from_the_manifest_to_the_scores(tmp_path):
+def test_an_ignored_label_is_honoured_from_the_manifest_to_the_scores(tmp_path: Path) -> None:
     """Voxels that nobody labelled are in no loss and in no score; the model does not know them."""
     write_phantoms(tmp_path / "data", 2, 1, matrix=32)
     for path in (tmp_path / "data" / "labelsTr").iterdir():

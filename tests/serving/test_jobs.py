@@ -3,22 +3,28 @@
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from attunet3d.serving.jobs import JobQueue, QueueFullError, QueueLimits
+from attunet3d.serving.jobs import Job, JobQueue, QueueFullError, QueueLimits
 
 
 class Worker:
     """Segments when it is told to; records what it was given."""
 
-    def __init__(self, go=True, answer=None):
+    def __init__(self, go: bool = True, answer: Any = None) -> None:
         self.go, self.answer = threading.Event(), answer
-        self.scans, self.killed = [], 0
+        self.scans: list[str] = []
+        self.killed = 0
         if go:
             self.go.set()
 
-    def segment(self, scan, out_dir, limit_s, unwanted):
+    def segment(
+        self, scan: Path, out_dir: Path, limit_s: int, unwanted: Callable[..., Any]
+    ) -> str | None:
         self.scans.append(scan.read_text())
         while not self.go.wait(0.005):
             if unwanted():
@@ -27,34 +33,35 @@ class Worker:
             raise self.answer
         out_dir.mkdir(exist_ok=True)
         (out_dir / "scan.json").write_text("{}")
-        return self.answer
+        found: str | None = self.answer
+        return found
 
-    def kill(self):
+    def kill(self) -> None:
         self.killed += 1
         self.answer = "killed"
         self.go.set()
 
 
-def submit(queue, content):
+def submit(queue: JobQueue, content: str) -> str:
     job_id = queue.reserve()
     scan = queue.folder / job_id / "scan.nii"
     scan.write_text(content)
     return queue.submit(job_id, scan).id
 
 
-def wait(queue, job_id, *states):
+def wait(queue: JobQueue, job_id: str, *states: str) -> Job:
     ends = time.monotonic() + 10
-    while queue.get(job_id).state not in states:
-        assert time.monotonic() < ends, queue.get(job_id)
+    while (job := queue.get(job_id)) is None or job.state not in states:
+        assert time.monotonic() < ends, job
         time.sleep(0.002)
-    return queue.get(job_id)
+    return job
 
 
 @pytest.fixture
-def started(tmp_path):
+def started(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     queues = []
 
-    def start(*workers, **limits):
+    def start(*workers: Any, **limits: Any) -> Any:
         queue = JobQueue(tmp_path / "jobs", workers, QueueLimits(**limits))
         queue.start()
         queues.append(queue)
@@ -65,17 +72,19 @@ def started(tmp_path):
         queue.close(0)
 
 
-def test_jobs_run_in_their_order_and_end(started):
+def test_jobs_run_in_their_order_and_end(started: Callable[..., Any]) -> None:
     worker = Worker()
     queue = started(worker)
     ids = [submit(queue, str(n)) for n in range(5)]
     for job_id in ids:
         job = wait(queue, job_id, "done")
+        assert job.started is not None
+        assert job.ended is not None
         assert job.submitted <= job.started <= job.ended
     assert worker.scans == list("01234")
 
 
-def test_a_failure_is_told_and_the_next_job_runs(started):
+def test_a_failure_is_told_and_the_next_job_runs(started: Callable[..., Any]) -> None:
     worker = Worker(answer="no CT")
     queue = started(worker)
     assert wait(queue, submit(queue, "a"), "failed").error == "no CT"
@@ -85,7 +94,7 @@ def test_a_failure_is_told_and_the_next_job_runs(started):
     wait(queue, submit(queue, "c"), "done")
 
 
-def test_a_full_queue_refuses_and_has_room_again(started):
+def test_a_full_queue_refuses_and_has_room_again(started: Callable[..., Any]) -> None:
     worker = Worker(go=False)
     queue = started(worker, waiting=2)
     running = submit(queue, "a")
@@ -101,13 +110,15 @@ def test_a_full_queue_refuses_and_has_room_again(started):
     assert queue.room == 2
 
 
-def test_a_place_that_is_given_back_leaves_no_folder(started):
+def test_a_place_that_is_given_back_leaves_no_folder(started: Callable[..., Any]) -> None:
     queue = started(Worker())
     queue.release(queue.reserve())
     assert list(queue.folder.iterdir()) == []
 
 
-def test_waiting_and_running_jobs_are_cancelled_and_results_forgotten(started):
+def test_waiting_and_running_jobs_are_cancelled_and_results_forgotten(
+    started: Callable[..., Any],
+) -> None:
     worker = Worker(go=False)
     queue = started(worker)
     running, waiting = submit(queue, "a"), submit(queue, "b")
@@ -123,7 +134,7 @@ def test_waiting_and_running_jobs_are_cancelled_and_results_forgotten(started):
     assert not (queue.folder / after).exists()
 
 
-def test_a_restarted_queue_goes_on_with_what_was_left(started):
+def test_a_restarted_queue_goes_on_with_what_was_left(started: Callable[..., Any]) -> None:
     first = Worker(go=False)
     queue = started(first)
     running, waiting = submit(queue, "a"), submit(queue, "b")
@@ -141,7 +152,7 @@ def test_a_restarted_queue_goes_on_with_what_was_left(started):
     assert sorted(second.scans) == ["a", "b"]
 
 
-def test_a_closing_queue_waits_for_what_runs(started):
+def test_a_closing_queue_waits_for_what_runs(started: Callable[..., Any]) -> None:
     worker = Worker(go=False)
     queue = started(worker)
     job_id = submit(queue, "a")
@@ -153,7 +164,7 @@ def test_a_closing_queue_waits_for_what_runs(started):
         queue.reserve()
 
 
-def test_old_results_are_forgotten(started):
+def test_old_results_are_forgotten(started: Callable[..., Any]) -> None:
     queue = started(Worker(), keep_s=0.05)
     job_id = submit(queue, "a")
     wait(queue, job_id, "done")
@@ -162,7 +173,7 @@ def test_old_results_are_forgotten(started):
     assert queue.get(job_id) is None
 
 
-def test_counts_are_by_state(started):
+def test_counts_are_by_state(started: Callable[..., Any]) -> None:
     queue = started(Worker())
     wait(queue, submit(queue, "a"), "done")
     assert queue.counts() == {"queued": 0, "running": 0, "done": 1, "failed": 0, "cancelled": 0}

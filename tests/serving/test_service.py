@@ -11,16 +11,19 @@ import sys
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import nibabel
 import numpy as np
 import pydicom
 import pytest
+from httpx import Response
 
-from attunet3d.core import SettingsError
+from attunet3d.core import Mask, SettingsError
 from attunet3d.serving import ModelOptions, ServerOptions, serve
 from benchmarks.reliability.model import make_model
 from tests.known_network import write_scan
@@ -31,11 +34,11 @@ SHAPE = (36, 32, 24)
 CLIENTS = 50
 
 
-def scan_of(number, folder):
+def scan_of(number: int, folder: Path) -> tuple[bytes, Mask]:
     """A ball of 400 HU in 0 HU whose place and size belong to this number alone."""
     rng = np.random.default_rng(number)
     middle = rng.uniform(10, np.array(SHAPE) - 10)
-    index = np.stack(np.indices(SHAPE), -1)
+    index = np.moveaxis(np.indices(SHAPE), 0, -1)
     inside = np.linalg.norm(index - middle, axis=-1) < rng.uniform(4, 8)
     array = np.where(inside, 400, 0).astype(np.int16)
     return write_scan(folder / f"scan{number}.nii.gz", array).read_bytes(), inside
@@ -44,7 +47,7 @@ def scan_of(number, folder):
 class Server:
     """`attunet3d serve` in a process of its own."""
 
-    def __init__(self, model, folder, *options, token=TOKEN):
+    def __init__(self, model: Path, folder: Path, *options: Any, token: Any = TOKEN) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -66,23 +69,24 @@ class Server:
                 assert time.monotonic() < ends, self.said()
                 time.sleep(0.1)
 
-    def said(self):
+    def said(self) -> str:
         return self.log.read_text()
 
-    def submit(self, content):
+    def submit(self, content: bytes) -> Response:
         return self.client.post("/jobs", content=content)
 
-    def wait(self, job_id):
+    def wait(self, job_id: str) -> dict[str, Any]:
         while (job := self.client.get(f"/jobs/{job_id}").json())["state"] in ("queued", "running"):
             time.sleep(0.05)
-        return job
+        found: dict[str, Any] = job
+        return found
 
-    def label_map(self, job_id):
+    def label_map(self, job_id: str) -> Mask:
         answer = self.client.get(f"/jobs/{job_id}/label-map").raise_for_status()
         image = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content))
         return np.asarray(image.dataobj) > 0
 
-    def stop(self):
+    def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(60)
         self.client.close()
@@ -90,22 +94,22 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model") / "run")
 
 
 @pytest.fixture(scope="module")
-def server(model, tmp_path_factory):
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(model, tmp_path_factory.mktemp("serve") / "jobs", "--waiting", "60")
     yield running
     running.stop()
 
 
-def test_fifty_clients_at_once_each_get_their_own_answer(server, tmp_path):
+def test_fifty_clients_at_once_each_get_their_own_answer(server: Server, tmp_path: Path) -> None:
     scans = [scan_of(number, tmp_path) for number in range(CLIENTS)]
     together = threading.Barrier(CLIENTS)
 
-    def one(scan):
+    def one(scan: Any) -> Any:
         content, inside = scan
         together.wait()
         answer = server.submit(content)
@@ -120,7 +124,7 @@ def test_fifty_clients_at_once_each_get_their_own_answer(server, tmp_path):
     assert all(right for _, right in answers)
 
 
-def test_sidecar_report_and_states_are_there(server, tmp_path):
+def test_sidecar_report_and_states_are_there(server: Server, tmp_path: Path) -> None:
     content, inside = scan_of(77, tmp_path)
     job_id = server.submit(content).json()["id"]
     assert server.wait(job_id)["state"] == "done"
@@ -134,7 +138,7 @@ def test_sidecar_report_and_states_are_there(server, tmp_path):
     assert server.client.get(f"/jobs/{job_id}").status_code == 404
 
 
-def test_the_token_is_asked_for(server):
+def test_the_token_is_asked_for(server: Server) -> None:
     with httpx.Client(base_url=server.client.base_url) as stranger:
         assert stranger.get("/health").status_code == 200
         assert stranger.get("/ready").status_code == 200
@@ -144,13 +148,13 @@ def test_the_token_is_asked_for(server):
 
 
 @pytest.mark.parametrize("content", [b"", b"no scan", b"PK\x03\x04" + bytes(100)])
-def test_what_is_no_scan_is_refused_and_leaves_nothing(server, content):
+def test_what_is_no_scan_is_refused_and_leaves_nothing(server: Server, content: bytes) -> None:
     before = server.client.get("/ready").json()["room"]
     assert server.submit(content).status_code == 422
     assert server.client.get("/ready").json()["room"] == before
 
 
-def test_a_scan_that_cannot_be_read_fails_without_our_paths(server):
+def test_a_scan_that_cannot_be_read_fails_without_our_paths(server: Server) -> None:
     job_id = server.submit(b"\x1f\x8b" + bytes(300)).json()["id"]
     job = server.wait(job_id)
     assert job["state"] == "failed"
@@ -158,7 +162,7 @@ def test_a_scan_that_cannot_be_read_fails_without_our_paths(server):
     assert server.client.get(f"/jobs/{job_id}/label-map").status_code == 409
 
 
-def test_a_client_that_goes_away_leaves_its_place(server):
+def test_a_client_that_goes_away_leaves_its_place(server: Server) -> None:
     before = server.client.get("/ready").json()["room"]
     address = server.client.base_url
     with socket.create_connection((address.host, address.port)) as connection:
@@ -170,14 +174,14 @@ def test_a_client_that_goes_away_leaves_its_place(server):
         time.sleep(0.05)
 
 
-def test_metrics_count_uploads_and_jobs(server):
+def test_metrics_count_uploads_and_jobs(server: Server) -> None:
     text = server.client.get("/metrics").text
     counts = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(counts['attunet3d_uploads_total{outcome="taken"}']) >= CLIENTS
     assert float(counts['attunet3d_jobs{state="done"}']) >= CLIENTS
 
 
-def test_a_full_queue_answers_429_and_when_to_try_again(model, tmp_path):
+def test_a_full_queue_answers_429_and_when_to_try_again(model: Path, tmp_path: Path) -> None:
     server = Server(model, tmp_path / "jobs", "--waiting", "0")
     answer = server.submit(b"x")
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "10")
@@ -185,7 +189,7 @@ def test_a_full_queue_answers_429_and_when_to_try_again(model, tmp_path):
     server.stop()
 
 
-def test_a_stopped_server_hands_its_jobs_to_the_next(model, tmp_path):
+def test_a_stopped_server_hands_its_jobs_to_the_next(model: Path, tmp_path: Path) -> None:
     first = Server(model, tmp_path / "jobs")
     scans = [scan_of(number, tmp_path) for number in range(200, 206)]
     ids = [first.submit(content).json()["id"] for content, _ in scans]
@@ -202,7 +206,7 @@ def test_a_stopped_server_hands_its_jobs_to_the_next(model, tmp_path):
     second.stop()
 
 
-def test_a_killed_worker_costs_its_job_and_no_other(model, tmp_path):
+def test_a_killed_worker_costs_its_job_and_no_other(model: Path, tmp_path: Path) -> None:
     server = Server(model, tmp_path / "jobs")
     content, inside = scan_of(300, tmp_path)
     first = server.submit(content).json()["id"]
@@ -219,12 +223,12 @@ def test_a_killed_worker_costs_its_job_and_no_other(model, tmp_path):
     server.stop()
 
 
-def test_other_machines_need_a_token():
+def test_other_machines_need_a_token() -> None:
     with pytest.raises(SettingsError, match="without a token"):
         serve(ModelOptions(["run"]), ServerOptions(host="0.0.0.0"))
 
 
-def test_a_series_is_taken_as_an_archive(server):
+def test_a_series_is_taken_as_an_archive(server: Server) -> None:
     from tests.imaging.source_series import make_series
 
     stream = io.BytesIO()
