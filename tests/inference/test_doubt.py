@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ NAMES = {0: "background", 5: "ball"}
 
 
 @pytest.fixture
-def scans(tmp_path):
+def scans(tmp_path: Path) -> Path:
     """Two good scans."""
     folder = tmp_path / "scans"
     folder.mkdir()
@@ -36,7 +38,14 @@ def scans(tmp_path):
     return folder
 
 
-def segment(scans, out_dir, *networks, settings=(), notes=None, **options):
+def segment(
+    scans: Path,
+    out_dir: Path,
+    *networks: Any,
+    settings: Any = (),
+    notes: Any = None,
+    **options: Any,
+) -> Any:
     members = [
         checkpoint(network, notes=notes or {}) for network in networks or (ThresholdNetwork(),)
     ]
@@ -44,18 +53,18 @@ def segment(scans, out_dir, *networks, settings=(), notes=None, **options):
     return segment_cohort(here, find_cases(scans), out_dir, CohortOptions(**options))
 
 
-def doubt(out_dir, case_id="a"):
+def doubt(out_dir: Path, case_id: str = "a") -> Any:
     return json.loads((out_dir / f"{case_id}.json").read_text())["doubt"]["ball"]
 
 
-def rows(out_dir):
+def rows(out_dir: Path) -> Any:
     return list(csv.DictReader((out_dir / "statistics.csv").read_text().splitlines()))
 
 
 # --- measures --------------------------------------------------------------------------------
 
 
-def test_measures_of_a_label_are_those_of_its_voxels():
+def test_measures_of_a_label_are_those_of_its_voxels() -> None:
     array = np.zeros((12, 10, 8), np.uint8, order="F")
     array[2:4, 2:4, 2:4] = 3
     array[6, 9, 3] = 3  # at the border
@@ -77,7 +86,7 @@ def test_measures_of_a_label_are_those_of_its_voxels():
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_expected_dice_of_the_largest_logits(activation):
+def test_expected_dice_of_the_largest_logits(activation: Any) -> None:
     logits = torch.randn(4, 9, 8, 7, generator=torch.Generator().manual_seed(0)).double()
     if activation == "sigmoid":
         logits[0] = 0
@@ -87,10 +96,11 @@ def test_expected_dice_of_the_largest_logits(activation):
     probabilities = logits.softmax(0) if activation == "softmax" else logits.sigmoid()
     for index, found in enumerate(dice.expected(), start=1):
         mask, p = logits.argmax(0) == index, probabilities[index]
-        assert found == pytest.approx(expected_dice(p[mask].sum(), mask.sum(), p.sum()), rel=1e-5)
+        sums = (float(part.sum()) for part in (p[mask], mask, p))
+        assert found == pytest.approx(expected_dice(*sums), rel=1e-5)
 
 
-def test_agreement_is_the_mean_dice_over_pairs():
+def test_agreement_is_the_mean_dice_over_pairs() -> None:
     generator = torch.Generator().manual_seed(0)
     members = [
         torch.randint(3, (2, 6, 5, 4), generator=generator).to(torch.uint8) for _ in range(4)
@@ -112,10 +122,10 @@ def test_agreement_is_the_mean_dice_over_pairs():
 # --- words -----------------------------------------------------------------------------------
 
 
-def test_each_reason_for_doubt_lowers_trust():
+def test_each_reason_for_doubt_lowers_trust() -> None:
     whole = LabelMeasures(value=1, voxels=90, ml=9.0, hu_mean=40.0, pieces=1, largest_piece=1.0)
 
-    def trust(expected=0.9, member=None, ranges=None, **changes):
+    def trust(expected: float = 0.9, member: Any = None, ranges: Any = None, **changes: Any) -> Any:
         label = LabelMeasures(**{**vars(whole), **changes})
         found = doubt_of(
             {"x": label}, {"x": expected}, {"x": member}, DoubtRule(), {"x": ranges or {}}
@@ -135,8 +145,8 @@ def test_each_reason_for_doubt_lowers_trust():
     assert trust(ranges={"ml": (1, 8.9), "hu": (39, 50)}) == 0.9  # a little beyond
 
 
-def test_an_empty_label_is_well_where_training_had_such_cases():
-    def word(ranges):
+def test_an_empty_label_is_well_where_training_had_such_cases() -> None:
+    def word(ranges: Any) -> Any:
         found = doubt_of({"x": LabelMeasures(value=1)}, {"x": 0.0}, {}, DoubtRule(), ranges)
         return found["x"]["word"]
 
@@ -145,7 +155,7 @@ def test_an_empty_label_is_well_where_training_had_such_cases():
     assert word({}) == "look"
 
 
-def test_fitted_limits_mark_every_bad_label_and_a_quarter_of_all():
+def test_fitted_limits_mark_every_bad_label_and_a_quarter_of_all() -> None:
     generator = np.random.default_rng(0)
     entries = []
     for dice in generator.uniform(0.1, 0.95, 200):
@@ -170,7 +180,7 @@ def test_fitted_limits_mark_every_bad_label_and_a_quarter_of_all():
     assert 0.7 < rule.weights["agreement"] < 1.3
 
 
-def test_too_few_labels_are_not_fitted():
+def test_too_few_labels_are_not_fitted() -> None:
     with pytest.raises(ValueError, match="at least 10 are"):
         fit_doubt([{"largest_piece": 1.0, "touches_border": False, "dice": 0.9}] * 9)
 
@@ -178,7 +188,7 @@ def test_too_few_labels_are_not_fitted():
 # --- in a cohort -----------------------------------------------------------------------------
 
 
-def test_the_sidecar_tells_the_doubt_of_each_label(scans, tmp_path):
+def test_the_sidecar_tells_the_doubt_of_each_label(scans: Path, tmp_path: Path) -> None:
     segment(scans, tmp_path / "out")
     found = doubt(tmp_path / "out")
     # The network's logits are 2 within the ball and -1 around it.
@@ -194,7 +204,7 @@ def test_the_sidecar_tells_the_doubt_of_each_label(scans, tmp_path):
     assert volume["hu_mean"] == 300
 
 
-def test_members_that_disagree_are_told(scans, tmp_path):
+def test_members_that_disagree_are_told(scans: Path, tmp_path: Path) -> None:
     same = ThresholdNetwork(), ThresholdNetwork()
     segment(scans, tmp_path / "same", *same)
     assert doubt(tmp_path / "same")["member_dice"] == 1
@@ -202,12 +212,12 @@ def test_members_that_disagree_are_told(scans, tmp_path):
     assert doubt(tmp_path / "other")["member_dice"] == 0  # one of the two sees nothing
 
 
-def test_mirrorings_of_one_network_are_members(scans, tmp_path):
+def test_mirrorings_of_one_network_are_members(scans: Path, tmp_path: Path) -> None:
     segment(scans, tmp_path / "out", settings=["inference.mirror=true"])
     assert doubt(tmp_path / "out")["member_dice"] == 1
 
 
-def test_the_rule_and_the_ranges_come_with_the_model(scans, tmp_path):
+def test_the_rule_and_the_ranges_come_with_the_model(scans: Path, tmp_path: Path) -> None:
     rule = DoubtRule(weights={"constant": 0.6}, wrong=0.1, look=0.7)
     notes = {"doubt": rule.to_dict(), "label_ranges": {"ball": {"ml": [1e-3, 1e-2]}}}
     segment(scans, tmp_path / "out", notes=notes)
@@ -215,7 +225,7 @@ def test_the_rule_and_the_ranges_come_with_the_model(scans, tmp_path):
     assert (found["word"], found["trust"], found["outside_training"]) == ("look", 0.6, True)
 
 
-def test_a_table_of_all_cases_stands_after_every_call(scans, tmp_path):
+def test_a_table_of_all_cases_stands_after_every_call(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     segment(scans, out)
     assert [(row["case"], row["label"]) for row in rows(out)] == [("a", "ball"), ("b", "ball")]
@@ -234,7 +244,7 @@ def test_a_table_of_all_cases_stands_after_every_call(scans, tmp_path):
     assert [row["case"] for row in rows(out)] == ["a", "c"]
 
 
-def test_a_mask_file_per_label(scans, tmp_path):
+def test_a_mask_file_per_label(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     segment(scans, out)
     assert len(segment(scans, out, mask_files=True).done) == 2
@@ -246,7 +256,7 @@ def test_a_mask_file_per_label(scans, tmp_path):
     assert set(content["files"]) == {"a.nii.gz", "a/ball.nii.gz"}
 
 
-def test_a_label_that_can_name_no_file_is_told(scans, tmp_path):
+def test_a_label_that_can_name_no_file_is_told(scans: Path, tmp_path: Path) -> None:
     network = checkpoint(ThresholdNetwork(), labels={0: "background", 5: "../ball"})
     outcome = segment_cohort(
         Predictor([network], "cpu"), find_cases(scans), tmp_path, CohortOptions(mask_files=True)
@@ -254,7 +264,7 @@ def test_a_label_that_can_name_no_file_is_told(scans, tmp_path):
     assert "must be a plain file name" in outcome.failures["a"]
 
 
-def test_the_preview_shows_the_ball_on_the_scan(scans, tmp_path):
+def test_the_preview_shows_the_ball_on_the_scan(scans: Path, tmp_path: Path) -> None:
     segment(scans, tmp_path / "out", preview=True)
     picture = np.asarray(Image.open(tmp_path / "out" / "preview" / "a.png")).astype(int)
     assert picture.shape[0] == HEIGHT
@@ -262,7 +272,7 @@ def test_the_preview_shows_the_ball_on_the_scan(scans, tmp_path):
     assert 0.02 < coloured.mean() < 0.5
 
 
-def test_the_patients_right_is_on_the_left_of_the_preview(tmp_path):
+def test_the_patients_right_is_on_the_left_of_the_preview(tmp_path: Path) -> None:
     volume = ball_volume()
     array = np.zeros(volume.array.shape, np.uint8, order="F")
     ends = volume.grid.to_world([(0, 0, 0), (29, 0, 0)])[:, 0]  # mm to the patient's right

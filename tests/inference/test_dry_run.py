@@ -1,5 +1,8 @@
 """What a call would take is told before it is made, and nothing is written."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from attunet3d.core import ModelError
@@ -14,7 +17,7 @@ from tests.known_network import ThresholdNetwork, checkpoint, write_scan
 
 
 @pytest.fixture
-def scans(tmp_path):
+def scans(tmp_path: Path) -> Path:
     """Two good scans and one that is none."""
     folder = tmp_path / "scans"
     folder.mkdir()
@@ -24,12 +27,12 @@ def scans(tmp_path):
     return folder
 
 
-def told(scans, out_dir, *settings, network=None, **options):
+def told(scans: Path, out_dir: Path, *settings: str, network: Any = None, **options: Any) -> Any:
     here = Predictor([checkpoint(network)], "cpu", settings)
     return list(dry_run(here, find_cases(scans), out_dir, CohortOptions(**options)))
 
 
-def test_every_scan_gets_a_line_and_nothing_is_written(scans, tmp_path):
+def test_every_scan_gets_a_line_and_nothing_is_written(scans: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     first, second, total = told(scans, tmp_path / "out")
     # 30 × 26 × 22 voxels in windows of 16³ that overlap by half: 3 × 3 × 2 of them.
@@ -41,7 +44,7 @@ def test_every_scan_gets_a_line_and_nothing_is_written(scans, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_mode_told_is_the_one_taken(scans, tmp_path):
+def test_the_mode_told_is_the_one_taken(scans: Path, tmp_path: Path) -> None:
     for mode, words in (("whole", "one pass"), ("window", "18 windows")):
         setting = f"inference.mode={mode}"
         assert words in told(scans, tmp_path / "out", setting)[0]
@@ -51,7 +54,7 @@ def test_the_mode_told_is_the_one_taken(scans, tmp_path):
         assert record.record.mode == mode
 
 
-def test_what_is_done_is_not_counted(scans, tmp_path):
+def test_what_is_done_is_not_counted(scans: Path, tmp_path: Path) -> None:
     here = Predictor([checkpoint()], "cpu")
     segment_cohort(here, find_cases(scans)[:1], tmp_path / "out")
     lines = told(scans, tmp_path / "out")
@@ -59,7 +62,7 @@ def test_what_is_done_is_not_counted(scans, tmp_path):
     assert "1 done before" in lines[-1]
 
 
-def test_a_budget_that_is_too_small_is_said(scans, tmp_path):
+def test_a_budget_that_is_too_small_is_said(scans: Path, tmp_path: Path) -> None:
     network = AttentionUNet3D(channels=(2, 4), strides=((2, 2, 2),)).eval()
     member = checkpoint(network, "network.channels=[2, 4]", "network.strides=[[2, 2, 2]]")
     here = Predictor([member], "cpu", ["inference.mode=whole"], memory=100_000)
@@ -68,7 +71,7 @@ def test_a_budget_that_is_too_small_is_said(scans, tmp_path):
     assert "too much for a budget" in line
 
 
-def test_attention_of_a_network_without_gates_is_refused(scans, tmp_path):
+def test_attention_of_a_network_without_gates_is_refused(scans: Path, tmp_path: Path) -> None:
     class Plain(ThresholdNetwork):
         forward_with_attention = property()
 
@@ -76,7 +79,9 @@ def test_attention_of_a_network_without_gates_is_refused(scans, tmp_path):
         told(scans, tmp_path / "out", network=Plain(), attention=True)
 
 
-def test_the_command_prints_it(scans, tmp_path, capsys, monkeypatch):
+def test_the_command_prints_it(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = Predictor([checkpoint()], "cpu")
     monkeypatch.setattr(Predictor, "load", lambda *_, **__: here)
     model = tmp_path / "model.safetensors"

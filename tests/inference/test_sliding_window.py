@@ -394,5 +394,5 @@ def test_out_of_memory_on_cuda_ends_in_the_cpus_memory() -> None:
 @pytest.mark.parametrize(
     ("plane_values", "planes"), [(2**10, 1024), (2**19, 4), (2**21, 2), (2**23, 1)]
 )
-def test_slabs_of_many_classes_have_few_planes(plane_values, planes):
+def test_slabs_of_many_classes_have_few_planes(plane_values: Any, planes: Any) -> None:
     assert module.slab_planes(plane_values, torch.device("cpu")) == planes
