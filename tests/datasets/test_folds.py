@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,18 +16,18 @@ from attunet3d.datasets.nnunet_splits import find_splits, read_splits
 IDS = [f"case_{number:02}" for number in range(23)]
 
 
-def own(ids):
+def own(ids: Any) -> dict[str, str]:
     return {case_id: case_id for case_id in ids}
 
 
-def test_folds_are_even_and_depend_on_the_seed_alone():
+def test_folds_are_even_and_depend_on_the_seed_alone() -> None:
     assigned = assign(own(IDS), 5, seed=3)
     assert sorted(Counter(assigned.values()).values()) == [4, 4, 5, 5, 5]
     assert assign(own(reversed(IDS)), 5, seed=3) == assigned
     assert assign(own(IDS), 5, seed=4) != assigned
 
 
-def test_the_deal_never_changes():
+def test_the_deal_never_changes() -> None:
     # Models are compared fold by fold over years: these very numbers are part of the interface.
     assert assign(own("abcdef"), 3, seed=0) == {
         "a": 0,
@@ -37,7 +39,7 @@ def test_the_deal_never_changes():
     }
 
 
-def test_large_patients_are_assigned_first():
+def test_large_patients_are_assigned_first() -> None:
     groups = own(IDS) | {f"big_{number}": "big" for number in range(6)}
     assigned = assign(groups, 4)
     assert len({assigned[f"big_{number}"] for number in range(6)}) == 1
@@ -49,7 +51,7 @@ def test_large_patients_are_assigned_first():
     st.integers(2, 6),
     st.integers(0, 99),
 )
-def test_no_patient_is_in_two_folds(groups, count, seed):
+def test_no_patient_is_in_two_folds(groups: dict[str, str], count: int, seed: int) -> None:
     patients = set(groups.values())
     if len(patients) < count:
         with pytest.raises(DataError, match="number of patients"):
@@ -63,7 +65,7 @@ def test_no_patient_is_in_two_folds(groups, count, seed):
 
 
 @pytest.mark.parametrize("count", [-1, 0, 1, 24])
-def test_wrong_counts_are_refused(count):
+def test_wrong_counts_are_refused(count: int) -> None:
     with pytest.raises(DataError, match=f"^{count} folds: .* 23; choose another"):
         assign(own(IDS), count)
 
@@ -71,7 +73,7 @@ def test_wrong_counts_are_refused(count):
 # --- nnU-Net's splits ------------------------------------------------------------------------
 
 
-def write(path, *validating):
+def write(path: Path, *validating: Any) -> Path:
     splits = [
         {"train": [i for i in "abcd" if i not in part], "val": [*part]} for part in validating
     ]
@@ -79,13 +81,13 @@ def write(path, *validating):
     return path
 
 
-def test_splits_become_folds(tmp_path):
+def test_splits_become_folds(tmp_path: Path) -> None:
     path = write(tmp_path / "splits_final.json", "ab", "c", "d")
     assert read_splits(path, "abcd") == {"a": 0, "b": 0, "c": 1, "d": 2}
     assert read_splits(path, "acd") == {"a": 0, "c": 1, "d": 2}  # b was left out
 
 
-def test_a_case_that_never_validates_always_trains(tmp_path):
+def test_a_case_that_never_validates_always_trains(tmp_path: Path) -> None:
     assert read_splits(write(tmp_path / "s.json", "a", "b"), "abcd") == {"a": 0, "b": 1}
 
 
@@ -102,14 +104,14 @@ def test_a_case_that_never_validates_always_trains(tmp_path):
         ('[{"train": ["a", "b"], "val": ["a"]}]', "'a' contradicts"),
     ],
 )
-def test_splits_that_folds_cannot_say_are_refused(text, message, tmp_path):
+def test_splits_that_folds_cannot_say_are_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(DataError, match=message) as error:
         read_splits(tmp_path / "s.json", "ab")
     assert "--folds" in str(error.value)
 
 
-def test_splits_are_found_in_the_data_set_or_beside_it(tmp_path):
+def test_splits_are_found_in_the_data_set_or_beside_it(tmp_path: Path) -> None:
     raw = tmp_path / "nnUNet_raw" / "Dataset007_Pancreas"
     prepared = tmp_path / "nnUNet_preprocessed" / "Dataset007_Pancreas"
     raw.mkdir(parents=True)

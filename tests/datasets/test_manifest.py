@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attunet3d.core import DataError
+from attunet3d.core import DataError, LabelMap
 from attunet3d.core.errors import UserError
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
@@ -19,28 +20,30 @@ from attunet3d.datasets.manifest import Manifest
 LABELS = {"0": "background", "1": "pancreas"}
 
 
-def entry(name, **facts):
+def entry(name: str, **facts: Any) -> dict[str, Any]:
     return {"id": name, "image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz", **facts}
 
 
-def content(**values):
+def content(**values: Any) -> dict[str, Any]:
     return {"name": "test", "labels": LABELS, "training": [entry("a"), entry("b")], **values}
 
 
-def load(tmp_path, values=None, root=None):
+def load(
+    tmp_path: Path, values: dict[str, Any] | str | None = None, root: Path | None = None
+) -> Manifest:
     path = tmp_path / "m.json"
     path.write_text(values if isinstance(values, str) else json.dumps(values or content()))
     return Manifest.load(path, root)
 
 
-def ids(cases):
+def ids(cases: tuple[Case, ...]) -> list[str]:
     return [case.id for case in cases]
 
 
 # --- reading and writing ---------------------------------------------------------------------
 
 
-def test_what_is_saved_is_what_is_loaded(tmp_path):
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     checks = {"image": "0" * 64}
     training = [
         entry("a", fold=0, group="p1", label_flip="j", sha256=checks),
@@ -63,7 +66,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert Manifest.load(tmp_path / "deep" / "m.json") == first
 
 
-def test_saved_paths_are_relative_and_survive_a_move(tmp_path):
+def test_saved_paths_are_relative_and_survive_a_move(tmp_path: Path) -> None:
     data = tmp_path / "one" / "data"
     data.mkdir(parents=True)
     load(data).save(tmp_path / "one" / "lists" / "m.json")
@@ -75,13 +78,13 @@ def test_saved_paths_are_relative_and_survive_a_move(tmp_path):
     assert moved.training[0].image == (tmp_path / "two/data/images/a.nii.gz").resolve()
 
 
-def test_root_of_the_caller_wins(tmp_path):
+def test_root_of_the_caller_wins(tmp_path: Path) -> None:
     values = content(root="elsewhere")
     assert load(tmp_path, values).root == (tmp_path / "elsewhere").resolve()
     assert load(tmp_path, values, root=tmp_path / "here").root == (tmp_path / "here").resolve()
 
 
-def test_decathlon_description_is_a_manifest(tmp_path):
+def test_decathlon_description_is_a_manifest(tmp_path: Path) -> None:
     values = {
         "name": "Pancreas",
         "description": "…",
@@ -104,7 +107,7 @@ def test_decathlon_description_is_a_manifest(tmp_path):
     assert found.labels == {0: "background", 1: "pancreas", 2: "cancer"}
 
 
-def test_monai_data_list_is_a_manifest(tmp_path):
+def test_monai_data_list_is_a_manifest(tmp_path: Path) -> None:
     training = [{"image": ["i/p_0000.nii"], "label": "l/p.nii", "fold": 2, "box": [1, 2]}]
     values = {"labels": {"liver": 1}, "training": training, "testing": [{"image": "i/q.nii"}]}
     found = load(tmp_path, values)
@@ -113,7 +116,7 @@ def test_monai_data_list_is_a_manifest(tmp_path):
     assert found.labels == {0: "background", 1: "liver"}
 
 
-def test_byte_order_mark_is_no_trouble(tmp_path):
+def test_byte_order_mark_is_no_trouble(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(content()).encode())
     assert len(Manifest.load(tmp_path / "m.json").training) == 2
 
@@ -166,7 +169,9 @@ def test_byte_order_mark_is_no_trouble(tmp_path):
         ({"channel_names": {"0": "CT"}}, "dataset.json of nnU-Net"),
     ],
 )
-def test_broken_rules_are_named_with_file_and_case(change, message, tmp_path):
+def test_broken_rules_are_named_with_file_and_case(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=message) as error:
         load(tmp_path, content(**change))
     assert str(error.value).startswith(str(tmp_path / "m.json"))
@@ -185,12 +190,14 @@ def test_broken_rules_are_named_with_file_and_case(change, message, tmp_path):
         ("9" * 5000, "cannot be read as JSON"),
     ],
 )
-def test_what_is_no_json_is_refused(text, message, tmp_path):
+def test_what_is_no_json_is_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         load(tmp_path, text)
 
 
-def test_missing_and_huge_files_are_refused(tmp_path, monkeypatch):
+def test_missing_and_huge_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError, match=r"none\.json: no such manifest; check the path, or make"):
         Manifest.load(tmp_path / "none.json")
     with pytest.raises(UserError, match="directory"):
@@ -203,14 +210,16 @@ def test_missing_and_huge_files_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text"), [("c.yaml", "training:\n  steps: 9\n"), ("config.json", '{"training": {}}')]
 )
-def test_a_configuration_in_a_manifests_place_is_noticed(tmp_path, name, text):
+def test_a_configuration_in_a_manifests_place_is_noticed(
+    tmp_path: Path, name: str, text: str
+) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match="give MANIFEST first, then CONFIG") as caught:
         Manifest.load(tmp_path / name)
     assert caught.value.path is not None
 
 
-def test_a_moved_manifest_asks_for_its_root(tmp_path):
+def test_a_moved_manifest_asks_for_its_root(tmp_path: Path) -> None:
     entry = {"id": "a", "image": "images/a.nii.gz", "label": "labels/a.nii.gz"}
     (tmp_path / "m.json").write_text(json.dumps({"labels": {"1": "x"}, "training": [entry]}))
     found = Manifest.load(tmp_path / "m.json")  # its files need not be there to be looked at
@@ -218,13 +227,13 @@ def test_a_moved_manifest_asks_for_its_root(tmp_path):
         DataError, match=r"none of its 1 scans is there, such as .*a.nii.gz"
     ) as caught:
         found.require_files()
-    assert "by --root" in caught.value.cure
+    assert "by --root" in str(caught.value.cure)
     (tmp_path / "data" / "images").mkdir(parents=True)
     (tmp_path / "data" / "images" / "a.nii.gz").touch()
     assert Manifest.load(tmp_path / "m.json", tmp_path / "data").require_files().training
 
 
-def test_links_out_of_the_root_are_refused(tmp_path):
+def test_links_out_of_the_root_are_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "images").symlink_to(tmp_path)
     with pytest.raises(DataError, match=r"case 'a': .*leads out of the root"):
@@ -233,7 +242,7 @@ def test_links_out_of_the_root_are_refused(tmp_path):
 
 @given(st.binary(max_size=300))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bytes_are_a_manifest_or_a_clear_word(tmp_path, data):
+def test_any_bytes_are_a_manifest_or_a_clear_word(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "m.json").write_bytes(data)
     with pytest.raises(UserError):
         Manifest.load(tmp_path / "m.json")
@@ -255,7 +264,7 @@ VALUES = st.recursive(
     )
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
-def test_any_values_are_a_manifest_or_a_clear_word(tmp_path, values):
+def test_any_values_are_a_manifest_or_a_clear_word(tmp_path: Path, values: dict[str, Any]) -> None:
     (tmp_path / "m.json").write_text(json.dumps(values))
     try:
         found = Manifest.load(tmp_path / "m.json")
@@ -269,11 +278,11 @@ def test_any_values_are_a_manifest_or_a_clear_word(tmp_path, values):
 # --- folds -----------------------------------------------------------------------------------
 
 
-def listed(tmp_path, training, **rest):
+def listed(tmp_path: Path, training: list[dict[str, Any]], **rest: Any) -> Manifest:
     return load(tmp_path, content(training=training, **rest))
 
 
-def test_folds_of_the_file(tmp_path):
+def test_folds_of_the_file(tmp_path: Path) -> None:
     cases = [entry(name, fold=fold) for name, fold in (("a", 1), ("b", 2), ("c", 1), ("d", 2))]
     found = listed(tmp_path, cases)
     training, validation = found.fold(2)
@@ -283,17 +292,17 @@ def test_folds_of_the_file(tmp_path):
         found.fold(0)
 
 
-def test_cases_in_no_fold_always_train(tmp_path):
+def test_cases_in_no_fold_always_train(tmp_path: Path) -> None:
     cases = [entry("a", fold=0), entry("b", fold=1), entry("c")]
     assert ids(listed(tmp_path, cases).fold(0)[0]) == ["b", "c"]
 
 
-def test_validation_list_is_used(tmp_path):
+def test_validation_list_is_used(tmp_path: Path) -> None:
     training, validation = listed(tmp_path, [entry("a")], validation=[entry("v")]).fold()
     assert (ids(training), ids(validation)) == (["a"], ["v"])
 
 
-def test_without_folds_one_patient_in_five_is_held_out(tmp_path):
+def test_without_folds_one_patient_in_five_is_held_out(tmp_path: Path) -> None:
     cases = [entry(f"{n}{x}", group=str(n)) for n in range(10) for x in "xy"]
     found = listed(tmp_path, cases)
     training, validation = found.fold()
@@ -305,20 +314,20 @@ def test_without_folds_one_patient_in_five_is_held_out(tmp_path):
         found.fold(0)
 
 
-def test_one_patient_trains_without_validation(tmp_path):
+def test_one_patient_trains_without_validation(tmp_path: Path) -> None:
     found = listed(tmp_path, [entry("a", group="p"), entry("b", group="p")])
     assert found.fold() == (found.training, ())
     assert found.with_new_folds().fold() == (found.training, ())
 
 
-def test_nothing_to_train_on_is_said(tmp_path):
+def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no case to train on"):
         listed(tmp_path, []).fold()
     with pytest.raises(DataError, match="no case to train on"):
         listed(tmp_path, [entry("a", fold=0)]).fold(0)
 
 
-def test_template_must_be_completed_first(tmp_path):
+def test_template_must_be_completed_first(tmp_path: Path) -> None:
     found = listed(tmp_path, [entry("a", image="*/a.nii")], template=True)
     with pytest.raises(DataError, match="is a template; complete it"):
         found.fold()
@@ -334,12 +343,14 @@ def test_template_must_be_completed_first(tmp_path):
         ([entry("a", group=7, fold=0), entry("b", group="7", fold=1)], {}),
     ],
 )
-def test_a_patient_is_never_in_two_places(training, rest, tmp_path):
+def test_a_patient_is_never_in_two_places(
+    training: list[dict[str, Any]], rest: dict[str, list[dict[str, str]]], tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=r"'b': .* case 'a' of the same patient"):
         listed(tmp_path, training, **rest)
 
 
-def test_assigned_folds_keep_patients_whole(tmp_path):
+def test_assigned_folds_keep_patients_whole(tmp_path: Path) -> None:
     cases = [entry(f"{n}{x}", group=f"p{n}") for n in range(7) for x in "xy"]
     found = listed(tmp_path, cases)
     assigned = found.with_new_folds(seed=5)
@@ -351,7 +362,7 @@ def test_assigned_folds_keep_patients_whole(tmp_path):
     assert {case.fold for case in found.with_new_folds(3).training} == {0, 1, 2}
 
 
-def test_changed_leaves_out_and_alters(tmp_path):
+def test_changed_leaves_out_and_alters(tmp_path: Path) -> None:
     found = load(tmp_path, content(test=[entry("t")]))
     less = found.changed(
         lambda case: None if case.id == "a" else replace(case, group="x" + case.id)
@@ -364,7 +375,7 @@ def test_changed_leaves_out_and_alters(tmp_path):
 
 
 @pytest.fixture
-def case(tmp_path):
+def scan(tmp_path: Path) -> tuple[Case, LabelMap]:
     """A scan in LPS and a label whose header is another's."""
     rng = np.random.default_rng(0)
     scan = rng.integers(-100, 100, (5, 6, 7)).astype(np.int16)
@@ -374,17 +385,20 @@ def case(tmp_path):
     return Case(id="a", image=tmp_path / "scan.nii", label=tmp_path / "label.nii"), label
 
 
-def test_label_is_read_as_it_is_without_a_flip(case):
-    case, label = case
+def test_label_is_read_as_it_is_without_a_flip(scan: tuple[Case, LabelMap]) -> None:
+    case, label = scan
     read = read_case_label(case, read_image(case))
     assert (read.array == label).all()
     assert read.grid.axis_codes == "LAS"
 
 
 @pytest.mark.parametrize(("flip", "axes"), [("", ()), ("j", (1,)), ("ik", (0, 2))])
-def test_flip_turns_voxels_and_takes_the_scans_grid(case, flip, axes):
-    case, label = case
+def test_flip_turns_voxels_and_takes_the_scans_grid(
+    scan: tuple[Case, LabelMap], flip: str, axes: tuple[int, ...]
+) -> None:
+    case, label = scan
     image = read_image(case)
+    assert case.label is not None
     before = case.label.read_bytes()
     read = read_case_label(replace(case, label_flip=flip), image)
     assert (read.array == np.flip(label, axes)).all()
@@ -393,8 +407,10 @@ def test_flip_turns_voxels_and_takes_the_scans_grid(case, flip, axes):
     assert case.label.read_bytes() == before
 
 
-def test_flip_of_another_shape_and_no_label_are_refused(case, tmp_path):
-    case, label = case
+def test_flip_of_another_shape_and_no_label_are_refused(
+    scan: tuple[Case, LabelMap], tmp_path: Path
+) -> None:
+    case, label = scan
     nib.save(nib.Nifti1Image(label[:4], np.eye(4)), tmp_path / "label.nii")
     with pytest.raises(DataError, match=r"case a: label.nii has shape \(4, 6, 7\)"):
         read_case_label(replace(case, label_flip="i"), read_image(case))
@@ -402,7 +418,7 @@ def test_flip_of_another_shape_and_no_label_are_refused(case, tmp_path):
         read_case_label(replace(case, label=None), read_image(case))
 
 
-def test_scan_with_nan_is_refused_for_training(tmp_path):
+def test_scan_with_nan_is_refused_for_training(tmp_path: Path) -> None:
     scan = np.zeros((3, 3, 3), np.float32)
     scan[1, 1, 1] = np.nan
     nib.save(nib.Nifti1Image(scan, np.eye(4)), tmp_path / "nan.nii")
