@@ -1,6 +1,7 @@
 """The table of a public benchmark: our scores as they were measured, others' with their sources."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,7 +10,7 @@ from attunet3d.core import UserError
 from benchmarks.accuracy import reproduce
 
 
-def test_the_table_holds_our_scores_and_the_published_ones(tmp_path):
+def test_the_table_holds_our_scores_and_the_published_ones(tmp_path: Path) -> None:
     scores = {"mean": 0.8, "std": 0.05, "mean_ci95": [0.78, 0.82]}
     labels = {
         "1": {"name": "pancreas", "dice": scores},
@@ -27,7 +28,7 @@ def test_the_table_holds_our_scores_and_the_published_ones(tmp_path):
         reproduce.table(reproduce.find_benchmark("msd07"), tmp_path / "missing.json")
 
 
-def test_every_published_number_has_its_source():
+def test_every_published_number_has_its_source() -> None:
     content = yaml.safe_load(reproduce.PUBLISHED.read_text("utf-8"))
     assert list(content) == ["msd07", "nih82", "amos", "btcv"]
     for name in content:

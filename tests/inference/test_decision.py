@@ -217,7 +217,7 @@ def test_cuda_agrees_with_the_cpu() -> None:
     assert np.mean(decide(slabs(logits.cuda(), 8), network, source, values) == wanted) > 0.9999
 
 
-def test_overlapping_regions_overwrite_one_another_in_their_order():
+def test_overlapping_regions_overwrite_one_another_in_their_order() -> None:
     """nnU-Net's rule for kidneys: 1 kidney, then 3 masses, then 2 tumours, whatever the logits."""
     grid = Grid((4, 1, 1), np.eye(4))
     logits = torch.tensor([[0.0] * 4, [9, 9, 9, -1], [-1, -1, 1, -1], [-1, 2, 3, -1]])

@@ -3,6 +3,7 @@
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -18,22 +19,25 @@ from attunet3d.inference import memory
 from attunet3d.inference.engine import average, make_engine, mirrored
 from attunet3d.inference.memory import pass_bytes
 from attunet3d.inference.predictor import Predictor
+from attunet3d.models import Checkpoint
 from attunet3d.models.attention_unet import AttentionUNet3D
 from tests.known_network import SHAPE, ThresholdNetwork, ball, ball_volume, checkpoint, dice
 
 
-def predictor(*settings, network=None, memory=None, **changes):
+def predictor(
+    *settings: str, network: Any = None, memory: int | None = None, **changes: Any
+) -> Predictor:
     return Predictor([checkpoint(network, **changes)], "cpu", settings, memory=memory)
 
 
 class Broken(ThresholdNetwork):
     """Gives a value that is not finite."""
 
-    def __init__(self, value):
+    def __init__(self, value: Any) -> None:
         super().__init__()
         self.value = value
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = super().forward(x)
         logits[:, 1, 0, 0, 0] = self.value
         return logits
@@ -42,7 +46,7 @@ class Broken(ThresholdNetwork):
 class Hungry(ThresholdNetwork):
     """Runs out of CUDA memory on more than a window."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         if x.numel() > 16**3:
             raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
         return super().forward(x)
@@ -53,7 +57,7 @@ class Hungry(ThresholdNetwork):
 
 @pytest.mark.parametrize("mode", ["window", "whole"])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_equal_spacing_gives_the_ball_voxel_by_voxel(mode, batch):
+def test_equal_spacing_gives_the_ball_voxel_by_voxel(mode: str, batch: int) -> None:
     volume = ball_volume()
     here = predictor(f"inference.mode={mode}", f"inference.window_batch={batch}")
     segmentation = here.predict(volume)
@@ -66,18 +70,20 @@ def test_equal_spacing_gives_the_ball_voxel_by_voxel(mode, batch):
 
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1)])
-def test_any_orientation_and_spacing(axes, signs):
+def test_any_orientation_and_spacing(
+    axes: tuple[int, int, int], signs: tuple[int, int, int]
+) -> None:
     affine = np.eye(4)
     affine[:3, :3] = 0
     for column, (axis, sign) in enumerate(zip(axes, signs, strict=True)):
         affine[axis, column] = sign * (0.9, 1.1, 3.0)[axis]
-    shape = tuple((60, 56, 20)[axis] for axis in axes)
-    volume = ball_volume(shape, affine, radius_mm=20)
+    i, j, k = ((60, 56, 20)[axis] for axis in axes)
+    volume = ball_volume((i, j, k), affine, radius_mm=20)
     found = predictor().predict(volume).array == 5
     assert dice(found, volume.array == 300) > 0.95
 
 
-def test_scans_of_other_libraries_are_answered_in_kind():
+def test_scans_of_other_libraries_are_answered_in_kind() -> None:
     here, volume = predictor(), ball_volume()
     expected = here.predict(volume).array
     image = nibabel.Nifti1Image(volume.array, volume.grid.affine)
@@ -87,12 +93,12 @@ def test_scans_of_other_libraries_are_answered_in_kind():
     assert np.array_equal(np.asanyarray(found.dataobj), expected)
 
 
-def test_scan_smaller_than_the_window():
+def test_scan_smaller_than_the_window() -> None:
     volume = ball_volume((7, 6, 5), np.diag([2.0, 2, 2, 1]), radius_mm=3)
     assert np.array_equal(predictor().predict(volume).array == 5, volume.array == 300)
 
 
-def test_models_are_averaged_in_their_logits():
+def test_models_are_averaged_in_their_logits() -> None:
     # 150 HU lies above the mean threshold of 0.5 and 2.3, and below the second alone.
     volume = ball_volume(value=150)
     both = Predictor(
@@ -102,7 +108,7 @@ def test_models_are_averaged_in_their_logits():
     assert not predictor(network=ThresholdNetwork(2.3)).predict(volume).array.any()
 
 
-def test_record_tells_what_was_done():
+def test_record_tells_what_was_done() -> None:
     record = predictor("inference.overlap=0.25").segment(ball_volume()).record
     assert record.model == "f" * 64
     assert record.settings["overlap"] == 0.25
@@ -113,31 +119,31 @@ def test_record_tells_what_was_done():
     assert all(seconds >= 0 for seconds in record.seconds.values())
 
 
-def test_settings_that_change_no_label_map_do_not_count():
+def test_settings_that_change_no_label_map_do_not_count() -> None:
     assert predictor("inference.window_batch=4").settings == predictor().settings
     assert predictor("inference.overlap=0.25").settings != predictor().settings
 
 
-def test_warnings_of_the_scan_are_passed_on():
+def test_warnings_of_the_scan_are_passed_on() -> None:
     scan = ball_volume()
     volume = Volume(scan.array, scan.grid, warnings=("odd header",), name="odd.nii.gz")
     assert "odd header" in predictor().segment(volume).record.warnings
 
 
-def test_several_threads_may_call():
+def test_several_threads_may_call() -> None:
     here, volumes = predictor(), [ball_volume(radius_mm=r) for r in (5, 8, 11, 14)]
     with ThreadPoolExecutor(4) as pool:
         for volume, found in zip(volumes, pool.map(here.predict, volumes), strict=True):
             assert np.array_equal(found.array == 5, volume.array == 300)
 
 
-def test_network_that_gives_no_number_is_refused_by_the_cases_name():
+def test_network_that_gives_no_number_is_refused_by_the_cases_name() -> None:
     for value in (float("nan"), float("inf"), float("-inf")):
         with pytest.raises(ModelError, match=r"ball\.nii\.gz: the network gave NaN or infin"):
             predictor(network=Broken(value)).predict(ball_volume())
 
 
-def test_largest_component_only():
+def test_largest_component_only() -> None:
     array = ball(radius_mm=8)
     array[0, 0, 0] = 300
     volume = Volume(array, Grid(SHAPE, np.diag([2.0, 2, 2, 1])), name="two.nii.gz")
@@ -150,20 +156,23 @@ def test_largest_component_only():
 # --- maps ------------------------------------------------------------------------------------
 
 
-def test_probabilities_belong_to_the_label_map():
+def test_probabilities_belong_to_the_label_map() -> None:
     volume = ball_volume()
     prediction = predictor().segment(volume, probabilities=True)
+    assert prediction.probabilities is not None
     assert prediction.probabilities.shape == (*SHAPE, 1)
     assert prediction.attention is None
     sigmoid = 1 / (1 + np.exp(1 - volume.array / 100.0))
+    assert prediction.probabilities is not None
     assert np.allclose(prediction.probabilities[..., 0], sigmoid, atol=1e-5)
     assert np.array_equal(prediction.segmentation.array == 5, sigmoid > 0.5)
 
 
-def test_attention_maps_are_those_of_the_network():
+def test_attention_maps_are_those_of_the_network() -> None:
     volume = ball_volume()
     prediction = predictor("inference.mode=whole").segment(volume, attention=True)
     assert prediction.probabilities is None
+    assert prediction.attention is not None
     assert prediction.attention.shape == (*SHAPE, 2)
     middle = tuple(n // 2 for n in SHAPE)
     assert prediction.attention[middle] == pytest.approx([0.952574, 0.047426], abs=1e-4)
@@ -171,22 +180,23 @@ def test_attention_maps_are_those_of_the_network():
     assert np.array_equal(prediction.segmentation.array == 5, volume.array == 300)
 
 
-def test_attention_of_a_network_without_gates_is_refused_before_it_runs():
+def test_attention_of_a_network_without_gates_is_refused_before_it_runs() -> None:
     network = AttentionUNet3D(channels=(2, 4), gate="none").eval()
     member = checkpoint(network, "network.channels=[2, 4]", "network.gate=none")
     plain = Predictor([member], "cpu")
-    plain.inferer.slabs = None  # never called
+    plain.inferer.slabs = None  # type: ignore[assignment, method-assign]  # never called
     with pytest.raises(ModelError, match="no attention gates; leave attention maps out"):
         plain.segment(ball_volume(), attention=True)
     predictor().require_attention()
 
 
-def test_maps_are_handed_on_while_they_are_computed_and_cover_the_scan_once():
-    volume, seen, shares = ball_volume(), np.zeros(SHAPE), []
-    wanted = predictor().segment(volume, probabilities=True).probabilities
+def test_maps_are_handed_on_while_they_are_computed_and_cover_the_scan_once() -> None:
+    shares: list[Any] = []
+    volume, seen = ball_volume(), np.zeros(SHAPE)
+    wanted: Any = predictor().segment(volume, probabilities=True).probabilities
 
     class Kept:
-        def write(self, box, values):
+        def write(self, box: Any, values: Any) -> None:
             seen[box] += 1
             np.testing.assert_array_equal(values[0], wanted[box][..., 0])
 
@@ -196,10 +206,10 @@ def test_maps_are_handed_on_while_they_are_computed_and_cover_the_scan_once():
     assert shares[-1] == 1
 
 
-def test_a_sigmoid_per_class_gives_sigmoid_probabilities_and_labels_above_one_half():
+def test_a_sigmoid_per_class_gives_sigmoid_probabilities_and_labels_above_one_half() -> None:
     # Logits (5, x - 1): the background's own sigmoid decides nothing.
     class Independent(ThresholdNetwork):
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> Any:
             logits = super().forward(x)
             logits[:, 0] = 5.0
             return logits
@@ -208,6 +218,7 @@ def test_a_sigmoid_per_class_gives_sigmoid_probabilities_and_labels_above_one_ha
     here, volume = Predictor([member], "cpu"), ball_volume()
     prediction = here.segment(volume, probabilities=True)
     sigmoid = 1 / (1 + np.exp(1 - volume.array / 100.0))
+    assert prediction.probabilities is not None
     assert np.allclose(prediction.probabilities[..., 0], sigmoid, atol=1e-5)
     assert np.array_equal(prediction.segmentation.array == 5, sigmoid > 0.5)
     assert np.array_equal(here.predict(volume).array == 5, sigmoid > 0.5)  # through the margin
@@ -217,18 +228,22 @@ def test_a_sigmoid_per_class_gives_sigmoid_probabilities_and_labels_above_one_ha
 # --- the way taken ---------------------------------------------------------------------------
 
 
-def attention_unet(*settings, norm="batch", memory=24 * 10**9):
+def attention_unet(
+    *settings: str, norm: str = "batch", memory: int | None = 24 * 10**9
+) -> Predictor:
     torch.manual_seed(0)
     network = AttentionUNet3D(channels=(2, 4), norm=norm).eval()
     own = ["network.channels=[2, 4]", f"network.norm={norm}"]
     return Predictor([checkpoint(network, *own)], "cpu", settings, memory=memory)
 
 
-def mode(here):
+def mode(here: Predictor) -> str:
     return here.segment(ball_volume()).record.mode
 
 
-def test_one_pass_is_the_default_where_the_budget_allows_it_and_windows_elsewhere(monkeypatch):
+def test_one_pass_is_the_default_where_the_budget_allows_it_and_windows_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     need = attention_unet().inferer.pass_bytes(ball().size)
     assert mode(attention_unet()) == "whole"
     assert mode(attention_unet(memory=round(need / 0.5 + 1))) == "whole"
@@ -239,22 +254,26 @@ def test_one_pass_is_the_default_where_the_budget_allows_it_and_windows_elsewher
 
 
 @pytest.mark.parametrize("norm", ["instance", "group"])
-def test_networks_that_normalise_over_their_input_see_windows_unless_told_otherwise(norm):
+def test_networks_that_normalise_over_their_input_see_windows_unless_told_otherwise(
+    norm: str,
+) -> None:
     assert mode(attention_unet(norm=norm)) == "window"
     assert mode(attention_unet("inference.mode=whole", norm=norm)) == "whole"
 
 
-def test_networks_of_which_nothing_is_known_see_windows_unless_told_otherwise():
+def test_networks_of_which_nothing_is_known_see_windows_unless_told_otherwise() -> None:
     assert mode(predictor()) == "window"
     assert mode(predictor("inference.mode=whole")) == "whole"
 
 
-def test_the_default_budget_is_the_class_of_the_machine_and_the_record_tells_it(monkeypatch):
+def test_the_default_budget_is_the_class_of_the_machine_and_the_record_tells_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(memory, "total_bytes", lambda device: 25_438_126_080)
     assert attention_unet(memory=None).segment(ball_volume()).record.memory_budget_gb == 24
 
 
-def test_whole_that_does_not_fit_the_budget_is_done_in_windows_and_told():
+def test_whole_that_does_not_fit_the_budget_is_done_in_windows_and_told() -> None:
     volume = ball_volume()
     prediction = predictor("inference.mode=whole", memory=10**6).segment(volume)
     assert prediction.record.mode == "window"
@@ -263,7 +282,9 @@ def test_whole_that_does_not_fit_the_budget_is_done_in_windows_and_told():
 
 
 @pytest.mark.parametrize("setting", ["inference.mode=whole", "inference.mode=window"])
-def test_what_does_not_fit_the_free_memory_is_refused_before_it_starts(monkeypatch, setting):
+def test_what_does_not_fit_the_free_memory_is_refused_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     network = ThresholdNetwork()
     with pytest.raises(DeviceError, match=r"needs about .* of which 0\.0 GB are free; "):
@@ -271,12 +292,12 @@ def test_what_does_not_fit_the_free_memory_is_refused_before_it_starts(monkeypat
     assert network.calls == 0
 
 
-def test_memory_running_out_in_one_pass_is_an_error_and_never_another_label_map():
+def test_memory_running_out_in_one_pass_is_an_error_and_never_another_label_map() -> None:
     with pytest.raises(DeviceError, match=r"memory ran out in one pass .*; .*--memory"):
         predictor("inference.mode=whole", network=Hungry()).segment(ball_volume())
 
 
-def test_an_ensemble_needs_what_its_largest_member_needs():
+def test_an_ensemble_needs_what_its_largest_member_needs() -> None:
     small, large = (NetworkConfig(channels=channels) for channels in ((2, 4), (16, 32)))
     cpu = torch.device("cpu")
     need = [
@@ -287,7 +308,9 @@ def test_an_ensemble_needs_what_its_largest_member_needs():
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_bfloat16_by_choice_where_the_processor_has_it(monkeypatch, native):
+def test_bfloat16_by_choice_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
     monkeypatch.setattr(machine, "computes_in_bfloat16", lambda device: native)
     prediction = predictor("inference.precision=bfloat16").segment(ball_volume())
     assert prediction.record.precision == ("bfloat16" if native else "float32")
@@ -295,7 +318,7 @@ def test_bfloat16_by_choice_where_the_processor_has_it(monkeypatch, native):
     assert np.array_equal(prediction.segmentation.array == 5, ball() == 300)
 
 
-def test_mirroring_runs_eight_times_and_keeps_a_symmetric_answer():
+def test_mirroring_runs_eight_times_and_keeps_a_symmetric_answer() -> None:
     network = ThresholdNetwork()
     plain = predictor(network=network).predict(ball_volume())
     calls = network.calls
@@ -314,7 +337,9 @@ def test_mirroring_runs_eight_times_and_keeps_a_symmetric_answer():
         ("[0]", "ball_r", 1),
     ],
 )
-def test_mirroring_takes_the_axes_of_training_but_not_left_and_right(flip_axes, label, calls):
+def test_mirroring_takes_the_axes_of_training_but_not_left_and_right(
+    flip_axes: str, label: str, calls: int
+) -> None:
     network = ThresholdNetwork()
     setting = f"augmentation.flip_axes={flip_axes}"
     member = checkpoint(network, setting, labels={0: "background", 5: label})
@@ -323,7 +348,7 @@ def test_mirroring_takes_the_axes_of_training_but_not_left_and_right(flip_axes, 
     assert network.calls == calls
 
 
-def test_mirrored_takes_the_mean_over_every_flip():
+def test_mirrored_takes_the_mean_over_every_flip() -> None:
     x = torch.randn(1, 1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     ramp = torch.arange(60.0).reshape(1, 1, 3, 4, 5)
     # A network that adds a ramp adds its mean over the eight flips: the ramp's middle, 29.5.
@@ -332,7 +357,7 @@ def test_mirrored_takes_the_mean_over_every_flip():
     torch.testing.assert_close(mirrored(lambda part: part + ramp, (2,))(x), x + middle)
 
 
-def test_average_leaves_what_it_averages_alone():
+def test_average_leaves_what_it_averages_alone() -> None:
     outputs = [torch.ones(2), torch.full((2,), 4.0)]
     assert average([lambda x: outputs[0], lambda x: outputs[1]])(torch.zeros(1)).tolist() == [
         2.5,
@@ -341,14 +366,14 @@ def test_average_leaves_what_it_averages_alone():
     assert outputs[0].tolist() == [1, 1]
 
 
-def test_networks_are_prepared_once():
+def test_networks_are_prepared_once() -> None:
     inferer = predictor().inferer
     assert inferer.engine(torch.float32) is inferer.engine(torch.float32)
     assert inferer.engine(torch.float32) is not inferer.engine(torch.float32, attention=True)
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_prepared_network_computes_what_the_network_does(norm):
+def test_prepared_network_computes_what_the_network_does(norm: str) -> None:
     torch.manual_seed(0)
     network = AttentionUNet3D(channels=(4, 8, 16), norm=norm).eval()
     x = torch.randn(1, 1, 20, 16, 12)
@@ -368,7 +393,7 @@ def test_prepared_network_computes_what_the_network_does(norm):
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_estimate_is_above_the_tensors_of_the_last_block_and_linear_in_voxels(split):
+def test_estimate_is_above_the_tensors_of_the_last_block_and_linear_in_voxels(split: bool) -> None:
     config = NetworkConfig(strides=((2, 2, 2),) * 4)
     voxel = pass_bytes(config, 2, 1, torch.float32, split=split)
     if split:
@@ -379,7 +404,7 @@ def test_estimate_is_above_the_tensors_of_the_last_block_and_linear_in_voxels(sp
     assert pass_bytes(config, 2, 1, torch.bfloat16, split=split) * 2 == voxel
 
 
-def test_estimate_grows_with_logits_and_where_the_decoder_cannot_be_split():
+def test_estimate_grows_with_logits_and_where_the_decoder_cannot_be_split() -> None:
     config = NetworkConfig(strides=((2, 2, 2),) * 4)
     many = pass_bytes(config, 118, 1, torch.float32, split=True)
     assert many >= 1650  # bytes, as measured
@@ -392,7 +417,7 @@ def test_estimate_grows_with_logits_and_where_the_decoder_cannot_be_split():
 # --- what is refused -------------------------------------------------------------------------
 
 
-def test_settings_that_are_the_models_own_are_refused():
+def test_settings_that_are_the_models_own_are_refused() -> None:
     with pytest.raises(ModelError, match=r"only inference\.\*"):
         predictor("preprocessing.spacing_mm=[1,1,1]")
 
@@ -406,12 +431,12 @@ def test_settings_that_are_the_models_own_are_refused():
         ("activation", checkpoint(None, "training.loss=bce")),
     ],
 )
-def test_models_of_an_ensemble_must_agree(name, other):
+def test_models_of_an_ensemble_must_agree(name: str, other: Checkpoint) -> None:
     with pytest.raises(ModelError, match=f"its {name} .* must agree"):
         Predictor([checkpoint(), other], "cpu")
 
 
-def test_settings_that_differ_in_an_ensemble_are_named_one_by_one():
+def test_settings_that_differ_in_an_ensemble_are_named_one_by_one() -> None:
     other = checkpoint(None, "preprocessing.std_hu=50", "preprocessing.crop_to_body=true")
     with pytest.raises(ModelError) as caught:
         Predictor([checkpoint(), other], "cpu")
@@ -421,13 +446,13 @@ def test_settings_that_differ_in_an_ensemble_are_named_one_by_one():
     )
 
 
-def test_a_window_given_by_hand_makes_other_patches_agree():
+def test_a_window_given_by_hand_makes_other_patches_agree() -> None:
     other = checkpoint(None, "training.patch_size=[8,16,16]")
     both = Predictor([checkpoint(), other], "cpu", ["inference.window=[16,8,8]"])
     assert both.settings["window"] == [16, 8, 8]
 
 
-def test_no_window_and_no_model_are_refused():
+def test_no_window_and_no_model_are_refused() -> None:
     bare = checkpoint(None, "training.patch_size=")
     with pytest.raises(ModelError, match="holds no window"):
         Predictor([bare], "cpu")
@@ -435,7 +460,7 @@ def test_no_window_and_no_model_are_refused():
         Predictor.load([])
 
 
-def test_fingerprint_of_an_ensemble_does_not_depend_on_its_order():
+def test_fingerprint_of_an_ensemble_does_not_depend_on_its_order() -> None:
     a, b = checkpoint(checksum="a" * 64), checkpoint(checksum="b" * 64)
     assert Predictor([a, b], "cpu").checksum == Predictor([b, a], "cpu").checksum
     assert Predictor([a, b], "cpu").checksum != Predictor([a], "cpu").checksum
@@ -450,12 +475,12 @@ class HalfBroken(nn.Module):
 
     divisor = (4, 4, 4)
 
-    def __init__(self, broken):
+    def __init__(self, broken: Any) -> None:
         super().__init__()
         self.network = ThresholdNetwork()
         self.broken = broken
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         logits = self.network(x)
         wrong = self.broken and torch.is_autocast_enabled("cuda")
         return -logits if wrong else logits
@@ -464,7 +489,7 @@ class HalfBroken(nn.Module):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("mode", ["window", "whole"])
-def test_bfloat16_on_cuda_is_held_to_float32(mode):
+def test_bfloat16_on_cuda_is_held_to_float32(mode: str) -> None:
     for broken, precision in ((True, "float32"), (False, "bfloat16")):
         member = checkpoint(HalfBroken(broken))
         prediction = Predictor([member], "cuda", [f"inference.mode={mode}"]).segment(ball_volume())

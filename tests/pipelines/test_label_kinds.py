@@ -1,6 +1,8 @@
 """Every kind of label goes from a manifest to scores, with answers known by hand."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -15,17 +17,17 @@ SETTINGS += ["training.learning_rate=0.02", "preprocessing.spacing_mm=[2,2,2]"]
 SETTINGS += ["preprocessing.crop_to_body=false", "augmentation.affine_probability=0"]
 
 
-def call(*arguments):
+def call(*arguments: Any) -> Any:
     """Exit status of `attunet3d ARGUMENTS`."""
     return command_line.run(command.dispatch, [str(argument) for argument in arguments])
 
 
-def write(path, array):
+def write(path: Any, array: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(array, np.diag([2.0, 2.0, 2.0, 1.0])), path)
 
 
-def nested(number):
+def nested(number: Any) -> Any:
     """A scan of a block of 60 HU in -20 HU, whose upper half is a mass of 140 HU; and its label."""
     generator = np.random.default_rng(number)
     x, y, z = generator.integers(4, 9, 3)
@@ -36,7 +38,7 @@ def nested(number):
     return image.astype(np.int16), label
 
 
-def trained(home, data, options=()):
+def trained(home: Any, data: Any, options: Any = ()) -> Any:
     """Train on a data set, segment its cases, and return the scores of all of them by name."""
     manifest, run, out = home / "m.json", home / "run", home / "out"
     assert call("manifest", data, "--out", manifest, "--folds", 2, *options) == 0
@@ -48,7 +50,7 @@ def trained(home, data, options=()):
     return {label["name"]: label for label in summary["labels"].values()}
 
 
-def test_a_nnunet_data_set_with_regions_goes_from_manifest_to_scores(tmp_path):
+def test_a_nnunet_data_set_with_regions_goes_from_manifest_to_scores(tmp_path: Path) -> None:
     """As nnU-Net's documentation has it: labels that overlap, written one over another."""
     data = tmp_path / "Dataset001_Nested"
     for number in range(4):
@@ -78,7 +80,7 @@ def test_a_nnunet_data_set_with_regions_goes_from_manifest_to_scores(tmp_path):
     assert (again == label)[sure].all()
 
 
-def test_cases_that_were_annotated_in_part_are_scored_for_that_part(tmp_path):
+def test_cases_that_were_annotated_in_part_are_scored_for_that_part(tmp_path: Path) -> None:
     data = tmp_path / "data"
     annotated = [["rest"], ["mass"], ["rest"], ["mass"]]
     for number, names in enumerate(annotated):
