@@ -58,7 +58,7 @@ def test_a_room_uses_only_the_rooms_below_it(room: str) -> None:
 
 CODE = [*PACKAGE.rglob("*.py"), *PIPELINES.rglob("*.py")]
 MOST_LINES_OF_A_FILE = 300
-TO_BE_SPLIT = {PACKAGE / "datasets" / "manifest.py"}
+TO_BE_SPLIT = {PACKAGE / "training" / "trainer.py"}
 MOST_LINES_OF_A_FUNCTION = 60  # of its body, without the docstring
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
