@@ -125,16 +125,15 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", RUN)
-def test_the_pages_can_be_followed(name: str, here: Path) -> None:
-    for block in blocks(DOCS / f"{name}.md"):
+def test_the_pages_can_be_followed_in_order(here: Path) -> None:
+    for block in [block for name in RUN for block in blocks(DOCS / f"{name}.md")]:
         if block.language == "python":
-            exec(compile(block.text, f"{name}.md", "exec"), {})
+            exec(compile(block.text, block.page, "exec"), {})
         elif block.language == "bash" and block.runs:
             for command in block.commands:
                 tiny = TINY if command[0] in ("train", "plan") else []
                 status = dispatch([*command, *tiny])
-                assert status == 0 or command[0] == "doctor", " ".join(command)
+                assert status == 0 or command[0] == "doctor", f"{block.page}: {command}"
 
 
 def test_what_does_not_run_says_why_and_the_rest_is_run() -> None:
