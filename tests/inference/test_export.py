@@ -273,4 +273,4 @@ def test_a_wrong_threshold_is_told_once_as_it_was_typed(
     assert not (tmp_path / "out").exists()
     arguments = [str(tmp_path / "in"), str(tmp_path / "out")]
     with pytest.raises(SystemExit):
-        pipeline.main([*arguments, "--format", "dicom-seg"])
+        pipeline.main([*arguments, "--format", "tiff"])

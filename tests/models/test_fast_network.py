@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from attunet3d.core import DeviceError, SettingsError
+from attunet3d.core import DependencyError, DeviceError, SettingsError
 from attunet3d.core.config import Config
 from attunet3d.inference.engine import make_engine
 from attunet3d.inference.openvino import compiled
@@ -172,7 +172,7 @@ def test_the_engine_is_a_named_choice():
 
 def test_a_missing_engine_is_one_line_with_its_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(DeviceError, match=r"pip install attunet3d\[openvino\]") as caught:
+    with pytest.raises(DependencyError, match=r"pip install attunet3d\[openvino\]") as caught:
         make_engine(network(), CPU, torch.float32, runtime="openvino")
     assert "\n" not in str(caught.value)
 
