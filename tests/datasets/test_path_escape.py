@@ -208,7 +208,7 @@ def test_scans_of_odd_names_fail_alone_and_say_why(
     assert "rename the case" in outcome.failures[name]
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
     written = {path.name for path in (tmp_path / "out").rglob("*")}
-    assert written == {"good.nii.gz", "good.json", "failures.json"}
+    assert written == {"good.nii.gz", "good.json", "failures.json", "statistics.csv"}
     for line in capfd.readouterr().err.splitlines():
         assert line.isprintable()
 
