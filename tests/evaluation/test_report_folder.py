@@ -66,7 +66,7 @@ def test_volumes_of_the_sidecars_fill_the_table_and_scans_are_found_by_them(fold
     page = folder / "predictions" / "report.html"
     shown = content(page)
     assert sorted(outcome.done) == sorted(RADII)
-    assert shown["columns"] == ["ball ml"]
+    assert shown["columns"] == ["ball ml", "ball expected Dice"]
     assert shown["labels"] == {"5": "ball"}
     for row in shown["cases"]:
         sidecar = json.loads((folder / "predictions" / f"{row['id']}.json").read_text())
@@ -91,7 +91,8 @@ def test_doubt_sorts_the_cases_and_marks_what_to_look_at(folder):
 
 def test_cases_with_warnings_come_first_where_nothing_tells_doubt(folder):
     for name in RADII:
-        change_sidecar(folder, name, warnings=["the scan is cut"] if name == "small" else [])
+        warnings = ["the scan is cut"] if name == "small" else []
+        change_sidecar(folder, name, warnings=warnings, doubt={})
     write_folder_report(folder / "predictions")
     rows = content(folder / "predictions" / "report.html")["cases"]
     assert [row["id"] for row in rows] == ["small", "large", "middle"]
