@@ -88,9 +88,9 @@ def test_test_cases_come_first_then_validation_cases_then_another_data_set(tmp_p
     assert caught.value.cure == (
         "--fold K takes the cases that fold K validates on, --all takes every case"
     )
-    with pytest.raises(DataError, match="all 2 cases were seen in training") as caught:
+    with pytest.raises(DataError, match="held out from training: 2 of 2 were seen") as caught:
         held_out(manifest("a", "b"), split)
-    assert "--all takes them all the same" in str(caught.value.cure)
+    assert "--all takes every case" in str(caught.value.cure)
 
 
 def test_all_and_fold_take_what_they_say() -> None:

@@ -70,7 +70,8 @@ def test_volumes_of_the_sidecars_fill_the_table_and_scans_are_found_by_them(fold
     assert shown["labels"] == {"5": "ball"}
     for row in shown["cases"]:
         sidecar = json.loads((folder / "predictions" / f"{row['id']}.json").read_text())
-        assert row["values"] == [sidecar["volumes"]["ball"]["ml"]]
+        expected = sidecar["doubt"]["ball"]["expected_dice"]
+        assert row["values"] == [sidecar["volumes"]["ball"]["ml"], expected]
     for case in payloads(page):
         assert [layer["name"] for layer in case["layers"]] == ["prediction"]
         assert case["attention"]
