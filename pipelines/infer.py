@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from attunet3d.core import command_line, parse_memory
+from attunet3d.core import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fold", type=int, metavar="K", help="a manifest's validation cases")
     parser.add_argument("--all", action="store_true", help="a manifest's cases, seen ones too")
     parser.add_argument("--root", type=Path, help="where the manifest's paths begin")
-    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: CUDA, else cpu)")
+    parser.add_argument("--device", help="cpu, cuda:N or mps; several: cuda:0,cuda:1")
+    parser.add_argument("--shard", metavar="I/N", help="one part; others may share OUT_DIR")
     parser.add_argument("--memory", metavar="24GB", help="budget for one pass over the body")
     parser.add_argument("--series", help="DICOM series: number, UID or part of its description")
     for flag, what, name in (
@@ -41,17 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = command_line.parse(parser, argv)
 
     from attunet3d.datasets import Split
-    from attunet3d.inference import CohortOptions, Predictor, dry_run, find_cases, segment_cohort
+    from attunet3d.inference import CohortCall, dry_run, find_cases, segment_call
+    from attunet3d.serving import WorkerOptions, make_engine
 
-    memory = parse_memory(args.memory)
-    predictor = Predictor.load(args.model, args.device, args.set, args.locator, memory)
     split = Split.of_models([*args.model, *filter(None, [args.locator])])
     scans = find_cases(args.input, args.root, args.fold, everything=args.all, split=split)
-    options = CohortOptions.of(vars(args))
+    worker = WorkerOptions.of(vars(args), call := CohortCall.of(vars(args), scans, split))
     if args.dry_run:
-        print(*dry_run(predictor, scans, args.out_dir, options), sep="\n")
+        print(*dry_run(worker.load(), scans, args.out_dir, call.options), sep="\n")
         return 0
-    outcome = segment_cohort(predictor, scans, args.out_dir, options, split)
+    outcome = segment_call(call, make_engine(worker))
     print(f"{args.out_dir}: {outcome}", file=sys.stderr)
     return 1 if outcome.failures else 0
 

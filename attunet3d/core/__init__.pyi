@@ -1,5 +1,6 @@
 from . import case_names as case_names
 from . import command_line as command_line
+from . import lock as lock
 from . import log as log
 from . import machine as machine
 from . import memory as memory

@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
@@ -19,8 +19,10 @@ import filelock
 from attunet3d.core import whole_file
 from attunet3d.core.errors import WriteError
 
-LOCK, HOLDER = ".attunet3d.lock", ".attunet3d.holder"
+LOCK, HOLDER, PART = ".attunet3d.lock", ".attunet3d.holder", ".attunet3d.part-"
+PATIENCE_S = 30.0  # of parts with each other, which hold the folder for a moment only
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+_Brief = contextlib.AbstractContextManager[None]
 _log = logging.getLogger(__name__)
 
 
@@ -44,12 +46,60 @@ def locked_folder(path: Path, command: str) -> Iterator[None]:
         ['.attunet3d.holder', '.attunet3d.lock']
     """
     path = whole_file.make_folder(path)
-    lock = filelock.FileLock(path / LOCK, blocking=False, thread_local=False)
+    with _held(path, LOCK, HOLDER):
+        _refuse_parts(path, lambda name: True)
+        _name_holder(path / HOLDER, command)
+        yield
+
+
+@contextlib.contextmanager
+def locked_part(path: Path, command: str, part: str) -> Iterator[Callable[[], _Brief]]:
+    """Hold a part of an output folder, such as "2-of-8", beside processes that hold other parts.
+
+    Parts of another division, or the whole folder, cannot be held meanwhile.
+
+    Returns:
+        What holds the whole folder for a moment, for a file that all parts write to.
+
+    Raises:
+        WriteError: Another process holds the part, the folder or a part of another division.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as name:
+        ...     folder = Path(name)
+        ...     with locked_part(folder, "infer", "1-of-2"), locked_part(folder, "infer", "2-of-2"):
+        ...         print(len(list(folder.glob(".attunet3d.part-*.lock"))))
+        2
+    """
+    path = whole_file.make_folder(path)
+    division = part.partition("-")[2]
+    with contextlib.ExitStack() as stack:
+        with _held(path, LOCK, HOLDER, PATIENCE_S):
+            _refuse_parts(path, lambda name: not name.endswith(f"-{division}"))
+            lock, holder = (f"{PART}{part}{ending}" for ending in (".lock", ".holder"))
+            stack.enter_context(_held(path, lock, holder))
+            _name_holder(path / holder, command)
+        yield lambda: _held(path, LOCK, HOLDER, PATIENCE_S)
+
+
+def _refuse_parts(path: Path, others: Callable[[str], bool]) -> None:
+    """Refuse when a living process holds a part whose name `others` picks."""
+    for file in path.glob(f"{PART}*.lock"):
+        if others(file.stem.removeprefix(PART)):
+            with _held(path, file.name, f"{file.stem}.holder"):
+                pass
+
+
+@contextlib.contextmanager
+def _held(path: Path, name: str, holder: str, patience_s: float = 0) -> Iterator[None]:
+    """Hold the lock of a file in a folder; its files go with it."""
+    lock = filelock.FileLock(path / name, timeout=patience_s, thread_local=False)
     try:
         lock.acquire()
     except filelock.Timeout:
         raise WriteError(
-            f"is in use by {_holder(path)}",
+            f"is in use by {_holder(path / holder)}",
             path=path,
             cure="wait until that process ends, or name another folder",
         ) from None
@@ -61,16 +111,15 @@ def locked_folder(path: Path, command: str) -> Iterator[None]:
             ) from error
         _log.warning("%s: this file system has no locks; start one process per folder", path)
     try:
-        _name_holder(path, command)
         yield
     finally:
-        for name in (HOLDER, LOCK):  # others notice when a lock's file is gone, and make a new one
+        for file in (holder, name):  # others notice when a lock's file is gone, and make a new one
             with contextlib.suppress(OSError):
-                (path / name).unlink()
+                (path / file).unlink()
         lock.release()
 
 
-def _name_holder(path: Path, command: str) -> None:
+def _name_holder(file: Path, command: str) -> None:
     facts = {
         "command": command,
         "pid": os.getpid(),
@@ -78,13 +127,13 @@ def _name_holder(path: Path, command: str) -> None:
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     with contextlib.suppress(WriteError):  # a full disk: the lock holds all the same
-        whole_file.write_text(path / HOLDER, json.dumps(facts))
+        whole_file.write_text(file, json.dumps(facts))
 
 
-def _holder(path: Path) -> str:
+def _holder(file: Path) -> str:
     """The holder in words."""
     try:
-        facts = json.loads((path / HOLDER).read_text(encoding="utf-8"))
+        facts = json.loads(file.read_text(encoding="utf-8"))
         command, pid, host, since = (facts[key] for key in ("command", "pid", "host", "since"))
         return f"process {pid} on {host} since {since} (attunet3d {command})"
     except (OSError, ValueError, LookupError, TypeError):  # it has only just begun, or is ending

@@ -5,7 +5,12 @@ from . import sliding_window as sliding_window
 from . import windows as windows
 from .case_writer import CaseMaps as CaseMaps
 from .case_writer import write_case as write_case
+from .cohort import Engine as Engine
+from .cohort import here as here
+from .cohort import segment_call as segment_call
 from .cohort import segment_cohort as segment_cohort
+from .cohort_call import CohortCall as CohortCall
+from .cohort_call import Events as Events
 from .cohort_options import CohortOptions as CohortOptions
 from .decision import decide as decide
 from .decision import winning_values as winning_values
@@ -28,7 +33,10 @@ from .record import Execution as Execution
 from .record import Record as Record
 from .results import case_files as case_files
 from .results import write_sidecar as write_sidecar
+from .scan_loop import Item as Item
+from .scan_loop import ScanLoop as ScanLoop
 from .scans import find_cases as find_cases
+from .shard import Shard as Shard
 from .sliding_window import Slab as Slab
 from .sliding_window import Stitching as Stitching
 from .sliding_window import sliding_window_slabs as sliding_window_slabs

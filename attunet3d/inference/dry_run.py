@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attunet3d.core import GIGABYTE, Size, available_bytes, progress
-from attunet3d.datasets import Split
 from attunet3d.imaging import to_network_grid
-from attunet3d.inference.cohort import Cohort
+from attunet3d.inference import scans
+from attunet3d.inference.cohort import Tally
+from attunet3d.inference.cohort_call import CohortCall
 from attunet3d.inference.cohort_options import CohortOptions
 from attunet3d.inference.inferer import Forecast
 from attunet3d.inference.predictor import Predictor
 from attunet3d.inference.results import Outcome
+from attunet3d.inference.scan_loop import ScanLoop
 from attunet3d.inference.scans import Scan
 
 BYTES_PER_VOXEL = 6  # of a scan: int16, its label map, and room to read and write
@@ -69,16 +71,19 @@ def dry_run(
     if options.attention:
         predictor.require_attention()
     with progress(len(cases), "infer --dry-run", "scan") as bar:
-        cohort = Cohort(predictor, cases, out_dir, options, Split(), bar)
+        tally = Tally(bar)
+        call = CohortCall(cases=cases, out_dir=out_dir, options=options)
+        loop = ScanLoop(predictor, call, tally)
         forecasts = []
-        for job in cohort.jobs():
+        for job in loop.jobs(scans.by_id(cases).items()):
             try:
                 forecasts.append(_forecast(predictor, job.files.case_id, job.scan, options))
                 yield str(forecasts[-1])
             except Exception as error:
-                cohort.fail(job.files.case_id, error)
-            bar.update()
-    yield from _total(forecasts, cohort.outcome, predictor)
+                loop.fail(job.files.case_id, error)
+            else:
+                bar.update()
+    yield from _total(forecasts, tally.outcome, predictor)
 
 
 def _forecast(

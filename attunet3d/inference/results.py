@@ -15,7 +15,7 @@ The sidecar holds a checksum of each of the case's files, so a torn, swapped or 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,6 +248,15 @@ def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
         whole_file.write_text(path, json.dumps(dict(sorted(failures.items())), indent=2) + "\n")
     else:
         path.unlink(missing_ok=True)
+
+
+def merge_failures(folder: Path, tried: Iterable[str], failures: Mapping[str, str]) -> None:
+    """Write the failures of the cases that were tried into those that others wrote."""
+    path = Path(folder) / "failures.json"
+    others = read_json(path) if path.exists() else {}
+    gone = set(tried)
+    kept = {case: why for case, why in others.items() if case not in gone}
+    write_failures(folder, {**kept, **failures})
 
 
 def reason(error: Exception, *, maps: bool = False) -> str:

@@ -1,0 +1,205 @@
+"""A model and the scans that it is given: the next is read and the last written meanwhile.
+
+What is done stays done: a call that was stopped, even by SIGKILL, is finished by the same call. A
+scan that cannot be segmented is named with its reason, and the others are done.
+"""
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from attunet3d.core import DataError, FileError, case_names
+from attunet3d.imaging import Volume, straightened
+from attunet3d.inference import results, scans
+from attunet3d.inference.case_writer import CaseMaps, Judgement, write_case
+from attunet3d.inference.cohort_call import CohortCall, Events
+from attunet3d.inference.predictor import Predictor
+from attunet3d.inference.results import CaseFiles
+
+MOST_AHEAD = 4  # scans read ahead where there are cores for it; each takes its size in memory
+
+Item = tuple[str, list[Path]]
+"""A case id, and the scans that have it."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scan that is to be done."""
+
+    files: CaseFiles
+    scan: Path
+    origin: dict[str, Any]  # what the sidecar must say for the case to count as done
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    volume: Volume
+    checksum: str
+    seconds: float
+
+
+class ScanLoop:
+    """Segments scans as they come, wherever they come from.
+
+    Args:
+        predictor: The model.
+        call: What is to be done with them.
+        events: Hears what becomes of each.
+        cores: That this loop may use; None: all.
+    """
+
+    def __init__(
+        self, predictor: Predictor, call: CohortCall, events: Events, cores: int | None = None
+    ) -> None:
+        self.predictor, self.call, self.events = predictor, call, events
+        self.options = call.options
+        # With few cores the network needs them; beside a GPU they are there for reading.
+        self.ahead = max(1, min(MOST_AHEAD, (cores or os.cpu_count() or 1) // 4))
+
+    @cached_property
+    def inputs(self) -> set[tuple[int, int]]:
+        """Identities of all scans; asked for only where a result's name is taken."""
+        return {scans.identity(path) for _, path in self.call.cases if path.exists()}
+
+    def run(self, items: Iterable[Item]) -> None:
+        """Segment scans; they are asked for a few ahead, and all are settled at the end."""
+        ahead = self.ahead
+        with ThreadPoolExecutor(ahead) as readers, ThreadPoolExecutor(ahead) as writers:
+            writing: deque[tuple[str, Future[None]]] = deque()
+            for job, loading in self._read_ahead(readers, self.jobs(items)):
+                write = self._segment(job, loading)
+                if write is None:
+                    continue
+                if len(writing) >= ahead:
+                    self._settle(*writing.popleft())
+                writing.append((job.files.case_id, writers.submit(write)))
+                del write  # the writer frees what it holds when it is done
+            while writing:
+                self._settle(*writing.popleft())
+
+    def jobs(self, items: Iterable[Item]) -> Iterator[Job]:
+        """The scans that are to be done; the others are told of on the way."""
+        for case_id, paths in items:
+            try:
+                job = self._job(case_id, paths)
+                if self.options.overwrite or not self._is_done(job):
+                    yield job
+                    continue
+            except Exception as error:
+                self.fail(case_id, error)
+            else:
+                self.events.skipped(case_id)
+
+    def _job(self, case_id: str, paths: list[Path]) -> Job:
+        files = results.case_files(self.call.out_dir, case_id)
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise DataError(
+                f"{names} have the same case id {case_id!r}",
+                value=case_id,
+                cure="rename all but one",
+            )
+        scan = paths[0]
+        for path in files.all:
+            if path.exists() and scans.identity(path) in self.inputs:
+                what = "its own result" if path.samefile(scan) else f"the result of {case_id!r}"
+                raise DataError(
+                    f"is a scan and would be overwritten by {what}",
+                    path=path,
+                    cure="choose another output folder",
+                )
+        origin = {"model": self.predictor.checksum, "settings": self.predictor.settings}
+        return Job(files, scan, origin)
+
+    def _is_done(self, job: Job) -> bool:
+        files = job.files
+        if not files.sidecar.exists():
+            return False
+        options = self.options
+        wanted = [files.mask, *(files.maps(kind) for kind in options.kinds)]
+        if options.mask_files:
+            names = self.predictor.labels
+            wanted += [files.label_mask(name) for value, name in names.items() if value]
+        if options.preview and not options.orthogonal:
+            wanted.append(files.preview)
+        choices = {"series": None, "orthogonal": None, **self.options.choices}
+        origin = {**job.origin, **choices, "scan_checksum": scans.checksum(job.scan)}
+        return results.is_done(files, wanted, origin)
+
+    def _read_ahead(
+        self, readers: ThreadPoolExecutor, jobs: Iterator[Job]
+    ) -> Iterator[tuple[Job, Future[_Loaded]]]:
+        waiting: deque[tuple[Job, Future[_Loaded]]] = deque()
+        for job in jobs:
+            waiting.append((job, readers.submit(self._load, job.scan)))
+            if len(waiting) > self.ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+
+    def _load(self, path: Path) -> _Loaded:
+        """Read a scan, and make sure that its checksum is that of what was read."""
+        begin, version = time.perf_counter(), scans.version(path)
+        volume = self.predictor.read(path, self.options.series)
+        checksum = scans.checksum(path)
+        if scans.version(path) != version:
+            raise FileError("changed while it was read", path=path, cure="run the call again")
+        return _Loaded(volume, checksum, time.perf_counter() - begin)
+
+    def _segment(self, job: Job, loading: Future[_Loaded]) -> "partial[None] | None":
+        """The call that writes the case, or None for a scan that failed."""
+        case_id, maps = job.files.case_id, None
+        try:
+            loaded = loading.result()
+            maps = CaseMaps(job.files, loaded.volume)
+            segmentation, record = self.predictor.segment_into(
+                loaded.volume, self.options.kinds, maps.open, partial(self.events.reached, case_id)
+            )
+            if self.options.orthogonal:
+                segmentation = straightened(segmentation)
+            if not self.options.overwrite:
+                results.spare_others_work(job.files, segmentation)
+        except BaseException as error:
+            if maps is not None:
+                maps.abandon()
+            if not isinstance(error, Exception):
+                raise
+            self.fail(case_id, error)
+            return None
+        for text in [*record.warnings, *record.fallbacks]:
+            _log.warning("%s", text, extra={"case": case_id})
+        record = replace(record, seconds={"reading": round(loaded.seconds, 4), **record.seconds})
+        facts = {
+            **self.options.choices,
+            "scan": case_names.path_from(self.call.out_dir, job.scan),
+            "scan_checksum": loaded.checksum,
+            "role_in_training": self.call.split.role(case_id),
+        }
+        judgement = Judgement(
+            loaded.volume,
+            self.predictor.doubt_rule,
+            self.predictor.label_ranges,
+            mask_files=self.options.mask_files,
+            preview=self.options.preview,
+        )
+        return partial(write_case, job.files, segmentation, record, maps, facts, judgement)
+
+    def _settle(self, case_id: str, task: "Future[None]") -> None:
+        try:
+            task.result()
+        except Exception as error:
+            self.fail(case_id, error)
+            return
+        self.events.done(case_id)
+
+    def fail(self, case_id: str, error: Exception) -> None:
+        """Tell that a case failed."""
+        self.events.failed(case_id, results.reason(error, maps=bool(self.options.kinds)))
