@@ -194,4 +194,4 @@ def test_seeds_tell_the_spread_of_one_fold(home, tmp_path, capsys):
     assert found["standard_deviation"] == pytest.approx(spread)
     runs = [load_model(tmp_path / "seeds" / name) for name in ("seed0", "seed1")]
     assert [run.config.training.seed for run in runs] == [0, 1]
-    assert runs[0].fingerprint != runs[1].fingerprint
+    assert runs[0].checksum != runs[1].checksum

@@ -85,7 +85,7 @@ def trainer(data, folder, **changes):
 
 
 def weights(folder):
-    return checkpoint.load_model(folder).fingerprint
+    return checkpoint.load_model(folder).checksum
 
 
 def test_a_run_leaves_its_best_weights_its_numbers_and_its_state(data, tmp_path):
