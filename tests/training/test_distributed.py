@@ -86,7 +86,9 @@ def start(*train_arguments, processes=2, restarts=0):
     command += ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
     command += ["-m", "attunet3d", "train", *train_arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, encoding="utf-8", errors="replace"
+    )
 
 
 def run(*train_arguments, processes=2):
