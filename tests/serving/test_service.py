@@ -70,7 +70,7 @@ class Server:
                 time.sleep(0.1)
 
     def said(self) -> str:
-        return self.log.read_text()
+        return self.log.read_text(encoding="utf-8")
 
     def submit(self, content: bytes) -> Response:
         return self.client.post("/jobs", content=content)
