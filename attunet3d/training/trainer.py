@@ -26,11 +26,12 @@ from attunet3d.core import (
     stop_requests,
     whole_file,
 )
-from attunet3d.models import Network, checkpoint, transfer_weights
+from attunet3d.models import Network, checkpoint
 from attunet3d.training import distributed
 from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.components import Components
+from attunet3d.training.initial_weights import take_weights
 from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.run_log import RunLog, Stopwatch
 from attunet3d.training.run_state import Result, RunState, nonfinite_error
@@ -238,7 +239,7 @@ class Trainer:
         if resume:
             self.resume()
         if init is not None and self.state.step == 0:
-            self.start_from(init)
+            take_weights(cast("Network", self.update.network), self.labels, init)
 
     def resume(self) -> None:
         """Go on from `last.pt`, from the one before where it is torn, or from the start.
@@ -267,20 +268,6 @@ class Trainer:
                 path=self.run_dir / "last.pt",
                 cure="resume with the config.json of this run folder",
             ) from None
-
-    def start_from(self, model: Path) -> None:
-        """Take the weights of another model where they fit; heads by the names of labels.
-
-        Raises:
-            ModelError: It is not a model.
-        """
-        other = checkpoint.load_model(model)
-        network = cast("Network", self.update.network)
-        state = other.network.state_dict()
-        taken = transfer_weights(network, self.labels, state, other.labels)
-        _log.info("%s: took %s", other.path, taken.taken)
-        if taken.new:
-            _log.warning("%s: not taken: %s", other.path, taken.new)
 
     def _save_model(self, network: nn.Module, dice: float | None) -> None:
         if not distributed.is_first():

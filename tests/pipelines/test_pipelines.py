@@ -13,11 +13,12 @@ import pytest
 
 from attunet3d import __main__ as command
 from attunet3d import __version__
-from attunet3d.core import Config, command_line
+from attunet3d.core import Config, command_line, version_text
 from attunet3d.models import load_model
 from attunet3d.phantoms.dataset import write_phantoms
 from attunet3d.training import run_folder
 from attunet3d.training.run_log import read_rows
+from tests.known_network import write_scan
 
 FAST = ["network.channels=[4,8,8]", "network.strides=[[2,2,2],[2,2,2]]", "training.steps=4"]
 FAST += ["training.validate_every=2", "training.patch_size=[16,16,16]"]
@@ -352,10 +353,21 @@ def test_help_comes_without_torch(name: str | None) -> None:
     assert "usage: attunet3d" in done.stdout
 
 
+def test_a_missing_model_is_told_with_what_a_model_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    assert call("infer", tmp_path / "missing", scan, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "a model is" in error
+
+
 def test_version_and_direct_call(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "attunet3d", "--version"], capture_output=True, text=True
     )
+    assert done.stdout == f"{version_text()}\n"
     assert done.stdout.splitlines()[0] == f"attunet3d {__version__}"
     script = Path(__file__).parents[2] / "pipelines" / "evaluate.py"
     done = subprocess.run(

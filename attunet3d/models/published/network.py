@@ -1,5 +1,6 @@
 """What every published network does alike around its own layers: any size in, attention at hand."""
 
+from abc import abstractmethod
 from itertools import chain
 from typing import ClassVar
 
@@ -53,9 +54,9 @@ class PublishedNetwork(nn.Module):
         """Factor of the coarsest level along each axis."""
         return self.strides[-1]
 
+    @abstractmethod
     def compute(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits and the gates' coefficients, finest first, of an input that the strides divide."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits: a list of one in training; (B, out, …) in evaluation.
