@@ -1,6 +1,6 @@
 """Train recipes on equal terms, score them on unseen cases, and write what differs how surely.
 
-Usage: python -m benchmarks.accuracy RECIPE… --out DIR [--material hard|easy|anatomy|patients]
+Usage: python -m benchmarks.accuracy RECIPE… [--out DIR] [--material hard|easy|anatomy|patients]
        [--data DIR] [--seeds 3] [--steps N | --minutes M]
 
 The first recipe is what the others are compared with, case by case. Pieces that are in DIR already
@@ -12,6 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
+from benchmarks import measure
 from benchmarks.accuracy import report
 from benchmarks.accuracy.material import MATERIALS, prepare
 from benchmarks.accuracy.piece import Budget, run_piece
@@ -23,7 +24,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipes", nargs="+", metavar="RECIPE")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=measure.RESULTS / "accuracy", metavar="DIR")
     parser.add_argument("--material", choices=MATERIALS, default="hard")
     parser.add_argument("--data", type=Path, metavar="DIR", help="of anatomy and patients")
     parser.add_argument("--seeds", type=int, default=3)

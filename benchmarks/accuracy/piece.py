@@ -81,7 +81,7 @@ def run_piece(
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(piece, indent=1))
+    partial.write_text(json.dumps(piece))
     partial.rename(file)
     shutil.rmtree(work / "run", ignore_errors=True)
     return file

@@ -24,12 +24,12 @@ def score_cases(
         found = metrics.score_labels(prediction.array, reference.array, reference.grid, values)
         scores[case.id] = {
             labels[value]: {
-                "dice": score.dice,
-                "nsd_1mm": score.nsd_1mm,
-                "nsd_2mm": score.nsd_2mm,
-                "hd95_mm": score.hd95_mm,
-                "recall": score.recall,
-                "false_positive_ml": score.volume_ml_prediction * (1 - score.precision),
+                "dice": round(score.dice, 4),
+                "nsd_1mm": round(score.nsd_1mm, 4),
+                "nsd_2mm": round(score.nsd_2mm, 4),
+                "hd95_mm": round(score.hd95_mm, 2),
+                "recall": round(score.recall, 4),
+                "false_positive_ml": round(score.volume_ml_prediction * (1 - score.precision), 3),
                 "present": not score.empty_reference,
             }
             for value, score in found.items()
