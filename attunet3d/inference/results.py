@@ -33,7 +33,7 @@ from attunet3d.core import (
     versions,
     whole_file,
 )
-from attunet3d.imaging import LabelMeasures, Segmentation, measure_labels, read_label
+from attunet3d.imaging import LabelMeasures, Segmentation, read_label
 
 KINDS = "probabilities", "attention"  # of maps; also the names of their folders
 BEGUN = ".begun-"
@@ -54,11 +54,8 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        counts = (
-            (len(self.done), "done"),
-            (len(self.skipped), "done before"),
-            (len(self.failures), "failed"),
-        )
+        words = "done", "done before", "failed"
+        counts = zip(map(len, (self.done, self.skipped, self.failures)), words, strict=True)
         return ", ".join(f"{count} {what}" for count, what in counts if count) or "no cases"
 
 
@@ -155,9 +152,9 @@ def write_sidecar(
         segmentation: Its label map, for names and volumes.
         written: The files that now stand for this case.
         record: Everything else to tell; plain values.
-        measures: Of its labels; None: measured here, without HU.
+        measures: Of its labels; None: their voxels are counted.
     """
-    measures = measures or measure_labels(segmentation)
+    measures = measures or _counted(segmentation)
     content = {
         "case": files.case_id,
         "labels": {str(value): name for value, name in segmentation.labels.items()},
@@ -283,6 +280,14 @@ def reason(error: Exception, *, maps: bool = False) -> str:
         cure = f"leave the probabilities and attention maps out, or {cure}" if maps else cure
         return f"out of memory ({kind}); {cure}"
     return f"internal error ({kind}: {text}); please report it"
+
+
+def _counted(segmentation: Segmentation) -> dict[str, LabelMeasures]:
+    planes, ml, found = segmentation.array.T, segmentation.grid.voxel_volume_ml, {}
+    for value, name in sorted(segmentation.labels.items())[1:]:  # background is the first
+        voxels = sum(int(np.count_nonzero(plane == value)) for plane in planes)
+        found[name] = LabelMeasures(value=value, voxels=voxels, ml=round(voxels * ml, 6))
+    return found
 
 
 def _volume(label: LabelMeasures) -> dict[str, float]:
