@@ -6,9 +6,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from attunet3d.cohort import case_files
 from attunet3d.evaluation import Example, figures
 from attunet3d.imaging import Volume, read_label, read_volume
-from attunet3d.inference import case_files
 from attunet3d.phantoms import write_phantoms
 
 TRAINING_PHANTOMS, UNSEEN_PHANTOMS = 24, 4

@@ -14,7 +14,14 @@ PICTURE = ROOT / "docs" / "rooms.svg"
 COMMANDS = "pipelines"
 COLUMNS = {  # so that no arrow crosses a box
     **{"pipelines": 1.5, "packaging": 0.0, "training": 1.0, "serving": 2.0, "phantoms": 3.0},
-    **{"evaluation": 1.5, "inference": 1.0, "models": 0.5, "datasets": 1.5, "imaging": 2.0},
+    **{
+        "evaluation": 1.5,
+        "cohort": 1.5,
+        "inference": 1.0,
+        "models": 0.5,
+        "datasets": 1.5,
+        "imaging": 2.0,
+    },
     "core": 1.25,
 }
 WIDTH, HEIGHT, COLUMN, ROW, MARGIN = 210, 78, 240, 122, 20

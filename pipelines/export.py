@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace what another rule made")
     arguments = command_line.parse(parser, argv)
 
-    from attunet3d.inference import export  # torch comes with it; --help does without
+    from attunet3d.cohort import export  # torch comes with it; --help does without
     from attunet3d.packaging import convert_label_maps
 
     folders, out_dir, overwrite = arguments.predictions, arguments.out_dir, arguments.overwrite

@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="inference.NAME=VALUE")
     args = command_line.parse(parser, argv)
 
+    from attunet3d.cohort import CohortCall, dry_run, find_cases, segment_call
     from attunet3d.datasets import Split
-    from attunet3d.inference import CohortCall, dry_run, find_cases, segment_call
     from attunet3d.serving import WorkerOptions, make_engine
 
     split = Split.of_models([*args.model, *filter(None, [args.locator])])

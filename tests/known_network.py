@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attunet3d.cohort.case_writer import CaseMaps, write_case
+from attunet3d.cohort.results import CaseFiles
 from attunet3d.core import Array, Floats, Size
 from attunet3d.core.config import Config
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Segmentation, Volume
-from attunet3d.inference.case_writer import CaseMaps, write_case
 from attunet3d.inference.predictor import Predictor
-from attunet3d.inference.results import CaseFiles
 from attunet3d.models.checkpoint import Checkpoint
 
 SETTINGS = [

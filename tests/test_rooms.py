@@ -19,11 +19,12 @@ MAY_USE = {  # room: the rooms it may import from, lowest first
     "datasets": "core imaging",
     "models": "core",
     "inference": "core imaging datasets models",
-    "evaluation": "core imaging datasets inference",
-    "training": "core imaging datasets models inference evaluation",
-    "packaging": "core imaging models inference",
+    "cohort": "core imaging datasets inference",
+    "evaluation": "core imaging datasets inference cohort",
+    "training": "core imaging datasets models inference cohort evaluation",
+    "packaging": "core imaging models inference cohort",
     "phantoms": "core imaging",
-    "serving": "core imaging inference evaluation packaging",
+    "serving": "core imaging inference cohort evaluation packaging",
 }
 LIGHT = (  # start without torch and MONAI, so that --help and data checks are quick
     *("core.config", "core.presets", "core.command_line", "imaging.geometry"),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from attunet3d.cohort import FEWEST_ROWS, case_files, fit_doubt, outside_ranges, results
 from attunet3d.core import UserError, progress
 from attunet3d.datasets import Case, Manifest, read_case_label, read_image
 from attunet3d.evaluation.metrics import dice
@@ -14,7 +15,6 @@ from attunet3d.imaging import (
     measure_ranges,
     read_label,
 )
-from attunet3d.inference import FEWEST_ROWS, case_files, fit_doubt, outside_ranges, results
 
 Measures = Mapping[str, LabelMeasures]
 

@@ -19,6 +19,7 @@ from typing import get_args
 
 import numpy as np
 
+from attunet3d.cohort import results
 from attunet3d.core import (
     DataError,
     Progress,
@@ -43,7 +44,6 @@ from attunet3d.evaluation import charts, figures, metrics
 from attunet3d.evaluation.metrics import LabelScore
 from attunet3d.evaluation.scores import Summary, completed
 from attunet3d.imaging import Grid, Volume, find_scans, read_label
-from attunet3d.inference import results
 
 MOST_WORKERS = 4  # each holds two label maps
 GRID_TOLERANCE_MM = 1e-3

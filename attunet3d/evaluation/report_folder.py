@@ -14,6 +14,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from attunet3d import __version__
+from attunet3d.cohort import results
 from attunet3d.core import DataError, Float32s, UserError, progress
 from attunet3d.evaluation.report import ReportText, write_report
 from attunet3d.evaluation.report_case import ReportCase
@@ -21,7 +22,6 @@ from attunet3d.evaluation.report_found import FoundCase
 from attunet3d.evaluation.report_predictions import of_predictions
 from attunet3d.evaluation.report_scores import of_scores
 from attunet3d.imaging import find_scans, read_volume
-from attunet3d.inference import results
 
 NAME = "report.html"
 GRID_TOLERANCE_MM = 1e-3

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from attunet3d.cohort import case_files, results
 from attunet3d.core import DataError, WriteError
 from attunet3d.evaluation.report_found import Found, FoundCase, number
 from attunet3d.imaging import read_label
-from attunet3d.inference import case_files, results
 
 WORDS = ("ok", "look", "wrong?")  # of doubt, the worst last
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from attunet3d.cohort import case_files, results
 from attunet3d.core import DataError, UserError, WriteError, read_json, text
 from attunet3d.datasets import Case, Manifest, read_case_label
 from attunet3d.evaluation.report_found import Found, FoundCase, Reader, number
 from attunet3d.evaluation.report_predictions import predicted_case
 from attunet3d.imaging import find_scans, read_label
-from attunet3d.inference import case_files, results
 
 MOST_DETAILED_LABELS = 4  # above this only Dice is shown of each label
 CSV_BYTES = 200_000_000

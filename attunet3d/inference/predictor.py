@@ -29,7 +29,6 @@ from attunet3d.imaging import (
 )
 from attunet3d.inference import ensemble
 from attunet3d.inference.decision import decide
-from attunet3d.inference.doubt import DoubtRule
 from attunet3d.inference.inferer import Inferer
 from attunet3d.inference.labelling import Labelling, Rule
 from attunet3d.inference.localisation import Faces, box_around
@@ -69,8 +68,7 @@ class Predictor:
         self.config = ensemble.common_config(members, settings)
         self.labels = members[0].labels
         self.post_processing = PostProcessing.of(self.config.inference, self.labels)
-        self.doubt_rule = DoubtRule.of(members[0].notes)
-        self.label_ranges = members[0].notes.get("label_ranges", {})
+        self.notes = members[0].notes
         self.checksum = ensemble.checksum(members)
         self.device = machine.pick_device(None if device is None else str(device))
         self.budget = memory or default_budget(self.device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d import __version__
+from attunet3d.cohort import results
 from attunet3d.core import (
     DataError,
     DependencyError,
@@ -19,7 +20,6 @@ from attunet3d.core import (
     whole_file,
 )
 from attunet3d.imaging import Segmentation, find_scans, read_label
-from attunet3d.inference import results
 
 _log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from attunet3d.cohort import Engine, Events, Item, here, results
 from attunet3d.core import DeviceError, UserError
-from attunet3d.inference import Engine, Events, Item, here, results
 from attunet3d.serving.dispatch import Dispatcher
 from attunet3d.serving.engine_process import WorkerOptions, serve_scans
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from attunet3d.inference import Events, Item
+from attunet3d.cohort import Events, Item
 
 MOST_ATTEMPTS = 3
 

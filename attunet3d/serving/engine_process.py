@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from attunet3d.cohort import CohortCall, Events, Item
 from attunet3d.core import keep_freed_memory, parse_memory
-from attunet3d.inference import CohortCall, Events, Item
 from attunet3d.serving.worker import ModelOptions
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def serve_scans(options: WorkerOptions, link: Link) -> None:
     """
     import torch
 
-    from attunet3d.inference import ScanLoop
+    from attunet3d.cohort import ScanLoop
 
     keep_freed_memory()
     cores = os.cpu_count() or 1

@@ -110,8 +110,9 @@ class Worker:
 def _work(options: ModelOptions, pipe: Connection) -> None:
     """The process: load the model, then segment what the pipe names until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when its workers end
+    from attunet3d.cohort import segment_cohort
     from attunet3d.core import keep_freed_memory
-    from attunet3d.inference import Predictor, segment_cohort
+    from attunet3d.inference import Predictor
 
     keep_freed_memory()
     predictor = Predictor.load(list(options.models), options.device, list(options.settings))

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from attunet3d.cohort import results, segment_cohort
 from attunet3d.core import (
     ENSEMBLE,
     DataError,
@@ -26,7 +27,7 @@ from attunet3d.core import (
 )
 from attunet3d.datasets import Case, Manifest, Split
 from attunet3d.evaluation import doubt_notes, folder, post_processing
-from attunet3d.inference import Predictor, results, segment_cohort
+from attunet3d.inference import Predictor
 from attunet3d.training import distributed
 from attunet3d.training.run import TrainingCall, begin_or_go_on, refuse_wrong_folders, with_steps_of
 from attunet3d.training.run_folder import Cases

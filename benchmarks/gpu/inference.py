@@ -10,7 +10,8 @@ from functools import partial
 
 import torch
 
-from attunet3d.inference import Execution, segment_cohort
+from attunet3d.cohort import segment_cohort
+from attunet3d.inference import Execution
 from attunet3d.models import checkpoint
 from benchmarks.gpu.convolutions import Convolutions
 from benchmarks.gpu.correctness import PATCH, SMALL_PATCH, model_path, predictor, scan_path

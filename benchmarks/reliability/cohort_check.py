@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from attunet3d.cohort import results
 from attunet3d.imaging import read_label
-from attunet3d.inference import results
 from benchmarks.reliability import inputs
 from benchmarks.reliability.fork_server import Command, ForkServer, Hook, wait
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from attunet3d.inference import results
+from attunet3d.cohort import results
 from attunet3d.models import checkpoint
 from benchmarks.reliability.cohort_check import CASES, COUNT, CohortCheck
 from benchmarks.reliability.fork_server import POLL, Hook, wait

@@ -4,9 +4,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from attunet3d.cohort import results
 from attunet3d.core import Config
 from attunet3d.datasets import Manifest, nnunet_splits
-from attunet3d.inference import results
 from benchmarks.reliability.fuzz_input import DisagreementError, Files
 from benchmarks.reliability.mutations import json_text, yaml_text
 

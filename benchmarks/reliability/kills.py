@@ -23,9 +23,9 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from attunet3d.cohort import results
 from attunet3d.core import whole_file
 from attunet3d.imaging import read_label
-from attunet3d.inference import results
 from benchmarks.reliability import inputs
 from benchmarks.reliability.fork_server import POLL, Command, ForkServer, end, spawn
 from benchmarks.reliability.rows import row

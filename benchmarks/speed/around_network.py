@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from attunet3d.cohort import case_files, write_sidecar
 from attunet3d.imaging import (
     Segmentation,
     hounsfield_warnings,
@@ -26,7 +27,7 @@ from attunet3d.imaging import (
     read_volume,
     to_network_grid,
 )
-from attunet3d.inference import case_files, decide, whole_volume, write_sidecar
+from attunet3d.inference import decide, whole_volume
 from benchmarks import measure
 from benchmarks.speed.clinical_scan import (
     CLINICAL,

@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from attunet3d.cohort import case_files, write_case
 from attunet3d.core import Config, InferenceConfig
 from attunet3d.imaging import network_grid, read_volume
-from attunet3d.inference import Predictor, case_files, window_starts, write_case
+from attunet3d.inference import Predictor, window_starts
 from attunet3d.models import AttentionUNet3D, save_model
 from benchmarks import measure
 from benchmarks.speed.clinical_scan import (

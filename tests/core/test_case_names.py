@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attunet3d.cohort.results import case_files
 from attunet3d.core import DataError
 from attunet3d.core.case_names import check_id, folded, inside, stem
-from attunet3d.inference.results import case_files
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from attunet3d.core import WriteError, log
 
-LOG = logging.getLogger("attunet3d.inference.cohort")
+LOG = logging.getLogger("attunet3d.cohort.run")
 
 
 def speak() -> None:

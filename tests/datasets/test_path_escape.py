@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from attunet3d.cohort import results, run
+from attunet3d.cohort.results import case_files
 from attunet3d.core import DataError, WriteError
 from attunet3d.core.config import Config
 from attunet3d.core.errors import UserError
@@ -20,9 +22,7 @@ from attunet3d.datasets.case import Case
 from attunet3d.datasets.listing import list_cases
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging.scan_folder import find_scans
-from attunet3d.inference import cohort, results
 from attunet3d.inference.predictor import Predictor
-from attunet3d.inference.results import case_files
 from attunet3d.training.cache import Recipe
 from tests.known_network import SHAPE, ball_volume, checkpoint, write_predicted, write_scan
 
@@ -201,7 +201,7 @@ def test_scans_of_odd_names_fail_alone_and_say_why(
     scans.mkdir()
     write_scan(scans / f"{name}.nii.gz")
     write_scan(scans / "good.nii.gz")
-    outcome = cohort.segment_cohort(
+    outcome = run.segment_cohort(
         Predictor([checkpoint()], "cpu"), find_scans(scans), tmp_path / "out"
     )
     assert outcome.done == ["good"]
@@ -218,7 +218,7 @@ def test_scans_whose_names_differ_in_case_only_would_overwrite_each_other(tmp_pa
     scans.mkdir()
     for name in ("Case", "case", "other"):
         write_scan(scans / f"{name}.nii.gz")
-    outcome = cohort.segment_cohort(
+    outcome = run.segment_cohort(
         Predictor([checkpoint()], "cpu"), find_scans(scans), tmp_path / "out"
     )
     assert outcome.done == ["other"]

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from attunet3d.cohort.doubt import DoubtRule
+from attunet3d.cohort.results import case_files
 from attunet3d.datasets import Manifest
 from attunet3d.evaluation.doubt_fit import doubt_notes
 from attunet3d.imaging.volume import Segmentation
-from attunet3d.inference.doubt import DoubtRule
-from attunet3d.inference.results import case_files
 from tests.known_network import ball_volume, write_scan
 
 CASES = 14

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
 
+from attunet3d.cohort.options import CohortOptions
+from attunet3d.cohort.run import segment_cohort
+from attunet3d.cohort.scans import find_cases
 from attunet3d.core import DataError, UserError
 from attunet3d.evaluation import write_folder_report
 from attunet3d.evaluation.folder import evaluate
-from attunet3d.inference.cohort import segment_cohort
-from attunet3d.inference.cohort_options import CohortOptions
 from attunet3d.inference.predictor import Predictor
-from attunet3d.inference.scans import find_cases
 from attunet3d.pipelines import report
 from tests.evaluation.test_report import CHROMIUM, coloured, in_browser, pixels
 from tests.known_network import AFFINE, ball, checkpoint, write_scan

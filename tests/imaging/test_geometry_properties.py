@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
+from attunet3d.cohort.results import case_files
 from attunet3d.core import Floats, whole_file
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import read_label, read_volume
 from attunet3d.inference.predictor import Predictor
-from attunet3d.inference.results import case_files
 from tests.known_network import checkpoint, write_predicted
 
 PREDICTOR = Predictor([checkpoint()], "cpu")

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 
+from attunet3d.cohort import results
 from attunet3d.core import DataError, FileError, ModelError, SettingsError
 from attunet3d.core.config import Config
 from attunet3d.core.errors import UserError
@@ -30,7 +31,6 @@ from attunet3d.datasets import nnunet_splits
 from attunet3d.datasets.listing import list_cases
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging.volume import read_label, read_volume
-from attunet3d.inference import results
 from attunet3d.models import conversion
 from attunet3d.models.build import build_network
 from attunet3d.models.checkpoint import ABOUT, load_model, load_state, save_model

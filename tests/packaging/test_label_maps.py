@@ -10,9 +10,10 @@ import pytest
 import SimpleITK
 import trimesh
 
+from attunet3d.cohort import segment_cohort
 from attunet3d.core import DependencyError
 from attunet3d.imaging import read_label
-from attunet3d.inference import Predictor, segment_cohort
+from attunet3d.inference import Predictor
 from attunet3d.packaging import label_maps
 from attunet3d.pipelines import export
 from tests.imaging.source_series import make_series

@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
+from attunet3d.cohort import Events, Shard, results
 from attunet3d.core import Config, SettingsError, WriteError
 from attunet3d.core.lock import locked_folder, locked_part
-from attunet3d.inference import Events, Shard, results
 from attunet3d.models import build_network, save_model
 from attunet3d.pipelines import infer
 from attunet3d.serving.dispatch import MOST_ATTEMPTS, Dispatcher

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from attunet3d.cohort import results
+from attunet3d.cohort.results import CaseFiles, Outcome, case_files, is_done
 from attunet3d.core import WriteError
 from attunet3d.core.errors import UserError
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Segmentation
-from attunet3d.inference import results
-from attunet3d.inference.results import CaseFiles, Outcome, case_files, is_done
 from tests.known_network import AFFINE, SHAPE, ball
 
 ORIGIN = {"model": "f" * 64, "settings": {"overlap": 0.5}}

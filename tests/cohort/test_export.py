@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from attunet3d.cohort import results
+from attunet3d.cohort.export import Rule, choose_labels, export_labels
+from attunet3d.cohort.results import case_files
 from attunet3d.core import Array, DataError, Float32s, LabelMap, SettingsError, command_line
 from attunet3d.imaging.maps import MapReader
-from attunet3d.inference import results
-from attunet3d.inference.export import Rule, choose_labels, export_labels
 from attunet3d.inference.predictor import Predictor
 from attunet3d.inference.record import Prediction
-from attunet3d.inference.results import case_files
 from attunet3d.pipelines import export as pipeline
 from tests.known_network import (
     AFFINE,

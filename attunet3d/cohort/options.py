@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from attunet3d.cohort import results
 from attunet3d.core import SettingsError
-from attunet3d.inference import results
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from attunet3d.cohort import results
 from attunet3d.core import UserError, whole_file
-from attunet3d.inference import results
 
 NAME = "statistics.csv"
 SHARE = 0.05  # of the time that writing may take: in a large cohort not after every case

@@ -15,13 +15,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from attunet3d.cohort import results, scans
+from attunet3d.cohort.call import CohortCall, Events
+from attunet3d.cohort.case_writer import CaseMaps, Judgement, write_case
+from attunet3d.cohort.doubt import DoubtRule
+from attunet3d.cohort.results import CaseFiles
 from attunet3d.core import DataError, FileError, case_names
 from attunet3d.imaging import Volume, straightened
-from attunet3d.inference import results, scans
-from attunet3d.inference.case_writer import CaseMaps, Judgement, write_case
-from attunet3d.inference.cohort_call import CohortCall, Events
-from attunet3d.inference.predictor import Predictor
-from attunet3d.inference.results import CaseFiles
+from attunet3d.inference import Predictor
 
 MOST_AHEAD = 4  # scans read ahead where there are cores for it; each takes its size in memory
 
@@ -185,8 +186,8 @@ class ScanLoop:
         }
         judgement = Judgement(
             loaded.volume,
-            self.predictor.doubt_rule,
-            self.predictor.label_ranges,
+            DoubtRule.of(self.predictor.notes),
+            self.predictor.notes.get("label_ranges", {}),
             mask_files=self.options.mask_files,
             preview=self.options.preview,
         )

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attunet3d.cohort.options import CohortOptions
+from attunet3d.cohort.scans import Scan
+from attunet3d.cohort.shard import Shard
 from attunet3d.datasets import Split
-from attunet3d.inference.cohort_options import CohortOptions
-from attunet3d.inference.scans import Scan
-from attunet3d.inference.shard import Shard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attunet3d.cohort import scans
+from attunet3d.cohort.call import CohortCall
+from attunet3d.cohort.options import CohortOptions
+from attunet3d.cohort.results import Outcome
+from attunet3d.cohort.run import Tally
+from attunet3d.cohort.scan_loop import ScanLoop
+from attunet3d.cohort.scans import Scan
 from attunet3d.core import GIGABYTE, Size, available_bytes, progress
 from attunet3d.imaging import to_network_grid
-from attunet3d.inference import scans
-from attunet3d.inference.cohort import Tally
-from attunet3d.inference.cohort_call import CohortCall
-from attunet3d.inference.cohort_options import CohortOptions
-from attunet3d.inference.inferer import Forecast
-from attunet3d.inference.predictor import Predictor
-from attunet3d.inference.results import Outcome
-from attunet3d.inference.scan_loop import ScanLoop
-from attunet3d.inference.scans import Scan
+from attunet3d.inference import Forecast, Predictor
 
 BYTES_PER_VOXEL = 6  # of a scan: int16, its label map, and room to read and write
 

@@ -16,16 +16,16 @@ import pytest
 import SimpleITK
 import torch
 
+from attunet3d.cohort import results
+from attunet3d.cohort.options import CohortOptions
+from attunet3d.cohort.results import Outcome
+from attunet3d.cohort.run import segment_cohort
+from attunet3d.cohort.scans import find_cases
 from attunet3d.core import ModelError, SettingsError, WriteError, command_line, locked_folder
 from attunet3d.core.config import Config
 from attunet3d.core.errors import DataError
 from attunet3d.datasets import Split
-from attunet3d.inference import results
-from attunet3d.inference.cohort import segment_cohort
-from attunet3d.inference.cohort_options import CohortOptions
 from attunet3d.inference.predictor import Predictor
-from attunet3d.inference.results import Outcome
-from attunet3d.inference.scans import find_cases
 from attunet3d.models import checkpoint as checkpoints
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.build import build_network

@@ -11,18 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
+from attunet3d.cohort import results
+from attunet3d.cohort.doubt import DoubtRule, doubt_of, fit_doubt
+from attunet3d.cohort.options import CohortOptions
+from attunet3d.cohort.preview import HEIGHT, draw_preview
+from attunet3d.cohort.run import segment_cohort
+from attunet3d.cohort.scans import find_cases
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.label_measures import LabelMeasures, measure_labels
 from attunet3d.imaging.volume import Segmentation, Volume, read_label
-from attunet3d.inference import results
 from attunet3d.inference.agreement import Agreement
-from attunet3d.inference.cohort import segment_cohort
-from attunet3d.inference.cohort_options import CohortOptions
-from attunet3d.inference.doubt import DoubtRule, doubt_of, fit_doubt
 from attunet3d.inference.expected_dice import ArgmaxDice, expected_dice
 from attunet3d.inference.predictor import Predictor
-from attunet3d.inference.preview import HEIGHT, draw_preview
-from attunet3d.inference.scans import find_cases
 from tests.known_network import ThresholdNetwork, ball, ball_volume, checkpoint, write_scan
 
 NAMES = {0: "background", 5: "ball"}

@@ -9,6 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from attunet3d.cohort import results
+from attunet3d.cohort.doubt import DoubtRule, Ranges, doubt_of
+from attunet3d.cohort.preview import draw_preview
+from attunet3d.cohort.results import CaseFiles
 from attunet3d.core import WriteError, whole_file
 from attunet3d.imaging import (
     MapWriter,
@@ -17,11 +21,7 @@ from attunet3d.imaging import (
     measure_labels,
     write_nifti_planes,
 )
-from attunet3d.inference import results
-from attunet3d.inference.doubt import DoubtRule, Ranges, doubt_of
-from attunet3d.inference.preview import draw_preview
-from attunet3d.inference.record import Record
-from attunet3d.inference.results import CaseFiles
+from attunet3d.inference import Record
 
 
 class CaseMaps:

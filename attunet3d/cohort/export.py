@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from attunet3d.cohort import results
+from attunet3d.cohort.results import CaseFiles, Outcome
 from attunet3d.core import (
     DataError,
     Float32s,
@@ -27,9 +29,7 @@ from attunet3d.core import (
     progress,
 )
 from attunet3d.imaging import MapReader, Segmentation, keep_largest_, read_label
-from attunet3d.inference import results
-from attunet3d.inference.decision import background
-from attunet3d.inference.results import CaseFiles, Outcome
+from attunet3d.inference import background
 
 PROBABILITIES = "probabilities"
 

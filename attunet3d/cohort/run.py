@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from attunet3d.cohort import results, scans
+from attunet3d.cohort.call import CohortCall, Events
+from attunet3d.cohort.options import CohortOptions
+from attunet3d.cohort.results import Outcome
+from attunet3d.cohort.scan_loop import ScanLoop
+from attunet3d.cohort.scans import Scan
+from attunet3d.cohort.statistics_table import StatisticsTable
 from attunet3d.core import Progress, UserError, lock, locked_folder, progress
 from attunet3d.datasets import Split
-from attunet3d.inference import results, scans
-from attunet3d.inference.cohort_call import CohortCall, Events
-from attunet3d.inference.cohort_options import CohortOptions
-from attunet3d.inference.predictor import Predictor
-from attunet3d.inference.results import Outcome
-from attunet3d.inference.scan_loop import ScanLoop
-from attunet3d.inference.scans import Scan
-from attunet3d.inference.statistics_table import StatisticsTable
+from attunet3d.inference import Predictor
 
 Engine = Callable[[Mapping[str, list[Path]], Events], None]
 """Segments scans, by case id, and tells what becomes of them."""

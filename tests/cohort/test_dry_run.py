@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
+from attunet3d.cohort.dry_run import dry_run
+from attunet3d.cohort.options import CohortOptions
+from attunet3d.cohort.run import segment_cohort
+from attunet3d.cohort.scans import find_cases
 from attunet3d.core import ModelError
-from attunet3d.inference.cohort import segment_cohort
-from attunet3d.inference.cohort_options import CohortOptions
-from attunet3d.inference.dry_run import dry_run
 from attunet3d.inference.predictor import Predictor
-from attunet3d.inference.scans import find_cases
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.pipelines import infer
 from tests.known_network import ThresholdNetwork, checkpoint, write_scan
