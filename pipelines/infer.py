@@ -41,17 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="inference.NAME=VALUE")
     args = command_line.parse(parser, argv)
 
-    from attunet3d.cohort import CohortCall, dry_run, find_cases, segment_call
+    from attunet3d.cohort import dry_run, find_cases, make_engine, read_flags, segment_call
     from attunet3d.datasets import Split
-    from attunet3d.serving import WorkerOptions, make_engine
 
     split = Split.of_models([*args.model, *filter(None, [args.locator])])
     scans = find_cases(args.input, args.root, args.fold, everything=args.all, split=split)
-    worker = WorkerOptions.of(vars(args), call := CohortCall.of(vars(args), scans, split))
+    model, call = read_flags(vars(args), scans, split)
     if args.dry_run:
-        print(*dry_run(worker.load(), scans, args.out_dir, call.options), sep="\n")
+        print(*dry_run(model.load(), call), sep="\n")
         return 0
-    outcome = segment_call(call, make_engine(worker))
+    outcome = segment_call(call, make_engine(model, call))
     print(f"{args.out_dir}: {outcome}", file=sys.stderr)
     return 1 if outcome.failures else 0
 

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     limits.add_argument("--keep", type=float, default="3600", help="seconds that results are kept")
     arguments = parser.parse_args(argv)
 
-    from attunet3d.serving import AppOptions, ModelOptions, QueueLimits, ServerOptions, serve
+    from attunet3d.cohort import ModelOptions
+    from attunet3d.serving import AppOptions, QueueLimits, ServerOptions, serve
 
     options = ServerOptions(
         host=arguments.host,
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         limits=QueueLimits(arguments.waiting, arguments.seconds, arguments.keep),
         app=AppOptions(token=os.environ.get("ATTUNET3D_TOKEN")),
     )
-    serve(ModelOptions(arguments.model, None, arguments.set), options)
+    serve(ModelOptions(models=arguments.model, settings=arguments.set), options)
     return 0
 
 

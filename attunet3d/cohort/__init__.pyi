@@ -2,15 +2,19 @@ from . import export as export
 from . import results as results
 from . import run as run
 from .call import CohortCall as CohortCall
+from .call import CohortOptions as CohortOptions
 from .call import Events as Events
+from .call import ModelOptions as ModelOptions
+from .call import Shard as Shard
+from .call import read_flags as read_flags
 from .case_writer import CaseMaps as CaseMaps
 from .case_writer import write_case as write_case
+from .devices import make_engine as make_engine
 from .doubt import FEWEST_ROWS as FEWEST_ROWS
 from .doubt import DoubtRule as DoubtRule
 from .doubt import fit_doubt as fit_doubt
 from .doubt import outside_ranges as outside_ranges
 from .dry_run import dry_run as dry_run
-from .options import CohortOptions as CohortOptions
 from .results import case_files as case_files
 from .results import write_sidecar as write_sidecar
 from .run import Engine as Engine
@@ -20,4 +24,3 @@ from .run import segment_cohort as segment_cohort
 from .scan_loop import Item as Item
 from .scan_loop import ScanLoop as ScanLoop
 from .scans import find_cases as find_cases
-from .shard import Shard as Shard

@@ -1,14 +1,117 @@
 """What a call of `infer` asks for, and who hears what becomes of its scans."""
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attunet3d.cohort.options import CohortOptions
+from attunet3d.cohort.results import KINDS
 from attunet3d.cohort.scans import Scan
-from attunet3d.cohort.shard import Shard
+from attunet3d.core import SettingsError, case_names, parse_memory
 from attunet3d.datasets import Split
+
+if TYPE_CHECKING:
+    from attunet3d.inference import Predictor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The model of a call, by the arguments of `Predictor.load`; no torch comes with them."""
+
+    models: Sequence[str]
+    device: str | None = None
+    settings: Sequence[str] = ()
+    locator: str | None = None
+    memory: int | None = None
+
+    def load(self) -> "Predictor":
+        """Load the model.
+
+        Raises:
+            UserError: It cannot be loaded.
+        """
+        from attunet3d.inference import Predictor
+
+        return Predictor.load(
+            list(self.models), self.device, self.settings, self.locator, self.memory
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortOptions:
+    """Which series to read, what to write, and whether to redo what is done."""
+
+    probabilities: bool = False
+    attention: bool = False
+    mask_files: bool = False
+    """A mask per label as well: `CASE/LABEL.nii.gz`."""
+    preview: bool = False
+    """A picture per case as well."""
+    overwrite: bool = False
+    series: str | None = None
+    """Which of several DICOM series in a folder; see `imaging.read_volume`."""
+    orthogonal: bool = False
+    """Write the label maps of sheared grids on grids without shear; see `imaging.straightened`."""
+
+    def __post_init__(self) -> None:
+        if self.orthogonal and self.kinds:
+            rule = "--orthogonal is for label maps only: maps stay on the scan's grid"
+            raise SettingsError(rule, cure=f"leave --save-{self.kinds[0]} out")
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What the label maps depend on, for the sidecars."""
+        chosen = {"series": self.series, "orthogonal": self.orthogonal or None}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of maps that are asked for."""
+        return tuple(kind for kind in KINDS if getattr(self, kind))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` of `count`, from 1: which scans it has is a function of their ids alone.
+
+    So parts that are done at different times or on different machines are disjoint, and together
+    they have every scan.
+
+    Example:
+        >>> parts = [Shard(1, 2), Shard(2, 2)]
+        >>> [[case_id for case_id in "abcdef" if part.has(case_id)] for part in parts]
+        [['a', 'b', 'c', 'e', 'f'], ['d']]
+    """
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}-of-{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """The part that a text such as "2/8" names.
+
+        Raises:
+            SettingsError: It names none.
+        """
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        number, count = map(int, match.groups()) if match else (0, 0)
+        if not 1 <= number <= count:
+            raise SettingsError(
+                f"--shard {text}: must be I/N with I from 1 to N",
+                value=text,
+                cure="write the second of eight parts as 2/8",
+            )
+        return cls(number, count)
+
+    def has(self, case_id: str) -> bool:
+        """Whether a case is in this part; ids that some file systems take for one are together."""
+        digest = hashlib.sha256(case_names.folded(case_id).encode("utf-8", "surrogatepass"))
+        return int.from_bytes(digest.digest()[:8]) % self.count == self.number - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +126,6 @@ class CohortCall:
     """What the model has seen, for the sidecars and a warning."""
     shard: Shard | None = None
     """The part that this call does; None: all."""
-
-    @classmethod
-    def of(cls, flags: Mapping[str, Any], cases: Sequence[Scan], split: Split) -> "CohortCall":
-        """The call that a command's flags describe.
-
-        Raises:
-            SettingsError: Flags contradict each other, or name no shard.
-        """
-        shard = None if flags["shard"] is None else Shard.parse(flags["shard"])
-        options = CohortOptions.of(flags)
-        return cls(cases=cases, out_dir=flags["out_dir"], options=options, split=split, shard=shard)
 
 
 class Events:
@@ -50,3 +142,28 @@ class Events:
 
     def failed(self, case_id: str, reason: str) -> None:
         """The scan cannot be segmented."""
+
+
+def read_flags(
+    flags: Mapping[str, Any], cases: Sequence[Scan], split: Split
+) -> tuple[ModelOptions, CohortCall]:
+    """The model and the call that a command's flags describe.
+
+    Raises:
+        SettingsError: Flags contradict each other, or name no shard or amount of memory.
+    """
+    model = ModelOptions(
+        models=flags["model"],
+        device=flags["device"],
+        settings=flags["set"],
+        locator=flags["locator"],
+        memory=parse_memory(flags["memory"]),
+    )
+    call = CohortCall(
+        cases=cases,
+        out_dir=flags["out_dir"],
+        options=CohortOptions(**{part.name: flags[part.name] for part in fields(CohortOptions)}),
+        split=split,
+        shard=None if flags["shard"] is None else Shard.parse(flags["shard"]),
+    )
+    return model, call

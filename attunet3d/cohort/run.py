@@ -9,8 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from attunet3d.cohort import results, scans
-from attunet3d.cohort.call import CohortCall, Events
-from attunet3d.cohort.options import CohortOptions
+from attunet3d.cohort.call import CohortCall, CohortOptions, Events
 from attunet3d.cohort.results import Outcome
 from attunet3d.cohort.scan_loop import ScanLoop
 from attunet3d.cohort.scans import Scan

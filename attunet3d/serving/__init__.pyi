@@ -1,11 +1,7 @@
 from .app import AppOptions as AppOptions
 from .app import build_app as build_app
-from .cohort import make_engine as make_engine
-from .cohort import on_devices as on_devices
-from .engine_process import WorkerOptions as WorkerOptions
 from .jobs import JobQueue as JobQueue
 from .jobs import QueueLimits as QueueLimits
 from .server import ServerOptions as ServerOptions
 from .server import serve as serve
-from .worker import ModelOptions as ModelOptions
 from .worker import Worker as Worker

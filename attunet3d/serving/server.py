@@ -4,15 +4,16 @@ import ipaddress
 import logging
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import uvicorn
 
+from attunet3d.cohort import ModelOptions
 from attunet3d.core import SettingsError, locked_folder
 from attunet3d.serving.app import AppOptions, build_app
 from attunet3d.serving.jobs import JobQueue, QueueLimits
-from attunet3d.serving.worker import ModelOptions, Worker
+from attunet3d.serving.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -56,10 +57,7 @@ def serve(model: ModelOptions, options: ServerOptions) -> None:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attunet3d-")))
         stack.enter_context(locked_folder(folder, "serve"))
-        workers = [
-            Worker(ModelOptions(model.models, device or None, model.settings))
-            for device in options.devices
-        ]
+        workers = [Worker(replace(model, device=device or None)) for device in options.devices]
         for worker in workers:
             worker.start()
         queue = JobQueue(folder / "jobs", workers, options.limits)

@@ -7,28 +7,14 @@ down is ended with it, and the next scan gets a new process. Nothing of one scan
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from attunet3d.cohort import ModelOptions
+
 POLL_S = 0.05
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """What a worker loads.
-
-    Args:
-        models: Run folders or checkpoints; several make an ensemble.
-        device: "cpu", "cuda:0" …; None: CUDA where there is one.
-        settings: Changes of inference settings, such as `inference.mode=whole`.
-    """
-
-    models: Sequence[str]
-    device: str | None = None
-    settings: Sequence[str] = field(default=())
 
 
 class Worker:
@@ -112,10 +98,9 @@ def _work(options: ModelOptions, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when its workers end
     from attunet3d.cohort import segment_cohort
     from attunet3d.core import keep_freed_memory
-    from attunet3d.inference import Predictor
 
     keep_freed_memory()
-    predictor = Predictor.load(list(options.models), options.device, list(options.settings))
+    predictor = options.load()
     pipe.send("ready")
     while True:
         try:

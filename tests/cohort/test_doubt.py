@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from attunet3d.cohort import results
+from attunet3d.cohort.call import CohortOptions
 from attunet3d.cohort.doubt import DoubtRule, doubt_of, fit_doubt
-from attunet3d.cohort.options import CohortOptions
 from attunet3d.cohort.preview import HEIGHT, draw_preview
 from attunet3d.cohort.run import segment_cohort
 from attunet3d.cohort.scans import find_cases

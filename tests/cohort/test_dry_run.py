@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from attunet3d.cohort.call import CohortCall, CohortOptions
 from attunet3d.cohort.dry_run import dry_run
-from attunet3d.cohort.options import CohortOptions
 from attunet3d.cohort.run import segment_cohort
 from attunet3d.cohort.scans import find_cases
 from attunet3d.core import ModelError
@@ -29,7 +29,9 @@ def scans(tmp_path: Path) -> Path:
 
 def told(scans: Path, out_dir: Path, *settings: str, network: Any = None, **options: Any) -> Any:
     here = Predictor([checkpoint(network)], "cpu", settings)
-    return list(dry_run(here, find_cases(scans), out_dir, CohortOptions(**options)))
+    asked = CohortOptions(**options)
+    call = CohortCall(cases=find_cases(scans), out_dir=out_dir, options=asked)
+    return list(dry_run(here, call))
 
 
 def test_every_scan_gets_a_line_and_nothing_is_written(scans: Path, tmp_path: Path) -> None:
@@ -66,7 +68,7 @@ def test_a_budget_that_is_too_small_is_said(scans: Path, tmp_path: Path) -> None
     network = AttentionUNet3D(channels=(2, 4), strides=((2, 2, 2),)).eval()
     member = checkpoint(network, "network.channels=[2, 4]", "network.strides=[[2, 2, 2]]")
     here = Predictor([member], "cpu", ["inference.mode=whole"], memory=100_000)
-    line = next(dry_run(here, find_cases(scans), tmp_path / "out", CohortOptions()))
+    line = next(dry_run(here, CohortCall(cases=find_cases(scans), out_dir=tmp_path / "out")))
     assert "windows in float32" in line
     assert "too much for a budget" in line
 

@@ -17,7 +17,7 @@ import SimpleITK
 import torch
 
 from attunet3d.cohort import results
-from attunet3d.cohort.options import CohortOptions
+from attunet3d.cohort.call import CohortOptions
 from attunet3d.cohort.results import Outcome
 from attunet3d.cohort.run import segment_cohort
 from attunet3d.cohort.scans import find_cases

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
 
-from attunet3d.cohort.options import CohortOptions
+from attunet3d.cohort.call import CohortOptions
 from attunet3d.cohort.run import segment_cohort
 from attunet3d.cohort.scans import find_cases
 from attunet3d.core import DataError, UserError

@@ -23,8 +23,9 @@ import pydicom
 import pytest
 from httpx import Response
 
+from attunet3d.cohort import ModelOptions
 from attunet3d.core import Mask, SettingsError
-from attunet3d.serving import ModelOptions, ServerOptions, serve
+from attunet3d.serving import ServerOptions, serve
 from benchmarks.reliability.model import make_model
 from tests.known_network import write_scan
 
@@ -225,7 +226,7 @@ def test_a_killed_worker_costs_its_job_and_no_other(model: Path, tmp_path: Path)
 
 def test_other_machines_need_a_token() -> None:
     with pytest.raises(SettingsError, match="without a token"):
-        serve(ModelOptions(["run"]), ServerOptions(host="0.0.0.0"))
+        serve(ModelOptions(models=["run"]), ServerOptions(host="0.0.0.0"))
 
 
 def test_a_series_is_taken_as_an_archive(server: Server) -> None:

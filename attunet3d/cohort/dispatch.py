@@ -1,6 +1,6 @@
 """Who segments which scan: a queue from which workers take, and what happens when one is lost.
 
-The rules are here and the processes elsewhere (`cohort` has those of one machine). A worker asks
+The rules are here and the processes elsewhere (`devices` has those of one machine). A worker asks
 for scans and tells what became of them. When it is lost, the scans that it held go back. Such a
 scan is done again by a worker that holds no other, so a scan that kills its workers is known, and
 is listed as failed at its third attempt; scans that were only read beside it lose nothing.
@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from attunet3d.cohort import Events, Item
+from attunet3d.cohort.call import Events
+from attunet3d.cohort.scan_loop import Item
 
 MOST_ATTEMPTS = 3
 

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from attunet3d.cohort import Events, Shard, results
+from attunet3d.cohort.dispatch import MOST_ATTEMPTS, Dispatcher
 from attunet3d.core import Config, SettingsError, WriteError
 from attunet3d.core.lock import locked_folder, locked_part
 from attunet3d.models import build_network, save_model
 from attunet3d.pipelines import infer
-from attunet3d.serving.dispatch import MOST_ATTEMPTS, Dispatcher
 from tests.known_network import ball, write_scan
 
 CASES = [f"case_{number:02}" for number in range(8)]

@@ -5,16 +5,15 @@ It speaks through a `Link`: a pipe to the process that dispatches, or what an en
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from attunet3d.cohort import CohortCall, Events, Item
-from attunet3d.core import keep_freed_memory, parse_memory
-from attunet3d.serving.worker import ModelOptions
+import torch
 
-if TYPE_CHECKING:
-    from attunet3d.inference import Predictor
+from attunet3d.cohort.call import CohortCall, Events, ModelOptions
+from attunet3d.cohort.scan_loop import Item, ScanLoop
+from attunet3d.core import keep_freed_memory
 
 
 class Link(Protocol):
@@ -36,40 +35,14 @@ class WorkerOptions:
     Args:
         model: With the worker's device.
         call: The cohort.
-        locator: A coarse model; see `Predictor`.
-        memory: Budget in bytes; see `Predictor`.
         neighbours: Workers on the same machine, this one included, which share its cores.
         on_this_cpu: Workers that compute on the same CPU, this one included.
     """
 
     model: ModelOptions
     call: CohortCall
-    locator: str | None = None
-    memory: int | None = None
     neighbours: int = 1
     on_this_cpu: int = 1
-
-    @classmethod
-    def of(cls, flags: Mapping[str, Any], call: CohortCall) -> "WorkerOptions":
-        """The options among a command's flags.
-
-        Raises:
-            SettingsError: The memory is not an amount of memory.
-        """
-        model = ModelOptions(flags["model"], flags["device"], flags["set"])
-        return cls(model, call, flags["locator"], parse_memory(flags["memory"]))
-
-    def load(self) -> "Predictor":
-        """Load the model.
-
-        Raises:
-            UserError: It cannot be loaded.
-        """
-        from attunet3d.inference import Predictor
-
-        model = self.model
-        settings = list(model.settings)
-        return Predictor.load(list(model.models), model.device, settings, self.locator, self.memory)
 
 
 def serve_scans(options: WorkerOptions, link: Link) -> None:
@@ -78,10 +51,6 @@ def serve_scans(options: WorkerOptions, link: Link) -> None:
     Raises:
         UserError: The model cannot be loaded, or has no gates for the attention maps asked for.
     """
-    import torch
-
-    from attunet3d.cohort import ScanLoop
-
     keep_freed_memory()
     cores = os.cpu_count() or 1
     if options.on_this_cpu > 1:
@@ -90,7 +59,7 @@ def serve_scans(options: WorkerOptions, link: Link) -> None:
     root = logging.getLogger("attunet3d")
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    predictor = options.load()
+    predictor = options.model.load()
     if options.call.options.attention:
         predictor.require_attention()
     loop = ScanLoop(

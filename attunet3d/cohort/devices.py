@@ -16,26 +16,30 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from attunet3d.cohort import Engine, Events, Item, here, results
+from attunet3d.cohort import results
+from attunet3d.cohort.call import CohortCall, Events, ModelOptions
+from attunet3d.cohort.dispatch import Dispatcher
+from attunet3d.cohort.engine_process import WorkerOptions, serve_scans
+from attunet3d.cohort.run import Engine, here
+from attunet3d.cohort.scan_loop import Item
 from attunet3d.core import DeviceError, UserError
-from attunet3d.serving.dispatch import Dispatcher
-from attunet3d.serving.engine_process import WorkerOptions, serve_scans
 
 MOST_FAILED_STARTS = 3
 _log = logging.getLogger("attunet3d.workers")
 
 
-def on_devices(options: WorkerOptions, devices: Sequence[str]) -> Engine:
+def on_devices(model: ModelOptions, call: CohortCall, devices: Sequence[str]) -> Engine:
     """The engine that has a process per device, such as "cuda:0" and "cuda:1".
 
     Args:
-        options: The model and the call; the devices take the place of its own.
+        model: The devices take the place of its own.
+        call: The cohort.
         devices: A name may come several times.
     """
 
     def run(found: Mapping[str, list[Path]], events: Events) -> None:
         dispatcher = Dispatcher(found, events)
-        pool = _Pool(options, list(devices)[: max(1, len(found))], dispatcher, events)
+        pool = _Pool(model, call, devices[: max(1, len(found))], dispatcher)
         try:
             pool.run()
         finally:
@@ -44,17 +48,16 @@ def on_devices(options: WorkerOptions, devices: Sequence[str]) -> Engine:
     return run
 
 
-def make_engine(options: WorkerOptions) -> Engine:
+def make_engine(model: ModelOptions, call: CohortCall) -> Engine:
     """The engine for the model's device: this process, or one per device that its name lists.
 
     Raises:
         UserError: This process is the engine, and the model cannot be loaded.
     """
-    model = options.model
     devices = [] if model.device is None else model.device.split(",")
     if len(devices) > 1:
-        return on_devices(options, devices)
-    return here(options.load(), options.call)
+        return on_devices(model, call, devices)
+    return here(model.load(), call)
 
 
 class _Process:
@@ -85,14 +88,14 @@ class _Process:
 
 class _Pool:
     def __init__(
-        self, options: WorkerOptions, devices: list[str], dispatcher: Dispatcher, events: Events
+        self, model: ModelOptions, call: CohortCall, devices: Sequence[str], dispatcher: Dispatcher
     ) -> None:
-        self.dispatcher, self.events, self.folder = dispatcher, events, options.call.out_dir
+        self.dispatcher, self.folder = dispatcher, call.out_dir
         cpus = sum(device == "cpu" for device in devices)
         self.options = [
-            replace(
-                options,
-                model=replace(options.model, device=device),
+            WorkerOptions(
+                replace(model, device=device),
+                call,
                 neighbours=len(devices),
                 on_this_cpu=cpus if device == "cpu" else 1,
             )
@@ -134,7 +137,7 @@ class _Pool:
         else:
             if event != "reached":
                 self.dispatcher.settled(worker.name, facts[0])
-            getattr(self.events, event)(*facts)
+            getattr(self.dispatcher.events, event)(*facts)
 
     def _offer(self, worker: _Process) -> None:
         item = self.dispatcher.take(worker.name, idle=True)
