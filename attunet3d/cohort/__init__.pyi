@@ -15,6 +15,10 @@ from .doubt import DoubtRule as DoubtRule
 from .doubt import fit_doubt as fit_doubt
 from .doubt import outside_ranges as outside_ranges
 from .dry_run import dry_run as dry_run
+from .outcome import Outcome as Outcome
+from .outcome import reason as reason
+from .outcome import write_failures as write_failures
+from .results import CaseFiles as CaseFiles
 from .results import case_files as case_files
 from .results import write_sidecar as write_sidecar
 from .run import Engine as Engine

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from attunet3d.cohort import scans
 from attunet3d.cohort.call import CohortCall
-from attunet3d.cohort.results import Outcome
+from attunet3d.cohort.outcome import Outcome
 from attunet3d.cohort.run import Tally
 from attunet3d.cohort.scan_loop import ScanLoop
 from attunet3d.core import GIGABYTE, available_bytes, progress

@@ -7,7 +7,6 @@ softmax, and 1/2 where each class has a sigmoid of its own. Without thresholds t
 label map of `infer`.
 """
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from attunet3d.cohort import results
-from attunet3d.cohort.results import CaseFiles, Outcome
+from attunet3d.cohort.outcome import Outcome, write_failures
+from attunet3d.cohort.results import CaseFiles
 from attunet3d.core import (
     DataError,
     Float32s,
@@ -33,8 +33,6 @@ from attunet3d.inference import background
 
 PROBABILITIES = "probabilities"
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
@@ -47,7 +45,11 @@ class Rule:
 
     def __post_init__(self) -> None:
         for name, value in self.thresholds.items():
-            _check_threshold(value, f"threshold of {name}: {value}")
+            if not 0 < value <= 1:
+                text = f"{value:g}" if name == "*" else f"{name}={value:g}"
+                raise SettingsError(
+                    f"--threshold {text}: must be above 0 and at most 1", value=value
+                )
 
     @classmethod
     def parse(cls, thresholds: Sequence[str], keep_largest: Sequence[str] = ()) -> "Rule":
@@ -71,7 +73,6 @@ class Rule:
                     value=text,
                     cure="write NAME=0.3, or 0.3 for all",
                 ) from None
-            _check_threshold(parsed[name or "*"], f"--threshold {text}")
         largest = (int(label) if label.isdecimal() else label for label in keep_largest)
         return cls(thresholds=parsed, keep_largest=tuple(largest))
 
@@ -100,11 +101,6 @@ class Rule:
         return label_values(self.keep_largest, labels, "--keep-largest")
 
 
-def _check_threshold(value: float, text: str) -> None:
-    if not 0 < value <= 1:
-        raise SettingsError(f"{text}: must be above 0 and at most 1", value=value)
-
-
 def export_labels(
     folders: Sequence[Path], out_dir: Path, rule: Rule, *, overwrite: bool = False
 ) -> Outcome:
@@ -128,25 +124,21 @@ def export_labels(
         raise DataError("holds the predictions", path=out_dir, cure="choose another output folder")
     first = results.case_files(folders[0], cases[0])
     if first.sidecar.is_file():
-        labels = _labels(results.read_sidecar(first.sidecar))
+        labels = results.label_names(results.read_sidecar(first.sidecar))
         rule.for_labels(labels)
         rule.largest(labels)
     outcome = Outcome()
     with locked_folder(out_dir, "export"), progress(len(cases), "export") as bar:
         results.sweep(out_dir)
         for case_id in cases:
-            with bar.item() as share_done:
-                try:
-                    files = [results.case_files(folder, case_id) for folder in (*folders, out_dir)]
-                    job = _Job(files[:-1], files[-1], rule)
-                    fresh = overwrite or not job.is_done()
-                    if fresh:
-                        job.export(share_done, spare=not overwrite)
-                    (outcome.done if fresh else outcome.skipped).append(case_id)
-                except Exception as error:
-                    outcome.failures[case_id] = results.reason(error)
-                    _log.error("%s", outcome.failures[case_id], extra={"case": case_id})
-        results.write_failures(out_dir, outcome.failures)
+            with bar.item() as share_done, outcome.trying(case_id):
+                files = [results.case_files(folder, case_id) for folder in (*folders, out_dir)]
+                job = _Job(files[:-1], files[-1], rule)
+                fresh = overwrite or not job.is_done()
+                if fresh:
+                    job.export(share_done, spare=not overwrite)
+                (outcome.done if fresh else outcome.skipped).append(case_id)
+        write_failures(out_dir, outcome.failures)
     return outcome
 
 
@@ -197,10 +189,6 @@ def _cases(folders: Sequence[Path]) -> list[str]:
     return sorted(found)
 
 
-def _labels(content: Mapping[str, Any]) -> dict[int, str]:
-    return {int(value): name for value, name in content["labels"].items()}
-
-
 class _Job:
     """One case: where its probabilities lie, where its label map goes, and by which rule."""
 
@@ -209,7 +197,7 @@ class _Job:
         self.contents = [results.read_sidecar(source.sidecar) for source in sources]
         for source, content in zip(sources, self.contents, strict=True):
             _check(source, content, self.contents[0])
-        self.labels = _labels(self.contents[0])
+        self.labels = results.label_names(self.contents[0])
         self.origin = {
             "model": [content["model"] for content in self.contents],
             "settings": {

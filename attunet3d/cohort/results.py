@@ -1,4 +1,4 @@
-"""A folder of results: what its files are called, when a case counts as done, which cases failed.
+"""A folder of results: what its files are called, and when a case counts as done.
 
     OUT_DIR/CASE.nii.gz                  label map
     OUT_DIR/CASE.json                    sidecar, written last; a case without it is not done
@@ -7,7 +7,7 @@
     OUT_DIR/CASE/LABEL.nii.gz            on request, a mask per foreground label
     OUT_DIR/preview/CASE.png             on request, three slices with the labels
     OUT_DIR/statistics.csv               a row per case and label, see `statistics_table`
-    OUT_DIR/failures.json                reasons of the cases that failed, when some did
+    OUT_DIR/failures.json                reasons of the cases that failed, see `outcome`
     OUT_DIR/.begun-CASE                  while a case is written; a killed call leaves it behind
 
 The sidecar holds a checksum of each of the case's files, so a torn, swapped or stale one is seen.
@@ -15,9 +15,9 @@ The sidecar holds a checksum of each of the case's files, so a torn, swapped or 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +43,6 @@ OTHER = {
     "probabilities": "other probabilities",
 }
 SIDECAR_BYTES = 2_000_000  # far above any that is written
-
-
-@dataclass
-class Outcome:
-    """What became of the cases of a call, by id."""
-
-    done: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        words = "done", "done before", "failed"
-        counts = zip(map(len, (self.done, self.skipped, self.failures)), words, strict=True)
-        return ", ".join(f"{count} {what}" for count, what in counts if count) or "no cases"
 
 
 @dataclass(frozen=True)
@@ -177,11 +163,37 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     except FileError as error:
         raise WriteError(f"{error}; this is not a sidecar") from None
     parts = ("labels", "files", "settings")
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(part), dict) for part in parts
+    if (
+        not isinstance(content, dict)
+        or not all(isinstance(content.get(part), dict) for part in parts)
+        or not all(value.isdecimal() for value in content["labels"])
     ):
         raise WriteError("is not a sidecar: it must hold labels, files and settings", path=path)
     return content
+
+
+def read_sidecars(folder: Path) -> dict[str, dict[str, Any]]:
+    """The sidecars of a folder by case, in order; other programs' JSON is passed over."""
+    found = {}
+    for path in sorted(folder.glob("[!.]*.json")):
+        with suppress(WriteError):
+            found[path.stem] = read_sidecar(path)
+    return found
+
+
+def label_names(content: Mapping[str, Any]) -> dict[int, str]:
+    """The names of all labels of a sidecar, the background's too, by value."""
+    return {int(value): str(name) for value, name in content["labels"].items()}
+
+
+def read_segmentation(files: CaseFiles) -> Segmentation:
+    """Read a case's label map with the names of its labels.
+
+    Raises:
+        UserError: The label map or the sidecar cannot be read.
+    """
+    volume, labels = read_label(files.mask), label_names(read_sidecar(files.sidecar))
+    return Segmentation(volume.array, volume.grid, labels, volume.geometry)
 
 
 def spare_others_work(files: CaseFiles, segmentation: Segmentation) -> None:
@@ -236,50 +248,6 @@ def is_done(files: CaseFiles, wanted: Sequence[Path], origin: Mapping[str, Any])
                 cure="use --overwrite or another output folder",
             )
     return True
-
-
-def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
-    """Write `failures.json`, or take away an older call's when nothing failed now."""
-    path = Path(folder) / "failures.json"
-    if failures:
-        whole_file.write_text(path, json.dumps(dict(sorted(failures.items())), indent=2) + "\n")
-    else:
-        path.unlink(missing_ok=True)
-
-
-def merge_failures(folder: Path, tried: Iterable[str], failures: Mapping[str, str]) -> None:
-    """Write the failures of the cases that were tried into those that others wrote."""
-    path = Path(folder) / "failures.json"
-    others = read_json(path) if path.exists() else {}
-    gone = set(tried)
-    kept = {case: why for case, why in others.items() if case not in gone}
-    write_failures(folder, {**kept, **failures})
-
-
-def reason(error: Exception, *, maps: bool = False) -> str:
-    """One line that says why a case failed.
-
-    Args:
-        error: What was raised.
-        maps: Whether probabilities or attention maps were asked for, which take memory.
-
-    Example:
-        >>> reason(FileNotFoundError(2, "No such file or directory", "ct.nii.gz"))
-        'ct.nii.gz: No such file or directory'
-        >>> reason(MemoryError())
-        'out of memory (MemoryError); use a smaller --memory, a smaller window or another device'
-    """
-    text = " ".join(str(error).split())
-    if isinstance(error, UserError):
-        return text
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    kind = type(error).__name__
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "allocate memory" in text:
-        cure = "use a smaller --memory, a smaller window or another device"
-        cure = f"leave the probabilities and attention maps out, or {cure}" if maps else cure
-        return f"out of memory ({kind}); {cure}"
-    return f"internal error ({kind}: {text}); please report it"
 
 
 def _counted(segmentation: Segmentation) -> dict[str, LabelMeasures]:

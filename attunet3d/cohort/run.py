@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from attunet3d.cohort import results, scans
+from attunet3d.cohort import outcome, results, scans
 from attunet3d.cohort.call import CohortCall, CohortOptions, Events
-from attunet3d.cohort.results import Outcome
+from attunet3d.cohort.outcome import Outcome
 from attunet3d.cohort.scan_loop import ScanLoop
 from attunet3d.cohort.scans import Scan
 from attunet3d.cohort.statistics_table import StatisticsTable
@@ -55,8 +55,7 @@ class Tally(Events):
 
     def failed(self, case_id: str, reason: str) -> None:
         """Count it, and say why."""
-        self.outcome.failures[case_id] = reason
-        _log.error("%s", reason, extra={"case": case_id})
+        self.outcome.fail(case_id, reason)
         self._end(case_id)
 
     def _end(self, case_id: str) -> None:
@@ -145,9 +144,9 @@ def _held(call: CohortCall) -> Iterator[WriteTables]:
         with brief():
             with _told("failures.json"):
                 if call.shard is None:
-                    results.write_failures(out_dir, failures)
+                    outcome.write_failures(out_dir, failures)
                 else:
-                    results.merge_failures(out_dir, tried, failures)
+                    outcome.merge_failures(out_dir, tried, failures)
             with _told("statistics.csv"):
                 StatisticsTable(out_dir).write()
 
@@ -167,4 +166,4 @@ def _told(name: str) -> Iterator[None]:
     try:
         yield
     except (UserError, OSError) as error:
-        _log.error("%s", results.reason(error), extra={"case": name})
+        _log.error("%s", outcome.reason(error), extra={"case": name})

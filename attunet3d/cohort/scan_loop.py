@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from attunet3d.cohort import results, scans
+from attunet3d.cohort import outcome, results, scans
 from attunet3d.cohort.call import CohortCall, Events
 from attunet3d.cohort.case_writer import CaseMaps, Judgement, write_case
 from attunet3d.cohort.doubt import DoubtRule
@@ -203,4 +203,4 @@ class ScanLoop:
 
     def fail(self, case_id: str, error: Exception) -> None:
         """Tell that a case failed."""
-        self.events.failed(case_id, results.reason(error, maps=bool(self.options.kinds)))
+        self.events.failed(case_id, outcome.reason(error, maps=bool(self.options.kinds)))

@@ -16,18 +16,6 @@ from attunet3d.core import UserError, whole_file
 
 NAME = "statistics.csv"
 SHARE = 0.05  # of the time that writing may take: in a large cohort not after every case
-COLUMNS = (
-    "case",
-    "label",
-    "volume_ml",
-    "mean_hu",
-    "sd_hu",
-    "touches_border",
-    "pieces",
-    "expected_dice",
-    "word",
-    "seconds",
-)
 
 
 class StatisticsTable:
@@ -39,7 +27,7 @@ class StatisticsTable:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
-        self._rows: dict[str, list[list[Any]]] = {}
+        self._rows: dict[str, list[dict[str, Any]]] = {}
         self._due = 0.0
         for path in sorted(folder.glob("[!.]*.json")):
             self._read(path)
@@ -61,12 +49,12 @@ class StatisticsTable:
             WriteError: The disk is full or the folder read-only.
         """
         begin = time.monotonic()
-        if self._rows:
+        rows = [row for _, rows in sorted(self._rows.items()) for row in rows]
+        if rows:
             text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for _, rows in sorted(self._rows.items()):
-                writer.writerows(rows)
+            writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
             table = text.getvalue()
             if not self._path.is_file() or self._path.read_bytes() != table.encode():
                 whole_file.write_text(self._path, table)
@@ -81,19 +69,17 @@ class StatisticsTable:
             self._rows.pop(sidecar.stem, None)
 
 
-def _rows(case_id: str, content: Mapping[str, Any]) -> Iterator[list[Any]]:
+def _rows(case_id: str, content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     seconds = round(sum(content.get("seconds", {}).values()), 2)
     for name, volume in content["volumes"].items():
         doubt = content.get("doubt", {}).get(name, {})
-        yield [
-            case_id,
-            name,
-            volume["ml"],
-            volume.get("hu_mean"),
-            volume.get("hu_sd"),
-            doubt.get("touches_border"),
-            doubt.get("pieces"),
-            doubt.get("expected_dice"),
-            doubt.get("word"),
-            seconds,
-        ]
+        told = ("touches_border", "pieces", "expected_dice", "word")
+        yield {
+            "case": case_id,
+            "label": name,
+            "volume_ml": volume["ml"],
+            "mean_hu": volume.get("hu_mean"),
+            "sd_hu": volume.get("hu_sd"),
+            **{part: doubt.get(part) for part in told},
+            "seconds": seconds,
+        }

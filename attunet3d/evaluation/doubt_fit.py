@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from attunet3d.cohort import FEWEST_ROWS, case_files, fit_doubt, outside_ranges, results
+from attunet3d.cohort import FEWEST_ROWS, CaseFiles, case_files, fit_doubt, outside_ranges, results
 from attunet3d.core import UserError, progress
 from attunet3d.datasets import Case, Manifest, read_case_label, read_image
 from attunet3d.evaluation.metrics import dice
@@ -77,5 +77,5 @@ def _measured(
     return truth, rows
 
 
-def _files(predictions: Path, case: Case) -> results.CaseFiles:
+def _files(predictions: Path, case: Case) -> CaseFiles:
     return case_files(predictions, case.id)

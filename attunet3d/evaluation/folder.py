@@ -19,11 +19,10 @@ from typing import get_args
 
 import numpy as np
 
-from attunet3d.cohort import results
+from attunet3d.cohort import reason, results, write_failures
 from attunet3d.core import (
     DataError,
     Progress,
-    WriteError,
     case_names,
     locked_folder,
     progress,
@@ -166,19 +165,13 @@ def _sidecars(predictions: Path) -> tuple[dict[int, str], Split]:
     """Label names without the background, and each case's role in training, from the sidecars."""
     names: dict[int, str] = {}
     roles: dict[str, Role] = {}
-    for path in sorted(predictions.glob("*.json")):
-        try:
-            content = results.read_sidecar(path)
-            here = {
-                int(value): str(name) for value, name in content["labels"].items() if int(value)
-            }
-        except (WriteError, ValueError):
-            continue  # other programs' JSON
+    for case_id, content in results.read_sidecars(predictions).items():
+        here = {value: name for value, name in results.label_names(content).items() if value}
         _check_names(names, here)
         names |= here
         for role in get_args(Role):
             if content.get("role_in_training") == role:
-                roles[path.stem] = role
+                roles[case_id] = role
     return dict(sorted(names.items())), Split(roles=roles)
 
 
@@ -211,7 +204,7 @@ def _score_all(
                 try:
                     scores[pair.case_id] = task.result()
                 except Exception as error:  # the other cases go on
-                    failures[pair.case_id] = results.reason(error)
+                    failures[pair.case_id] = reason(error)
         except BaseException:  # Ctrl-C: tasks that have not begun are dropped
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -277,7 +270,7 @@ def _write(summary: Summary, places: Mapping[str, Path | None], out_dir: Path) -
     content = {**summary.as_dict(), **named, "versions": versions()}
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     whole_file.write_text(out_dir / "summary.json", text + "\n")
-    results.write_failures(out_dir, summary.failures)
+    write_failures(out_dir, summary.failures)
     path = out_dir / "boxplot.png"
     if not summary.scores or not summary.labels:
         path.unlink(missing_ok=True)  # from an earlier call

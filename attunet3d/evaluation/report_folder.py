@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from attunet3d import __version__
-from attunet3d.cohort import results
+from attunet3d.cohort import Outcome, reason
 from attunet3d.core import DataError, Float32s, UserError, progress
 from attunet3d.evaluation.report import ReportText, write_report
 from attunet3d.evaluation.report_case import ReportCase
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 def write_folder_report(
     folder: Path, path: Path | None = None, scans: Path | None = None
-) -> results.Outcome:
+) -> Outcome:
     """Write the page about an output folder of `infer` or of `evaluate`.
 
     Args:
@@ -51,7 +51,7 @@ def write_folder_report(
     """
     found = of_scores(folder) if (folder / "scores.csv").is_file() else of_predictions(folder)
     moved = dict(find_scans(scans)) if scans is not None else None
-    outcome = results.Outcome()
+    outcome = Outcome()
     with progress(len(found.cases), "report") as bar:
 
         def loaded() -> Iterator[ReportCase]:
@@ -74,9 +74,9 @@ def write_folder_report(
     return outcome
 
 
-def _leave_out(outcome: results.Outcome, case: FoundCase, error: UserError) -> None:
+def _leave_out(outcome: Outcome, case: FoundCase, error: UserError) -> None:
     name = case.name
-    outcome.failures[name] = results.reason(error)
+    outcome.failures[name] = reason(error)
     _log.error("%s; it is left out", outcome.failures[name], extra={"case": name})
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d.cohort import case_files, results
-from attunet3d.core import DataError, WriteError
+from attunet3d.core import DataError
 from attunet3d.evaluation.report_found import Found, FoundCase, number
 from attunet3d.imaging import read_label
 
@@ -18,14 +18,14 @@ def of_predictions(folder: Path) -> Found:
     Raises:
         DataError: It holds no sidecar.
     """
-    sidecars = _sidecars(folder)
+    sidecars = results.read_sidecars(folder)
     if not sidecars:
         rule = "holds neither sidecars of `infer` nor scores of `evaluate`"
         raise DataError(rule, path=folder, cure="name an output folder of one of them")
     labels = {
-        int(value): str(name)
-        for part in sidecars.values()
-        for value, name in part["labels"].items()
+        value: name
+        for content in sidecars.values()
+        for value, name in results.label_names(content).items()
     }
     names = [name for value, name in sorted(labels.items()) if value]
     doubted = any(_doubt(content) for content in sidecars.values())
@@ -42,16 +42,6 @@ def of_predictions(folder: Path) -> Found:
         columns=columns,
         cases=sorted(cases, key=lambda case: ranks[case.name]),
     )
-
-
-def _sidecars(folder: Path) -> dict[str, dict[str, Any]]:
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found[path.stem] = results.read_sidecar(path)
-        except WriteError:
-            continue  # other programs' JSON
-    return found
 
 
 def _doubt(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,4 @@
 from . import sliding_window as sliding_window
-from . import windows as windows
 from .decision import background as background
 from .decision import decide as decide
 from .decision import winning_values as winning_values
@@ -20,4 +19,4 @@ from .sliding_window import Slab as Slab
 from .sliding_window import Stitching as Stitching
 from .sliding_window import sliding_window_slabs as sliding_window_slabs
 from .sliding_window import whole_volume as whole_volume
-from .windows import window_starts as window_starts
+from .sliding_window import window_starts as window_starts

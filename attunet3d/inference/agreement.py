@@ -6,19 +6,18 @@ import torch
 from torch import Tensor
 
 
-def winners(logits: Tensor) -> Tensor:
-    """The class of the largest logit, (B, K, …) → (B, …) uint8; ties go to the lowest class.
+def winners(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The class (…) of the largest score (K, …) as uint8, and that score; ties go to the lowest.
 
     Example:
-        >>> winners(torch.tensor([[0.0, 3.0, 1.0]])).tolist()
-        [1]
+        >>> winners(torch.tensor([[0.0], [3.0], [1.0]]))
+        (tensor([1], dtype=torch.uint8), tensor([3.]))
     """
-    best, chosen = logits[:, 0].clone(), torch.zeros_like(logits[:, 0], dtype=torch.uint8)
-    for index in range(1, logits.shape[1]):  # 20 times as fast as argmax over the first axis
-        here = logits[:, index]
+    best, chosen = scores[0].clone(), torch.zeros_like(scores[0], dtype=torch.uint8)
+    for index, here in enumerate(scores[1:], start=1):  # 20 times as fast as `max`
         chosen += (index - chosen) * (here > best)
         torch.maximum(best, here, out=best)
-    return chosen
+    return chosen, best
 
 
 class Agreement:
@@ -47,7 +46,7 @@ class Agreement:
 
     def winners(self, logits: Tensor) -> Tensor:
         """The class of the largest logit, (B, K, …) → (B, …); ties go to the lowest class."""
-        return winners(logits[:, : self._classes])
+        return winners(logits[:, : self._classes].transpose(0, 1))[0]
 
     def add(self, chosen: Sequence[Tensor]) -> None:
         """Take the class (B, …) that each member chooses for the same input."""

@@ -1,4 +1,4 @@
-"""From logits on the network's grid to labels on the scan's: resample, choose, components.
+"""From logits on the network's grid to labels on the scan's: resample, then choose.
 
 The way back is one linear resample of the logits, then the decision; labels are never resampled.
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attunet3d.core import Box, LabelMap, Range
-from attunet3d.imaging import BLOCK_VOXELS, GPU_BLOCK_VOXELS, Grid, extent, keep_largest_
+from attunet3d.imaging import BLOCK_VOXELS, GPU_BLOCK_VOXELS, Grid, extent
 from attunet3d.inference.chunks import Chunk, ChunkBuilder
 from attunet3d.inference.large_arrays import zeros
 from attunet3d.inference.sliding_window import Slab
@@ -28,7 +28,6 @@ def decide(
     network: Grid,
     source: Grid,
     values: Sequence[int],
-    keep_largest: Sequence[int] = (),
     order: Sequence[int] = (),
 ) -> LabelMap:
     """Labels on the scan's grid: the class of the largest resampled logit.
@@ -42,7 +41,6 @@ def decide(
         network: The network's grid.
         source: The scan's grid.
         values: The label value of each class, background first.
-        keep_largest: Label values of which only the largest connected component is kept.
         order: The label values of overlapping regions, in the order in which they are written;
             empty: classes exclude each other.
 
@@ -62,7 +60,6 @@ def decide(
     for slab in slabs:
         for chunk in builder.add(slab):
             choose(chunk, values, labels, order)
-    keep_largest_(labels, keep_largest)
     return labels
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from attunet3d.core import Floats, Mask
+from attunet3d.inference.agreement import winners
 
 BINS = 2**12  # of [0, 1]; the upper half is one: no threshold lies there, as no score exceeds 1
 PRUNED = 0.5  # a class that is nowhere more probable is left out, as RankSEG does
@@ -145,11 +146,7 @@ class ArgmaxDice:
         probabilities = probabilities_of(margins_of(logits), self._activation)
         if self._activation == "sigmoid":
             probabilities[0] = 0.5
-        best = probabilities[0].clone()
-        chosen = torch.zeros_like(best, dtype=torch.uint8)
-        for index, here in enumerate(probabilities[1:], start=1):
-            chosen += (index - chosen) * (here > best)
-            torch.maximum(best, here, out=best)
+        chosen, best = winners(probabilities)
         count, classes = len(self._total), chosen.flatten().cpu()
         self._sizes += torch.bincount(classes, minlength=count).numpy()
         self._inside += torch.bincount(classes, best.flatten().double().cpu(), count).numpy()

@@ -13,11 +13,24 @@ from torch import Tensor
 from attunet3d.core import DeviceError, InferenceConfig, NetworkConfig, Size, machine
 from attunet3d.inference import memory
 from attunet3d.inference.agreement import Agreement
-from attunet3d.inference.engine import Engine, average, independent, make_engine, mirrored
+from attunet3d.inference.engine import (
+    Engine,
+    average,
+    independent,
+    make_engine,
+    mirrored,
+    mixes_before_upsampling,
+)
 from attunet3d.inference.precision import choose_precision, uses_bfloat16
 from attunet3d.inference.record import Execution
-from attunet3d.inference.sliding_window import Slab, Stitching, sliding_window_slabs, whole_volume
-from attunet3d.inference.windows import pad, window_starts
+from attunet3d.inference.sliding_window import (
+    Slab,
+    Stitching,
+    pad,
+    sliding_window_slabs,
+    whole_volume,
+    window_starts,
+)
 from attunet3d.models import AttentionUNet3D, Network, finest_channels
 
 
@@ -247,14 +260,16 @@ class Inferer:
         )
 
     def pass_bytes(self, voxels: int) -> int:
-        """Estimated peak memory of one pass over so many voxels."""
-        return memory.ensemble_bytes(
-            [member.config for member in self.members],
-            self.classes,
-            voxels,
-            self.device,
-            self.config.engine,
-            bfloat16=uses_bfloat16(self.config.precision, self.device),
+        """Estimated peak memory of one pass over so many voxels; members run one after the other.
+
+        A CPU may keep float32 copies, and bfloat16 gets no credit there.
+        """
+        bfloat16 = uses_bfloat16(self.config.precision, self.device)
+        dtype = torch.bfloat16 if bfloat16 and self.device.type == "cuda" else torch.float32
+        split = not bfloat16 and mixes_before_upsampling(self.config.engine, self.device, dtype)
+        return max(
+            memory.pass_bytes(member.config, self.classes, voxels, dtype, split=split)
+            for member in self.members
         )
 
     def _bytes(self, image: Tensor, whole: bool, attention: bool) -> int:

@@ -1,67 +1,102 @@
-"""The label map and the maps of one image on the scan's grid, slab by slab as the network goes."""
+"""The label map and the maps of one image on the scan's grid, slab by slab as the network goes.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+Maps, probabilities of the labels and coefficients of the gates, are handed on while they are
+computed.
+"""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
 from torch import Tensor
 
-from attunet3d.core import LabelMap
-from attunet3d.imaging import Grid
+from attunet3d.core import Box, Float32s, InferenceConfig, LabelMap, Size
+from attunet3d.imaging import Grid, Volume
 from attunet3d.inference.chunks import Chunk, ChunkBuilder
 from attunet3d.inference.decision import background, choose
 from attunet3d.inference.dice_decision import DiceDecision
 from attunet3d.inference.expected_dice import Activation, ArgmaxDice
-from attunet3d.inference.map_output import MapsByKind
-from attunet3d.inference.record import Stopwatch
+from attunet3d.inference.record import Execution, Stopwatch
 from attunet3d.inference.sliding_window import Slab
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """How logits become labels and probabilities."""
+class Maps(Protocol):
+    """Takes maps on a scan's grid box by box, such as `imaging.MapWriter`."""
 
-    decision: Literal["argmax", "dice"]
-    """As `inference.decision`."""
-    activation: Activation
-    """What turns logits into probabilities."""
-    probabilities: bool = False
-    """Whether the probabilities are handed on."""
-    order: tuple[int, ...] = ()
-    """The values of overlapping regions as they are written, see `decide`."""
+    def write(self, box: Box, values: Float32s) -> None:
+        """Take the values (maps, i, j, k) in a box; boxes do not overlap, and the rest is 0."""
+
+
+OpenMaps = Callable[[str, int], Maps]
+"""(kind, number of maps) → where they go; a second call for a kind begins it again."""
+
+
+class MapArrays:
+    """Maps in memory, (I, J, K, maps) in Fortran order."""
+
+    def __init__(self, shape: Size, count: int) -> None:
+        self.array: Float32s = np.zeros((*shape, count), np.float32, order="F")
+
+    def write(self, box: Box, values: Float32s) -> None:
+        """See `Maps.write`."""
+        self.array[box] = np.moveaxis(values, 0, -1)
+
+
+@dataclass(eq=False)
+class Job:
+    """One scan, what is wanted of it, and what was done so far."""
+
+    volume: Volume
+    kinds: Sequence[str]
+    """Of maps: "probabilities", "attention"."""
+    open_maps: OpenMaps
+    progress: Callable[[float], None]
+    expected_dice: Sequence[float] = ()
+    execution: Execution = field(default_factory=Execution)
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
 
 class Labelling:
     """Labels a scan from slabs on the network's grid, and hands its maps on.
 
     Args:
+        job: The scan, and what is wanted of it.
         network: The network's grid.
-        source: The scan's grid.
         values: The label value of each class, background first.
-        maps: Takes probabilities, if they are asked for, and attention, if the slabs have it.
-        rule: How logits become labels, and probabilities.
+        config: How logits become labels.
+        activation: What turns logits into probabilities.
 
     Attributes:
         labels: The label map, complete after `finish`.
     """
 
     def __init__(
-        self, network: Grid, source: Grid, values: Sequence[int], maps: MapsByKind, rule: Rule
+        self,
+        job: Job,
+        network: Grid,
+        values: Sequence[int],
+        config: InferenceConfig,
+        activation: Activation,
     ) -> None:
+        source = job.volume.grid
         self.labels: LabelMap = background(source)
-        self._values, self._maps, self._rule = values, maps, rule
-        self._chunks = ChunkBuilder(network, source, logits=rule.probabilities)
-        self._expected = ArgmaxDice(len(values), rule.activation)
+        self._job, self._values, self._activation = job, values, activation
+        self._order = config.regions_class_order
+        self._maps: dict[str, Maps] = {}
+        self._chunks = ChunkBuilder(network, source, logits="probabilities" in job.kinds)
+        self._expected = ArgmaxDice(len(values), activation)
         self._dice: DiceDecision | None = None
-        if rule.decision == "dice":
-            self._dice = DiceDecision(network, source, values, self.labels, rule.activation)
+        if config.decision == "dice":
+            self._dice = DiceDecision(network, source, values, self.labels, activation)
 
-    def add(self, slab: Slab, watch: Stopwatch) -> None:
+    def add(self, slab: Slab) -> None:
         """Take the next slab."""
+        watch = self._job.watch
         if self._dice is not None:
             with watch.stage("decision"):
                 self._dice.add(slab)
-            if not self._rule.probabilities and slab.attention is None:
+            if not self._job.kinds:
                 return
         else:
             with watch.stage("doubt"):
@@ -69,27 +104,33 @@ class Labelling:
         for chunk in watch.items("decision", self._chunks.add(slab)):
             if self._dice is None:
                 with watch.stage("decision"):
-                    choose(chunk, self._values, self.labels, self._rule.order)
+                    choose(chunk, self._values, self.labels, self._order)
             with watch.stage("maps"):
                 self._hand_on(chunk)
 
-    def finish(self, watch: Stopwatch) -> list[float]:
-        """Decide what could not be decided before; return the Dice expected of each label."""
+    def finish(self) -> None:
+        """Decide what could not be decided before; note the Dice expected of each label."""
         if self._dice is None:
-            return self._expected.expected()
-        with watch.stage("decision"):
-            return self._dice.decide()
+            self._job.expected_dice = self._expected.expected()
+        else:
+            with self._job.watch.stage("decision"):
+                self._job.expected_dice = self._dice.decide()
 
     def _hand_on(self, chunk: Chunk) -> None:
         """Resample the chunk's maps to the scan's grid."""
         if chunk.logits is not None:
             for box, logits in chunk.resampled(chunk.logits):
-                self._maps.write("probabilities", box, self._probabilities(logits))
+                self._write("probabilities", box, self._probabilities(logits))
         if chunk.attention is not None:
             for box, values in chunk.resampled(chunk.attention):
-                self._maps.write("attention", box, values.clamp(0, 1))
+                self._write("attention", box, values.clamp(0, 1))
+
+    def _write(self, kind: str, box: Box, values: Tensor) -> None:
+        if kind not in self._maps:
+            self._maps[kind] = self._job.open_maps(kind, len(values))
+        self._maps[kind].write(box, values.cpu().numpy())
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         """Of the foreground labels (K - 1, i, j, k), from all logits (K, i, j, k)."""
-        sigmoid = self._rule.activation == "sigmoid"
+        sigmoid = self._activation == "sigmoid"
         return logits[1:].sigmoid() if sigmoid else logits.softmax(0)[1:]

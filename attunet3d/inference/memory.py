@@ -4,8 +4,6 @@ The budget is a class of machines, not what happens to be free: a scan is then s
 way today and tomorrow, and on every GPU of a kind.
 """
 
-from collections.abc import Sequence
-
 import torch
 
 from attunet3d.core import (
@@ -16,7 +14,6 @@ from attunet3d.core import (
     memory_class,
     total_bytes,
 )
-from attunet3d.inference.engine import mixes_before_upsampling
 from attunet3d.models import finest_channels
 
 MEMORY_SHARE = {"cpu": 0.5, "mps": 0.5, "cuda": 0.8}  # of the budget; programs share the first two
@@ -49,30 +46,6 @@ def pass_bytes(
     size = 2 if dtype == torch.bfloat16 else 4
     logits = classes * (5 if config.deep_supervision == "fused" else 2)
     return voxels * max(size * features, size * 4 * first + 4 * logits)
-
-
-def ensemble_bytes(
-    configs: Sequence[NetworkConfig],
-    classes: int,
-    voxels: int,
-    device: torch.device,
-    runtime: str,
-    *,
-    bfloat16: bool,
-) -> int:
-    """Estimated peak memory of an ensemble, whose members run one after the other.
-
-    Args:
-        configs: The members; the largest counts.
-        classes: Background included.
-        voxels: Of the input of a pass.
-        device: Where they run.
-        runtime: `inference.engine`.
-        bfloat16: Whether they compute in it; a CPU may keep float32 copies, and gets no credit.
-    """
-    dtype = torch.bfloat16 if bfloat16 and device.type == "cuda" else torch.float32
-    split = not bfloat16 and mixes_before_upsampling(runtime, device, dtype)
-    return max(pass_bytes(config, classes, voxels, dtype, split=split) for config in configs)
 
 
 def why_not_whole(need: int, values: int, device: torch.device, budget: int) -> str | None:

@@ -30,12 +30,11 @@ from attunet3d.imaging import (
 from attunet3d.inference import ensemble
 from attunet3d.inference.decision import decide
 from attunet3d.inference.inferer import Inferer
-from attunet3d.inference.labelling import Labelling, Rule
+from attunet3d.inference.labelling import Job, Labelling, MapArrays, Maps, OpenMaps
 from attunet3d.inference.localisation import Faces, box_around
-from attunet3d.inference.map_output import MapArrays, Maps, MapsByKind, OpenMaps
 from attunet3d.inference.memory import default_budget
 from attunet3d.inference.post_processing import PostProcessing
-from attunet3d.inference.record import Execution, Job, Prediction, Record
+from attunet3d.inference.record import Execution, Prediction, Record
 from attunet3d.inference.sliding_window import Slab
 from attunet3d.models import Checkpoint, load_model
 
@@ -234,30 +233,23 @@ class Predictor:
 
     def _label_map(self, job: Job, image: NetworkImage, faces: Faces | None = None) -> LabelMap:
         """The label map of `image` on the scan's grid; maps are handed on along the way."""
-        probabilities, attention = (kind in job.kinds for kind in ("probabilities", "attention"))
         labelling = Labelling(
-            image.grid,
-            job.volume.grid,
-            sorted(self.labels),
-            MapsByKind(job.open_maps),
-            Rule(
-                decision=self.config.inference.decision,
-                activation=self.activation,
-                probabilities=probabilities,
-                order=self.config.inference.regions_class_order,
-            ),
+            job, image.grid, sorted(self.labels), self.config.inference, self.activation
         )
         slabs = self.inferer.slabs(
-            image.tensor, job.execution, all_logits=probabilities, attention=attention
+            image.tensor,
+            job.execution,
+            all_logits="probabilities" in job.kinds,
+            attention="attention" in job.kinds,
         )
         for slab in job.watch.items("network", slabs):
             with job.watch.stage("network"):  # a GPU has finished only when the sum is known
                 _require_finite(slab, job.volume.name)
             if faces is not None:
                 faces.note(slab)
-            labelling.add(slab, job.watch)
+            labelling.add(slab)
             job.progress((slab.start + slab.logits.shape[3]) / image.grid.shape[2])
-        job.expected_dice[:] = labelling.finish(job.watch)
+        labelling.finish()
         with job.watch.stage("decision"):
             self.post_processing.apply_(labelling.labels, job.volume.grid)
         return labelling.labels

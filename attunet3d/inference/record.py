@@ -1,15 +1,14 @@
 """What was done with a scan, and how long it took: the record that its sidecar holds."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from attunet3d.core import Float32s
-from attunet3d.imaging import Segmentation, Volume
+from attunet3d.imaging import Segmentation
 from attunet3d.inference.agreement import Agreement
-from attunet3d.inference.map_output import OpenMaps
 
 Item = TypeVar("Item")
 
@@ -106,16 +105,3 @@ class Stopwatch:
             if not found:
                 return
             yield found[0]
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One scan, what is wanted of it, and what was done so far."""
-
-    volume: Volume
-    kinds: Sequence[str]
-    open_maps: OpenMaps
-    progress: Callable[[float], None]
-    expected_dice: list[float] = field(default_factory=list)
-    execution: Execution = field(default_factory=Execution)
-    watch: Stopwatch = field(default_factory=Stopwatch)

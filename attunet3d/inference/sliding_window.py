@@ -1,24 +1,32 @@
 """A network over a volume larger than it takes at once: overlapping windows, stitched slab by slab.
 
-Rows of windows follow each other along z. The weighted mean of the windows (see `windows` and
-`stitching`) is handed on as soon as no later window touches a plane, so that memory holds one row
-of windows and not the volume. A volume smaller than the window is padded with its minimum, which is
-air once Hounsfield units are clipped; the padding is cut off again.
+Along each axis there are as few windows as cover it with at least the overlap asked for, spread
+evenly. Windows are the tensor product of three lists of starts, and their weights that of three
+clamped 1-D Gaussians: the sum of weights at a voxel is n(x, y, z) = n_x(x) · n_y(y) · n_z(z), three
+vectors instead of a volume.
+
+Rows of windows follow each other along z. The weighted mean of the windows (see `stitching`) is
+handed on as soon as no later window touches a plane, so that memory holds one row of windows and
+not the volume. A volume smaller than the window is padded with its minimum, which is air once
+Hounsfield units are clipped; the padding is cut off again.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attunet3d.core import Size, machine
+from attunet3d.inference.engine import Engine
 from attunet3d.inference.stitching import WindowSums, slab_planes
-from attunet3d.inference.windows import axis_weights, inverse_sum, pad, window_starts
 
-Network = Callable[[Tensor], Tensor]
+SIGMA = 1 / 8  # of the window's length, as nnU-Net and MONAI have it
+FLOOR = 1e-2  # least weight along one axis: the product stays far above float32's rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +59,7 @@ class Stitching:
 
 def sliding_window_slabs(
     image: Tensor,
-    predictor: Network,
+    predictor: Engine,
     *,
     window: Size,
     overlap: float = 0.5,
@@ -92,7 +100,7 @@ def sliding_window_slabs(
 
 @torch.no_grad()
 def whole_volume(
-    image: Tensor, predictor: Network, *, divisor: Size, all_channels: bool = False
+    image: Tensor, predictor: Engine, *, divisor: Size, all_channels: bool = False
 ) -> Iterator[Slab]:
     """Run `predictor` once over the whole `image`, padded to multiples of `divisor`.
 
@@ -120,7 +128,7 @@ class _Row:
     """One row of windows along z at a time, and the sums of the planes that it touches."""
 
     def __init__(
-        self, image: Tensor, predictor: Network, window: Size, overlap: float, stitching: Stitching
+        self, image: Tensor, predictor: Engine, window: Size, overlap: float, stitching: Stitching
     ) -> None:
         self.image = image
         self.device = image.device
@@ -193,6 +201,58 @@ class _Row:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return batch
+
+
+def window_starts(size: int, window: int, overlap: float) -> list[int]:
+    """First indices of the fewest windows that cover `size`, neighbours sharing >= `overlap`.
+
+    Example:
+        >>> window_starts(256, 96, 0.5), window_starts(125, 96, 0.25), window_starts(50, 96, 0.5)
+        ([0, 40, 80, 120, 160], [0, 29], [0])
+    """
+    free = size - window
+    if free <= 0:
+        return [0]
+    step = max(1, window - math.ceil(window * overlap - 1e-9))  # 0.07 · 100 is 7, not 8
+    last = math.ceil(free / step)  # windows after the first
+    return [(2 * i * free + last) // (2 * last) for i in range(last + 1)]  # rounded i·free/last
+
+
+def axis_weights(length: int, weights: Literal["gaussian", "constant"] = "gaussian") -> Tensor:
+    """Weights (length,) of a window along one axis: a Gaussian that never falls below `FLOOR`.
+
+    Example:
+        >>> [round(float(w), 3) for w in axis_weights(5)]
+        [0.01, 0.278, 1.0, 0.278, 0.01]
+    """
+    if weights == "constant":
+        return torch.ones(length)
+    distance = torch.arange(length) - (length - 1) / 2
+    return torch.exp(-0.5 * (distance / (SIGMA * length)) ** 2).clamp_(min=FLOOR)
+
+
+def inverse_sum(size: int, starts: list[int], factor: Tensor) -> Tensor:
+    """1 / n(i) along one axis, n(i) being the sum of the windows' weights at index i."""
+    total = torch.zeros(size, dtype=torch.float64)
+    for start in starts:
+        total[start : start + len(factor)] += factor
+    return total.reciprocal()
+
+
+def pad(image: Tensor, size: Size) -> tuple[Tensor, Size]:
+    """`image` (C, X, Y, Z) padded to `size` with its minimum, and the voxels put before each axis.
+
+    Example:
+        >>> padded, before = pad(torch.ones(1, 2, 4, 4), (5, 4, 4))
+        >>> tuple(padded.shape), before
+        ((1, 5, 4, 4), (1, 0, 0))
+    """
+    missing = [wanted - here for wanted, here in zip(size, image.shape[1:], strict=True)]
+    a, b, c = (lack // 2 for lack in missing)
+    if not any(missing):
+        return image, (0, 0, 0)
+    x, y, z = missing
+    return F.pad(image, (c, z - c, b, y - b, a, x - a), value=float(image.min())), (a, b, c)
 
 
 def _channels(outputs: Tensor, all_channels: bool) -> Tensor:

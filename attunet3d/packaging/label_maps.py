@@ -1,27 +1,23 @@
 """A folder of label maps in the form that another program reads: DICOM, 3D Slicer, meshes."""
 
 import importlib
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from attunet3d import __version__
-from attunet3d.cohort import results
+from attunet3d.cohort import Outcome, case_files, results, write_failures
 from attunet3d.core import (
     DataError,
     DependencyError,
     SettingsError,
-    UserError,
     WriteError,
     locked_folder,
     progress,
     whole_file,
 )
-from attunet3d.imaging import Segmentation, find_scans, read_label
-
-_log = logging.getLogger(__name__)
+from attunet3d.imaging import Segmentation, find_scans
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ def convert_label_maps(
     name: str,
     source: Path | None = None,
     overwrite: bool = False,
-) -> results.Outcome:
+) -> Outcome:
     """Write each label map of an output folder of `infer` in another form.
 
     Args:
@@ -81,32 +77,31 @@ def convert_label_maps(
         raise SettingsError(rule, cure="name its folder with --source")
     write = _writer(form, name)
     series = dict(find_scans(source)) if source is not None else {}
-    cases = sorted(path.stem for path in predictions.glob("*.json") if _is_sidecar(path))
+    cases = results.read_sidecars(predictions)
     if not cases:
         cure = "name an output folder of `infer`"
         raise DataError("holds no results of `infer`", path=predictions, cure=cure)
     if len(cases) == len(series) == 1:
         series = dict(zip(cases, series.values(), strict=True))
-    outcome = results.Outcome()
+    outcome = Outcome()
     with locked_folder(out_dir, "export"), progress(len(cases), "export") as bar:
         for case_id in cases:
-            try:
+            with bar.item(), outcome.trying(case_id):
                 if form.needs_source and case_id not in series:
                     rule = f"no series called {case_id!r} is in {source}"
                     raise DataError(rule, cure="name what was given to `infer`")
                 target = out_dir / f"{case_id}{form.ending}"
                 if target.exists() and not overwrite:
                     raise WriteError("is there already", path=target, cure="add --overwrite")
-                files = results.case_files(predictions, case_id)
-                write(target, _segmentation(files), series.get(case_id))
+                segmentation = results.read_segmentation(case_files(predictions, case_id))
+                write(target, segmentation, series.get(case_id))
                 outcome.done.append(case_id)
-            except (UserError, OSError) as error:
-                outcome.failures[case_id] = results.reason(error)
-                _log.error("%s", outcome.failures[case_id], extra={"case": case_id})
-            bar.update()
         if name == "seg-nrrd":
-            _write_tables(predictions, out_dir)
-        results.write_failures(out_dir, outcome.failures)
+            names: dict[int, str] = {}
+            for content in cases.values():
+                names |= results.label_names(content)
+            _write_tables(names, out_dir)
+        write_failures(out_dir, outcome.failures)
     return outcome
 
 
@@ -132,28 +127,9 @@ def _writer(form: Form, name: str) -> Callable[[Path, Segmentation, Path | None]
     return write
 
 
-def _is_sidecar(path: Path) -> bool:
-    try:
-        results.read_sidecar(path)
-    except WriteError:
-        return False
-    return True
-
-
-def _segmentation(files: results.CaseFiles) -> Segmentation:
-    volume = read_label(files.mask)
-    labels = results.read_sidecar(files.sidecar)["labels"]
-    names = {int(value): str(name) for value, name in labels.items()}
-    return Segmentation(volume.array, volume.grid, names, volume.geometry)
-
-
-def _write_tables(predictions: Path, out_dir: Path) -> None:
+def _write_tables(names: Mapping[int, str], out_dir: Path) -> None:
     """Colour tables beside the files, for whoever loads the NIfTI label maps instead."""
     from attunet3d.packaging.seg_nrrd import itk_snap_labels, slicer_colours
 
-    names: dict[int, str] = {}
-    for path in predictions.glob("*.json"):
-        if _is_sidecar(path):
-            names |= {int(v): str(n) for v, n in results.read_sidecar(path)["labels"].items()}
     whole_file.write_text(out_dir / "labels.ctbl", slicer_colours(names))
     whole_file.write_text(out_dir / "itk_snap_labels.txt", itk_snap_labels(names))

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from attunet3d.cohort import results, segment_cohort
+from attunet3d.cohort import segment_cohort, write_failures
 from attunet3d.core import (
     ENSEMBLE,
     DataError,
@@ -94,7 +94,7 @@ def _predict(call: TrainingCall, run_dir: Path, folds: Mapping[str, Cases]) -> N
         scans = [(case.id, case.image) for case in validation]
         split = Split.of_models([run_dir / name])
         failures |= segment_cohort(predictor, scans, predictions, split=split).failures
-    results.write_failures(predictions, failures)
+    write_failures(predictions, failures)
 
 
 @distributed.by_first

@@ -12,8 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
-from attunet3d.cohort import Events, Shard, results
+from attunet3d.cohort import Events, Shard
 from attunet3d.cohort.dispatch import MOST_ATTEMPTS, Dispatcher
+from attunet3d.cohort.outcome import merge_failures
 from attunet3d.core import Config, SettingsError, WriteError
 from attunet3d.core.lock import locked_folder, locked_part
 from attunet3d.models import build_network, save_model
@@ -153,10 +154,10 @@ def test_parts_of_one_division_are_held_side_by_side_and_no_others(tmp_path):
 
 
 def test_failures_of_shards_are_kept_together(tmp_path):
-    results.merge_failures(tmp_path, ["a", "b"], {"a": "torn"})
-    results.merge_failures(tmp_path, ["c"], {"c": "empty"})
+    merge_failures(tmp_path, ["a", "b"], {"a": "torn"})
+    merge_failures(tmp_path, ["c"], {"c": "empty"})
     assert failures(tmp_path) == {"a": "torn", "c": "empty"}
-    results.merge_failures(tmp_path, ["a", "b"], {})
+    merge_failures(tmp_path, ["a", "b"], {})
     assert failures(tmp_path) == {"c": "empty"}
 
 

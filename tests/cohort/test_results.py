@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from attunet3d.cohort import results
-from attunet3d.cohort.results import CaseFiles, Outcome, case_files, is_done
+from attunet3d.cohort.outcome import Outcome, reason, write_failures
+from attunet3d.cohort.results import CaseFiles, case_files, is_done
 from attunet3d.core import WriteError
 from attunet3d.core.errors import UserError
 from attunet3d.imaging.geometry import Grid
@@ -99,13 +100,13 @@ def test_case_of_another_model_is_neither_kept_nor_overwritten_silently(done: Ca
 
 
 def test_failures_are_listed_and_an_older_list_goes(tmp_path: Path) -> None:
-    results.write_failures(tmp_path, {"b": "why b", "a": "why a"})
+    write_failures(tmp_path, {"b": "why b", "a": "why a"})
     assert json.loads((tmp_path / "failures.json").read_text(encoding="utf-8")) == {
         "a": "why a",
         "b": "why b",
     }
-    results.write_failures(tmp_path, {})
-    results.write_failures(tmp_path, {})
+    write_failures(tmp_path, {})
+    write_failures(tmp_path, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -120,8 +121,8 @@ def test_failures_are_listed_and_an_older_list_goes(tmp_path: Path) -> None:
     ],
 )
 def test_reason_is_one_line(error: Exception, text: str) -> None:
-    assert results.reason(error).startswith(text)
-    assert "\n" not in results.reason(error)
+    assert reason(error).startswith(text)
+    assert "\n" not in reason(error)
 
 
 def test_outcome_counts() -> None:

@@ -18,7 +18,7 @@ import torch
 
 from attunet3d.cohort import results
 from attunet3d.cohort.call import CohortOptions
-from attunet3d.cohort.results import Outcome
+from attunet3d.cohort.outcome import Outcome
 from attunet3d.cohort.run import segment_cohort
 from attunet3d.cohort.scans import find_cases
 from attunet3d.core import ModelError, SettingsError, WriteError, command_line, locked_folder

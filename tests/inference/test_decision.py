@@ -11,6 +11,7 @@ from attunet3d.imaging.volume import Volume
 from attunet3d.inference import chunks
 from attunet3d.inference.chunks import ChunkBuilder
 from attunet3d.inference.decision import decide, winning_values
+from attunet3d.inference.post_processing import PostProcessing
 from attunet3d.inference.sliding_window import Slab
 from tests.inference.grids import (
     OBLIQUE,
@@ -157,11 +158,13 @@ def test_largest_component_of_each_label() -> None:
     classes[8:12, 5:9, 5:9] = 2
     classes[18, 9, 9] = 2
     logits = torch.nn.functional.one_hot(classes, 3).movedim(-1, 0).float()
-    kept = decide([Slab(0, logits)], grid, grid, [0, 7, 3], keep_largest=[3, 7])
-    assert np.bincount(kept.ravel()).tolist() == [1872, 0, 0, 64, 0, 0, 0, 64]
-    plain = decide([Slab(0, logits)], grid, grid, [0, 7, 3])
-    assert np.count_nonzero(plain) - np.count_nonzero(kept) == 9
-    empty = decide([Slab(0, -torch.ones(1, 20, 10, 10))], grid, grid, [0, 1], keep_largest=[1])
+    labels = decide([Slab(0, logits)], grid, grid, [0, 7, 3])
+    before = np.count_nonzero(labels)
+    PostProcessing(keep_largest=(3, 7), smallest_ml={}).apply_(labels, grid)
+    assert np.bincount(labels.ravel()).tolist() == [1872, 0, 0, 64, 0, 0, 0, 64]
+    assert before - np.count_nonzero(labels) == 9
+    empty = decide([Slab(0, -torch.ones(1, 20, 10, 10))], grid, grid, [0, 1])
+    PostProcessing(keep_largest=(1,), smallest_ml={}).apply_(empty, grid)
     assert not empty.any()
 
 

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from attunet3d.core import DeviceError, ModelError, machine
-from attunet3d.core.model_config import NetworkConfig
+from attunet3d.core.model_config import InferenceConfig, NetworkConfig
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Volume
 from attunet3d.inference import memory
 from attunet3d.inference.engine import average, make_engine, mirrored
+from attunet3d.inference.inferer import Inferer, Member
 from attunet3d.inference.memory import pass_bytes
 from attunet3d.inference.predictor import Predictor
 from attunet3d.models import Checkpoint
@@ -298,11 +299,14 @@ def test_memory_running_out_in_one_pass_is_an_error_and_never_another_label_map(
 
 
 def test_an_ensemble_needs_what_its_largest_member_needs() -> None:
-    small, large = (NetworkConfig(channels=channels) for channels in ((2, 4), (16, 32)))
-    cpu = torch.device("cpu")
+    small, large = (
+        Member(ThresholdNetwork(), NetworkConfig(channels=channels))
+        for channels in ((2, 4), (16, 32))
+    )
+    config, cpu = InferenceConfig(window=(16, 16, 16)), torch.device("cpu")
     need = [
-        memory.ensemble_bytes(configs, 2, 1000, cpu, "torch", bfloat16=False)
-        for configs in ([small, large], [large, small], [large])
+        Inferer(members, config, 2, cpu, budget=1).pass_bytes(1000)
+        for members in ([small, large], [large, small], [large])
     ]
     assert need[0] == need[1] == need[2]
 

@@ -14,8 +14,17 @@ from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 
 from attunet3d.inference import stitching as module
-from attunet3d.inference.sliding_window import Slab, Stitching, sliding_window_slabs, whole_volume
-from attunet3d.inference.windows import FLOOR, axis_weights, inverse_sum, pad, window_starts
+from attunet3d.inference.sliding_window import (
+    FLOOR,
+    Slab,
+    Stitching,
+    axis_weights,
+    inverse_sum,
+    pad,
+    sliding_window_slabs,
+    whole_volume,
+    window_starts,
+)
 
 
 def identity(x: torch.Tensor) -> torch.Tensor:
