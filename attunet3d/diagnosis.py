@@ -21,6 +21,7 @@ from attunet3d.core import (
     cuda_of_torch,
     machine_total_bytes,
     memory_class,
+    one_line,
     total_bytes,
     version_of,
 )
@@ -222,7 +223,7 @@ def try_device(
         try:
             found = (run or on_device)(network.float(), image)
         except (NotImplementedError, RuntimeError) as error:
-            words = " ".join(str(error).split())[:120]
+            words = one_line(error)[:120]
             return Finding(what, f"the network does not run ({words})", _cure(device))
     wrong = deviation(found.double(), exact)
     if wrong is not None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attunet3d.core import UserError, read_json, whole_file
+from attunet3d.core import UserError, one_line, read_json, whole_file
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def reason(error: Exception, *, maps: bool = False) -> str:
         >>> reason(MemoryError())
         'out of memory (MemoryError); use a smaller --memory, a smaller window or another device'
     """
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, UserError):
         return text
     if isinstance(error, OSError) and error.filename is not None:

@@ -33,6 +33,7 @@ from .errors import SettingsError as SettingsError
 from .errors import TrainingError as TrainingError
 from .errors import UserError as UserError
 from .errors import WriteError as WriteError
+from .errors import one_line as one_line
 from .installed_versions import cuda_of_torch as cuda_of_torch
 from .installed_versions import version_of as version_of
 from .installed_versions import version_text as version_text

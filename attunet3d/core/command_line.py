@@ -122,8 +122,8 @@ def _status(main: Main, arguments: list[str], *, debug: bool) -> int:
         if debug:
             raise
         _log.debug("internal error", exc_info=True)
-        words = " ".join(str(error).split())  # of other libraries: may have many lines
-        _log.error("internal error (%s: %s); --debug shows where", type(error).__name__, words)
+        kind = type(error).__name__
+        _log.error("internal error (%s: %s); --debug shows where", kind, error)
         return 2
 
 

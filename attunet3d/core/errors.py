@@ -17,6 +17,17 @@ from pathlib import Path
 from typing import Self
 
 
+def one_line(text: object) -> str:
+    r"""A text as one line, with control characters escaped.
+
+    Example:
+        >>> one_line("not a\n    scan\x1b[2J")
+        'not a scan\\x1b[2J'
+    """
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
 class UserError(ValueError):
     """An error that a user can cause and cure: a file, a value or a call that breaks a rule.
 
@@ -52,10 +63,7 @@ class UserError(ValueError):
     ) -> None:
         self.path, self.value, self.cure = path, value, cure
         text = f"{rule}" if path is None else f"{path}: {rule}"
-        line = " ".join((text if cure is None else f"{text}; {cure}").split())
-        if not line.isprintable():
-            line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-        super().__init__(line)
+        super().__init__(one_line(text if cure is None else f"{text}; {cure}"))
 
     def within(self, place: object) -> Self:
         """The same error with `place` at the start of its line, such as a case or a file.

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attunet3d.core import progress_bar
-from attunet3d.core.errors import WriteError
+from attunet3d.core.errors import WriteError, one_line
 
-ROOT, PROGRESS = logging.getLogger("attunet3d"), progress_bar.NAME
+ROOT = logging.getLogger("attunet3d")
 
 
 @contextlib.contextmanager
@@ -90,11 +90,9 @@ class _Line(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """The line, with control characters escaped."""
-        words = " ".join(record.message.split())
+        words = record.message
         if record.levelno >= logging.WARNING:
             place = getattr(record, "case", "attunet3d")
             words = f"{place}: {record.levelname.lower()}: {words}"
-        if not words.isprintable():
-            words = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
-        record.message = words
+        record.message = one_line(words)
         return super().formatMessage(record)

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from attunet3d.core import DataError
+from attunet3d.core import DataError, one_line
 
 MOST_MEMBERS = 20_000
 CHUNK = 1 << 20
@@ -71,7 +71,7 @@ def _unpack(archive: Path, folder: Path, most_bytes: int) -> Path:
                             raise DataError(f"the archive unpacks to more than {most_bytes} bytes")
                         target.write(part)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error)[:100]
         raise DataError(
             f"the archive cannot be unpacked ({reason})", cure="pack it again"
         ) from None

@@ -39,8 +39,13 @@ from attunet3d.core import (
 )
 from attunet3d.datasets import Case, read_case_label, read_image
 from attunet3d.imaging import preprocessing
-from attunet3d.training.cached_case import ARRAYS, CachedCase, load_case
-from attunet3d.training.foreground import FOREGROUND_VOXELS, foreground_voxels
+from attunet3d.training.cached_case import (
+    ARRAYS,
+    FOREGROUND_VOXELS,
+    CachedCase,
+    foreground_voxels,
+    load_case,
+)
 from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.threads import one_core_threads
 

@@ -23,6 +23,7 @@ from attunet3d.core import FileError, Size, read_json
 
 ARRAYS = {"image.npy": np.float16, "label.npy": np.uint8, "foreground.npy": np.int32}
 META_BYTES = 1_000_000
+FOREGROUND_VOXELS = 10_000  # kept of each class; as many centres per case are as good as all
 UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, EOFError, ValueError, TypeError, MemoryError, RecursionError),
     *(SyntaxError, TokenError, OverflowError),  # of NumPy's reader of headers
@@ -106,6 +107,34 @@ def load_case(case_id: str, folder: Path) -> CachedCase | None:
         return None
     sound = math.isfinite(air) and starts[0] == 0 and list(starts) == sorted(starts)
     return CachedCase(case_id, folder, (x, y, z), air, starts) if sound else None
+
+
+def foreground_voxels(
+    label: npt.NDArray[np.uint8], classes: int, ignored: int | None = None
+) -> tuple[npt.NDArray[np.int32], list[int]]:
+    """Up to FOREGROUND_VOXELS voxels of each class, of background only where voxels are ignored.
+
+    There, a patch anywhere may hold nothing to learn from; elsewhere, background is everywhere.
+
+    Returns:
+        (n, 3) voxel indices, class by class, always the same ones; and the `classes + 1` rows
+        at which the classes start and end.
+
+    Example:
+        >>> foreground_voxels(np.array([[[0, 2, 2]]], np.uint8), 3)[0].tolist()
+        [[0, 0, 1], [0, 0, 2]]
+    """
+    flat, starts = [np.zeros(0, np.int64)], [0]
+    sparse = ignored is not None and bool((label == ignored).any())
+    for index in range(classes):
+        voxels = np.flatnonzero(label == index) if index or sparse else flat[0]
+        if len(voxels) > FOREGROUND_VOXELS:
+            generator = np.random.default_rng(index)
+            voxels = np.sort(generator.choice(voxels, FOREGROUND_VOXELS, replace=False))
+        flat.append(voxels)
+        starts.append(starts[-1] + len(voxels))
+    points = np.stack(np.unravel_index(np.concatenate(flat), label.shape), axis=1)
+    return points.astype(np.int32), starts
 
 
 def _open(path: Path) -> Any:

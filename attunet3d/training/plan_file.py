@@ -16,11 +16,11 @@ from attunet3d.core import (
     GIGABYTE,
     Config,
     DataError,
-    SettingsError,
     TrainingError,
     WriteError,
     find_config,
     memory_class,
+    parse_memory,
     total_bytes,
     whole_file,
 )
@@ -52,27 +52,6 @@ def default_path(manifest: Path, config: str) -> Path:
         'data/msd.pancreas_ct.plan.json'
     """
     return manifest.with_name(f"{manifest.stem}.{Path(config).stem}.plan.json")
-
-
-def memory_bytes(text: str) -> int:
-    """Bytes of an amount of memory such as "24GB".
-
-    Raises:
-        SettingsError: It is not one.
-
-    Example:
-        >>> memory_bytes("24GB"), memory_bytes("1.5 GB")
-        (24000000000, 1500000000)
-    """
-    try:
-        gigabytes = float(text.upper().removesuffix("GB"))
-    except ValueError:
-        gigabytes = 0.0
-    if not 0.1 <= gigabytes <= 10_000:
-        raise SettingsError(
-            f"--memory {text}: is not an amount of memory", value=text, cure="write it as 24GB"
-        )
-    return round(gigabytes * 1e9)
 
 
 def read_config(
@@ -136,7 +115,7 @@ def shared_plan(
         SettingsError: The memory is too small for the smallest patch.
     """
     cases = sorted((*manifest.training, *manifest.validation), key=lambda case: case.id)
-    stated = None if memory is None else memory_bytes(memory)
+    stated = parse_memory(memory)
     if path.is_file():
         return _kept_plan(path, cases, config, stated)
     fingerprint = measure_fingerprint(cases, ignored=config.training.ignore_index)

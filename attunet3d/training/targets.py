@@ -50,11 +50,7 @@ class SoftmaxTargets:
         found = torch.zeros_like(label)
         for index, old in enumerate(annotated, start=1):
             found.masked_fill_(label == old, index)
-        return (
-            found
-            if self.ignored is None
-            else found.masked_fill_(label == self.ignored, self.ignored)
-        )
+        return _with_ignored(found, label, self.ignored)
 
 
 @dataclass(frozen=True)
@@ -86,11 +82,7 @@ class SigmoidTargets:
             parts = torch.tensor(self.parts[index], dtype=label.dtype, device=label.device)
             masks.append(torch.isin(label, parts))
         found = torch.cat(masks, 1).to(torch.uint8)
-        return (
-            found
-            if self.ignored is None
-            else found.masked_fill_(label == self.ignored, self.ignored)
-        )
+        return _with_ignored(found, label, self.ignored)
 
     def _kept(self, annotated: Annotated) -> list[int]:
         return [index for index in self.parts if annotated is None or index in annotated]

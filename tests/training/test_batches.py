@@ -23,8 +23,7 @@ from attunet3d.core.config import Config
 from attunet3d.core.model_config import PreprocessingConfig
 from attunet3d.core.training_config import AugmentationConfig, TrainingConfig
 from attunet3d.training.batches import PatchBatches
-from attunet3d.training.cached_case import ARRAYS, CachedCase, load_case
-from attunet3d.training.foreground import foreground_voxels
+from attunet3d.training.cached_case import ARRAYS, CachedCase, foreground_voxels, load_case
 
 PATCH = (16, 12, 8)
 AIR = -2.5

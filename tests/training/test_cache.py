@@ -18,8 +18,7 @@ from attunet3d.core.training_config import TrainingConfig
 from attunet3d.datasets.case import Case
 from attunet3d.training import cache
 from attunet3d.training.cache import Recipe, build_cache, prepare, report_unused
-from attunet3d.training.cached_case import ARRAYS, load_case
-from attunet3d.training.foreground import foreground_voxels
+from attunet3d.training.cached_case import ARRAYS, foreground_voxels, load_case
 
 LABELS = {0: "background", 3: "liver", 7: "pancreas"}
 SPACING = (1.5, 1.5, 3.0)
