@@ -3,7 +3,7 @@
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import nibabel
 import numpy as np
@@ -300,7 +300,7 @@ def test_memory_running_out_in_one_pass_is_an_error_and_never_another_label_map(
 
 def test_an_ensemble_needs_what_its_largest_member_needs() -> None:
     small, large = (
-        Member(ThresholdNetwork(), NetworkConfig(channels=channels))
+        Member(cast(Any, ThresholdNetwork()), NetworkConfig(channels=channels))
         for channels in ((2, 4), (16, 32))
     )
     config, cpu = InferenceConfig(window=(16, 16, 16)), torch.device("cpu")
