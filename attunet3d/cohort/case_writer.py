@@ -13,7 +13,7 @@ from attunet3d.cohort import results
 from attunet3d.cohort.doubt import DoubtRule, Ranges, doubt_of
 from attunet3d.cohort.preview import draw_preview
 from attunet3d.cohort.results import CaseFiles
-from attunet3d.core import WriteError, whole_file
+from attunet3d.core import whole_file
 from attunet3d.imaging import (
     MapWriter,
     Segmentation,
@@ -101,7 +101,8 @@ def write_case(
         UserError: A file cannot be written; the sidecar is then not written either.
     """
     begin = time.perf_counter()
-    _mark_begun(files)
+    with whole_file.writing(files.mask):
+        files.begun.touch()
     written = [] if maps is None else maps.finish()
     segmentation.save(files.mask)
     content = {**asdict(record), **(facts or {})}
@@ -140,14 +141,3 @@ def write_label_masks(files: CaseFiles, segmentation: Segmentation) -> list[Path
         planes = (labels[..., k] == value for k in range(labels.shape[2]))
         write_nifti_planes(path, planes, segmentation.geometry, grid)
     return list(paths.values())
-
-
-def _mark_begun(files: CaseFiles) -> None:
-    try:
-        files.begun.touch()
-    except OSError as error:
-        raise WriteError(
-            f"cannot be written ({error.strerror})",
-            path=files.mask,
-            cure="free space or choose another output folder",
-        ) from error

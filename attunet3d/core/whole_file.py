@@ -23,6 +23,19 @@ PREFIX, ENDING = ".writing-", ".tmp"
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system, such as a full disk, into a `WriteError`."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"cannot be written ({error.strerror or error})",
+            path=path,
+            cure="free space or choose another output folder",
+        ) from error
+
+
+@contextlib.contextmanager
 def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
     """Give a file to write to; it takes the place of `path` when the block ends without an error.
 
@@ -43,7 +56,7 @@ def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterat
         b'whole or not at all'
     """
     path = Path(path)
-    try:
+    with writing(path):
         with _temporary(path) as (temporary, file):
             yield file
             file.flush()
@@ -54,12 +67,6 @@ def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterat
                 file.close()
             os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise WriteError(
-            f"cannot be written ({error.strerror or error})",
-            path=path,
-            cure="free space or choose another output folder",
-        ) from error
 
 
 def write_bytes(

@@ -26,7 +26,7 @@ from attunet3d.datasets.case_files import check_file, read_case_label, read_imag
 from attunet3d.datasets.label_fit import TISSUE_HU
 from attunet3d.datasets.label_names import IGNORE
 from attunet3d.datasets.manifest import Manifest
-from attunet3d.imaging import Volume, coverage_warnings, hounsfield_warnings, read_label
+from attunet3d.imaging import Volume, read_label, scan_warnings
 
 _log = logging.getLogger(__name__)
 MOST_WORKERS = 4  # each holds a scan and a label
@@ -104,7 +104,7 @@ def check_case(
     try:
         check_file(case, "image", case.image)
         image = read_image(case)
-        odd = (*image.warnings, *hounsfield_warnings(image), *coverage_warnings(image))
+        odd = scan_warnings(image)
         not_hu = next((text for text in odd if "HU" in text), None)
         yield from (problem(f"{case.image.name}: {text}", warning=True) for text in odd)
     except (UserError, OSError) as error:

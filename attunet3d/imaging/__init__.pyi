@@ -9,11 +9,9 @@ from .components import keep_largest_ as keep_largest_
 from .components import numbered_components as numbered_components
 from .conversions import as_kind_of as as_kind_of
 from .conversions import as_volume as as_volume
-from .coverage import coverage_warnings as coverage_warnings
 from .dicom import find_series as find_series
 from .geometry import Grid as Grid
 from .geometry import axis_map as axis_map
-from .hounsfield import hounsfield_warnings as hounsfield_warnings
 from .label_measures import LabelMeasures as LabelMeasures
 from .label_measures import measure_labels as measure_labels
 from .label_measures import measure_ranges as measure_ranges
@@ -33,6 +31,8 @@ from .resampling import GPU_BLOCK_VOXELS as GPU_BLOCK_VOXELS
 from .resampling import Sampler as Sampler
 from .resampling import resample as resample
 from .scan_folder import find_scans as find_scans
+from .scan_warnings import hounsfield_warnings as hounsfield_warnings
+from .scan_warnings import scan_warnings as scan_warnings
 from .straightening import straightened as straightened
 from .summary import scan_summary as scan_summary
 from .terminology import Term as Term

@@ -8,10 +8,11 @@ from typing import Any, cast
 import numpy as np
 
 from attunet3d.core import Array, DataError
-from attunet3d.imaging.geometry import LPS_TO_RAS, Grid
+from attunet3d.imaging.geometry import Grid
+from attunet3d.imaging.itk_image import itk_affine
 from attunet3d.imaging.nifti_header import parse_header
 from attunet3d.imaging.nifti_writer import nifti_header
-from attunet3d.imaging.volume import MAX_VOXELS, Segmentation, Volume, finite
+from attunet3d.imaging.volume import MAX_VOXELS, Segmentation, Volume, finite, int16_if_exact
 
 
 def as_volume(scan: Any) -> Volume:
@@ -96,11 +97,7 @@ def _from_simpleitk(image: Any) -> Volume:
 
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise DataError("a SimpleITK image must be one 3D volume of plain numbers")
-    affine = np.eye(4)
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    affine[:3, :3] = LPS_TO_RAS @ direction * np.array(image.GetSpacing())
-    affine[:3, 3] = LPS_TO_RAS @ np.array(image.GetOrigin())
-    return _volume(SimpleITK.GetArrayFromImage(image).T, affine)
+    return _volume(SimpleITK.GetArrayFromImage(image).T, itk_affine(image))
 
 
 def _from_metatensor(tensor: Any) -> Volume:
@@ -117,8 +114,6 @@ def _volume(array: Array, affine: Array) -> Volume:
     if array.ndim != 3 or array.dtype.kind not in "iuf":
         rule = f"a scan must be three-dimensional and of plain numbers, got {array.ndim}D"
         raise DataError(f"{rule} {array.dtype}", value=array.shape)
-    if array.dtype not in (np.int16, np.float32):
-        whole = array.dtype.kind in "iu" and array.min() >= -(2**15) and array.max() < 2**15
-        array = array.astype(np.int16 if whole else np.float32)
     i, j, k = array.shape
-    return finite(Volume(np.asfortranarray(array), Grid((i, j, k), cast(Any, affine))))
+    array = np.asfortranarray(int16_if_exact(array))
+    return finite(Volume(array, Grid((i, j, k), cast(Any, affine))))

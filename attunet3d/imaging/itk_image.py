@@ -1,14 +1,26 @@
-"""Reads NRRD, MetaImage and other files by SimpleITK, and turns LPS into RAS."""
+"""Reads NRRD, MetaImage and other files by SimpleITK, and turns LPS into RAS.
+
+The text headers of MetaImage and NRRD may refer to any other file for their voxels and claim any
+size, and SimpleITK follows. Here that file must lie beside the header, and the claimed size must
+fit the bytes that are there.
+"""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from attunet3d.core import Array, DataError
-from attunet3d.imaging import text_header
+from attunet3d.core import Array, DataError, Floats
 from attunet3d.imaging.geometry import LPS_TO_RAS, Grid
+from attunet3d.imaging.volume import int16_if_exact
+
+HEADER_BYTES = 65_536  # read at most; headers have a few hundred
+MOST_INFLATED = 1100  # bytes from one byte of a deflated stream; its limit is 1032
+VOXELS_ENTRY = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(.*?)\s*$", re.I | re.M)
+SIZES_ENTRY = re.compile(rb"^(?:DimSize\s*=|sizes:)[ \t]*([0-9 \t]+?)\s*$", re.I | re.M)
+ENDINGS = (".mha", ".mhd", ".nrrd", ".nhdr")
 
 
 def read_image(path: Path, max_voxels: int) -> tuple[Array, Grid]:
@@ -25,7 +37,7 @@ def read_image(path: Path, max_voxels: int) -> tuple[Array, Grid]:
 
     if not path.is_file():
         raise DataError("no such file", path=path, cure="check the path")
-    text_header.check(path)
+    check_header(path)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -40,19 +52,54 @@ def read_image(path: Path, max_voxels: int) -> tuple[Array, Grid]:
         image = reader.Execute()
     except RuntimeError:
         raise DataError("cannot be read", path=path, cure="copy or convert it again") from None
+    array: Array = SimpleITK.GetArrayFromImage(image).T  # (k, j, i) in C order is (i, j, k) in F
+    return int16_if_exact(array), Grid(size, itk_affine(image))
+
+
+def itk_affine(image: Any) -> Floats:
+    """Voxel → RAS mm of a SimpleITK image."""
     affine = np.eye(4)
     direction = np.array(image.GetDirection()).reshape(3, 3)
     affine[:3, :3] = LPS_TO_RAS @ direction * np.array(image.GetSpacing())
     affine[:3, 3] = LPS_TO_RAS @ np.array(image.GetOrigin())
-    return _voxels(image), Grid(size, affine)
+    return affine
 
 
-def _voxels(image: Any) -> Array:
-    import SimpleITK
+def check_header(path: Path) -> None:
+    """Refuse a header that points out of its folder or claims more than its bytes can hold.
 
-    array: Array = SimpleITK.GetArrayFromImage(image).T  # (k, j, i) in C order is (i, j, k) in F
-    if array.dtype == np.int16:
-        return array
-    if array.dtype.kind in "iu" and array.min() >= -(2**15) and array.max() < 2**15:
-        return array.astype(np.int16, order="K")
-    return array.astype(np.float32, order="K")
+    Files of other formats pass.
+
+    Raises:
+        DataError: The header does so, or gives no size.
+    """
+    if not path.name.lower().endswith(ENDINGS):
+        return
+    with path.open("rb") as file:
+        text = file.read(HEADER_BYTES)
+    if text.startswith(b"NRRD"):
+        text = re.split(rb"\r?\n\r?\n", text, maxsplit=1)[0]  # then come the voxels
+    named = VOXELS_ENTRY.search(text)
+    voxels = path
+    if named is not None and named[1].upper() != b"LOCAL":
+        voxels = _beside(path, named[1])
+    sizes = SIZES_ENTRY.search(text)
+    if sizes is None or len(sizes[1]) > 100:
+        raise DataError("its header gives no size", path=path, cure="convert the scan again")
+    count = math.prod(map(int, sizes[1].split()))
+    held = voxels.stat().st_size
+    if count > MOST_INFLATED * held:
+        rule = f"claims {count} voxels, more than its {held} bytes can hold"
+        raise DataError(rule, path=path, value=count, cure="copy it again")
+
+
+def _beside(path: Path, name: bytes) -> Path:
+    """The file in the folder of `path` to which its header refers."""
+    # LIST is not a name: it announces a list of paths, which may lead anywhere.
+    plain = re.fullmatch(rb"\w[\w .+-]*", name) and not name.upper().startswith(b"LIST")
+    voxels = path.parent / name.decode("ascii") if plain else path
+    inside = plain and voxels.is_file() and voxels.resolve().parent == path.resolve().parent
+    if not inside:
+        rule = "its voxels must be in the file itself or in one beside it"
+        raise DataError(rule, path=path, cure="convert the scan to a single file")
+    return voxels

@@ -11,7 +11,6 @@ import struct
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
-from attunet3d.core import Array, Box, DataError, Float32s, Size, WriteError
+from attunet3d.core import Array, Box, DataError, Float32s, Size, whole_file
 from attunet3d.imaging.byte_stream import ByteStream
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.nifti import open_nifti
@@ -62,7 +61,7 @@ class MapWriter:
 
     def __init__(self, path: Path, like: Volume, count: int) -> None:
         self._path, self._like, self._count = Path(path), like, count
-        with _writes(self._path):
+        with whole_file.writing(self._path):
             self._spool = _Spool(like.grid.shape, np.dtype(np.uint16), self._path.parent)
 
     def __enter__(self) -> Self:
@@ -85,7 +84,7 @@ class MapWriter:
             values: (count, i, j, k), clipped to [0, 1].
         """
         assert len(values) == self._count, f"{len(values)} maps for {self._count}"
-        with _writes(self._path):
+        with whole_file.writing(self._path):
             for index, map_values in enumerate(values):
                 steps = np.rint(map_values.clip(0, 1) * STEPS).astype(np.uint16)
                 if steps.any():
@@ -148,7 +147,7 @@ class MapReader:
             stream.fill(plane.reshape(-1, order="F").data.cast("B"))
             if plane.any():
                 box = slice(0, i), slice(0, j), slice(number, number + 1)
-                with _writes(self._spool.folder):
+                with whole_file.writing(self._spool.folder):
                     self._spool.add(index, box, plane)
         stream.finish()
 
@@ -204,15 +203,3 @@ class _Spool:
             shape = i1 - i0, j1 - j0, k1 - k0
             slab[i0:i1, j0:j1, k0 - first : k1 - first] = values.reshape(shape, order="F")
         return slab
-
-
-@contextmanager
-def _writes(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WriteError(
-            f"cannot be written ({error.strerror or error})",
-            path=path,
-            cure="free space or choose another output folder",
-        ) from error

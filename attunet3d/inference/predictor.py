@@ -22,9 +22,8 @@ from attunet3d.imaging import (
     Volume,
     as_kind_of,
     as_volume,
-    coverage_warnings,
-    hounsfield_warnings,
     read_volume,
+    scan_warnings,
     to_network_grid,
 )
 from attunet3d.inference import ensemble
@@ -268,11 +267,7 @@ class Predictor:
             memory_budget_gb=round(self.budget / 1e9, 1),
             device=self.device.type,
             fallbacks=execution.fallbacks,
-            warnings=[
-                *job.volume.warnings,
-                *hounsfield_warnings(job.volume),
-                *coverage_warnings(job.volume),
-            ],
+            warnings=scan_warnings(job.volume),
             seconds={name: round(value, 4) for name, value in job.watch.seconds.items()},
             expected_dice=dict(zip(names, job.expected_dice, strict=True)),
             member_dice=dict(zip(names, members, strict=False)),

@@ -142,7 +142,7 @@ def _compare(out: Path, found: Tensor, wanted: Tensor) -> None:
 @contextlib.contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder to fill; it becomes `out` when all has gone well, and else vanishes."""
-    try:
+    with whole_file.writing(out):
         beside = Path(tempfile.mkdtemp(prefix=whole_file.PREFIX, dir=out.parent))
         try:
             folder = beside / out.name  # not `beside` itself, which others may not read
@@ -151,5 +151,3 @@ def _new_folder(out: Path) -> Iterator[Path]:
             os.rename(folder, out)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    except OSError as error:
-        raise WriteError(f"cannot be written ({error.strerror})", path=out) from error

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from attunet3d.core.errors import UserError
-from attunet3d.imaging.hounsfield import hounsfield_warnings
 from attunet3d.imaging.nifti_writer import write_nifti
+from attunet3d.imaging.scan_warnings import hounsfield_warnings
 from attunet3d.imaging.volume import read_volume
 from benchmarks.reliability import infer_verdicts
 from benchmarks.reliability.command import Result

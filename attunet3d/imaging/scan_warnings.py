@@ -1,8 +1,14 @@
-"""Whether values look like Hounsfield units: water 0, air −1000, nothing below about −1100."""
+"""What is odd about a scan, in sentences for sidecars and for stderr."""
 
 from attunet3d.imaging.volume import Volume
 
 SAMPLES_PER_AXIS = 96
+LEAST_MM = 30.0  # along each axis; a smaller scan shows a part of an organ at most
+
+
+def scan_warnings(volume: Volume) -> list[str]:
+    """All that is odd about a scan: its file, its values, and how much of the body it covers."""
+    return [*volume.warnings, *hounsfield_warnings(volume), *coverage_warnings(volume)]
 
 
 def hounsfield_warnings(volume: Volume) -> list[str]:
@@ -10,12 +16,6 @@ def hounsfield_warnings(volume: Volume) -> list[str]:
 
     A sub-sample of the voxels is examined. Known ways of losing the scale are named: values
     scaled to 0–1 or 0–255, and raw scanner values 1024 above HU.
-
-    Args:
-        volume: A scan.
-
-    Returns:
-        Sentences for the sidecar and for stderr.
 
     Example:
         >>> import numpy as np
@@ -44,3 +44,23 @@ def hounsfield_warnings(volume: Volume) -> list[str]:
     if low < -10_000 or high > 70_000:
         return [f"values lie between {low:g} and {high:g}: not HU"]
     return []
+
+
+def coverage_warnings(volume: Volume) -> list[str]:
+    """Describe why a scan is too small to recognise organs in it; empty if it is not.
+
+    Example:
+        >>> import numpy as np
+        >>> from attunet3d.imaging.geometry import Grid
+        >>> slice_of_5_mm = Grid((512, 512, 1), np.diag([0.7, 0.7, 5, 1]))
+        >>> coverage_warnings(Volume(np.zeros(slice_of_5_mm.shape, np.int16), slice_of_5_mm))
+        ['has a single slice; a 3D network needs the slices around it']
+    """
+    if min(volume.grid.shape) == 1:
+        return ["has a single slice; a 3D network needs the slices around it"]
+    sizes = zip(volume.grid.shape, volume.grid.spacing_mm, strict=True)
+    extent = [count * spacing for count, spacing in sizes]
+    if min(extent) >= LEAST_MM:
+        return []
+    covered = " × ".join(f"{millimetres:.3g}" for millimetres in extent)
+    return [f"covers only {covered} mm; that is not enough to tell organs"]
