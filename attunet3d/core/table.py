@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-NUMBER = re.compile(r"-?[0-9.]+|")
+NUMBERS = re.compile(r"[-+–±. 0-9]*")
 
 
 def as_table(rows: Sequence[Sequence[object]]) -> str:
@@ -21,6 +21,6 @@ def as_table(rows: Sequence[Sequence[object]]) -> str:
     for column in zip(*rows, strict=True):
         texts = [str(cell) for cell in column]
         width = max(map(len, texts))
-        numbers = len(texts) > 1 and all(NUMBER.fullmatch(text) for text in texts[1:])
+        numbers = len(texts) > 1 and all(NUMBERS.fullmatch(text) for text in texts[1:])
         columns.append([text.rjust(width) if numbers else text.ljust(width) for text in texts])
     return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))

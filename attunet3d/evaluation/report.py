@@ -7,7 +7,6 @@ one by one: memory holds one at a time.
 
 import html
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import numpy as np
 
 from attunet3d.core import Floats, whole_file
 from attunet3d.evaluation.report_case import HU_OF_VALUES, ReportCase, payload
+from attunet3d.evaluation.report_found import number
 from attunet3d.evaluation.statistics import bootstrap_interval
 from attunet3d.imaging import colour_of
 
@@ -83,7 +83,7 @@ def _filled(page: str, words: Mapping[str, str]) -> str:
 
 
 def _row(case: ReportCase, columns: Mapping[str, str]) -> dict[str, Any]:
-    values = [_number(case.values.get(name)) for name in columns]
+    values = [number(case.values.get(name)) for name in columns]
     shown = [
         "–" if value is None else form.format(value)
         for value, form in zip(values, columns.values(), strict=True)
@@ -100,19 +100,14 @@ def _row(case: ReportCase, columns: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _number(value: float | None) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
 def _report(
     labels: Mapping[int, str], columns: Mapping[str, str], rows: Sequence[dict[str, Any]]
 ) -> str:
     statistics = []
-    for number, (name, form) in enumerate(columns.items()):
-        known = [row for row in rows if row["values"][number] is not None]
+    for index, (name, form) in enumerate(columns.items()):
+        known = [row for row in rows if row["values"][index] is not None]
         if known:
-            values = np.array([row["values"][number] for row in known])
+            values = np.array([row["values"][index] for row in known])
             patients = [row["patient"] for row in known]
             statistics.append([name, *_statistics(values, patients, form)])
     content = {

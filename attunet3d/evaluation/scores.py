@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from attunet3d.core import as_table
 from attunet3d.evaluation import metrics
 from attunet3d.evaluation.metrics import LabelScore
 from attunet3d.evaluation.statistics import bootstrap_interval
@@ -122,15 +123,7 @@ class Summary:
             dice = self.intervals[value]["dice"]
             cells.insert(1, "–" if dice is None else "{:.3f}–{:.3f}".format(*dice))
             body.append([name, str(len(self.scores)), *cells])
-        widths = [max(map(len, column)) for column in zip(*body, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in body
-        ]
-        return "\n".join([*lines, *self._remarks()])
+        return "\n".join([as_table(body), *self._remarks()])
 
     def _label(self, value: int) -> dict[str, Any]:
         of_label = [case[value] for case in self.scores.values()]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
 
-from attunet3d.core import Config, PreprocessingConfig, Triple
+from attunet3d.core import Config, PreprocessingConfig, Triple, as_table
 from attunet3d.datasets import Fingerprint
 from attunet3d.models import training_bytes
 from attunet3d.training import plan_geometry
@@ -62,7 +62,6 @@ class Plan:
         rows = [
             (name, in_words(value), self.reasons[name]) for name, value in self.values().items()
         ]
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         body = "×".join(f"{size:.0f}" for size in self.fingerprint.body_mm)
         head = (
             f"plan for {len(self.fingerprint.cases)} cases, median body {body} mm, and"
@@ -71,8 +70,7 @@ class Plan:
         )
         if self.processes > 1:
             head += f" in each of {self.processes} processes"
-        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows]
-        return "\n".join([head, *lines])
+        return f"{head}\n{as_table(rows)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a file."""
