@@ -25,10 +25,7 @@ class Agreement:
 
     With v votes for a class at a voxel, v (v − 1) / 2 pairs agree on it there, and
     2 Σ |A ∩ B| / Σ (|A| + |B|) over all pairs is Σ v (v − 1) / ((M − 1) Σ v). Voxels where windows
-    overlap count once for each window.
-
-    Args:
-        classes: Background included; further channels, of attention, are left out.
+    overlap count once for each window. Channels beyond `classes`, of attention, are left out.
 
     Example:
         >>> agreement = Agreement(2)

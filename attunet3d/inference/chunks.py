@@ -61,11 +61,7 @@ class Chunk:
         return parts[0], parts[1], parts[2]
 
     def resampled(self, table: Tensor) -> Iterator[tuple[Box, Tensor]]:
-        """Resample one of the tables to the scan's voxels, piece by piece.
-
-        Yields:
-            A box of the scan and its values (channels, i, j, k), float32, 16 MB or one row at most.
-        """
+        """A table resampled to boxes of the scan (channels, i, j, k), each of 16 MB or one row."""
         back = [self.sampler.target_axes.index(axis) for axis in range(3)]
         for ranges in self.pieces(len(table)):
             part = self.sampler.part(*ranges)
@@ -76,12 +72,7 @@ class Chunk:
             yield self.target(*ranges), values.permute(0, *(a + 1 for a in back))
 
     def pieces(self, channels: int, within: Ranges | None = None) -> Iterator[Ranges]:
-        """Ranges of target planes, rows and columns with at most `PIECE_VALUES` values each.
-
-        Args:
-            channels: Values per voxel.
-            within: Ranges to divide; None: all of the chunk's.
-        """
+        """Divide `within`, or all of the chunk, into ranges of at most `PIECE_VALUES` values."""
         sampler = self.sampler
         (top, bottom), (left, right), columns = within or (
             (0, len(sampler.planes)),

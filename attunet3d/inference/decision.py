@@ -74,11 +74,7 @@ def choose(
 ) -> None:
     """Write the winning label values of a chunk into `labels`, which are background there.
 
-    Args:
-        chunk: Its margins decide.
-        values: The label value of each class, background first.
-        labels: (I, J, K), on the scan's grid.
-        order: As `decide` takes it.
+    Values and order are as `decide` takes them.
     """
     margins, sampler = chunk.margins, chunk.sampler  # (K - 1, P, R, C)
     assert len(margins) == len(values) - 1, f"{len(margins)} margins for {len(values)} labels"
@@ -113,12 +109,7 @@ class _Candidate:
 
 
 def winning_values(logits: Tensor, values: Sequence[int], order: Sequence[int] = ()) -> Tensor:
-    """The label value of each voxel, by the rule of `decide`, with no change of grid.
-
-    Args:
-        logits: (K, X, Y, Z).
-        values: The label value of each class, background first.
-        order: As `decide` takes it.
+    """The label value of each voxel of (K, X, Y, Z), by `decide`'s rule, with no change of grid.
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0], [3.0, 1.0], [2.0, -1.0]])

@@ -95,11 +95,7 @@ def _by_autocast(network: nn.Module, dtype: torch.dtype, attention: bool) -> Eng
 
 
 def average(engines: Sequence[Engine], agreement: Agreement | None = None) -> Engine:
-    """The mean of what several engines return; of one engine, that engine.
-
-    Args:
-        engines: Of outputs of one shape.
-        agreement: Told what each engine says.
+    """The mean of what several engines return, of which `agreement` is told.
 
     Example:
         >>> float(average([lambda x: x, lambda x: 3 * x])(torch.ones(1)))
@@ -125,11 +121,6 @@ def average(engines: Sequence[Engine], agreement: Agreement | None = None) -> En
 
 def mirrored(engine: Engine, axes: Sequence[int], agreement: Agreement | None = None) -> Engine:
     """The mean over all mirrorings of the input along `axes` (0 to 2), each mirrored back.
-
-    Args:
-        engine: What is mirrored.
-        axes: Axes (0 to 2); () gives the engine itself.
-        agreement: Told what is said of each mirroring.
 
     Example:
         >>> x = torch.arange(8.0).reshape(1, 1, 2, 2, 2)

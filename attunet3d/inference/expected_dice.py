@@ -50,12 +50,7 @@ def margins_of(logits: Tensor) -> Tensor:
 
 
 def expected_dice(inside: float, size: float, total: float) -> float:
-    """The Dice coefficient expected of a mask.
-
-    Args:
-        inside: Sum of the probabilities within the mask.
-        size: Voxels of the mask.
-        total: Sum of all probabilities.
+    """The Dice expected of a mask of `size` voxels, by the sums of p within it and in all.
 
     Example:
         >>> round(expected_dice(inside=90, size=100, total=95), 3)
@@ -66,24 +61,18 @@ def expected_dice(inside: float, size: float, total: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Thresholds:
-    """Where each class's best mask ends; all arrays are (K,), background first.
-
-    Args:
-        least: A voxel is in the mask where its probability is larger.
-        active: Whether the class takes part.
-        total: Sum of the probabilities of all voxels.
-    """
+    """Where each class's best mask ends; all arrays are (K,), background first."""
 
     least: Floats
+    """A voxel is in the mask where its probability is larger."""
     active: Mask
+    """Whether the class takes part."""
     total: Floats
+    """Sum of the probabilities of all voxels."""
 
 
 class ProbabilityHistogram:
-    """Counts and sums of each class's probabilities.
-
-    Args:
-        classes: Background included.
+    """Counts and sums of the probabilities of each class, the background included.
 
     Example:
         >>> histogram = ProbabilityHistogram(1)
@@ -111,11 +100,7 @@ class ProbabilityHistogram:
                 self.sums[index, part] += float((values * mask).sum(dtype=torch.float64))
 
     def thresholds(self, scale: float = 1.0) -> Thresholds:
-        """The thresholds of the best masks.
-
-        Args:
-            scale: How many voxels each of the counted ones stands for.
-        """
+        """The thresholds of the best masks, where each voxel counted stands for `scale` of them."""
         sizes = scale * self.counts[:, ::-1].cumsum(1)  # the most probable first
         inside = scale * self.sums[:, ::-1].cumsum(1)
         total = inside[:, -1]
@@ -125,10 +110,6 @@ class ProbabilityHistogram:
 
 class ArgmaxDice:
     """The Dice expected of the labels of the largest logits, measured on the network's grid.
-
-    Args:
-        classes: Background included.
-        activation: What turns logits into probabilities.
 
     Example:
         >>> dice = ArgmaxDice(2, "softmax")

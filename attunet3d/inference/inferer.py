@@ -52,26 +52,21 @@ class Forecast:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One network of an ensemble.
-
-    Args:
-        network: In eval mode.
-        config: What it was made from.
-        mirror_axes: Axes (0 to 2) along which it is mirrored and averaged; () for none.
-    """
+    """One network of an ensemble, in eval mode."""
 
     network: Network
     config: NetworkConfig
     mirror_axes: tuple[int, ...] = ()
+    """Axes (0 to 2) along which it is mirrored and averaged."""
 
 
 class Inferer:
     """Networks whose logits are averaged, over images of their grid; any thread may call it.
 
     Args:
-        members: The networks, of one number of classes.
-        config: Settings; the window is set.
-        classes: Number of classes, background included.
+        members: The networks.
+        config: The window is set.
+        classes: Background included.
         device: Where the networks run.
         budget: Bytes of memory of the class of machines; decides whether one pass is allowed.
         activation: "sigmoid" for networks that were trained with one per class.
@@ -158,12 +153,7 @@ class Inferer:
 
     @torch.inference_mode()
     def forecast(self, image: Tensor, *, attention: bool = False) -> Forecast:
-        """Tell how `slabs` would go over `image`; the networks run over one window.
-
-        Args:
-            image: (1, X, Y, Z) on the device.
-            attention: As in `slabs`.
-        """
+        """Tell how `slabs` would go over `image`; the networks run over one window."""
         execution = Execution()
         whole = self._in_one_pass(image, execution)
         dtype = self._precision(image, execution)

@@ -65,7 +65,7 @@ class Labelling:
         network: The network's grid.
         values: The label value of each class, background first.
         config: How logits become labels.
-        activation: What turns logits into probabilities.
+        activation: And probabilities.
 
     Attributes:
         labels: The label map, complete after `finish`.

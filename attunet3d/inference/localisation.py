@@ -73,12 +73,7 @@ def _grown(start: int, stop: int, least: int, size: int) -> slice:
 
 
 class Faces:
-    """Notes whether labels within a box reach a face behind which the image goes on.
-
-    Args:
-        box: Of the image; what is segmented.
-        shape: Of the image.
-    """
+    """Notes whether labels within a box of an image reach a face behind which the image goes on."""
 
     def __init__(self, box: Box, shape: Size) -> None:
         pairs = list(zip(box, shape, strict=True))

@@ -49,14 +49,7 @@ def pass_bytes(
 
 
 def why_not_whole(need: int, values: int, device: torch.device, budget: int) -> str | None:
-    """Why an image cannot be segmented in one pass; None if it can.
-
-    Args:
-        need: Bytes that the pass takes.
-        values: Of its widest tensor.
-        device: Where they run.
-        budget: Bytes of memory of the class of machines.
-    """
+    """Why a pass of `need` bytes, and `values` in its widest tensor, cannot be; None: it can."""
     if device.type == "cuda" and values >= CUDNN_VALUES:
         return "one pass over the whole has too many values for cuDNN: windows"
     if need > MEMORY_SHARE[device.type] * budget:

@@ -26,7 +26,7 @@ def compiled(
     """`network` as a function on the CPU; any thread may call it.
 
     Args:
-        network: In eval mode, float32, one tensor to one tensor; such as `torch.export` takes.
+        network: In eval mode, float32; such as `torch.export` takes.
         device: Must be the CPU.
         dtype: float32; or bfloat16, in which OpenVINO then computes where it sees fit.
 

@@ -9,15 +9,12 @@ from attunet3d.imaging import Grid, drop_small_, keep_largest_
 
 @dataclass(frozen=True, kw_only=True)
 class PostProcessing:
-    """Which connected components of which labels stay.
-
-    Args:
-        keep_largest: Label values of which only the largest component is kept.
-        smallest_ml: By label value, the volume that a component must have to stay.
-    """
+    """Which connected components of which labels stay."""
 
     keep_largest: tuple[int, ...]
+    """Label values of which only the largest component is kept."""
     smallest_ml: Mapping[int, float]
+    """By label value, the volume that a component must have to stay."""
 
     @classmethod
     def of(cls, config: InferenceConfig, labels: Mapping[int, str]) -> "PostProcessing":
@@ -33,12 +30,7 @@ class PostProcessing:
         )
 
     def apply_(self, labels: LabelMap, grid: Grid) -> None:
-        """Set the components that do not stay to 0, in place.
-
-        Args:
-            labels: (I, J, K), Fortran order.
-            grid: Its grid, which tells the volume of a voxel.
-        """
+        """Set the components of (I, J, K) in Fortran order that do not stay to 0, in place."""
         keep_largest_(labels, self.keep_largest)
         drop_small_(labels, {v: fewest_voxels(ml, grid) for v, ml in self.smallest_ml.items()})
 

@@ -18,10 +18,7 @@ AGREEMENT = 0.999  # least share of voxels with the same class
 
 
 def deviation(fast: Tensor, exact: Tensor) -> str | None:
-    """Describe how `fast` logits (B, K, …) deviate from `exact` ones beyond rounding error.
-
-    Returns:
-        None if they do not.
+    """How `fast` logits (B, K, …) deviate from `exact` ones beyond rounding error; None: not.
 
     Example:
         >>> exact = torch.tensor([[[1.0, -4.0], [-1.0, 4.0]]])

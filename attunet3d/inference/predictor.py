@@ -116,11 +116,7 @@ class Predictor:
         return settings | {"locator": None if self.locator is None else self.locator.checksum}
 
     def require_attention(self) -> None:
-        """Refuse to give attention maps where a network has no gates.
-
-        Raises:
-            ModelError: One has none.
-        """
+        """Refuse attention maps where a network has no gates, by a ModelError."""
         if not self.inferer.has_gates:
             raise ModelError("this model has no attention gates", cure="leave attention maps out")
 
@@ -155,12 +151,7 @@ class Predictor:
     def segment(
         self, volume: Volume, *, probabilities: bool = False, attention: bool = False
     ) -> Prediction:
-        """Segment one scan, with maps in memory: 4 bytes per voxel and map.
-
-        Args:
-            volume: The scan, in Hounsfield units.
-            probabilities: Give the foreground labels' probabilities as well.
-            attention: Give the gates' coefficients as well.
+        """Segment one scan in HU, with maps in memory: 4 bytes per voxel and map.
 
         Raises:
             UserError: As `segment_into`.

@@ -29,30 +29,28 @@ class Execution:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The provenance of a label map; plain values for JSON, none of them from the scan's header."""
+    """The provenance of a label map; plain values for JSON, none of them from the scan's header.
+
+    Mode, precision and fallbacks are those of `Execution`.
+    """
 
     model: str
     """Checksum of the model, or of all models of an ensemble."""
     members: int
-    """Number of models."""
     settings: dict[str, Any]
     """Everything but the model on which the label map depends."""
     activation: str
     """What turns logits into probabilities: softmax, or a sigmoid per label."""
     mode: str
-    """As `Execution.mode`."""
     precision: str
-    """As `Execution.precision`."""
     memory_budget_gb: float
     """The class of machines that decided on the mode, in units of 10⁹ bytes."""
     device: str
-    """cpu or cuda."""
     fallbacks: list[str]
-    """As `Execution.fallbacks`."""
     warnings: list[str]
     """What is odd about the scan."""
     seconds: dict[str, float]
-    """Seconds by stage."""
+    """By stage."""
     expected_dice: dict[str, float] = field(default_factory=dict)
     """Dice coefficient that the probabilities promise each label."""
     member_dice: dict[str, float | None] = field(default_factory=dict)
@@ -61,19 +59,14 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The result for one scan.
-
-    Args:
-        segmentation: The label map on the scan's grid.
-        record: What was done.
-        probabilities: (I, J, K, classes - 1) of the foreground labels in order, when asked for.
-        attention: (I, J, K, maps) coefficients in [0, 1], finest level first, when asked for.
-    """
+    """The result for one scan, on the scan's grid."""
 
     segmentation: Segmentation
     record: Record
     probabilities: Float32s | None = None
+    """(I, J, K, classes - 1) of the foreground labels in order, when asked for."""
     attention: Float32s | None = None
+    """(I, J, K, maps) coefficients in [0, 1], finest level first, when asked for."""
 
 
 class Stopwatch:

@@ -110,9 +110,6 @@ def whole_volume(
         divisor: Product of the network's strides along x, y, z.
         all_channels: Keep both channels of a two-channel output.
 
-    Yields:
-        Every plane once, in order.
-
     Raises:
         torch.OutOfMemoryError: The volume does not fit; nothing has been yielded yet.
     """
