@@ -39,16 +39,16 @@ def dry_run(predictor: Predictor, call: CohortCall) -> Iterator[str]:
         tally = Tally(bar)
         loop = ScanLoop(predictor, call, tally)
         forecasts = []
-        for job in loop.jobs(scans.by_id(call.cases).items()):
+        for one in loop.todo(scans.by_id(call.cases).items()):
             try:
-                volume = predictor.read(job.scan, options.series)
+                volume = predictor.read(one.scan, options.series)
                 image = to_network_grid(volume, predictor.config.preprocessing, predictor.device)
                 network = predictor.inferer.forecast(image.tensor, attention=options.attention)
                 own = volume.array.size * BYTES_PER_VOXEL + 4 * image.tensor.numel()
                 forecasts.append(replace(network, bytes=network.bytes + own))
-                yield f"{job.files.case_id}: {_line(volume, image, forecasts[-1])}"
+                yield f"{one.files.case_id}: {_line(volume, image, forecasts[-1])}"
             except Exception as error:
-                loop.fail(job.files.case_id, error)
+                loop.fail(one.files.case_id, error)
             else:
                 bar.update()
     yield _total(forecasts, tally.outcome, predictor)

@@ -133,10 +133,10 @@ def export_labels(
         for case_id in cases:
             with bar.item() as share_done, outcome.trying(case_id):
                 files = [results.case_files(folder, case_id) for folder in (*folders, out_dir)]
-                job = _Job(files[:-1], files[-1], rule)
-                fresh = overwrite or not job.is_done()
+                case = _CaseExport(files[:-1], files[-1], rule)
+                fresh = overwrite or not case.is_done()
                 if fresh:
-                    job.export(share_done, spare=not overwrite)
+                    case.export(share_done, spare=not overwrite)
                 (outcome.done if fresh else outcome.skipped).append(case_id)
         write_failures(out_dir, outcome.failures)
     return outcome
@@ -189,7 +189,7 @@ def _cases(folders: Sequence[Path]) -> list[str]:
     return sorted(found)
 
 
-class _Job:
+class _CaseExport:
     """One case: where its probabilities lie, where its label map goes, and by which rule."""
 
     def __init__(self, sources: Sequence[CaseFiles], target: CaseFiles, rule: Rule) -> None:

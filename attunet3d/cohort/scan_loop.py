@@ -10,10 +10,10 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from attunet3d.cohort import outcome, results, scans
 from attunet3d.cohort.call import CohortCall, Events
@@ -31,17 +31,14 @@ Item = tuple[str, list[Path]]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Job:
-    """A scan that is to be done."""
+class Todo(NamedTuple):
+    """A scan that is to be segmented, and where its results go."""
 
     files: CaseFiles
     scan: Path
-    origin: dict[str, Any]  # what the sidecar must say for the case to count as done
 
 
-@dataclass(frozen=True)
-class _Loaded:
+class _Loaded(NamedTuple):
     volume: Volume
     checksum: str
     seconds: float
@@ -75,31 +72,31 @@ class ScanLoop:
         ahead = self.ahead
         with ThreadPoolExecutor(ahead) as readers, ThreadPoolExecutor(ahead) as writers:
             writing: deque[tuple[str, Future[None]]] = deque()
-            for job, loading in self._read_ahead(readers, self.jobs(items)):
-                write = self._segment(job, loading)
+            for one, loading in self._read_ahead(readers, self.todo(items)):
+                write = self._segment(one, loading)
                 if write is None:
                     continue
                 if len(writing) >= ahead:
                     self._settle(*writing.popleft())
-                writing.append((job.files.case_id, writers.submit(write)))
+                writing.append((one.files.case_id, writers.submit(write)))
                 del write  # the writer frees what it holds when it is done
             while writing:
                 self._settle(*writing.popleft())
 
-    def jobs(self, items: Iterable[Item]) -> Iterator[Job]:
+    def todo(self, items: Iterable[Item]) -> Iterator[Todo]:
         """The scans that are to be done; the others are told of on the way."""
         for case_id, paths in items:
             try:
-                job = self._job(case_id, paths)
-                if self.options.overwrite or not self._is_done(job):
-                    yield job
+                one = self._todo(case_id, paths)
+                if self.options.overwrite or not self._is_done(one):
+                    yield one
                     continue
             except Exception as error:
                 self.fail(case_id, error)
             else:
                 self.events.skipped(case_id)
 
-    def _job(self, case_id: str, paths: list[Path]) -> Job:
+    def _todo(self, case_id: str, paths: list[Path]) -> Todo:
         files = results.case_files(self.call.out_dir, case_id)
         if len(paths) > 1:
             names = ", ".join(path.name for path in paths)
@@ -117,11 +114,10 @@ class ScanLoop:
                     path=path,
                     cure="choose another output folder",
                 )
-        origin = {"model": self.predictor.checksum, "settings": self.predictor.settings}
-        return Job(files, scan, origin)
+        return Todo(files, scan)
 
-    def _is_done(self, job: Job) -> bool:
-        files = job.files
+    def _is_done(self, one: Todo) -> bool:
+        files = one.files
         if not files.sidecar.exists():
             return False
         options = self.options
@@ -131,16 +127,20 @@ class ScanLoop:
             wanted += [files.label_mask(name) for value, name in names.items() if value]
         if options.preview and not options.orthogonal:
             wanted.append(files.preview)
-        choices = {"series": None, "orthogonal": None, **self.options.choices}
-        origin = {**job.origin, **choices, "scan_checksum": scans.checksum(job.scan)}
+        origin = {
+            "model": self.predictor.checksum,
+            "settings": self.predictor.settings,
+            **{"series": None, "orthogonal": None, **self.options.choices},
+            "scan_checksum": scans.checksum(one.scan),
+        }
         return results.is_done(files, wanted, origin)
 
     def _read_ahead(
-        self, readers: ThreadPoolExecutor, jobs: Iterator[Job]
-    ) -> Iterator[tuple[Job, Future[_Loaded]]]:
-        waiting: deque[tuple[Job, Future[_Loaded]]] = deque()
-        for job in jobs:
-            waiting.append((job, readers.submit(self._load, job.scan)))
+        self, readers: ThreadPoolExecutor, todo: Iterator[Todo]
+    ) -> Iterator[tuple[Todo, Future[_Loaded]]]:
+        waiting: deque[tuple[Todo, Future[_Loaded]]] = deque()
+        for one in todo:
+            waiting.append((one, readers.submit(self._load, one.scan)))
             if len(waiting) > self.ahead:
                 yield waiting.popleft()
         while waiting:
@@ -155,19 +155,19 @@ class ScanLoop:
             raise FileError("changed while it was read", path=path, cure="run the call again")
         return _Loaded(volume, checksum, time.perf_counter() - begin)
 
-    def _segment(self, job: Job, loading: Future[_Loaded]) -> "partial[None] | None":
+    def _segment(self, one: Todo, loading: Future[_Loaded]) -> "partial[None] | None":
         """The call that writes the case, or None for a scan that failed."""
-        case_id, maps = job.files.case_id, None
+        case_id, maps = one.files.case_id, None
         try:
             loaded = loading.result()
-            maps = CaseMaps(job.files, loaded.volume)
+            maps = CaseMaps(one.files, loaded.volume)
             segmentation, record = self.predictor.segment_into(
                 loaded.volume, self.options.kinds, maps.open, partial(self.events.reached, case_id)
             )
             if self.options.orthogonal:
                 segmentation = straightened(segmentation)
             if not self.options.overwrite:
-                results.spare_others_work(job.files, segmentation)
+                results.spare_others_work(one.files, segmentation)
         except BaseException as error:
             if maps is not None:
                 maps.abandon()
@@ -180,7 +180,7 @@ class ScanLoop:
         record = replace(record, seconds={"reading": round(loaded.seconds, 4), **record.seconds})
         facts = {
             **self.options.choices,
-            "scan": case_names.path_from(self.call.out_dir, job.scan),
+            "scan": case_names.path_from(self.call.out_dir, one.scan),
             "scan_checksum": loaded.checksum,
             "role_in_training": self.call.split.role(case_id),
         }
@@ -191,7 +191,7 @@ class ScanLoop:
             mask_files=self.options.mask_files,
             preview=self.options.preview,
         )
-        return partial(write_case, job.files, segmentation, record, maps, facts, judgement)
+        return partial(write_case, one.files, segmentation, record, maps, facts, judgement)
 
     def _settle(self, case_id: str, task: "Future[None]") -> None:
         try:

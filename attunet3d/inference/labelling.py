@@ -44,7 +44,7 @@ class MapArrays:
 
 
 @dataclass(eq=False)
-class Job:
+class ScanRun:
     """One scan, what is wanted of it, and what was done so far."""
 
     volume: Volume
@@ -61,7 +61,7 @@ class Labelling:
     """Labels a scan from slabs on the network's grid, and hands its maps on.
 
     Args:
-        job: The scan, and what is wanted of it.
+        run: The scan, and what is wanted of it.
         network: The network's grid.
         values: The label value of each class, background first.
         config: How logits become labels.
@@ -73,18 +73,18 @@ class Labelling:
 
     def __init__(
         self,
-        job: Job,
+        run: ScanRun,
         network: Grid,
         values: Sequence[int],
         config: InferenceConfig,
         activation: Activation,
     ) -> None:
-        source = job.volume.grid
+        source = run.volume.grid
         self.labels: LabelMap = background(source)
-        self._job, self._values, self._activation = job, values, activation
+        self._run, self._values, self._activation = run, values, activation
         self._order = config.regions_class_order
         self._maps: dict[str, Maps] = {}
-        self._chunks = ChunkBuilder(network, source, logits="probabilities" in job.kinds)
+        self._chunks = ChunkBuilder(network, source, logits="probabilities" in run.kinds)
         self._expected = ArgmaxDice(len(values), activation)
         self._dice: DiceDecision | None = None
         if config.decision == "dice":
@@ -92,11 +92,11 @@ class Labelling:
 
     def add(self, slab: Slab) -> None:
         """Take the next slab."""
-        watch = self._job.watch
+        watch = self._run.watch
         if self._dice is not None:
             with watch.stage("decision"):
                 self._dice.add(slab)
-            if not self._job.kinds:
+            if not self._run.kinds:
                 return
         else:
             with watch.stage("doubt"):
@@ -111,10 +111,10 @@ class Labelling:
     def finish(self) -> None:
         """Decide what could not be decided before; note the Dice expected of each label."""
         if self._dice is None:
-            self._job.expected_dice = self._expected.expected()
+            self._run.expected_dice = self._expected.expected()
         else:
-            with self._job.watch.stage("decision"):
-                self._job.expected_dice = self._dice.decide()
+            with self._run.watch.stage("decision"):
+                self._run.expected_dice = self._dice.decide()
 
     def _hand_on(self, chunk: Chunk) -> None:
         """Resample the chunk's maps to the scan's grid."""
@@ -127,7 +127,7 @@ class Labelling:
 
     def _write(self, kind: str, box: Box, values: Tensor) -> None:
         if kind not in self._maps:
-            self._maps[kind] = self._job.open_maps(kind, len(values))
+            self._maps[kind] = self._run.open_maps(kind, len(values))
         self._maps[kind].write(box, values.cpu().numpy())
 
     def _probabilities(self, logits: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from attunet3d.imaging import (
 from attunet3d.inference import ensemble
 from attunet3d.inference.decision import decide
 from attunet3d.inference.inferer import Inferer
-from attunet3d.inference.labelling import Job, Labelling, MapArrays, Maps, OpenMaps
+from attunet3d.inference.labelling import Labelling, MapArrays, Maps, OpenMaps, ScanRun
 from attunet3d.inference.localisation import Faces, box_around
 from attunet3d.inference.memory import default_budget
 from attunet3d.inference.post_processing import PostProcessing
@@ -189,63 +189,63 @@ class Predictor:
         """
         if "attention" in kinds:
             self.require_attention()
-        job = Job(volume, kinds, open_maps, progress)
-        with job.watch.stage("preprocessing"):
+        run = ScanRun(volume, kinds, open_maps, progress)
+        with run.watch.stage("preprocessing"):
             image = to_network_grid(volume, self.config.preprocessing, self.device)
-        box = None if self.locator is None else self._locate(job, image.grid)
+        box = None if self.locator is None else self._locate(run, image.grid)
         labels = None
         if box is not None:
             faces = Faces(box, image.grid.shape)
             part = NetworkImage(image.tensor[:, *box], image.grid.cropped(box))
-            labels = self._label_map(job, part, faces)
+            labels = self._label_map(run, part, faces)
             if faces.touched:
-                job.execution.fallbacks.append("the answer reached the located box: whole scan")
+                run.execution.fallbacks.append("the answer reached the located box: whole scan")
                 labels = None
         if labels is None:
-            labels = self._label_map(job, image)
+            labels = self._label_map(run, image)
         segmentation = Segmentation(labels, volume.grid, self.labels, volume.geometry)
-        return segmentation, self._record(job)
+        return segmentation, self._record(run)
 
-    def _locate(self, job: Job, grid: Grid) -> Box | None:
+    def _locate(self, run: ScanRun, grid: Grid) -> Box | None:
         """The box of `grid` where the locator sees labels; None: the whole must be done."""
         assert self.locator is not None
-        with job.watch.stage("locating"):
-            volume, coarse = job.volume, self.locator
+        with run.watch.stage("locating"):
+            volume, coarse = run.volume, self.locator
             image = to_network_grid(volume, coarse.config.preprocessing, coarse.device)
             execution = Execution()
             slabs = coarse.inferer.slabs(image.tensor, execution)
             labels = decide(slabs, image.grid, image.grid, sorted(self.labels))
-            job.execution.fallbacks += [f"locator: {text}" for text in execution.fallbacks]
+            run.execution.fallbacks += [f"locator: {text}" for text in execution.fallbacks]
             box = box_around(labels, image.grid, grid, self.inferer.window)
         if box is None:
-            job.execution.fallbacks.append("the locator found nothing: whole scan")
+            run.execution.fallbacks.append("the locator found nothing: whole scan")
         return box
 
-    def _label_map(self, job: Job, image: NetworkImage, faces: Faces | None = None) -> LabelMap:
+    def _label_map(self, run: ScanRun, image: NetworkImage, faces: Faces | None = None) -> LabelMap:
         """The label map of `image` on the scan's grid; maps are handed on along the way."""
         labelling = Labelling(
-            job, image.grid, sorted(self.labels), self.config.inference, self.activation
+            run, image.grid, sorted(self.labels), self.config.inference, self.activation
         )
         slabs = self.inferer.slabs(
             image.tensor,
-            job.execution,
-            all_logits="probabilities" in job.kinds,
-            attention="attention" in job.kinds,
+            run.execution,
+            all_logits="probabilities" in run.kinds,
+            attention="attention" in run.kinds,
         )
-        for slab in job.watch.items("network", slabs):
-            with job.watch.stage("network"):  # a GPU has finished only when the sum is known
-                _require_finite(slab, job.volume.name)
+        for slab in run.watch.items("network", slabs):
+            with run.watch.stage("network"):  # a GPU has finished only when the sum is known
+                _require_finite(slab, run.volume.name)
             if faces is not None:
                 faces.note(slab)
             labelling.add(slab)
-            job.progress((slab.start + slab.logits.shape[3]) / image.grid.shape[2])
+            run.progress((slab.start + slab.logits.shape[3]) / image.grid.shape[2])
         labelling.finish()
-        with job.watch.stage("decision"):
-            self.post_processing.apply_(labelling.labels, job.volume.grid)
+        with run.watch.stage("decision"):
+            self.post_processing.apply_(labelling.labels, run.volume.grid)
         return labelling.labels
 
-    def _record(self, job: Job) -> Record:
-        execution = job.execution
+    def _record(self, run: ScanRun) -> Record:
+        execution = run.execution
         names = [name for value, name in sorted(self.labels.items()) if value]
         members = [] if execution.agreement is None else execution.agreement.dice()
         return Record(
@@ -258,9 +258,9 @@ class Predictor:
             memory_budget_gb=round(self.budget / 1e9, 1),
             device=self.device.type,
             fallbacks=execution.fallbacks,
-            warnings=scan_warnings(job.volume),
-            seconds={name: round(value, 4) for name, value in job.watch.seconds.items()},
-            expected_dice=dict(zip(names, job.expected_dice, strict=True)),
+            warnings=scan_warnings(run.volume),
+            seconds={name: round(value, 4) for name, value in run.watch.seconds.items()},
+            expected_dice=dict(zip(names, run.expected_dice, strict=True)),
             member_dice=dict(zip(names, members, strict=False)),
         )
 
