@@ -29,13 +29,7 @@ _log = logging.getLogger("attunet3d.workers")
 
 
 def on_devices(model: ModelOptions, call: CohortCall, devices: Sequence[str]) -> Engine:
-    """The engine that has a process per device, such as "cuda:0" and "cuda:1".
-
-    Args:
-        model: The devices take the place of its own.
-        call: The cohort.
-        devices: A name may come several times.
-    """
+    """The engine that has a process for each of `devices`; a name may come several times."""
 
     def run(found: Mapping[str, list[Path]], events: Events) -> None:
         dispatcher = Dispatcher(found, events)

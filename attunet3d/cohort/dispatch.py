@@ -17,11 +17,7 @@ MOST_ATTEMPTS = 3
 
 
 class Dispatcher:
-    """Hands out scans, and keeps account of them.
-
-    Args:
-        scans: By case id.
-        events: Hears once of each case that it is done, was done before, or failed.
+    """Hands out scans, and keeps account of them; `events` hears once what became of each.
 
     Example:
         >>> dispatcher = Dispatcher({"a": [Path("a.nii.gz")]}, Events())
@@ -46,12 +42,7 @@ class Dispatcher:
         return not (self._fresh or self._again or any(self._held.values()))
 
     def take(self, worker: str, *, idle: bool) -> Item | None:
-        """The next scan for a worker; None: there is none for it now.
-
-        Args:
-            worker: Who asks.
-            idle: Whether it holds no scan.
-        """
+        """The next scan for a worker, which is idle if it holds none; None: there is none now."""
         held = self._held.setdefault(worker, {})
         if any(case_id in self._attempts for case_id in held):
             return None  # it has one to itself

@@ -62,19 +62,11 @@ class DoubtRule:
         return asdict(self)
 
     def trust(self, entry: Mapping[str, Any]) -> float:
-        """The guess at the Dice coefficient of a label.
-
-        Args:
-            entry: As `doubt_of` gives it.
-        """
+        """The guess at the Dice coefficient of a label; see `doubt_of`."""
         return sum(self.weights.get(name, 0.0) * value for name, value in _features(entry).items())
 
     def word(self, entry: Mapping[str, Any]) -> str:
-        """One word about a label: ok, look or wrong?.
-
-        Args:
-            entry: As `doubt_of` gives it.
-        """
+        """One word about a label: ok, look or wrong?."""
         if not entry["voxels"]:
             return "ok" if entry.get("outside_training") is False else "look"
         trust = self.trust(entry)

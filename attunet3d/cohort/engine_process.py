@@ -30,19 +30,15 @@ class Link(Protocol):
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What a worker loads and does.
-
-    Args:
-        model: With the worker's device.
-        call: The cohort.
-        neighbours: Workers on the same machine, this one included, which share its cores.
-        on_this_cpu: Workers that compute on the same CPU, this one included.
-    """
+    """What a worker loads and does."""
 
     model: ModelOptions
+    """With the worker's device."""
     call: CohortCall
     neighbours: int = 1
+    """Workers on the same machine, this one included, which share its cores."""
     on_this_cpu: int = 1
+    """Workers that compute on the same CPU, this one included."""
 
 
 def serve_scans(options: WorkerOptions, link: Link) -> None:

@@ -22,12 +22,7 @@ Picture = npt.NDArray[np.uint8]
 
 
 def draw_preview(path: Path, scan: Volume, segmentation: Segmentation) -> None:
-    """Write a PNG of the slices that hold most of the labels.
-
-    Args:
-        path: `.png`; its folder must exist.
-        scan: In HU.
-        segmentation: On the scan's grid.
+    """Write a PNG of the slices of a scan that hold most of the labels.
 
     Raises:
         WriteError: The disk is full or the folder read-only.

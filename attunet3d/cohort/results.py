@@ -135,7 +135,7 @@ def write_sidecar(
 
     Args:
         files: The case.
-        segmentation: Its label map, for names and volumes.
+        segmentation: For the names of its labels.
         written: The files that now stand for this case.
         record: Everything else to tell; plain values.
         measures: Of its labels; None: their voxels are counted.

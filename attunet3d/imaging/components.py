@@ -17,10 +17,6 @@ def large_components(mask: Mask, share: float = 1.0) -> Mask:
     Voxels that touch by face, edge or corner are connected. Of several equally large parts, a
     share of 1 keeps the one whose first voxel comes first in memory order (i fastest) only.
 
-    Args:
-        mask: (I, J, K), only read.
-        share: In (0, 1]; 1 keeps the largest part alone.
-
     Example:
         >>> large_components(np.array([1, 0, 1, 1], bool).reshape(4, 1, 1)).ravel().tolist()
         [False, False, True, True]
@@ -55,11 +51,7 @@ def numbered_components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[
 
 
 def keep_largest_(labels: npt.NDArray[np.uint8], values: Collection[int]) -> None:
-    """Set what is not in the largest part of its label to 0, in place.
-
-    Args:
-        labels: (I, J, K) label values, Fortran order.
-        values: The labels to do this for; the others stay as they are.
+    """Set what is not in the largest part of its label to 0, in place, for the labels `values`.
 
     Example:
         >>> labels = np.array([2, 0, 1, 1, 0, 1, 0, 2], np.uint8).reshape(8, 1, 1)
@@ -71,11 +63,7 @@ def keep_largest_(labels: npt.NDArray[np.uint8], values: Collection[int]) -> Non
 
 
 def drop_small_(labels: npt.NDArray[np.uint8], fewest: Mapping[int, float]) -> None:
-    """Set the parts of a label that have too few voxels to 0, in place.
-
-    Args:
-        labels: (I, J, K) label values, Fortran order.
-        fewest: By label value, the voxels that a part must have to stay.
+    """Set the parts of a label that have fewer than its `fewest` voxels to 0, in place.
 
     Example:
         >>> labels = np.array([2, 0, 1, 1, 0, 1, 0, 2], np.uint8).reshape(8, 1, 1)

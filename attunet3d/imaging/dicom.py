@@ -74,7 +74,7 @@ def read_series(
     Args:
         folder: The folder of the series, or one above it.
         max_voxels: Largest volume accepted.
-        series: Selects one of several series; see `find_series`.
+        series: Selects one of several; see `find_series`.
 
     Returns:
         Voxels (I, J, K) in HU, Fortran order, int16 where exact, else float32; their grid in RAS;

@@ -76,29 +76,24 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class CtFile:
-    """A file with one or more frames of CT.
-
-    Args:
-        path: The file.
-        series: SeriesInstanceUID.
-        frame_of_reference: FrameOfReferenceUID; slices of another one lie in another space.
-        number: SeriesNumber, if there is one.
-        description: SeriesDescription; compared with the user's choice, never shown.
-        instance: InstanceNumber, if there is one.
-        expected: ImagesInAcquisition, if there is one.
-        pixels: How the pixels are stored.
-        scaled: Whether the file has a RescaleSlope.
-    """
+    """A file with one or more frames of CT."""
 
     path: Path
     series: str
+    """SeriesInstanceUID."""
     frame_of_reference: str
+    """FrameOfReferenceUID; slices of another one lie in another space."""
     number: int | None
+    """SeriesNumber."""
     description: str
+    """SeriesDescription; compared with the user's choice, never shown."""
     instance: int | None
+    """InstanceNumber."""
     expected: int | None
+    """ImagesInAcquisition."""
     pixels: Pixels
     scaled: bool
+    """Whether it has a RescaleSlope."""
 
 
 def read_header(path: Path) -> tuple[list[Frame], str]:
@@ -152,15 +147,10 @@ def _kind(dataset: Any) -> tuple[str, str]:
 
 
 def parse(descriptor: int, path: Path, *, header_only: bool) -> Dataset:
-    """Parse a file from a memory map.
-
-    Args:
-        descriptor: The open file's descriptor.
-        path: The file's name, for messages.
-        header_only: Stop before the pixels, and keep the tags that this module uses.
+    """Parse an open file from a memory map; `header_only` keeps the tags that this module uses.
 
     Raises:
-        DataError: The file cannot be parsed.
+        DataError: It cannot be parsed.
     """
     if os.fstat(descriptor).st_size <= PREAMBLE:
         raise DataError("breaks off", path=path, cure=COPY)

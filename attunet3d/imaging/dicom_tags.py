@@ -61,15 +61,9 @@ def numbers(
     *,
     optional: bool = False,
 ) -> tuple[float, ...]:
-    """Numbers of a frame, separated by backslashes.
+    """The `count` numbers of a frame's tag, separated by backslashes; () if it may be missing.
 
-    Args:
-        dataset: The file's header.
-        groups: The functional groups of the frame, then those of all frames; they take precedence.
-        keyword: The tag's keyword.
-        count: How many numbers it must have.
-        path: The file, for messages.
-        optional: Return () if the tag is missing or empty.
+    The functional groups of the frame, then those of all frames, take precedence over the header.
 
     Raises:
         DataError: The tag is missing, or is not `count` finite numbers.

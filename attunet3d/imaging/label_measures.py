@@ -31,11 +31,7 @@ class LabelMeasures:
 def measure_labels(
     segmentation: Segmentation, scan: Volume | None = None
 ) -> dict[str, LabelMeasures]:
-    """Measure each foreground label within the box that holds it.
-
-    Args:
-        segmentation: The label map.
-        scan: The scan that it lies on, for the HU; None: they are not measured.
+    """Measure each foreground label, and the HU within it where its scan is given.
 
     Returns:
         By label name, in the order of the label values.

@@ -77,12 +77,7 @@ class MapWriter:
             self._spool.close()
 
     def write(self, box: Box, values: npt.NDArray[np.floating]) -> None:
-        """Write all maps in a box of voxels; boxes come in any order and do not overlap.
-
-        Args:
-            box: Of the scan's voxels.
-            values: (count, i, j, k), clipped to [0, 1].
-        """
+        """Write all maps (count, i, j, k), clipped to [0, 1], in a box; boxes do not overlap."""
         assert len(values) == self._count, f"{len(values)} maps for {self._count}"
         with whole_file.writing(self._path):
             for index, map_values in enumerate(values):

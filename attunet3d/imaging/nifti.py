@@ -55,7 +55,7 @@ def open_nifti(
     Args:
         path: A regular file; the `.hdr` of a pair.
         max_voxels: Largest volume accepted.
-        volumes: How many volumes the file must hold.
+        volumes: How many the file must hold.
 
     Raises:
         DataError: As `read_nifti`.

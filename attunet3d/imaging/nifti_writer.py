@@ -43,13 +43,7 @@ def write_nifti(
 def write_nifti_planes(
     path: Path, planes: Iterable[Array], geometry: NiftiGeometry | None, grid: Grid
 ) -> None:
-    """Write voxels plane by plane as uint8, as `write_nifti` does; memory holds one plane.
-
-    Args:
-        path: `.nii.gz` or `.nii`.
-        planes: (I, J) each, as many as the grid has along its last axis.
-        geometry: As in `write_nifti`.
-        grid: Where the voxels lie.
+    """Write voxels as uint8 by planes (I, J), as `write_nifti` does; memory holds one plane.
 
     Raises:
         WriteError: The disk is full or the folder read-only; nothing is left behind.

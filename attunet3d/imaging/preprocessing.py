@@ -29,14 +29,10 @@ BODY_SHARE = 0.25  # components at least this large relative to the largest coun
 
 @dataclass(frozen=True, eq=False)
 class NetworkImage:
-    """A network's input.
-
-    Args:
-        tensor: (1, X, Y, Z) float32, axes towards R, A, S, normalised; in the scan's memory order.
-        grid: Where its voxels lie.
-    """
+    """A network's input."""
 
     tensor: Tensor
+    """(1, X, Y, Z) float32, axes towards R, A, S, normalised; in the scan's memory order."""
     grid: Grid
 
 

@@ -94,11 +94,7 @@ class Sampler:
             yield start, min(start + step, count)
 
     def __call__(self, table: Tensor, value: int | None = None) -> Tensor:
-        """Sample `table`, or where it equals `value`.
-
-        Args:
-            table: (P, R, C) of any dtype, only read.
-            value: Sample the mask of this value instead (1 inside, 0 outside).
+        """Sample a table (P, R, C), or the mask of where it equals `value` (1 inside, 0 outside).
 
         Returns:
             (p, r, c) float32; may share the table's memory where nothing changes.

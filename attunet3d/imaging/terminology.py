@@ -31,26 +31,19 @@ GOLDEN_RATIO = 0.618034
 
 @dataclass(frozen=True)
 class Term:
-    """How a label is coded.
-
-    Args:
-        category: What kind of thing it is, as DICOM's context group 7150 has it.
-        kind: The organ or the abnormality.
-        side: Left or right, if the name says so.
-        region: The organ in which an abnormality lies, if the name says so.
-    """
+    """How a label is coded."""
 
     category: Code
+    """What kind of thing it is, as DICOM's context group 7150 has it."""
     kind: Code
+    """The organ or the abnormality."""
     side: Code | None = None
     region: Code | None = None
+    """The organ in which an abnormality lies, if the name says so."""
 
 
 def term_of(name: str) -> Term:
-    """Code the label called `name`.
-
-    Args:
-        name: Such as `pancreas`, `kidney_left`, `Left kidney` or `pancreas tumour`.
+    """Code a label's name, such as `pancreas`, `kidney_left`, `Left kidney` or `pancreas tumour`.
 
     Example:
         >>> term = term_of("kidney_left")
