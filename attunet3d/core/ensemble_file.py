@@ -25,17 +25,14 @@ NOTES = "doubt", "label_ranges"
 
 @dataclass(frozen=True)
 class Members:
-    """The models that a call's MODEL arguments stand for.
-
-    Args:
-        paths: Run folders or `.safetensors` files.
-        settings: Of inference, as `--set` takes them, which come with the models.
-        notes: Entries of `NOTES`, of the first model that has them.
-    """
+    """The models that a call's MODEL arguments stand for."""
 
     paths: tuple[Path, ...]
+    """Run folders or `.safetensors` files."""
     settings: tuple[str, ...] = ()
+    """Of inference, as `--set` takes them, which come with the models."""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of `NOTES`, of the first model that has them."""
 
     @classmethod
     def of(cls, models: Iterable[str | Path]) -> "Members":

@@ -40,11 +40,6 @@ class UserError(ValueError):
         value: The value at fault, for programs that show it by themselves.
         cure: What the user can do about it.
 
-    Attributes:
-        path: As given.
-        value: As given.
-        cure: As given.
-
     Example:
         >>> error = UserError("no such file", path=Path("scan.nii.gz"), cure="check the path")
         >>> str(error)

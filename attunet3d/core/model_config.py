@@ -137,11 +137,6 @@ def label_values(
 ) -> tuple[int, ...]:
     """The values of labels that are given by value or name, as in `keep_largest`.
 
-    Args:
-        wanted: Values or names.
-        labels: The model's label names by value.
-        setting: Where they were given, for the error.
-
     Raises:
         SettingsError: There is no such label.
 

@@ -19,15 +19,7 @@ _log = logging.getLogger(NAME)
 class Progress:
     """Work of `total` items, some of which may be done in part; any thread may tell of it.
 
-    Args:
-        total: Number of items.
-        name: Of the work, such as "infer".
-        unit: One item's name, such as "scan".
-        done: Items that were done before.
-        clock: Seconds that pass, for tests.
-
-    Attributes:
-        facts: What else to show, such as the loss.
+    See `progress`. `facts` holds what else to show, such as the loss; tests give their own clock.
     """
 
     def __init__(
@@ -114,7 +106,7 @@ def progress(total: float, name: str, unit: str = "case", done: float = 0) -> It
     Args:
         total: Number of items; the bar of none is not shown.
         name: Of the work, such as "infer".
-        unit: One item's name, such as "scan".
+        unit: One item's name.
         done: Items that were done before.
 
     Example:

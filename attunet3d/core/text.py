@@ -49,22 +49,10 @@ def read_text(path: Path, most_bytes: int) -> str:
 
 
 def read_json(path: Path, most_bytes: int = JSON_BYTES) -> Any:
-    """The value in a JSON file; see `parse_json`.
-
-    Args:
-        path: A regular file.
-        most_bytes: Larger files are not read.
+    """The value in a JSON file; see `read_text` and `parse_json`.
 
     Raises:
         FileError: The file cannot be read or is not such JSON.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     path = Path(folder, "a.json")
-        ...     _ = path.write_text('{"name": "phantoms"}')
-        ...     read_json(path)
-        {'name': 'phantoms'}
     """
     try:
         return parse_json(read_text(path, most_bytes))

@@ -74,20 +74,8 @@ def write_bytes(
 ) -> None:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
 
-    Args:
-        path: Where the file shall stand; its folder must exist.
-        data: The whole content.
-        check: As in `replacing`.
-
     Raises:
-        WriteError: The disk is full, or the folder is missing or read-only. The old file stands.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     write_bytes(Path(folder, "a.txt"), b"whole")
-        ...     print(Path(folder, "a.txt").read_bytes(), len(list(Path(folder).iterdir())))
-        b'whole' 1
+        WriteError: As `replacing`.
     """
     with replacing(path, check) as file:
         file.write(data)

@@ -29,15 +29,7 @@ INCHES_PER_MM = 0.018
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Example:
-    """One segmented scan for `demo_figure`; all parts lie on one grid.
-
-    Args:
-        name: The row's heading.
-        scan: In HU.
-        reference: Label map.
-        prediction: Label map.
-        attention: Coefficients in [0, 1], or None.
-    """
+    """One segmented scan for `demo_figure`; all parts lie on one grid."""
 
     name: str
     scan: Voxels

@@ -31,18 +31,14 @@ CANDIDATES: tuple[Candidate, ...] = (LARGEST, *SMALLEST_ML)
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
-    """The connected components of one label in one prediction, and what they share with the truth.
-
-    Args:
-        voxels: Of each component, in the order of their first voxels.
-        right: Of each, the voxels that the reference has as well.
-        reference: Voxels of the label in the reference.
-        grid: Of both.
-    """
+    """The connected components of a label in a prediction, and what they share with the truth."""
 
     voxels: tuple[int, ...]
+    """Of each component, in the order of their first voxels."""
     right: tuple[int, ...]
+    """Of each, the voxels that the reference has as well."""
     reference: int
+    """Voxels of the label in the reference."""
     grid: Grid
 
     @classmethod
@@ -68,27 +64,22 @@ class Components:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What was chosen for one label, and why.
-
-    Args:
-        chosen: None: every component is kept.
-        best: The candidate of the greatest mean Dice.
-        dice: Mean Dice without post-processing.
-        gain: By how much `best` is better in the mean.
-        low: Lower end of the interval of that gain.
-        high: Upper end.
-        confidence: Of the interval.
-        patients: Number of patients that it rests on.
-    """
+    """What was chosen for one label, and why."""
 
     chosen: Candidate | None
+    """None: every component is kept."""
     best: Candidate
+    """The candidate of the greatest mean Dice."""
     dice: float
+    """Mean Dice without post-processing."""
     gain: float
+    """By how much `best` is better in the mean."""
     low: float
     high: float
+    """End of the interval of that gain."""
     confidence: float
     patients: int
+    """Number of patients that it rests on."""
 
 
 def choose_post_processing(

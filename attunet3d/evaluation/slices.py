@@ -21,27 +21,19 @@ Voxels = Volume | Segmentation
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One slice, ready to be drawn.
-
-    Args:
-        plane: "axial", "coronal" or "sagittal".
-        pixels: (rows, columns), top row first.
-        extent_mm: Left, right, bottom and top edge; millimetres run to the right and downwards.
-    """
+    """One slice, ready to be drawn."""
 
     plane: str
+    """axial, coronal or sagittal."""
     pixels: Array
+    """(rows, columns), top row first."""
     extent_mm: tuple[float, float, float, float]
+    """Left, right, bottom and top edge; millimetres run to the right and downwards."""
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A scan with its voxel axes along left, posterior, inferior.
-
-    Args:
-        array: (L, P, I), a view of the scan's own memory.
-        spacing_mm: Voxel size along these axes.
-    """
+    """A scan with its voxel axes along left, posterior, inferior: a view of its own memory."""
 
     array: Array
     spacing_mm: Triple

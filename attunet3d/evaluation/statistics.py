@@ -21,20 +21,15 @@ BLOCK = 1 << 22  # draws of patients held at a time
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """How the second of two models differs from the first on the same cases.
-
-    Args:
-        mean: Of second less first.
-        low: Lower end of its confidence interval.
-        high: Upper end.
-        p_value: Of Wilcoxon's signed-rank test over patients, two-sided.
-        patients: Their number.
-    """
+    """How the second of two models differs from the first on the same cases."""
 
     mean: float
+    """Of second less first."""
     low: float
     high: float
+    """End of its confidence interval."""
     p_value: float
+    """Of Wilcoxon's signed-rank test over patients, two-sided."""
     patients: int
 
 
