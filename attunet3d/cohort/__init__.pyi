@@ -10,9 +10,8 @@ from .call import read_flags as read_flags
 from .case_writer import CaseMaps as CaseMaps
 from .case_writer import write_case as write_case
 from .devices import make_engine as make_engine
-from .doubt import FEWEST_ROWS as FEWEST_ROWS
 from .doubt import DoubtRule as DoubtRule
-from .doubt import fit_doubt as fit_doubt
+from .doubt import doubt_features as doubt_features
 from .doubt import outside_ranges as outside_ranges
 from .dry_run import dry_run as dry_run
 from .outcome import Outcome as Outcome

@@ -9,7 +9,7 @@ Trust is a guess at the Dice coefficient: a weighted sum of
     outside      1 where its volume or mean HU was never seen in training
 
 below `wrong` the word is "wrong?", below `look` it is "look", else "ok". The weights and the limits
-are fitted on out-of-fold predictions (`fit_doubt`) and stored with the model, among its notes.
+are fitted on out-of-fold predictions (see `evaluation`) and stored with the model, among its notes.
 An empty label has no Dice to guess at: it is "ok" where training had such cases, else "look".
 """
 
@@ -17,15 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
-from attunet3d.core import Floats, Mask
 from attunet3d.imaging import LabelMeasures
 
-BAD_DICE = 0.5  # below it a label map is of no use
-WORST_SHARE = 0.25  # of the cases that a person should look at, at least
-FEWEST_ROWS = 10  # to fit a rule on
-RIDGE = 1e-3  # keeps weights of features that never vary at 0
 TOLERANCE = 0.1  # of a range seen in training: a little beyond it is not yet unusual
 
 Ranges = Mapping[str, Mapping[str, Sequence[float]]]
@@ -63,7 +56,9 @@ class DoubtRule:
 
     def trust(self, entry: Mapping[str, Any]) -> float:
         """The guess at the Dice coefficient of a label; see `doubt_of`."""
-        return sum(self.weights.get(name, 0.0) * value for name, value in _features(entry).items())
+        return sum(
+            self.weights.get(name, 0.0) * value for name, value in doubt_features(entry).items()
+        )
 
     def word(self, entry: Mapping[str, Any]) -> str:
         """One word about a label: ok, look or wrong?."""
@@ -111,51 +106,8 @@ def doubt_of(
     return doubts
 
 
-def fit_doubt(rows: Sequence[Mapping[str, Any]]) -> DoubtRule:
-    """Fit the rule on labels of which the true Dice coefficient is known.
-
-    The weights are those of least squares. `wrong` is where labels below a Dice of 0.5 are told
-    best from the others (largest sum of sensitivity and specificity). `look` leaves nothing below
-    0.5, and no more than three quarters of all labels, above it.
-
-    Args:
-        rows: Entries as sidecars have them, of predictions out of fold, each with its "dice".
-
-    Raises:
-        ValueError: There are fewer than `FEWEST_ROWS`.
-
-    Example:
-        >>> entry = {"largest_piece": 1.0, "touches_border": False}
-        >>> rows = [{**entry, "expected_dice": n / 20, "dice": n / 25} for n in range(1, 20)]
-        >>> rule = fit_doubt(rows)
-        >>> [rule.word({**row, "voxels": 1}) for row in (rows[0], rows[-1])]
-        ['wrong?', 'ok']
-    """
-    if len(rows) < FEWEST_ROWS:
-        raise ValueError(f"{len(rows)} labels: at least {FEWEST_ROWS} are needed to fit a rule")
-    names = list(_features(rows[0]))
-    features: Floats = np.array([[_features(row)[name] for name in names] for row in rows])
-    dice: Floats = np.array([row["dice"] for row in rows], float)
-    ridge = RIDGE * len(rows) * np.eye(len(names))
-    weights = np.linalg.solve(features.T @ features + ridge, features.T @ dice).round(6)
-    trust = features @ weights
-    bad: Mask = dice < BAD_DICE
-    wrong = _best_cut(trust, bad) if bad.any() and not bad.all() else BAD_DICE
-    above = float(trust[bad].max()) + 1e-6 if bad.any() else wrong
-    look = max(wrong, above, float(np.quantile(trust, WORST_SHARE)))
-    fitted = dict(zip(names, weights.tolist(), strict=True))
-    return DoubtRule(weights=fitted, wrong=float(wrong), look=float(look))
-
-
-def _best_cut(trust: Floats, bad: Mask) -> float:
-    """The limit below which most of the bad and few of the others lie."""
-    limits = np.unique(trust)
-    middles = np.concatenate([(limits[1:] + limits[:-1]) / 2, limits[-1:] + 1e-6])
-    gains = [(trust[bad] < cut).mean() - (trust[~bad] < cut).mean() for cut in middles]
-    return float(middles[int(np.argmax(gains))])
-
-
-def _features(entry: Mapping[str, Any]) -> dict[str, float]:
+def doubt_features(entry: Mapping[str, Any]) -> dict[str, float]:
+    """What trust is a weighted sum of, by name."""
     expected, members = entry.get("expected_dice"), entry.get("member_dice")
     return {
         "constant": 1.0,

@@ -1,11 +1,20 @@
 """The rule of doubt, and what training saw, from predictions of cases not seen in training."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attunet3d.cohort import FEWEST_ROWS, CaseFiles, case_files, fit_doubt, outside_ranges, results
-from attunet3d.core import UserError, progress
+import numpy as np
+
+from attunet3d.cohort import (
+    CaseFiles,
+    DoubtRule,
+    case_files,
+    doubt_features,
+    outside_ranges,
+    results,
+)
+from attunet3d.core import Floats, Mask, UserError, progress
 from attunet3d.datasets import Case, Manifest, read_case_label, read_image
 from attunet3d.evaluation.metrics import dice
 from attunet3d.imaging import (
@@ -15,6 +24,11 @@ from attunet3d.imaging import (
     measure_ranges,
     read_label,
 )
+
+BAD_DICE = 0.5  # below it a label map is of no use
+WORST_SHARE = 0.25  # of the cases that a person should look at, at least
+FEWEST_ROWS = 10  # to fit a rule on
+RIDGE = 1e-3  # keeps weights of features that never vary at 0
 
 Measures = Mapping[str, LabelMeasures]
 
@@ -48,6 +62,50 @@ def doubt_notes(predictions: Path, manifest: Manifest, cases: Iterable[Case]) ->
     if len(told) >= FEWEST_ROWS:
         notes["doubt"] = fit_doubt(told).to_dict()
     return notes
+
+
+def fit_doubt(rows: Sequence[Mapping[str, Any]]) -> DoubtRule:
+    """Fit the rule on labels of which the true Dice coefficient is known.
+
+    The weights are those of least squares. `wrong` is where labels below a Dice of 0.5 are told
+    best from the others (largest sum of sensitivity and specificity). `look` leaves nothing below
+    0.5, and no more than three quarters of all labels, above it.
+
+    Args:
+        rows: Entries as sidecars have them, of predictions out of fold, each with its "dice".
+
+    Raises:
+        ValueError: There are fewer than `FEWEST_ROWS`.
+
+    Example:
+        >>> entry = {"largest_piece": 1.0, "touches_border": False}
+        >>> rows = [{**entry, "expected_dice": n / 20, "dice": n / 25} for n in range(1, 20)]
+        >>> rule = fit_doubt(rows)
+        >>> [rule.word({**row, "voxels": 1}) for row in (rows[0], rows[-1])]
+        ['wrong?', 'ok']
+    """
+    if len(rows) < FEWEST_ROWS:
+        raise ValueError(f"{len(rows)} labels: at least {FEWEST_ROWS} are needed to fit a rule")
+    names = list(doubt_features(rows[0]))
+    features: Floats = np.array([[doubt_features(row)[name] for name in names] for row in rows])
+    dice: Floats = np.array([row["dice"] for row in rows], float)
+    ridge = RIDGE * len(rows) * np.eye(len(names))
+    weights = np.linalg.solve(features.T @ features + ridge, features.T @ dice).round(6)
+    trust = features @ weights
+    bad: Mask = dice < BAD_DICE
+    wrong = _best_cut(trust, bad) if bad.any() and not bad.all() else BAD_DICE
+    above = float(trust[bad].max()) + 1e-6 if bad.any() else wrong
+    look = max(wrong, above, float(np.quantile(trust, WORST_SHARE)))
+    fitted = dict(zip(names, weights.tolist(), strict=True))
+    return DoubtRule(weights=fitted, wrong=float(wrong), look=float(look))
+
+
+def _best_cut(trust: Floats, bad: Mask) -> float:
+    """The limit below which most of the bad and few of the others lie."""
+    limits = np.unique(trust)
+    middles = np.concatenate([(limits[1:] + limits[:-1]) / 2, limits[-1:] + 1e-6])
+    gains = [(trust[bad] < cut).mean() - (trust[~bad] < cut).mean() for cut in middles]
+    return float(middles[int(np.argmax(gains))])
 
 
 def _measured(

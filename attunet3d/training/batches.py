@@ -24,7 +24,7 @@ from attunet3d.training.augmentation import Augmentation
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.components import Components
 from attunet3d.training.placement import to_device
-from attunet3d.training.threads import one_core_threads
+from attunet3d.training.torch_state import one_core_threads
 
 AHEAD = 3  # batches prepared before they are asked for; more where there are more threads
 THREADS = {"cpu": 1, "cuda": 4}  # that prepare; on a CPU the network wants the cores

@@ -47,7 +47,7 @@ from attunet3d.training.cached_case import (
     load_case,
 )
 from attunet3d.training.label_classes import LabelClasses
-from attunet3d.training.threads import one_core_threads
+from attunet3d.training.torch_state import one_core_threads
 
 ABANDONED_SECONDS = 24 * 3600
 MOST_WORKERS = 4  # cases prepared side by side: each holds its scan and label

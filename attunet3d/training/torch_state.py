@@ -1,6 +1,8 @@
-"""Torch's global state and errors during a run: seeds, cuDNN, memory that runs out."""
+"""Torch's global state and errors during a run: seeds, cuDNN, threads, memory that runs out."""
 
+import threading
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import numpy as np
@@ -46,3 +48,28 @@ def memory_error_in_one_line(device: torch.device) -> Generator[None]:
             cure="set a smaller training.patch_size or training.batch_size in a new run, or end"
             " what else takes memory and go on with --resume",
         ) from error
+
+
+def one_core_threads(count: int, name: str) -> ThreadPoolExecutor:
+    """`count` threads whose torch operators run on one core; all other threads keep theirs.
+
+    Raises:
+        RuntimeError: The machine gives no more threads.
+
+    Example:
+        >>> with one_core_threads(2, "example") as pool:
+        ...     pool.submit(torch.get_num_threads).result()
+        1
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, name, torch.set_num_threads, (1,))
+    together = threading.Barrier(count)
+    try:
+        wait([pool.submit(together.wait) for _ in range(count)])
+    except BaseException:  # those that wait must not do so for ever
+        together.abort()
+        pool.shutdown()
+        raise
+    finally:  # each has its setting, which now also is the default of new threads: restore that
+        torch.set_num_threads(threads)
+    return pool

@@ -13,10 +13,11 @@ from PIL import Image
 
 from attunet3d.cohort import results
 from attunet3d.cohort.call import CohortOptions
-from attunet3d.cohort.doubt import DoubtRule, doubt_of, fit_doubt
+from attunet3d.cohort.doubt import DoubtRule, doubt_of
 from attunet3d.cohort.preview import HEIGHT, draw_preview
 from attunet3d.cohort.run import segment_cohort
 from attunet3d.cohort.scans import find_cases
+from attunet3d.evaluation.doubt_fit import fit_doubt
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.label_measures import LabelMeasures, measure_labels
 from attunet3d.imaging.volume import Segmentation, Volume, read_label
