@@ -30,9 +30,9 @@ from .resampling import BLOCK_VOXELS as BLOCK_VOXELS
 from .resampling import GPU_BLOCK_VOXELS as GPU_BLOCK_VOXELS
 from .resampling import Sampler as Sampler
 from .resampling import resample as resample
+from .scan_check import hounsfield_warnings as hounsfield_warnings
+from .scan_check import scan_warnings as scan_warnings
 from .scan_folder import find_scans as find_scans
-from .scan_warnings import hounsfield_warnings as hounsfield_warnings
-from .scan_warnings import scan_warnings as scan_warnings
 from .straightening import straightened as straightened
 from .summary import scan_summary as scan_summary
 from .terminology import Term as Term

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from attunet3d.core import as_table
-from attunet3d.imaging.scan_warnings import hounsfield_warnings
+from attunet3d.imaging.scan_check import hounsfield_warnings
 from attunet3d.imaging.volume import Volume
 
 UNITS = ("an unknown unit, read as millimetres", "metres", "millimetres", "micrometres")

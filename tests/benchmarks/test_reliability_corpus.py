@@ -11,7 +11,7 @@ import pytest
 
 from attunet3d.core.errors import UserError
 from attunet3d.imaging.nifti_writer import write_nifti
-from attunet3d.imaging.scan_warnings import hounsfield_warnings
+from attunet3d.imaging.scan_check import hounsfield_warnings
 from attunet3d.imaging.volume import read_volume
 from benchmarks.reliability import infer_verdicts
 from benchmarks.reliability.command import Result

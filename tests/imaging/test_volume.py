@@ -10,8 +10,8 @@ import SimpleITK
 
 from attunet3d.core import Array, DataError
 from attunet3d.imaging.geometry import Grid
+from attunet3d.imaging.scan_check import hounsfield_warnings
 from attunet3d.imaging.scan_folder import find_scans
-from attunet3d.imaging.scan_warnings import hounsfield_warnings
 from attunet3d.imaging.volume import (
     Segmentation,
     Volume,
