@@ -157,3 +157,12 @@ def test_the_paths_that_a_page_names_are_there(page: Path) -> None:
     for name in named:
         places = (ROOT / name, PACKAGE / name)
         assert any(place.exists() for place in places), f"{page.name} names {name}"
+
+
+def test_what_contributing_names_in_a_file_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)`\s+(?:\(|in\s+)`([\w./-]+\.py)`", text)
+    assert len(named) >= 8
+    for name, path in named:
+        code = (ROOT / path).read_text(encoding="utf-8")
+        assert re.search(rf"^(def |class |){name}\b", code, re.M), f"{path} lacks {name}"

@@ -92,7 +92,7 @@ def build_loss(
         (list of logits finest first, label (B, 1, X, Y, Z) uint8) → scalar.
 
     Raises:
-        SettingsError: There is no such loss, or there are fewer than two classes.
+        SettingsError: There are fewer than two classes.
 
     Example:
         >>> criterion = build_loss(TrainingConfig(loss="ce"), 2)
@@ -140,9 +140,6 @@ def build_criterion(config: TrainingConfig, *, sigmoid: bool = False) -> Criteri
         config: `loss` and what it says of the loss count.
         sigmoid: Each class has a sigmoid of its own and its own channel in the label, see
             `SigmoidTargets`; else there is one softmax, and the label holds class indices.
-
-    Raises:
-        SettingsError: There is no such loss.
     """
     ignored = config.ignore_index
     options: dict[str, Any] = {"smooth_nr": SMOOTH, "smooth_dr": SMOOTH, "batch": config.dice_batch}
@@ -169,10 +166,6 @@ def build_criterion(config: TrainingConfig, *, sigmoid: bool = False) -> Criteri
         ),
         "tversky": TverskyLoss(alpha=false_positives, beta=false_negatives, **options),
     }
-    if config.loss not in losses:
-        raise SettingsError(
-            f"training.loss must be one of {', '.join(losses)}, got {config.loss!r}"
-        )
     return losses[config.loss]
 
 

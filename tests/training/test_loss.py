@@ -1,6 +1,7 @@
 """Losses, computed by hand on a few voxels."""
 
 import math
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from attunet3d.core import SettingsError, TrainingConfig
 from attunet3d.models import AttentionUNet3D
 from attunet3d.training.loss import at_scale, build_loss
 
+LOSSES = get_args(get_type_hints(TrainingConfig)["loss"])  # a new one is tested with the others
 LABEL = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1], dtype=torch.uint8).reshape(1, 1, 2, 2, 2)
 
 
@@ -61,7 +63,7 @@ def test_tversky_by_hand():
     assert loss("tversky", logits_of(0.5)) == pytest.approx(1 - sum(scores) / 2, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["dice", "dice_ce", "ce", "bce", "focal", "tversky"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_a_perfect_answer_costs_nothing(name):
     perfect = torch.stack([1 - LABEL[0, 0].float(), LABEL[0, 0].float()])[None] * 60 - 30
     assert loss(name, perfect) == pytest.approx(0, abs=1e-4)
@@ -178,7 +180,7 @@ def test_batch_dice_joins_the_patches_before_the_fraction():
     assert value == pytest.approx(float(joined), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["dice", "dice_ce", "ce", "bce", "focal", "tversky"])
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_are_judged_in_float32(name, dtype):
     logits = (torch.randn(1, 3, 4, 4, 4) * 8).to(dtype)
@@ -188,7 +190,7 @@ def test_half_precision_logits_are_judged_in_float32(name, dtype):
     assert float(value) == loss(name, logits.float(), label)
 
 
-@pytest.mark.parametrize("name", ["dice", "dice_ce", "ce", "bce", "focal", "tversky"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_falls_when_it_is_followed_downhill(name):
     logits = torch.zeros(1, 2, 2, 2, 2, requires_grad=True)
     criterion = build_loss(TrainingConfig(loss=name), 2)
@@ -211,7 +213,7 @@ def test_there_must_be_two_classes():
 
 
 def test_an_unknown_loss_is_named():
-    with pytest.raises(SettingsError, match="one of dice, dice_ce, ce, bce, focal, tversky"):
+    with pytest.raises(SettingsError, match=f"one of {', '.join(LOSSES)}"):
         build_loss(TrainingConfig(loss="hinge"), 2)
 
 
@@ -235,7 +237,7 @@ def test_what_was_not_annotated_is_added_to_the_background_in_dice():
     assert found == pytest.approx(1 - dice, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["dice", "ce", "dice_ce", "bce", "focal", "tversky"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_no_class_is_pushed_down_where_it_was_not_annotated(name):
     """The loss does not change when probability moves between background and that class."""
     criterion = build_loss(TrainingConfig(loss=name), 3)
