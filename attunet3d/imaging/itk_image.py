@@ -14,7 +14,6 @@ import numpy as np
 
 from attunet3d.core import Array, DataError, Floats
 from attunet3d.imaging.geometry import LPS_TO_RAS, Grid
-from attunet3d.imaging.volume import int16_if_exact
 
 HEADER_BYTES = 65_536  # read at most; headers have a few hundred
 MOST_INFLATED = 1100  # bytes from one byte of a deflated stream; its limit is 1032
@@ -63,6 +62,14 @@ def itk_affine(image: Any) -> Floats:
     affine[:3, :3] = LPS_TO_RAS @ direction * np.array(image.GetSpacing())
     affine[:3, 3] = LPS_TO_RAS @ np.array(image.GetOrigin())
     return affine
+
+
+def int16_if_exact(array: Array) -> Array:
+    """The array as int16 where it holds whole numbers that fit, else as float32."""
+    if array.dtype in (np.int16, np.float32):
+        return array
+    whole = array.dtype.kind in "iu" and array.min() >= -(2**15) and array.max() < 2**15
+    return array.astype(np.int16 if whole else np.float32, order="K")
 
 
 def check_header(path: Path) -> None:

@@ -133,14 +133,6 @@ def finite(volume: Volume, nonfinite: Literal["air", "refuse"] = "air") -> Volum
     return replace(volume, array=array, warnings=(*volume.warnings, warning))
 
 
-def int16_if_exact(array: Array) -> Array:
-    """The array as int16 where it holds whole numbers that fit, else as float32."""
-    if array.dtype in (np.int16, np.float32):
-        return array
-    whole = array.dtype.kind in "iu" and array.min() >= -(2**15) and array.max() < 2**15
-    return array.astype(np.int16 if whole else np.float32, order="K")
-
-
 def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
     """Read a label map: whole numbers from 0 to 255, in any number type.
 
