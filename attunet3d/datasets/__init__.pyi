@@ -4,6 +4,7 @@ from . import nnunet_splits as nnunet_splits
 from . import pair_check as pair_check
 from .annotation import annotated_values as annotated_values
 from .case import Case as Case
+from .case_files import label_needs_scan as label_needs_scan
 from .case_files import read_case_label as read_case_label
 from .case_files import read_image as read_image
 from .fingerprint import Fingerprint as Fingerprint

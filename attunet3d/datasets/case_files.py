@@ -1,6 +1,8 @@
 """The scan and the label of a case, as the manifest means them."""
 
 import hashlib
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import numpy as np
 
 from attunet3d.core import ENDINGS, DataError, stem
 from attunet3d.datasets.case import Case
-from attunet3d.imaging import Volume, read_label, read_volume
+from attunet3d.imaging import OrganMasks, Volume, open_organ_masks, read_label, read_volume
+
+_log = logging.getLogger(__name__)
 
 
 def read_image(case: Case) -> Volume:
@@ -20,22 +24,27 @@ def read_image(case: Case) -> Volume:
     return read_volume(case.image, nonfinite="refuse")
 
 
-def read_case_label(case: Case, image: Volume) -> Volume:
-    """The label of a case, corrected by `label_flip` where the manifest has one.
+def read_case_label(case: Case, image: Volume, labels: Mapping[int, str]) -> Volume:
+    """The label map of a case, corrected by `label_flip` where the manifest has one.
 
-    Always read labels through this function; reading the file directly skips `label_flip`.
+    Always read labels through this function. The label may be a label map, or hold organs by name:
+    a folder of mask files, a DICOM SEG or an RTSTRUCT. Their masks are written one over another in
+    the order of the labels' values.
 
     Args:
         case: A labelled case.
-        image: Its scan. With `label_flip`, the label takes the scan's grid instead of its own.
+        image: Its scan. Organs by name, and a label with `label_flip`, take the scan's grid.
+        labels: The manifest's names by value.
 
     Raises:
-        DataError: The case has no label, or the flip does not fit the scan.
-        UserError: The file is not a label map.
+        DataError: The case has no label, a mask of an annotated organ is missing, or the flip does
+            not fit the scan.
+        UserError: The file is not a label.
     """
     if case.label is None:
         raise DataError(f"case {case.id}: has no label", cure="name one in the manifest")
-    label = read_label(case.label)
+    masks = open_organ_masks(case.label)
+    label = read_label(case.label) if masks is None else _combined(masks, case, image, labels)
     if case.label_flip is None:
         return label
     if label.array.shape != image.array.shape:
@@ -49,6 +58,35 @@ def read_case_label(case: Case, image: Volume) -> Volume:
     axes = tuple("ijk".index(axis) for axis in case.label_flip)
     array = np.asfortranarray(np.flip(label.array, axes))
     return replace(label, array=array, grid=image.grid, geometry=image.geometry)
+
+
+def label_needs_scan(case: Case) -> bool:
+    """Whether a case's label takes its scan's grid, instead of having one of its own."""
+    assert case.label is not None
+    return case.label_flip is not None or not case.label.name.lower().endswith(ENDINGS)
+
+
+def _combined(masks: OrganMasks, case: Case, image: Volume, labels: Mapping[int, str]) -> Volume:
+    """Masks as one label map on the scan's grid; of a voxel in several, the last label counts."""
+    array = np.zeros(image.grid.shape, np.uint8, order="F")
+    twice = 0
+    for value, name in sorted(labels.items()):
+        if not value or (case.annotated is not None and name not in case.annotated):
+            continue
+        if name not in masks:
+            raise DataError(
+                f"case {case.id}: has no mask of {name!r}; it has {', '.join(masks.names)}",
+                path=masks.path,
+                value=name,
+                cure='correct the name, or say by "annotated" which labels were looked for',
+            )
+        mask = masks.mask(name, image.grid)
+        twice += int(np.count_nonzero(array[mask]))
+        array[mask] = value
+    if twice:
+        text = "%d voxels are in several masks; the label of the highest value counts"
+        _log.info(text, twice, extra={"case": case.id})
+    return Volume(array, image.grid, image.geometry, name=masks.path.name)
 
 
 def check_file(case: Case, which: str, path: Path) -> None:

@@ -1,7 +1,7 @@
 """The numbers of a training set that a plan needs: spacings, sizes, foreground HU, class sizes."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -80,12 +80,16 @@ class Fingerprint:
 
 
 def measure_fingerprint(
-    cases: Sequence[Case], workers: int | None = None, ignored: int | None = None
+    cases: Sequence[Case],
+    labels: Mapping[int, str],
+    workers: int | None = None,
+    ignored: int | None = None,
 ) -> Fingerprint:
     """Read labelled cases and measure them.
 
     Args:
         cases: Labelled cases.
+        labels: Names by label value.
         workers: Cases read at a time; None: up to four.
         ignored: The label value of voxels that nobody has labelled.
 
@@ -99,7 +103,7 @@ def measure_fingerprint(
         progress(len(cases), "planning") as bar,
     ):
         measured = []
-        for result in pool.map(partial(_measure, ignored=ignored), cases):
+        for result in pool.map(partial(_measure, labels=labels, ignored=ignored), cases):
             measured.append(result)
             bar.update()
     samples = [hu for _, hu in measured if len(hu)]
@@ -118,10 +122,12 @@ def measure_fingerprint(
     )
 
 
-def _measure(case: Case, ignored: int | None) -> tuple[CaseFacts, npt.NDArray[np.float32]]:
+def _measure(
+    case: Case, labels: Mapping[int, str], ignored: int | None
+) -> tuple[CaseFacts, npt.NDArray[np.float32]]:
     """A case's facts, and HU of some of its labelled voxels."""
     image = read_image(case)
-    label = read_case_label(case, image)
+    label = read_case_label(case, image, labels)
     if label.array.shape != image.array.shape:
         raise DataError(
             f"case {case.id}: its label has shape {label.array.shape}, its scan"

@@ -1,4 +1,4 @@
-"""Turns downloaded folders into a manifest: MSD, nnU-Net raw, folders of images and labels.
+"""Turns downloaded folders into a manifest: MSD, nnU-Net raw, folders of images and of cases.
 
 The layout is recognised by what the folder contains, in this order:
 
@@ -6,6 +6,8 @@ The layout is recognised by what the folder contains, in this order:
     dataset.json with `training`                          MSD, or a MONAI data list
     imagesTr + labelsTr, images + labels, …               by file name; test scans in imagesTs
     train/, validation/ and test/ with such folders       the layout of the paper's authors
+    CASE/ct.nii.gz + CASE/segmentations/ORGAN.nii.gz      TotalSegmentator, AbdomenAtlas, SuPreM
+    ImageTr/CASE/ct.nii.gz + LabelTr/CASE/segmentations   PanTS; test scans in ImageTe
 
 A scan without a label, or a label without a scan, becomes a case whose missing file the check of
 the pairs names. Junk (`._*`, hidden files) is ignored.
@@ -13,7 +15,7 @@ the pairs names. Junk (`._*`, hidden files) is ignored.
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -23,28 +25,38 @@ from typing import Any
 
 import numpy as np
 
-from attunet3d.core import ENDINGS, DataError, UserError, case_names, read_json, stem
-from attunet3d.datasets import manifest
+from attunet3d.core import DataError, UserError, case_names, read_json
+from attunet3d.datasets import manifest, organ_labels, pairing
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.label_names import parse_labels
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging import read_label
 
-IMAGES = ("imagesTr", "images", "image", "imgs", "img", "scans", "volumes", "ct")
-LABELS = ("labelsTr", "labels", "label", "masks", "mask", "segmentations", "segmentation", "seg")
-TEST_IMAGES, TEST_LABELS = ("imagesTs",), ("labelsTs",)
+IMAGES = ("imagesTr", "imageTr", "images", "image", "imgs", "img", "scans", "volumes", "ct")
+LABELS = (
+    "labelsTr",
+    "labelTr",
+    "labels",
+    "label",
+    "masks",
+    "mask",
+    "segmentations",
+    "segmentation",
+    "seg",
+)
+TEST_IMAGES, TEST_LABELS = ("imagesTs", "imageTe"), ("labelsTs", "labelTe")
 PARTS = {
     "training": ("train", "training"),
     "validation": ("validation", "val"),
     "test": ("test", "testing"),
 }
-LABEL_ENDINGS = ("", "_label", "_labels", "_seg", "_mask", "_segmentation", "-label")  # of a stem
-
-Entry = dict[str, Any]
 
 
 def read_data_set(
-    folder: Path, names: Mapping[str, str] | None = None, root: Path | None = None
+    folder: Path,
+    names: Mapping[str, str] | None = None,
+    root: Path | None = None,
+    organs: Sequence[str] = (),
 ) -> Manifest:
     """List the cases of a folder, in no folds.
 
@@ -55,6 +67,8 @@ def read_data_set(
         names: Label names by value, as `{"1": "pancreas"}`; they replace the folder's for these
             values. Folders without any get names such as "label 1" for the values that occur.
         root: A folder that contains all files, or None for the data set's own.
+        organs: Those that are taken of labels which hold organs by name (see `imaging`'s
+            `open_organ_masks`), as the labels 1, 2, …; none: all that any case has, by name.
 
     Raises:
         UserError: The layout is unknown, or a rule of manifests is broken.
@@ -75,13 +89,12 @@ def read_data_set(
                 "dataset.json must be an object with labels and lists of cases",
                 cure="correct or remove it",
             )
-        if names and "labels" not in values:
-            values = {**values, "labels": names}
-        if "labels" not in values and values.get("training"):
+        if organs or "labels" not in values:
             listed = manifest.parse({**values, "labels": {"label": 1}}, folder, place=place)
-            values = {**values, "labels": _found_labels(listed.training)}
+            labels = organ_labels.chosen_labels(listed, organs, names or {}) or names
+            values = {**values, "labels": labels or _found_labels(listed.training)}
         found = manifest.parse(values, root or folder, folder.resolve().name, place)
-        found = renamed(found, names or {})
+        found = organ_labels.annotated(renamed(found, names or {}))
     except UserError as error:
         raise error.within(folder) from None
     if not (found.training or found.validation or found.test):
@@ -161,7 +174,7 @@ def _nnunet(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(explicit := values.get("dataset"), Mapping):
         pairs = [_listed(case_id, entry) for case_id, entry in explicit.items()]
     else:
-        pairs = list(_pairs(folder, "imagesTr", "labelsTr"))
+        pairs = list(pairing.pairs(folder, "imagesTr", "labelsTr"))
     return {
         **{
             key: values[key] for key in ("name", "licence", "license", "reference") if key in values
@@ -170,11 +183,11 @@ def _nnunet(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         "regions_class_order": values.get("regions_class_order"),
         "modality": channels,
         "training": pairs,
-        "test": list(_pairs(folder, "imagesTs", "labelsTs")),
+        "test": list(pairing.pairs(folder, "imagesTs", "labelsTs")),
     }
 
 
-def _listed(case_id: str, entry: object) -> Entry:
+def _listed(case_id: str, entry: object) -> pairing.Entry:
     """A case of the explicit list that newer nnU-Net files may hold."""
     if not isinstance(entry, Mapping) or "images" not in entry:
         raise DataError(
@@ -195,68 +208,22 @@ def _folders(folder: Path) -> dict[str, Any]:
             if image := _first(below, IMAGES):
                 label = _first(below, LABELS)
                 values[part] = list(
-                    _pairs(folder, f"{inner}/{image}", label and f"{inner}/{label}")
+                    pairing.pairs(folder, f"{inner}/{image}", label and f"{inner}/{label}")
                 )
     if "training" in values:
         return values
     image, label = _first(names, IMAGES), _first(names, LABELS)
     if image is None or label is None:
+        if cases := list(pairing.case_folders(folder)):
+            return {"training": cases}
         raise DataError(
-            "holds neither dataset.json nor a folder of scans (imagesTr, images, …) beside one of"
-            " labels (labelsTr, labels, …)",
+            "holds neither dataset.json, nor a folder of scans (imagesTr, images, …) beside one of"
+            " labels (labelsTr, labels, …), nor folders CASE/ct.nii.gz",
             cure="rename its folders",
         )
     test, test_label = _first(names, TEST_IMAGES), _first(names, TEST_LABELS)
-    rest = list(_pairs(folder, test, test_label)) if test else []
-    return {"training": list(_pairs(folder, image, label)), "test": rest}
-
-
-def _pairs(folder: Path, images: str, labels: str | None) -> Iterator[Entry]:
-    """Scans with the labels of their names, then labels without a scan."""
-    scans, masks = _stems(folder / images), _stems(folder / labels) if labels else {}
-    ids = {name: _case_id(name, scans, masks) for name in scans}
-    for name, case_id in ids.items():
-        entry = {"id": case_id, "image": f"{images}/{scans[name]}"}
-        mask = next(
-            (masks.pop(case_id + end) for end in LABEL_ENDINGS if case_id + end in masks), None
-        )
-        if mask or (labels and (folder / labels).is_dir()):
-            entry["label"] = f"{labels}/{mask or case_id + _ending(scans[name])}"
-        yield entry
-    for name, mask in masks.items():
-        yield {"id": name, "image": f"{images}/{name}{_ending(mask)}", "label": f"{labels}/{mask}"}
-
-
-def _case_id(name: str, scans: Mapping[str, str], masks: Mapping[str, str]) -> str:
-    """The scan's name less nnU-Net's channel, unless the number belongs to the name."""
-    match = re.fullmatch(r"(.+)_(\d{4})", name)
-    if match is None or name in masks:
-        return name
-    base, channel = match.groups()
-    if channel != "0000" and f"{base}_0000" in scans and base in masks:
-        raise DataError(
-            f"case {base!r}: has several channels, which are not supported",
-            value=name,
-            cure="keep the CT's channel only, as _0000",
-        )
-    return base if channel == "0000" and (base in masks or not masks) else name
-
-
-def _stems(folder: Path) -> dict[str, str]:
-    """File names (or names of DICOM folders) of a folder by their stems."""
-    found: dict[str, str] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith(".") or not (path.is_dir() or path.name.lower().endswith(ENDINGS)):
-            continue
-        if (other := found.setdefault(stem(path.name), path.name)) != path.name:
-            raise DataError(
-                f"{other} and {path.name} are one case", path=folder.name, cure="keep one"
-            )
-    return found
-
-
-def _ending(name: str) -> str:
-    return name[len(stem(name)) :] or ".nii.gz"
+    rest = list(pairing.pairs(folder, test, test_label)) if test else []
+    return {"training": list(pairing.pairs(folder, image, label)), "test": rest}
 
 
 def _first(names: Mapping[str, str], choices: tuple[str, ...]) -> str | None:

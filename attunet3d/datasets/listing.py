@@ -17,6 +17,7 @@ def list_cases(
     names: Sequence[str] = (),
     group: str | None = None,
     root: Path | None = None,
+    organs: Sequence[str] = (),
 ) -> Manifest:
     """List the cases of a data set.
 
@@ -26,6 +27,7 @@ def list_cases(
         names: Label names, as "1=pancreas"; the data set's own stand for the other values.
         group: Regular expression that finds the patient in a case's id.
         root: A folder that contains all files of the data set; None: `data_dir` does.
+        organs: Those that are taken where the labels hold organs by name; none: all.
 
     Raises:
         UserError: The folder's layout is unknown, or a rule of manifests is broken.
@@ -33,7 +35,7 @@ def list_cases(
     if template is not None:
         found = formats.renamed(manifest_template.complete(template, data_dir), _names(names))
     else:
-        found = formats.read_data_set(data_dir, _names(names), root)
+        found = formats.read_data_set(data_dir, _names(names), root, organs)
     _log_unnamed(found)
     return formats.grouped(found, group)
 

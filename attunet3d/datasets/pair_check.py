@@ -22,11 +22,14 @@ import numpy as np
 from attunet3d.core import DataError, UserError, progress, whole_file
 from attunet3d.datasets import label_fit
 from attunet3d.datasets.case import Case
-from attunet3d.datasets.case_files import check_file, read_case_label, read_image
+from attunet3d.datasets.case_files import (
+    check_file,
+    read_case_label,
+    read_image,
+)
 from attunet3d.datasets.label_fit import TISSUE_HU
-from attunet3d.datasets.label_names import IGNORE
 from attunet3d.datasets.manifest import Manifest
-from attunet3d.imaging import Volume, read_label, scan_warnings
+from attunet3d.imaging import Volume, open_organ_masks, read_label, scan_warnings
 
 _log = logging.getLogger(__name__)
 MOST_WORKERS = 4  # each holds a scan and a label
@@ -74,7 +77,7 @@ def check_pairs(
     jobs = [(case, part != "test") for part in PARTS for case in getattr(cases, part)]
 
     def check(job: tuple[Case, bool]) -> list[Problem]:
-        return _check(*job, labels=cases.value_names, tissue_hu=(low, high))
+        return _check(*job, cases, (low, high))
 
     problems: list[Problem] = []
     with ThreadPoolExecutor(workers) as pool, progress(len(jobs), "manifest") as bar:
@@ -92,9 +95,10 @@ def log_problems(problems: Iterable[Problem]) -> None:
 
 
 def check_case(
-    case: Case, labels: dict[int, str], tissue_hu: tuple[float, float] = TISSUE_HU
+    case: Case, cases: Manifest, tissue_hu: tuple[float, float] = TISSUE_HU
 ) -> Iterator[Problem]:
-    """All problems of one labelled or unlabelled case."""
+    """All problems of one labelled or unlabelled case of a manifest."""
+    labels = cases.value_names
 
     def problem(text: object, **facts: Any) -> Problem:
         return Problem(case_id=case.id, text=str(text), **facts)
@@ -114,7 +118,9 @@ def check_case(
     name = case.label.name
     try:
         check_file(case, "label", case.label)
-        label = read_case_label(case, image) if image else read_label(case.label)
+        if image is None and open_organ_masks(case.label) is not None:
+            return
+        label = read_case_label(case, image, cases.labels) if image else read_label(case.label)
     except (UserError, OSError) as error:
         swapped = image is not None and _looks_like_labels(image)
         yield problem(_reason(error) + (f"; {SWAPPED}" if swapped else ""))
@@ -122,9 +128,8 @@ def check_case(
     yield from (problem(f"{name}: {text}", **facts) for text, facts in _values(label, labels))
     if image is None:
         return
-    ignored = [value for value, meaning in labels.items() if meaning == IGNORE]
-    if ignored:  # voxels that nobody has labelled belong to no organ
-        label = replace(label, array=np.where(label.array == ignored[0], 0, label.array))
+    if cases.ignore is not None:  # voxels that nobody has labelled belong to no organ
+        label = replace(label, array=np.where(label.array == cases.ignore, 0, label.array))
     if label.array.shape != image.array.shape:
         yield problem(
             f"{name}: has shape {label.array.shape}, its scan {image.array.shape}; give the label"
@@ -158,10 +163,10 @@ def write_failures(out: Path, problems: Iterable[Problem]) -> Path | None:
 
 
 def _check(
-    case: Case, labelled: bool, *, labels: dict[int, str], tissue_hu: tuple[float, float]
+    case: Case, labelled: bool, cases: Manifest, tissue_hu: tuple[float, float]
 ) -> list[Problem]:
     try:
-        problems = list(check_case(case, labels, tissue_hu))
+        problems = list(check_case(case, cases, tissue_hu))
     except Exception as error:  # one odd file must not end the check of all others
         text = f"cannot be checked ({type(error).__name__}: {' '.join(str(error).split())})"
         return [Problem(case_id=case.id, text=text)]

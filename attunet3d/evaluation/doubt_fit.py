@@ -113,9 +113,9 @@ def _measured(
 ) -> tuple[Measures, list[dict[str, Any]]]:
     """Measures of a case's reference, and of each predicted label its doubt and true Dice."""
     scan, files = read_image(case), _files(predictions, case)
-    reference = read_case_label(case, scan)
-    predicted = read_label(files.mask).array
     labels = dict(manifest.labels)
+    reference = read_case_label(case, scan, labels)
+    predicted = read_label(files.mask).array
     truth = measure_labels(Segmentation(reference.array, scan.grid, labels), scan)
     ours = measure_labels(Segmentation(predicted, scan.grid, labels), scan)
     try:

@@ -36,6 +36,7 @@ from attunet3d.datasets import (
     Split,
     annotated_values,
     held_out,
+    label_needs_scan,
     read_case_label,
     read_image,
 )
@@ -258,10 +259,10 @@ def _check_grids(path: Path, here: Grid, there: Grid) -> None:
 
 
 def _read_reference(pair: _Pair) -> Volume:
-    case = pair.case
-    if case is None or case.label_flip is None:
+    case, manifest = pair.case, pair.manifest
+    if case is None or manifest is None or not label_needs_scan(case):
         return read_label(pair.references[0])
-    return read_case_label(case, read_image(case))  # with the manifest's label_flip
+    return read_case_label(case, read_image(case), manifest.labels)
 
 
 def _write(summary: Summary, places: Mapping[str, Path | None], out_dir: Path) -> None:

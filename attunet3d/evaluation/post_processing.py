@@ -156,7 +156,7 @@ def _path(predictions: Path, case: Case) -> Path:
 def _case_components(predictions: Path, manifest: Manifest, case: Case) -> dict[str, Components]:
     """The components of each label of a case, by its name."""
     predicted = read_label(_path(predictions, case))
-    reference = read_case_label(case, read_image(case))
+    reference = read_case_label(case, read_image(case), manifest.labels)
     known = None if manifest.ignore is None else reference.array != manifest.ignore
     found = {}
     for value, name in manifest.labels.items():

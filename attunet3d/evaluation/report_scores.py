@@ -101,11 +101,12 @@ class _References:
 
     files: Mapping[str, Path] = field(default_factory=dict)
     cases: Mapping[str, Case] = field(default_factory=dict)
+    labels: Mapping[int, str] = field(default_factory=dict)
 
     def reader(self, case_id: str) -> Reader | None:
         """Reads the reference of a case; None where there is none any more."""
         if case_id in self.cases:
-            return lambda scan: read_case_label(self.cases[case_id], scan)
+            return lambda scan: read_case_label(self.cases[case_id], scan, self.labels)
         return (lambda scan: read_label(self.files[case_id])) if case_id in self.files else None
 
 
@@ -115,7 +116,8 @@ def _references(folder: Path, summary: Mapping[str, Any]) -> _References:
         return _References(files=dict(find_scans(path)))
     manifest = Manifest.load(path, None if root is None else folder / str(root))
     lists = (*manifest.training, *manifest.validation, *manifest.test)
-    return _References(cases={case.id: case for case in lists if case.label is not None})
+    cases = {case.id: case for case in lists if case.label is not None}
+    return _References(cases=cases, labels=manifest.labels)
 
 
 def _case(

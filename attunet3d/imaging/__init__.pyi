@@ -20,6 +20,8 @@ from .maps import MapWriter as MapWriter
 from .nifti import parts_of as parts_of
 from .nifti_writer import write_nifti as write_nifti
 from .nifti_writer import write_nifti_planes as write_nifti_planes
+from .organ_masks import OrganMasks as OrganMasks
+from .organ_masks import open_organ_masks as open_organ_masks
 from .preprocessing import NetworkImage as NetworkImage
 from .preprocessing import body_box as body_box
 from .preprocessing import label_to_network_grid as label_to_network_grid

@@ -8,11 +8,11 @@ import mmap
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.config import IGNORE
 from pydicom.uid import (
@@ -26,7 +26,16 @@ from pydicom.uid import (
 )
 
 from attunet3d.core import DataError
-from attunet3d.imaging.dicom_tags import COPY, integer, items, number, numbers, text
+from attunet3d.imaging.dicom_tags import (
+    COPY,
+    integer,
+    items,
+    number,
+    numbers,
+    orientation,
+    spacing,
+    text,
+)
 
 CT_CLASSES = {CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 PREAMBLE = 128
@@ -123,11 +132,21 @@ def read_header(path: Path) -> tuple[list[Frame], str]:
         return [], f"image of modality {modality}"
     if modality not in ("CT", ""):
         raise DataError("has a damaged Modality", path=path, cure=COPY)
-    try:
+    with refusing_damage(path):
         return list(_frames(dataset, path)), ""
+
+
+@contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Raise a DataError for whatever else pydicom raises in the block.
+
+    It converts sequences when they are asked for, and damage shows as any exception.
+    """
+    try:
+        yield
     except DataError:
         raise
-    except Exception as error:  # pydicom converts sequences on access; damage shows as anything
+    except Exception as error:
         raise DataError(f"is damaged ({type(error).__name__})", path=path, cure=COPY) from None
 
 
@@ -189,30 +208,13 @@ def _frames(dataset: Dataset, path: Path) -> Iterator[Frame]:
             file,
             index,
             numbers(dataset, groups, "ImagePositionPatient", 3, path),
-            _orientation(dataset, groups, path),
-            _spacing(dataset, groups, path),
+            orientation(dataset, groups, path),
+            spacing(dataset, groups, path),
             number(dataset, groups, "SliceThickness", path),
             number(dataset, groups, "SpacingBetweenSlices", path),
             1.0 if slope is None else slope,
             number(dataset, groups, "RescaleIntercept", path) or 0.0,
         )
-
-
-def _orientation(dataset: Dataset, groups: list[Dataset], path: Path) -> tuple[float, ...]:
-    orientation = numbers(dataset, groups, "ImageOrientationPatient", 6, path)
-    rows = np.array(orientation).reshape(2, 3)
-    if np.abs(rows @ rows.T - np.eye(2)).max() > 1e-3:
-        rule = "has an ImageOrientationPatient that is not two perpendicular unit vectors"
-        raise DataError(rule, path=path, value=orientation, cure=COPY)
-    return orientation
-
-
-def _spacing(dataset: Dataset, groups: list[Dataset], path: Path) -> tuple[float, ...]:
-    spacing = numbers(dataset, groups, "PixelSpacing", 2, path)
-    if min(spacing) <= 0:
-        rule = f"has PixelSpacing {spacing}: must be positive"
-        raise DataError(rule, path=path, value=spacing, cure=COPY)
-    return spacing
 
 
 def _file(dataset: Dataset, path: Path, shared: list[Dataset], each: list[Dataset]) -> CtFile:

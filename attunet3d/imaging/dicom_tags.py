@@ -80,3 +80,35 @@ def numbers(
         what = "has no" if not given else "has a damaged"
         raise DataError(f"{what} {keyword}: must be {count} numbers", path=path, cure=COPY)
     return values
+
+
+def orientation(dataset: Dataset, groups: list[Dataset], path: Path) -> tuple[float, ...]:
+    """Unit vectors (6 numbers, LPS) along the rows and along the columns of a frame.
+
+    Args:
+        dataset: The file's header.
+        groups: As `numbers` takes them.
+        path: The file, for messages.
+
+    Raises:
+        DataError: They are missing, or are not two perpendicular unit vectors.
+    """
+    found = numbers(dataset, groups, "ImageOrientationPatient", 6, path)
+    rows = np.array(found).reshape(2, 3)
+    if np.abs(rows @ rows.T - np.eye(2)).max() > 1e-3:
+        rule = "has an ImageOrientationPatient that is not two perpendicular unit vectors"
+        raise DataError(rule, path=path, value=found, cure=COPY)
+    return found
+
+
+def spacing(dataset: Dataset, groups: list[Dataset], path: Path) -> tuple[float, ...]:
+    """Millimetres between the rows and between the columns of a frame; see `orientation`.
+
+    Raises:
+        DataError: They are missing or not positive.
+    """
+    found = numbers(dataset, groups, "PixelSpacing", 2, path)
+    if min(found) <= 0:
+        rule = f"has PixelSpacing {found}: must be positive"
+        raise DataError(rule, path=path, value=found, cure=COPY)
+    return found

@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from attunet3d.core import (
     progress,
     whole_file,
 )
-from attunet3d.datasets import Case, read_case_label, read_image
+from attunet3d.datasets import Case, label_needs_scan, read_case_label, read_image
 from attunet3d.imaging import preprocessing
 from attunet3d.training.cached_case import (
     ARRAYS,
@@ -65,11 +65,13 @@ class Recipe:
         preprocessing: Resolved settings.
         values: Label value of each index.
         ignored: Label value of the voxels that are left out of the loss; stored as it is.
+        labels: Names by label value, for labels that hold organs by name.
     """
 
     preprocessing: PreprocessingConfig
     values: tuple[int, ...]
     ignored: int | None = None
+    labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.ignored is not None and self.ignored < len(self.values):
@@ -89,7 +91,10 @@ class Recipe:
             cure = "training needs one; leave the case out, or add its label"
             raise FileError(f"case {case.id}: has no label", value=case.id, cure=cure)
         files = [_identity(case.id, path) for path in (case.image, case.label)]
-        facts = [dataclasses.asdict(self), FOREGROUND_VOXELS, files, case.label_flip, CACHE_VERSION]
+        by_name = label_needs_scan(case)  # a label map holds values, whatever their names
+        recipe = dataclasses.asdict(self if by_name else dataclasses.replace(self, labels={}))
+        annotated = case.annotated if by_name else None
+        facts = [recipe, FOREGROUND_VOXELS, files, case.label_flip, annotated, CACHE_VERSION]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
         return re.sub(r"[^A-Za-z0-9_-]", "_", case.id)[:60] + "-" + key
 
@@ -112,7 +117,7 @@ def build_cache(
         WriteError: The folder cannot be made.
     """
     values = LabelClasses.of(labels, config).values
-    recipe = Recipe(config.preprocessing, values, config.training.ignore_index)
+    recipe = Recipe(config.preprocessing, values, config.training.ignore_index, labels)
     folder = whole_file.make_folder(Path(folder)).resolve()
     _sweep(folder)
     results = [_find(case, recipe, folder) for case in cases]
@@ -217,7 +222,7 @@ def _write(working: Path, case: Case, recipe: Recipe) -> None:
     """Make the four files in `working`; they are on disk when this returns."""
     assert case.label is not None
     scan = read_image(case)
-    mask = read_case_label(case, scan)
+    mask = read_case_label(case, scan, recipe.labels)
     if not mask.grid.matches(scan.grid):
         raise DataError(
             "does not lie on the image's grid",

@@ -118,7 +118,7 @@ def shared_plan(
     stated = parse_memory(memory)
     if path.is_file():
         return _kept_plan(path, cases, config, stated)
-    fingerprint = measure_fingerprint(cases, ignored=config.training.ignore_index)
+    fingerprint = measure_fingerprint(cases, manifest.labels, ignored=config.training.ignore_index)
     found = total_bytes(device) // distributed.on_one_device(device)
     stated = stated or memory_class(found) * GIGABYTE
     plan = make_plan(fingerprint, config, stated, distributed.world_size())

@@ -387,7 +387,7 @@ def scan(tmp_path: Path) -> tuple[Case, LabelMap]:
 
 def test_label_is_read_as_it_is_without_a_flip(scan: tuple[Case, LabelMap]) -> None:
     case, label = scan
-    read = read_case_label(case, read_image(case))
+    read = read_case_label(case, read_image(case), {1: "pancreas"})
     assert (read.array == label).all()
     assert read.grid.axis_codes == "LAS"
 
@@ -400,7 +400,7 @@ def test_flip_turns_voxels_and_takes_the_scans_grid(
     image = read_image(case)
     assert case.label is not None
     before = case.label.read_bytes()
-    read = read_case_label(replace(case, label_flip=flip), image)
+    read = read_case_label(replace(case, label_flip=flip), image, {1: "pancreas"})
     assert (read.array == np.flip(label, axes)).all()
     assert read.array.flags.f_contiguous
     assert read.grid.matches(image.grid)
@@ -413,9 +413,9 @@ def test_flip_of_another_shape_and_no_label_are_refused(
     case, label = scan
     nib.save(nib.Nifti1Image(label[:4], np.eye(4)), tmp_path / "label.nii")
     with pytest.raises(DataError, match=r"case a: label.nii has shape \(4, 6, 7\)"):
-        read_case_label(replace(case, label_flip="i"), read_image(case))
+        read_case_label(replace(case, label_flip="i"), read_image(case), {1: "pancreas"})
     with pytest.raises(DataError, match="case a: has no label"):
-        read_case_label(replace(case, label=None), read_image(case))
+        read_case_label(replace(case, label=None), read_image(case), {1: "pancreas"})
 
 
 def test_scan_with_nan_is_refused_for_training(tmp_path: Path) -> None:

@@ -330,8 +330,8 @@ def test_flips_are_named_and_fixed_on_request_only(
     assert case.label_flip == flip
     assert [case.label_flip for case in found.training if case.id != "bad"] == [None] * 3
     image = read_image(case)
-    assert (read_case_label(case, image).array == label).all()
-    assert read_case_label(case, image).grid.matches(image.grid)
+    assert (read_case_label(case, image, found.labels).array == label).all()
+    assert read_case_label(case, image, found.labels).grid.matches(image.grid)
     assert check_pairs(found) == []  # the fixed list passes its own check
     assert (folder / "labelsTr" / "bad.nii.gz").read_bytes() == stored
 
@@ -348,7 +348,7 @@ def test_a_wrong_flip_of_the_manifest_is_fixed_on_top_of_it(folder: Path, tmp_pa
     assert [case.label_flip for case in fixed.training] == ["k"]
     assert all(problem.warning for problem in left)
     case = fixed.training[0]
-    assert (read_case_label(case, read_image(case)).array == label).all()
+    assert (read_case_label(case, read_image(case), found.labels).array == label).all()
 
 
 def test_what_else_is_wrong_with_a_flipped_case_stays_wrong(folder: Path, tmp_path: Path) -> None:
@@ -401,8 +401,8 @@ def test_a_case_is_accepted_as_it_is(
     case = next(case for case in found.training if case.id == "odd")
     assert case.label_flip == ""
     image = read_image(case)
-    assert (read_case_label(case, image).array == label).all()
-    assert read_case_label(case, image).grid.matches(image.grid)
+    assert (read_case_label(case, image, found.labels).array == label).all()
+    assert read_case_label(case, image, found.labels).grid.matches(image.grid)
     assert [case.label_flip for case in found.training if case.id != "odd"] == [None] * 3
 
 

@@ -1,32 +1,18 @@
-"""Outlines of random masks, filled again by another way, and outlines known by hand."""
-
-from typing import Any
+"""Outlines of random masks, filled again, and outlines known by hand."""
 
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from attunet3d.imaging.polygons import fill_polygons
 from attunet3d.packaging.contours import outlines
-
-
-def filled(polygons: Any, shape: Any) -> bool:
-    """Which points lie inside by the even-odd rule: an odd number of edges to their left."""
-    inside = np.zeros(shape, int)
-    x, y = np.indices(shape)
-    for polygon in polygons:
-        for (a, b), (c, d) in zip(polygon, np.roll(polygon, -1, 0), strict=True):
-            if b != d:
-                crosses = (b > y) != (d > y)
-                inside += crosses & (x < (c - a) * (y - b) / (d - b) + a)
-    found: bool = inside % 2 == 1
-    return found
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_filling_gives_the_mask_again(seed: int) -> None:
     rng = np.random.default_rng(seed)
     mask = gaussian_filter(rng.normal(size=(41, 37)), rng.uniform(0.3, 3)) > 0
-    np.testing.assert_array_equal(filled(outlines(mask), mask.shape), mask)
+    np.testing.assert_array_equal(fill_polygons(outlines(mask), mask.shape), mask)
 
 
 def test_rings_in_rings_are_filled_right() -> None:
@@ -35,7 +21,7 @@ def test_rings_in_rings_are_filled_right() -> None:
     mask = (radius < 28) & (radius > 20) | (radius < 14) & (radius > 8) | (radius < 4)
     polygons = outlines(mask)
     assert len(polygons) == 3  # two rings with a keyhole each, and the disc in the middle
-    np.testing.assert_array_equal(filled(polygons, mask.shape), mask)
+    np.testing.assert_array_equal(fill_polygons(polygons, mask.shape), mask)
 
 
 def test_many_holes_of_one_part_share_its_polygon() -> None:
@@ -43,7 +29,7 @@ def test_many_holes_of_one_part_share_its_polygon() -> None:
     mask[5:25:4, 5:25:4] = False
     polygons = outlines(mask)
     assert len(polygons) == 1
-    np.testing.assert_array_equal(filled(polygons, mask.shape), mask)
+    np.testing.assert_array_equal(fill_polygons(polygons, mask.shape), mask)
 
 
 def test_a_rectangle_has_eight_corners_halfway_between_voxels() -> None:

@@ -23,6 +23,8 @@ from attunet3d.training.plan import make_plan
 
 GB = 10**9
 
+LABELS = {0: "background", 1: "organ", 3: "other"}
+
 
 def facts(spacing=(0.8, 0.8, 2.5), body=(340.0, 240.0, 240.0), count=40, low=-90.0, high=210.0):
     cases = [
@@ -83,7 +85,7 @@ def test_fingerprint_counts_what_is_there(tmp_path):
         save_case(tmp_path, "b", (2, 2, 5), 90, "SPL"),
         save_case(tmp_path, "c", (1, 1, 4), 130, "LPS"),
     ]
-    found = measure_fingerprint(cases, workers=1)
+    found = measure_fingerprint(cases, LABELS, workers=1)
     assert [case.case_id for case in found.cases] == ["a", "b", "c"]
     assert found.cases[1].spacing_mm == pytest.approx((2, 2, 5))
     assert found.cases[1].extent_mm == pytest.approx((80, 72, 120))
@@ -104,20 +106,20 @@ def test_fingerprint_reads_labels_as_the_manifest_says(tmp_path):
     case = save_case(tmp_path, "a", (2, 2, 3), 50)
     label = nib.load(case.label)
     nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[:, ::-1], label.affine), case.label)
-    assert measure_fingerprint([replace(case, label_flip="j")], 1).hu_quantiles[0] == 50
-    assert measure_fingerprint([case], 1).hu_quantiles[0] != 50
+    assert measure_fingerprint([replace(case, label_flip="j")], LABELS, 1).hu_quantiles[0] == 50
+    assert measure_fingerprint([case], LABELS, 1).hu_quantiles[0] != 50
 
 
 def test_fingerprint_of_nothing_is_refused(tmp_path):
     with pytest.raises(DataError, match="nothing is labelled"):
-        measure_fingerprint([])
+        measure_fingerprint([], LABELS)
     case = save_case(tmp_path, "a", (2, 2, 3), 50)
     nib.save(nib.Nifti1Image(np.zeros((40, 36, 24), np.uint8), np.eye(4)), case.label)
     with pytest.raises(DataError, match="nothing is labelled"):
-        measure_fingerprint([case])
+        measure_fingerprint([case], LABELS)
     nib.save(nib.Nifti1Image(np.ones((40, 36, 23), np.uint8), np.eye(4)), case.label)
     with pytest.raises(DataError, match=r"case a: its label has shape \(40, 36, 23\)"):
-        measure_fingerprint([case])
+        measure_fingerprint([case], LABELS)
 
 
 def test_window_mean_and_deviation():
