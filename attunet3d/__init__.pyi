@@ -1,6 +1,7 @@
 from .core import Config as Config
 from .core import NetworkConfig as NetworkConfig
 from .core import PreprocessingConfig as PreprocessingConfig
+from .core import TrainingConfig as TrainingConfig
 from .core import UserError as UserError
 from .imaging import Grid as Grid
 from .imaging import Segmentation as Segmentation
@@ -15,5 +16,6 @@ from .models import published_network as published_network
 from .packaging import ToNetworkGridd as ToNetworkGridd
 from .packaging import ToSourceGridd as ToSourceGridd
 from .packaging import WindowInferer as WindowInferer
+from .training import build_loss as build_loss
 
 __version__: str

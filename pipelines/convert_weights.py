@@ -5,7 +5,6 @@ unet_CT_dsv_3D (github.com/ozan-oktay/Attention-Gated-Networks), saved by torch.
 scans as preset `oktay2018` does. Nothing in the file is run.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -18,9 +17,7 @@ _log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert one file of the authors' weights."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("authors", type=Path, metavar="AUTHORS.pth")
     parser.add_argument("out", type=Path, metavar="OUT.safetensors")
     corners = "for weights trained with torch 0.3, whose trilinear upsampling aligned corners"
@@ -41,7 +38,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         _log.warning("%s", warning)
     print(f"{arguments.out}: a model for infer, package and train", file=sys.stderr)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(command_line.run(main))

@@ -4,7 +4,6 @@ Takes about two minutes on two CPU cores and needs no data. OUT_DIR/demo.png is 
 picture, OUT_DIR/scores/report.html the page to look at.
 """
 
-import argparse
 import shlex
 from collections.abc import Sequence
 from importlib import import_module
@@ -15,9 +14,7 @@ from attunet3d.core import command_line
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the phantoms, then run manifest, train, infer, evaluate and report on them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
     arguments = parser.parse_args(argv)
 
@@ -33,7 +30,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\nthe picture: {demonstration.picture(arguments.out_dir)}")
     print(f"the page: {arguments.out_dir / 'scores' / 'report.html'}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(command_line.run(main))

@@ -4,7 +4,6 @@ Versions, optional parts, processor, threads, memory, disk and GPUs are looked a
 network is tried on each device. Exit status: 0 all in order, 1 something is not.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from attunet3d.core import command_line
@@ -12,9 +11,7 @@ from attunet3d.core import command_line
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print each finding as it is made."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.parse_args(argv)
 
     from attunet3d.diagnosis import diagnose  # torch comes with it; --help does without
@@ -24,7 +21,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(finding, flush=True)
         warned |= finding.cure is not None
     return 1 if warned else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(command_line.run(main))

@@ -9,7 +9,6 @@ Both maps empty is a right answer (Dice 1), one of them empty a wrong one (Dice 
 do not exist then. The summary counts such cases.
 """
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +21,7 @@ _log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score, print the table and write the files."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("predictions", type=Path, metavar="PREDICTIONS")
     parser.add_argument("reference", type=Path, metavar="REFERENCE")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
@@ -37,9 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tolerance-mm", type=float, default=metrics.TOLERANCE_MM, metavar="MM", help=tolerance
     )
+    page = "one page about all cases, OUT_DIR/report.html"
+    parser.add_argument("--report", action="store_true", help=page)
     arguments = parser.parse_args(argv)
 
-    from attunet3d.evaluation import folder  # figures come with it; --help does without
+    # figures come with it; --help does without
+    from attunet3d.evaluation import folder, write_folder_report
 
     summary = folder.evaluate(
         arguments.predictions,
@@ -53,8 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(summary.table())
     if summary.training_remark:
         _log.warning("%s", summary.training_remark)
+    if arguments.report:
+        write_folder_report(arguments.out_dir)
     return 1 if summary.failures else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(command_line.run(main))

@@ -6,8 +6,6 @@ wherever its probability reaches it. The other formats are made of one folder's 
 that fail are listed in OUT_DIR/failures.json; exit status 1.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,13 +16,11 @@ FORMATS = ("nifti", "dicom-seg", "rtstruct", "seg-nrrd", "mesh", "mesh-ply", "me
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Decide every case anew."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("predictions", nargs="+", type=Path, metavar="PREDICTIONS")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
     parser.add_argument("--format", choices=FORMATS, default="nifti")
-    source = "of dicom-seg and rtstruct: the DICOM folder that was given to `infer`"
+    source = "of dicom-seg and rtstruct: the DICOM that was given to `infer`, if it was moved"
     parser.add_argument("--source", type=Path, metavar="DIR", help=source)
     threshold = "least probability of a label, or of all; may be given several times"
     parser.add_argument(
@@ -49,9 +45,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         form, source = arguments.format, arguments.source
         outcome = convert_label_maps(folders[0], out_dir, form, source, overwrite)
-    print(f"{arguments.out_dir}: {outcome}", file=sys.stderr)
-    return 1 if outcome.failures else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(command_line.run(main))
+    return command_line.told(arguments.out_dir, outcome)

@@ -1,12 +1,10 @@
 """Segment scans with one model or the mean of several; label maps lie on each scan's own grid.
 
-INPUT is a scan (NIfTI, or what SimpleITK reads), a folder of scans or DICOM series, or a manifest
-(its test cases, else those that the model was validated on). What is done is skipped, so the same
-call finishes a stopped one. Failures are listed in OUT_DIR/failures.json; exit status 1.
+INPUT is a scan (NIfTI, or what SimpleITK reads), a folder or ZIP archive of scans or DICOM series,
+or a manifest (its test cases, else those that the model was validated on). What is done is skipped,
+so the same call finishes a stopped one. OUT_DIR/failures.json lists failures; exit status 1.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +13,7 @@ from attunet3d.core import command_line
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Segment every scan of the input."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = command_line.parser(__doc__)
     parser.add_argument("model", nargs="+", help="run folder or .safetensors; several: ensemble")
     parser.add_argument("input", type=Path, metavar="INPUT")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
@@ -32,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--save-attention", "the gates' coefficients", "attention"),
         ("--mask-files", "a mask per label, CASE/LABEL", "mask_files"),
         ("--preview", "a picture per case to look at", "preview"),
+        ("--report", "one page about all cases, report.html", "report"),
+        ("--dicom-seg", "a DICOM Segmentation per series, CASE.dcm", "dicom_seg"),
         ("--orthogonal", "straighten a tilted gantry", "orthogonal"),
         ("--overwrite", "redo what is done", "overwrite"),
         ("--dry-run", "tell what it would take, and stop", "dry_run"),
@@ -41,19 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="inference.NAME=VALUE")
     args = command_line.parse(parser, argv)
 
-    from attunet3d.cohort import dry_run, find_cases, make_engine, read_flags, segment_call
+    from attunet3d.cohort import dry_run, make_engine, read_flags, segment_call
     from attunet3d.datasets import Split
+    from attunet3d.evaluation import write_folder_report
+    from attunet3d.imaging import workspace
+    from attunet3d.packaging import with_dicom_seg
 
     split = Split.of_models([*args.model, *filter(None, [args.locator])])
-    scans = find_cases(args.input, args.root, args.fold, everything=args.all, split=split)
-    model, call = read_flags(vars(args), scans, split)
-    if args.dry_run:
-        print(*dry_run(model.load(), call), sep="\n")
-        return 0
-    outcome = segment_call(call, make_engine(model, call))
-    print(f"{args.out_dir}: {outcome}", file=sys.stderr)
-    return 1 if outcome.failures else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(command_line.run(main))
+    with workspace() as place:
+        model, call = read_flags(vars(args), split, place)
+        if args.dry_run:
+            print(*dry_run(model.load(), call), sep="\n")
+            return 0
+        outcome = segment_call(call, with_dicom_seg(make_engine(model, call), call))
+        if args.report and (outcome.done or outcome.skipped):
+            write_folder_report(args.out_dir, scans=dict(call.cases))
+    return command_line.told(args.out_dir, outcome)

@@ -6,7 +6,6 @@ and a table of the network's layers are shown. --schema prints the JSON schema o
 editors complete and check such files.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,7 @@ from attunet3d.core import command_line
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Find out what it is, and print its summary."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("subject", nargs="?", metavar="MODEL|CONFIG|MANIFEST|SCAN")
     asked.add_argument("--schema", action="store_true", help="print the JSON schema of CONFIG")
@@ -45,7 +42,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(scan_summary(read_volume(Path(subject))))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(command_line.run(main))

@@ -6,7 +6,6 @@ is wrong is listed, one line per case and reason, on stderr and in MANIFEST.fail
 are left out, and the exit status is 1. No file is changed.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +14,7 @@ from attunet3d.core import command_line
 
 def main(argv: Sequence[str] | None = None) -> int:
     """List, check and assign to folds, then write the manifest."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     add = parser.add_argument
     add("data_dir", type=Path, metavar="DATA_DIR")
     add("--out", type=Path, required=True, metavar="MANIFEST.json")
@@ -54,7 +51,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     good.save(arguments.out)
     print(f"{arguments.out}: {good}" + (f"; left out: see {failures}" if failures else ""))
     return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(command_line.run(main))

@@ -11,7 +11,6 @@ Labels, preprocessing and window are inside each. What was written is loaded aga
 are compared with the model's before it gets its name; an OUT that exists already is refused.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -24,9 +23,7 @@ _log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the format asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("out", type=Path, metavar="OUT")
     formats = ["bundle", "onnx", "exported"]
@@ -40,7 +37,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         _log.warning("%s", warning)
     print(f"{written}: {arguments.format}", file=sys.stderr)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(command_line.run(main))

@@ -4,7 +4,6 @@ The plan is made from all training cases and kept beside the manifest, where att
 it for every fold. A plan that is there already is shown.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from attunet3d.datasets import Manifest
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the training cases, plan, and print the plan."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("manifest", type=Path, metavar="MANIFEST")
     parser.add_argument("config", metavar="CONFIG", help="a preset, or a YAML or JSON file")
     parser.add_argument("--root", type=Path, help="where the manifest's paths begin")
@@ -41,7 +38,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(plan.table())
     print(f"{file}: the plan for all folds")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(command_line.run(main))

@@ -5,7 +5,6 @@ that other machines reach, a token is required: it is read from the environment 
 ATTUNET3D_TOKEN, so that it stands in no list of processes.
 """
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,7 @@ from attunet3d.core import command_line
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve a model until the process is asked to stop."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("model", nargs="+", help="run folder or .safetensors; several: ensemble")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default="8000")
@@ -45,7 +42,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     serve(ModelOptions(models=arguments.model, settings=arguments.set), options)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(command_line.run(main))

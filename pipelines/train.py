@@ -4,7 +4,6 @@ CONFIG: a preset (oktay2018, pancreas_ct, demo_cpu) or a file; attunet3d plan fi
 On several GPUs: torchrun --nproc-per-node N -m attunet3d train …
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from attunet3d.core import command_line
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what the arguments describe."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line.parser(__doc__)
     add = parser.add_argument
     add("manifest", type=Path, metavar="MANIFEST")
     add("config", metavar="CONFIG")
@@ -53,7 +52,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             train_run(call, arguments.run_dir, cases)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(command_line.run(main))

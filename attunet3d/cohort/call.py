@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attunet3d.cohort.results import KINDS
-from attunet3d.cohort.scans import Scan
+from attunet3d.cohort.scans import Scan, find_cases
 from attunet3d.core import SettingsError, case_names, parse_memory
 from attunet3d.datasets import Split
 
@@ -49,6 +49,8 @@ class CohortOptions:
     """A mask per label as well: `CASE/LABEL.nii.gz`."""
     preview: bool = False
     """A picture per case as well."""
+    dicom_seg: bool = False
+    """A DICOM Segmentation of each series as well."""
     overwrite: bool = False
     series: str | None = None
     """Which of several DICOM series in a folder; see `imaging.read_volume`."""
@@ -59,6 +61,9 @@ class CohortOptions:
         if self.orthogonal and self.kinds:
             rule = "--orthogonal is for label maps only: maps stay on the scan's grid"
             raise SettingsError(rule, cure=f"leave --save-{self.kinds[0]} out")
+        if self.orthogonal and self.dicom_seg:
+            rule = "--dicom-seg refers to the series' own slices, not to the grid of --orthogonal"
+            raise SettingsError(rule, cure="leave --orthogonal out")
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -145,13 +150,24 @@ class Events:
 
 
 def read_flags(
-    flags: Mapping[str, Any], cases: Sequence[Scan], split: Split
+    flags: Mapping[str, Any], split: Split, workspace: Path
 ) -> tuple[ModelOptions, CohortCall]:
     """The model and the call that a command's flags describe.
 
+    Args:
+        flags: By name.
+        split: What the model has seen.
+        workspace: See `imaging.find_scans`.
+
     Raises:
         SettingsError: Flags contradict each other, or name no shard or amount of memory.
+        UserError: There is no scan.
     """
+    options = CohortOptions(**{part.name: flags[part.name] for part in fields(CohortOptions)})
+    shard = None if flags["shard"] is None else Shard.parse(flags["shard"])
+    if shard is not None and flags["report"]:
+        cure = "run `attunet3d report OUT_DIR` when all shards are done"
+        raise SettingsError("--report: a shard does not know of the others", cure=cure)
     model = ModelOptions(
         models=flags["model"],
         device=flags["device"],
@@ -159,11 +175,16 @@ def read_flags(
         locator=flags["locator"],
         memory=parse_memory(flags["memory"]),
     )
-    call = CohortCall(
-        cases=cases,
-        out_dir=flags["out_dir"],
-        options=CohortOptions(**{part.name: flags[part.name] for part in fields(CohortOptions)}),
+    cases = find_cases(
+        flags["input"],
+        flags["root"],
+        flags["fold"],
+        everything=flags["all"],
         split=split,
-        shard=None if flags["shard"] is None else Shard.parse(flags["shard"]),
+        workspace=workspace,
+        apart=options.series is None,
     )
-    return model, call
+    out_dir = flags["out_dir"]
+    return model, CohortCall(
+        cases=cases, out_dir=out_dir, options=options, split=split, shard=shard
+    )

@@ -21,7 +21,7 @@ from attunet3d.cohort.case_writer import CaseMaps, Judgement, write_case
 from attunet3d.cohort.doubt import DoubtRule
 from attunet3d.cohort.results import CaseFiles
 from attunet3d.core import DataError, FileError, case_names
-from attunet3d.imaging import Volume, straightened
+from attunet3d.imaging import Volume, is_temporary, straightened
 from attunet3d.inference import Predictor
 
 MOST_AHEAD = 4  # scans read ahead where there are cores for it; each takes its size in memory
@@ -180,7 +180,9 @@ class ScanLoop:
         record = replace(record, seconds={"reading": round(loaded.seconds, 4), **record.seconds})
         facts = {
             **self.options.choices,
-            "scan": case_names.path_from(self.call.out_dir, one.scan),
+            "scan": None
+            if is_temporary(one.scan)
+            else case_names.path_from(self.call.out_dir, one.scan),
             "scan_checksum": loaded.checksum,
             "role_in_training": self.call.split.role(case_id),
         }

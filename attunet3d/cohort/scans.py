@@ -19,8 +19,10 @@ def find_cases(
     *,
     everything: bool = False,
     split: Split | None = None,
+    workspace: Path | None = None,
+    apart: bool = True,
 ) -> list[Scan]:
-    """List the scans that INPUT names: a file, a folder of them, a DICOM series or a manifest.
+    """List the scans that INPUT names: a file, a folder or archive of them, DICOM, or a manifest.
 
     Args:
         path: INPUT.
@@ -28,6 +30,8 @@ def find_cases(
         fold: Of a manifest, its validation cases.
         everything: Of a manifest, all cases.
         split: What the model has seen; None: nothing is known. See `datasets.held_out`.
+        workspace: See `imaging.find_scans`.
+        apart: See `imaging.find_scans`.
 
     Raises:
         UserError: There is no scan.
@@ -38,7 +42,7 @@ def find_cases(
         return [(case.id, case.image) for case in cases]
     if fold is not None or root is not None or everything:
         raise DataError("is not a manifest; --fold, --all and --root go with one", path=path)
-    return find_scans(path)
+    return find_scans(path, workspace, apart=apart)
 
 
 def by_id(scans: Iterable[Scan]) -> dict[str, list[Path]]:

@@ -13,9 +13,9 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, Protocol, TypedDict
 
 from attunet3d import __version__
 from attunet3d.core import log, signals
@@ -58,6 +58,12 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
         return _status(main, arguments, debug=options["debug"])
 
 
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help shows a module's docstring as it stands."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=formatter)
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse arguments whose options may stand among the paths.
 
@@ -75,6 +81,15 @@ def fold(text: str) -> int | Literal["all"]:
         ValueError: It is neither.
     """
     return "all" if text == "all" else int(text)
+
+
+class Outcome(Protocol):
+    """What became of the cases of a call; its text counts them."""
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Reasons by case."""
+        ...
 
 
 class _Options(TypedDict):
@@ -100,6 +115,12 @@ def _take_options(arguments: list[str]) -> _Options:
             arguments.append(word)
     arguments += rest
     return found
+
+
+def told(out: Path, outcome: Outcome) -> int:
+    """Say what became of the cases of a call; the exit status that tells whether some failed."""
+    print(f"{out}: {outcome}", file=sys.stderr)
+    return 1 if outcome.failures else 0
 
 
 def _status(main: Main, arguments: list[str], *, debug: bool) -> int:

@@ -21,7 +21,7 @@ from attunet3d.evaluation.report_case import ReportCase
 from attunet3d.evaluation.report_found import FoundCase
 from attunet3d.evaluation.report_predictions import of_predictions
 from attunet3d.evaluation.report_scores import of_scores
-from attunet3d.imaging import find_scans, read_volume
+from attunet3d.imaging import read_volume
 
 NAME = "report.html"
 GRID_TOLERANCE_MM = 1e-3
@@ -33,14 +33,14 @@ _log = logging.getLogger(__name__)
 
 
 def write_folder_report(
-    folder: Path, path: Path | None = None, scans: Path | None = None
+    folder: Path, path: Path | None = None, scans: Mapping[str, Path] | None = None
 ) -> Outcome:
     """Write the page about an output folder of `infer` or of `evaluate`.
 
     Args:
         folder: What one of the two commands wrote.
         path: Of the page; None: `report.html` in the folder.
-        scans: Where the scans lie now, by case id; None: where the sidecars say.
+        scans: Where scans lie now, by case id; the others lie where the sidecars say.
 
     Returns:
         The cases on the page, and the reasons of those that are not.
@@ -50,7 +50,6 @@ def write_folder_report(
         WriteError: The page cannot be written.
     """
     found = of_scores(folder) if (folder / "scores.csv").is_file() else of_predictions(folder)
-    moved = dict(find_scans(scans)) if scans is not None else None
     outcome = Outcome()
     with progress(len(found.cases), "report") as bar:
 
@@ -58,7 +57,7 @@ def write_folder_report(
             for case in found.cases:
                 with bar.item():
                     try:
-                        yield _load(case, moved)
+                        yield _load(case, (scans or {}).get(case.name, case.scan))
                         outcome.done.append(case.name)
                     except UserError as error:
                         _leave_out(outcome, case, error)
@@ -80,12 +79,11 @@ def _leave_out(outcome: Outcome, case: FoundCase, error: UserError) -> None:
     _log.error("%s; it is left out", outcome.failures[name], extra={"case": name})
 
 
-def _load(case: FoundCase, moved: Mapping[str, Path] | None) -> ReportCase:
+def _load(case: FoundCase, path: Path | None) -> ReportCase:
     """Read a case's volumes, which must all lie on the scan's grid."""
-    path = case.scan if moved is None else moved.get(case.name)
     if path is None:
-        cure = "name the folder of the scans with --scans"
-        raise DataError("the scan is not known" if moved is None else "has no scan", cure=cure)
+        cure = "name the folder or archive of the scans with --scans"
+        raise DataError("the scan is not known", cure=cure)
     scan = read_volume(path, series=case.series)
     layers = {}
     for what, read in case.layers.items():

@@ -3,6 +3,8 @@ from . import nifti as nifti
 from . import nifti_header as nifti_header
 from . import preprocessing as preprocessing
 from . import volume as volume
+from .archive import SIGNATURE as SIGNATURE
+from .archive import unpack as unpack
 from .components import drop_small_ as drop_small_
 from .components import extent as extent
 from .components import keep_largest_ as keep_largest_
@@ -35,6 +37,8 @@ from .resampling import resample as resample
 from .scan_check import hounsfield_warnings as hounsfield_warnings
 from .scan_check import scan_warnings as scan_warnings
 from .scan_folder import find_scans as find_scans
+from .scan_folder import is_temporary as is_temporary
+from .scan_folder import workspace as workspace
 from .straightening import straightened as straightened
 from .summary import scan_summary as scan_summary
 from .terminology import Term as Term

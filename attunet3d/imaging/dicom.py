@@ -122,9 +122,7 @@ def find_series(folder: Path, series: str | None = None) -> tuple[Stack, list[st
         DataError: There is no CT image, none that `series` selects, or more than one; the message
             lists them by position, number and size, never by a text that may name a person.
     """
-    stacks, others = _stacks(_files(folder, deep=False), folder)
-    if not stacks:
-        stacks, others = _stacks(_files(folder, deep=True), folder)
+    stacks, others = _all_stacks(folder)
     passed = ", ".join(f"{count} × {kind}" for kind, count in sorted(others.items()))
     if not stacks:
         only = f"holds no CT image, only {passed}" if others else "holds no scan and no DICOM file"
@@ -141,6 +139,15 @@ def find_series(folder: Path, series: str | None = None) -> tuple[Stack, list[st
         cure = "choose one by number or as --series @1, or keep one"
         raise DataError(rule, path=folder, value=len(found), cure=cure)
     return found[0], warnings
+
+
+def series_files(folder: Path) -> list[list[Path]]:
+    """The files of each CT series in a folder, in the order of `find_series`.
+
+    Raises:
+        DataError: A file cannot be read or is damaged.
+    """
+    return [stack.paths for stack in _all_stacks(folder)[0]]
 
 
 def series_folders(folder: Path) -> list[Path]:
@@ -184,6 +191,12 @@ def _refuse(error: OSError) -> None:
     raise DataError(
         f"cannot be read ({error.strerror})", path=error.filename, cure="check its permissions"
     )
+
+
+def _all_stacks(folder: Path) -> tuple[list[Stack], Counter[str]]:
+    """The stacks of a folder, or if it has none itself, of all folders below."""
+    stacks, others = _stacks(_files(folder, deep=False), folder)
+    return (stacks, others) if stacks else _stacks(_files(folder, deep=True), folder)
 
 
 def _stacks(files: Iterable[Path], folder: Path) -> tuple[list[Stack], Counter[str]]:

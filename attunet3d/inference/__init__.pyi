@@ -2,6 +2,7 @@ from . import sliding_window as sliding_window
 from .decision import background as background
 from .decision import decide as decide
 from .decision import winning_values as winning_values
+from .dice_decision import DiceDecision as DiceDecision
 from .engine import independent as independent
 from .engine import make_engine as make_engine
 from .engine import mirrored as mirrored

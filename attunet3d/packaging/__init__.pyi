@@ -9,5 +9,6 @@ from .rtstruct import write_rtstruct as write_rtstruct
 from .seg_nrrd import itk_snap_labels as itk_snap_labels
 from .seg_nrrd import slicer_colours as slicer_colours
 from .seg_nrrd import write_seg_nrrd as write_seg_nrrd
+from .series_output import with_dicom_seg as with_dicom_seg
 from .source_series import SourceSeries as SourceSeries
 from .window_inferer import WindowInferer as WindowInferer

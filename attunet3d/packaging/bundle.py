@@ -2,6 +2,7 @@
 
 configs/metadata.json    what the network takes and returns, by MONAI's schema
 configs/inference.json   scans → label maps on their own grids, by this package's transforms
+configs/train.json       trains it further, see `bundle_training`
 models/model.pt          the weights, a plain state_dict
 docs/README.md           how to run it, and what it must not be used for
 LICENSE                  states that the weights are unlicensed until their owner licenses them
@@ -29,8 +30,11 @@ from attunet3d import __version__
 from attunet3d.core import ModelError, PreprocessingConfig, Size, whole_file
 from attunet3d.inference import PostProcessing, activation, as_member
 from attunet3d.models import Checkpoint, MeanNetwork, Network
+from attunet3d.packaging import bundle_training
+from attunet3d.packaging.config_items import chain, monai, target
 
 METADATA, INFERENCE = Path("configs", "metadata.json"), Path("configs", "inference.json")
+TRAIN = Path("configs", "train.json")
 WEIGHTS, README, LICENSE = Path("models", "model.pt"), Path("docs", "README.md"), Path("LICENSE")
 # Schema of 2024-07-25, also at project-monai.github.io/schema.
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
@@ -61,13 +65,16 @@ def write_bundle(folder: Path, model: Checkpoint, window: Size) -> None:
             )
     weights = io.BytesIO()
     torch.save({name: value.clone() for name, value in model.network.state_dict().items()}, weights)
+    configuration = inference(model, window)
     contents = {
         METADATA: _json(metadata(model, window)),
-        INFERENCE: _json(inference(model, window)),
+        INFERENCE: _json(configuration),
         WEIGHTS: weights.getvalue(),
         README: readme(model, window).encode(),
         LICENSE: TERMS.encode(),
     }
+    if bundle_training.refusal(model) is None:
+        contents[TRAIN] = _json(bundle_training.training(model, window, configuration))
     for path, content in contents.items():
         whole_file.make_folder((folder / path).parent)
         whole_file.write_bytes(folder / path, content)
@@ -93,13 +100,13 @@ def inference(model: Checkpoint, window: Size) -> dict[str, Any]:
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         **_network(model, window),
         **_transforms(model),
-        "dataset": _monai(
+        "dataset": monai(
             "data.Dataset",
             data="$[{'image': path} for path in @datalist]",
             transform="@preprocessing",
         ),
-        "dataloader": _monai("data.DataLoader", dataset="@dataset", batch_size=1),
-        "evaluator": _monai(
+        "dataloader": monai("data.DataLoader", dataset="@dataset", batch_size=1),
+        "evaluator": monai(
             "engines.SupervisedEvaluator",
             device="$torch.device(@device)",  # a call may give its name
             val_data_loader="@dataloader",
@@ -121,8 +128,8 @@ def _network(model: Checkpoint, window: Size) -> dict[str, Any]:
     inferer |= {"sigmoid": activation(model.config) == "sigmoid"}
     load = {"load_path": f"$@bundle_root + '/{WEIGHTS.as_posix()}'"}
     return {
-        "network_settings": _target("attunet3d.NetworkConfig", **asdict(model.config.network)),
-        "network_def": _target(
+        "network_settings": target("attunet3d.NetworkConfig", **asdict(model.config.network)),
+        "network_def": target(
             "attunet3d.build_network",
             config="@network_settings",
             in_channels=1,
@@ -130,8 +137,8 @@ def _network(model: Checkpoint, window: Size) -> dict[str, Any]:
             **_members(model),
         ),
         "network": "$@network_def.to(@device)",
-        "inferer": _target("attunet3d.WindowInferer", **inferer),
-        "handlers": [_monai("handlers.CheckpointLoader", load_dict={"model": "@network"}, **load)],
+        "inferer": target("attunet3d.WindowInferer", **inferer),
+        "handlers": [monai("handlers.CheckpointLoader", load_dict={"model": "@network"}, **load)],
     }
 
 
@@ -154,18 +161,20 @@ def _transforms(model: Checkpoint) -> dict[str, Any]:
     kept = PostProcessing.of(model.config.inference, model.labels)
     back |= {"keep_largest": kept.keep_largest, "smallest_ml": list(kept.smallest_ml.items())}
     back |= {"order": model.config.inference.regions_class_order}
+    back |= {"decision": model.config.inference.decision}
+    back |= {"sigmoid": activation(model.config) == "sigmoid"}
     save: dict[str, Any] = {"keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg"}
     save |= {"output_dtype": "uint8", "separate_folder": False, "resample": False}
     return {
         "label_values": sorted(model.labels),
-        "scan_settings": _target("attunet3d.PreprocessingConfig", **preprocessing),
-        "preprocessing": _chain(
-            _monai("transforms.LoadImaged", **load),
-            _target("attunet3d.ToNetworkGridd", **there),
+        "scan_settings": target("attunet3d.PreprocessingConfig", **preprocessing),
+        "preprocessing": chain(
+            monai("transforms.LoadImaged", **load),
+            target("attunet3d.ToNetworkGridd", **there),
         ),
-        "postprocessing": _chain(
-            _target("attunet3d.ToSourceGridd", **back),
-            _monai("transforms.SaveImaged", **save),
+        "postprocessing": chain(
+            target("attunet3d.ToSourceGridd", **back),
+            monai("transforms.SaveImaged", **save),
         ),
     }
 
@@ -216,11 +225,24 @@ SCANS is a folder of CT scans in Hounsfield units (`*.nii`, `*.nii.gz`). For eac
 |---|---|
 {chr(10).join(rows)}
 
-Preprocessing: `{settings}`. Window: {"×".join(map(str, window))} voxels along R, A, S.
+{_how_to_train(model)}Preprocessing: `{settings}`.
+Window: {"×".join(map(str, window))} voxels along R, A, S.
 Model: `{model.checksum}`.
 
 Research software, not a medical device: no diagnosis, treatment or measurement of patients. A label
 map looks as sure where it is wrong as where it is right; a person who can judge it must look at it.
+"""
+
+
+def _how_to_train(model: Checkpoint) -> str:
+    if bundle_training.refusal(model) is not None:
+        return ""
+    return """To train it further, on DATA/imagesTr and DATA/labelsTr (the best weights take the
+place of the bundle's; `--ckpt_dir DIR` writes them elsewhere):
+
+    python -m monai.bundle run --config_file BUNDLE/configs/train.json --bundle_root BUNDLE \\
+        --dataset_dir DATA --epochs 50
+
 """
 
 
@@ -248,18 +270,6 @@ def _range(settings: PreprocessingConfig) -> list[float]:
 
 def _normalised(hu: float, settings: PreprocessingConfig) -> float:
     return (hu - (settings.mean_hu or 0.0)) / (settings.std_hu or 1.0)
-
-
-def _target(name: str, **arguments: Any) -> dict[str, Any]:
-    return {"_target_": name, **arguments}
-
-
-def _monai(name: str, **arguments: Any) -> dict[str, Any]:
-    return _target(f"monai.{name}", **arguments)
-
-
-def _chain(*transforms: Mapping[str, Any]) -> dict[str, Any]:
-    return _monai("transforms.Compose", transforms=list(transforms))
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

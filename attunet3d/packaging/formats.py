@@ -19,7 +19,7 @@ from torch import Tensor
 from attunet3d.core import ModelError, Size, WriteError, progress, whole_file
 from attunet3d.inference import load_as_one
 from attunet3d.models import Checkpoint
-from attunet3d.packaging import bundle, exported_program, onnx_model
+from attunet3d.packaging import bundle, bundle_training, exported_program, onnx_model
 
 ENDINGS = {"bundle": "", "onnx": ".onnx", "exported": ".pt2"}
 RELATIVE_ERROR = 1e-4  # of the largest logit; float32 in another order makes 1e-6
@@ -71,9 +71,12 @@ def _write_bundle(out: Path, model: Checkpoint, window: Size) -> list[str]:
         image, wanted = _example(model, window)
         with torch.inference_mode():
             _compare(out, bundle.bundle_network(folder)(image), wanted)
+    warnings = []
     if model.config.inference.mode == "whole":
-        return ["inference.mode=whole: the bundle computes windows, as inference.mode=window does"]
-    return []
+        warnings.append("inference.mode=whole: the bundle computes windows, as =window does")
+    if (what := bundle_training.refusal(model)) is not None:
+        warnings.append(f"{what}: the bundle has no train.json, so it cannot be trained further")
+    return warnings
 
 
 def _write_exported(out: Path, model: Checkpoint, window: Size) -> list[str]:

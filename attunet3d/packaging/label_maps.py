@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d import __version__
-from attunet3d.cohort import Outcome, case_files, results, write_failures
+from attunet3d.cohort import CaseFiles, Outcome, case_files, results, write_failures
 from attunet3d.core import (
     DataError,
     DependencyError,
-    SettingsError,
     WriteError,
     locked_folder,
     progress,
     whole_file,
 )
-from attunet3d.imaging import Segmentation, find_scans
+from attunet3d.imaging import find_scans, workspace
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ def convert_label_maps(
         predictions: The folder: CASE.nii.gz and CASE.json.
         out_dir: Gets CASE.dcm, CASE.seg.nrrd, or CASE/LABEL.stl; made when missing.
         name: A key of `FORMS`.
-        source: What `infer` was given, for the DICOM forms: the folder of one or many series.
+        source: Where the series lie now, for the DICOM forms: what `infer` was given; None: where
+            the sidecars say.
         overwrite: Replace what lies in `out_dir` already.
 
     Returns:
@@ -68,33 +68,31 @@ def convert_label_maps(
 
     Raises:
         DependencyError: The form needs a package that is not installed.
-        SettingsError: A DICOM form is asked for without its source.
         UserError: A folder cannot be read or written.
     """
-    form = FORMS[name]
-    if form.needs_source and source is None:
-        rule = f"--format {name} refers to the DICOM series that was segmented"
-        raise SettingsError(rule, cure="name its folder with --source")
-    write = _writer(form, name)
-    series = dict(find_scans(source)) if source is not None else {}
+    form, write = FORMS[name], writer(name)
     cases = results.read_sidecars(predictions)
     if not cases:
         cure = "name an output folder of `infer`"
         raise DataError("holds no results of `infer`", path=predictions, cure=cure)
-    if len(cases) == len(series) == 1:
-        series = dict(zip(cases, series.values(), strict=True))
     outcome = Outcome()
-    with locked_folder(out_dir, "export"), progress(len(cases), "export") as bar:
+    with (
+        workspace() as place,
+        locked_folder(out_dir, "export"),
+        progress(len(cases), "export") as bar,
+    ):
+        moved = dict(find_scans(source, place)) if source is not None else {}
+        if len(cases) == len(moved) == 1:
+            moved = dict(zip(cases, moved.values(), strict=True))
         for case_id in cases:
             with bar.item(), outcome.trying(case_id):
-                if form.needs_source and case_id not in series:
-                    rule = f"no series called {case_id!r} is in {source}"
-                    raise DataError(rule, cure="name what was given to `infer`")
                 target = out_dir / f"{case_id}{form.ending}"
                 if target.exists() and not overwrite:
                     raise WriteError("is there already", path=target, cure="add --overwrite")
-                segmentation = results.read_segmentation(case_files(predictions, case_id))
-                write(target, segmentation, series.get(case_id))
+                if form.needs_source and source is not None and case_id not in moved:
+                    rule = f"no series called {case_id!r} is in {source}"
+                    raise DataError(rule, cure="name what was given to `infer`")
+                write(case_files(predictions, case_id), target, moved.get(case_id))
                 outcome.done.append(case_id)
         if name == "seg-nrrd":
             names: dict[int, str] = {}
@@ -105,18 +103,28 @@ def convert_label_maps(
     return outcome
 
 
-def _writer(form: Form, name: str) -> Callable[[Path, Segmentation, Path | None], Any]:
-    """What writes a case: (target, label map, DICOM series) → nothing."""
+def writer(name: str) -> Callable[[CaseFiles, Path, Path | None], None]:
+    """What writes a case: (its results, target, DICOM series or None for the sidecar's) → nothing.
+
+    Args:
+        name: A key of `FORMS`.
+
+    Raises:
+        DependencyError: The form needs a package that is not installed.
+    """
+    form = FORMS[name]
     try:
         module = importlib.import_module(f"attunet3d.packaging.{form.module}")
         from attunet3d.packaging.source_series import SourceSeries
     except ModuleNotFoundError as error:
         cure = f'pip install "attunet3d[{form.extra}]"'
-        raise DependencyError(f"--format {name} needs {error.name}", cure=cure) from None
+        raise DependencyError(f"{name} needs {error.name}", cure=cure) from None
 
-    def write(target: Path, segmentation: Segmentation, series: Path | None) -> None:
-        if series is not None and form.needs_source:
-            found = SourceSeries.read(series)
+    def write(files: CaseFiles, target: Path, series: Path | None) -> None:
+        segmentation = results.read_segmentation(files)
+        if form.needs_source:
+            sidecar = results.read_sidecar(files.sidecar)
+            found = SourceSeries.read(series or _series(files, sidecar), sidecar.get("series"))
             getattr(module, f"write_{form.module}")(target, segmentation, found, __version__)
         elif form.module == "mesh":
             kind = "stl" if name == "mesh" else name.removeprefix("mesh-")
@@ -125,6 +133,15 @@ def _writer(form: Form, name: str) -> Callable[[Path, Segmentation, Path | None]
             module.write_seg_nrrd(target, segmentation)
 
     return write
+
+
+def _series(files: CaseFiles, sidecar: Mapping[str, Any]) -> Path:
+    """The DICOM series that a case was made from."""
+    scan = sidecar.get("scan")
+    if not isinstance(scan, str) or not (files.folder / scan).is_dir():
+        rule = "was not made from a DICOM series, or the series lies elsewhere now"
+        raise DataError(rule, path=files.mask, cure="name what was given to `infer` by --source")
+    return files.folder / scan
 
 
 def _write_tables(names: Mapping[int, str], out_dir: Path) -> None:

@@ -13,7 +13,7 @@ says so instead of undoing half a chain.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from attunet3d.core import DataError, PreprocessingConfig
+from attunet3d.core import DataError, LabelMap, PreprocessingConfig
 from attunet3d.imaging import (
     Grid,
     Volume,
@@ -30,7 +30,7 @@ from attunet3d.imaging import (
     normalise_,
     resample,
 )
-from attunet3d.inference import PostProcessing, Slab, decide
+from attunet3d.inference import DiceDecision, PostProcessing, Slab, background, decide
 
 SOURCE_AFFINE, SOURCE_SHAPE = "source_affine", "source_shape"  # in `MetaTensor.meta`
 
@@ -97,6 +97,8 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
         keep_largest: Label values of which only the largest connected component is kept.
         smallest_ml: Pairs of a label value and the volume that a component of it must have.
         order: Label values of overlapping regions; each is written over the ones before.
+        decision: As `inference.decision`: the largest logit, or the largest expected Dice.
+        sigmoid: Each class has a sigmoid of its own; else there is one softmax.
         allow_missing_keys: Skip entries that are not there.
     """
 
@@ -109,6 +111,8 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
         keep_largest: Sequence[int] = (),
         smallest_ml: Sequence[tuple[int, float]] = (),
         order: Sequence[int] = (),
+        decision: Literal["argmax", "dice"] = "argmax",
+        sigmoid: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -117,6 +121,7 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
             keep_largest=tuple(keep_largest), smallest_ml=dict(smallest_ml)
         )
         self.order = tuple(order)
+        self.decision, self.sigmoid = decision, sigmoid
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The entries as uint8 label maps (1, I, J, K) on the source grid.
@@ -134,11 +139,22 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
                     f"{key}: logits of shape {tuple(logits.shape)} do not lie on the grid of"
                     f" {self.like} {network.shape} with {len(self.values)} labels"
                 )
-            slabs = [Slab(0, _plain(logits))]
-            labels = decide(slabs, network, source, self.values, order=self.order)
+            labels = self._decided(Slab(0, _plain(logits)), network, source)
             self.post_processing.apply_(labels, source)
             result[key] = _placed(torch.from_numpy(labels)[None], source, data[self.like], None)
         return result
+
+    def _decided(self, logits: Slab, network: Grid, source: Grid) -> LabelMap:
+        """The label map (I, J, K) on the source grid, by the rule that `infer` has."""
+        if self.decision == "argmax":
+            return decide([logits], network, source, self.values, order=self.order)
+        labels = background(source)
+        rule = DiceDecision(
+            network, source, self.values, labels, "sigmoid" if self.sigmoid else "softmax"
+        )
+        rule.add(logits)
+        rule.decide()
+        return labels
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -5,15 +5,13 @@ one NIfTI file); its members are written under numbers, so no path in it leads a
 they unpack to is counted while it is unpacked, whatever the archive's directory says.
 """
 
-import zipfile
-import zlib
 from pathlib import Path
 
-from attunet3d.core import DataError, one_line
+from attunet3d.core import DataError
+from attunet3d.imaging import SIGNATURE, unpack
 
 MOST_MEMBERS = 20_000
-CHUNK = 1 << 20
-ZIP, GZIP, NRRD = b"PK\x03\x04", b"\x1f\x8b", b"NRRD"
+GZIP, NRRD = b"\x1f\x8b", b"NRRD"
 NIFTI_MAGIC = {b"n+1\0": 344, b"n+2\0\r\n\x1a\n": 4}  # the bytes, and where they stand
 HEAD = 352
 
@@ -34,7 +32,7 @@ def accept(upload: Path, folder: Path, most_bytes: int) -> Path:
     """
     with upload.open("rb") as file:
         head = file.read(HEAD)
-    if head.startswith(ZIP):
+    if head.startswith(SIGNATURE):
         return _unpack(upload, folder, most_bytes)
     ending = _ending(head)
     if ending is None:
@@ -57,24 +55,7 @@ def _ending(head: bytes) -> str | None:
 def _unpack(archive: Path, folder: Path, most_bytes: int) -> Path:
     series = folder / "series"
     series.mkdir()
-    left = most_bytes
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = [member for member in opened.infolist() if not member.is_dir()]
-            if not 0 < len(members) <= MOST_MEMBERS:
-                raise DataError(f"the archive holds {len(members)} files; from 1 to {MOST_MEMBERS}")
-            for number, member in enumerate(members):
-                with opened.open(member) as source, (series / f"{number:05}").open("wb") as target:
-                    while part := source.read(CHUNK):
-                        left -= len(part)
-                        if left < 0:
-                            raise DataError(f"the archive unpacks to more than {most_bytes} bytes")
-                        target.write(part)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        reason = one_line(error)[:100]
-        raise DataError(
-            f"the archive cannot be unpacked ({reason})", cure="pack it again"
-        ) from None
+    unpack(archive, lambda number, _: series / f"{number:05}", most_bytes, MOST_MEMBERS)
     archive.unlink()
     files = list(series.iterdir())
     if len(files) == 1:  # one NIfTI file, packed

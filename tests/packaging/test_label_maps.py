@@ -78,9 +78,15 @@ def test_dicom_objects_refer_to_their_series(dicom: tuple[Path, Path], tmp_path:
     assert [region.ROIName for region in structures.StructureSetROISequence] == ["ball"]
 
 
-def test_a_dicom_form_without_its_source_is_refused(predictions: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="name its folder with --source"):
-        export.main([str(predictions), str(tmp_path / "seg"), "--format", "dicom-seg"])
+def test_without_a_source_the_series_is_where_the_sidecar_says(
+    predictions: Path, dicom: tuple[Path, Path], tmp_path: Path
+) -> None:
+    arguments = [str(dicom[0]), str(tmp_path / "seg"), "--format", "dicom-seg"]
+    assert export.main(arguments) == 1
+    failures = json.loads((tmp_path / "seg" / "failures.json").read_text())
+    assert sorted(failures) == ["a", "b"]
+    assert "was not made from a DICOM series" in failures["a"]
+    assert (tmp_path / "seg" / "series.dcm").is_file()
 
 
 def test_a_case_without_its_series_fails_by_name(
