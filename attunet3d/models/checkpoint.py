@@ -43,23 +43,19 @@ MOST_LEVELS, MOST_CHANNELS = 12, 1 << 16
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A trained model.
-
-    Args:
-        network: In eval mode, on the CPU.
-        config: Resolved settings of the run that made it.
-        labels: Name of each label value; class c is the c-th smallest value.
-        checksum: SHA-256 of the file, in hex.
-        path: The file.
-        notes: Further facts, as `save_model` took them.
-    """
+    """A trained model."""
 
     network: Network
+    """In eval mode, on the CPU."""
     config: Config
+    """Resolved settings of the run that made it."""
     labels: dict[int, str]
+    """Name of each label value; class c is the c-th smallest value."""
     checksum: str
+    """SHA-256 of the file, in hex."""
     path: Path
     notes: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts, as `save_model` took them."""
 
 
 def save_model(

@@ -75,13 +75,7 @@ def resize(x: Tensor, like: Tensor, align_corners: bool) -> Tensor:
 class ConvBlock(nn.Sequential):
     """Two 3×3×3 convolutions, each with normalisation and activation; then dropout of channels.
 
-    Args:
-        in_channels: C_in.
-        out_channels: C_out.
-        norm: Name of the normalisation.
-        activation: Name of the activation.
-        dropout: Probability that a channel is dropped, in training.
-        stride: Stride of the first convolution along x, y, z.
+    The first has the stride, along x, y, z; norm and activation are names.
     """
 
     def __init__(

@@ -30,10 +30,7 @@ ROWS = 16  # per product: few enough to stay in the CPU's cache
 class SplitConvolution(nn.Module):
     """The function (skip, x) ↦ `convolution`(cat(skip, up(x))), channels last on a CPU.
 
-    Args:
-        convolution: 3×3×3, of stride 1.
-        skip_channels: Number of its inputs that are the skip's.
-        align_corners: Trilinear convention.
+    The convolution is 3×3×3, of stride 1; its first `skip_channels` inputs are the skip's.
     """
 
     def __init__(

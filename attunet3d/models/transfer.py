@@ -22,12 +22,7 @@ from attunet3d.models.slices import SliceNetwork
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a network took from another model, and what stays as it was initialised.
-
-    Args:
-        taken: One line for a person.
-        new: One line for a person; "" where everything was taken.
-    """
+    """What a network took from another model and what is new, a line for a person each."""
 
     taken: str
     new: str
@@ -40,17 +35,7 @@ def transfer_weights(
     old_state: Mapping[str, Tensor],
     old_labels: Mapping[int, str],
 ) -> Transfer:
-    """Copy into `network` what fits of another network's weights.
-
-    Args:
-        network: The new network; changed in place.
-        labels: Name of each of its label values, background included.
-        old_state: The other network's `state_dict`.
-        old_labels: Names of the other network's labels.
-
-    Returns:
-        What was taken and what is new.
-    """
+    """Copy into `network` what fits of another network's weights; heads by the names of labels."""
     new_names = [labels[value] for value in sorted(labels)]
     old_names = [old_labels[value] for value in sorted(old_labels)]
     pairs = [(n, old_names.index(name)) for n, name in enumerate(new_names) if name in old_names]

@@ -32,19 +32,15 @@ THREADS = {"cpu": 1, "cuda": 4}  # that prepare; on a CPU the network wants the 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one step sees.
-
-    Args:
-        image: (B, 1, X, Y, Z) float32.
-        label: (B, 1, X, Y, Z) uint8 label indices (and the ignored value).
-        case_ids: The case of each patch.
-        annotated: The classes that were annotated in each patch; None: all of them.
-    """
+    """What one step sees."""
 
     image: torch.Tensor
+    """(B, 1, X, Y, Z) float32."""
     label: torch.Tensor
+    """(B, 1, X, Y, Z) uint8 label indices (and the ignored value)."""
     case_ids: tuple[str, ...]
     annotated: tuple[tuple[int, ...] | None, ...] = ()
+    """The classes that were annotated in each patch; None: all of them."""
 
 
 class PatchBatches:
@@ -159,10 +155,8 @@ class PatchBatches:
     ) -> Generator[Batch, None, None]:
         """Yield this process's share of the batches of `start`, `start` + 1, … (to `stop`).
 
-        They are prepared ahead, on `device`.
-
-        `training.workers` threads prepare them: what takes time there, copies and torch, runs side
-        by side. Close the iterator, or leave it, and they end.
+        `training.workers` threads prepare them ahead: copies and torch, which take the time there,
+        run side by side. Close the iterator, or leave it, and they end.
 
         Raises:
             FileError: A case's files cannot be read.

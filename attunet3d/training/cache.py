@@ -59,19 +59,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a case is prepared.
-
-    Args:
-        preprocessing: Resolved settings.
-        values: Label value of each index.
-        ignored: Label value of the voxels that are left out of the loss; stored as it is.
-        labels: Names by label value, for labels that hold organs by name.
-    """
+    """How a case is prepared."""
 
     preprocessing: PreprocessingConfig
     values: tuple[int, ...]
+    """Label value of each index."""
     ignored: int | None = None
+    """Label value of the voxels that are left out of the loss; stored as it is."""
     labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    """Names by label value, for labels that hold organs by name."""
 
     def __post_init__(self) -> None:
         if self.ignored is not None and self.ignored < len(self.values):

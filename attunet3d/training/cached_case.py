@@ -35,16 +35,6 @@ MALFORMED: tuple[type[Exception], ...] = (*UNREADABLE, LookupError, AttributeErr
 class CachedCase:
     """A prepared case. It holds no array and no open file, so many of them take little memory.
 
-    Args:
-        id: The case's id.
-        folder: With its files.
-        shape: Voxels along x, y, z.
-        air: The image's value of air, which fills patches beyond the border.
-        starts: The voxels of class c are rows `starts[c]` to `starts[c + 1]` of `foreground()`;
-            background has some only where voxels are ignored.
-        annotated: The classes of the network that were annotated; None: all of them.
-        sampled: The stored classes that those are made of.
-
     Example:
         >>> CachedCase("a", Path("a"), (9, 9, 9), -1.0, (0, 0, 0, 5)).classes
         (2,)
@@ -54,9 +44,14 @@ class CachedCase:
     folder: Path
     shape: Size
     air: float
+    """The image's value of air, which fills patches beyond the border."""
     starts: tuple[int, ...]
+    """The voxels of class c are rows `starts[c]` to `starts[c + 1]` of `foreground()`; background
+    has some only where voxels are ignored."""
     annotated: tuple[int, ...] | None = None
+    """The classes of the network that were annotated; None: all of them."""
     sampled: tuple[int, ...] | None = None
+    """The stored classes that those are made of."""
 
     @property
     def classes(self) -> tuple[int, ...]:

@@ -15,19 +15,16 @@ from attunet3d.core import Config, Mask
 
 @dataclass(frozen=True)
 class LabelClasses:
-    """The classes of a network and the values of label maps.
-
-    Args:
-        names: Name of each class by its value in label maps, sorted; background is 0.
-        values: The value that each index of a prepared label stands for.
-        regions: The indices that make up each class but the background, where classes overlap.
-        order: Values of overlapping classes; each overwrites the ones before it.
-    """
+    """The classes of a network and the values of label maps."""
 
     names: dict[int, str]
+    """Name of each class by its value in label maps, sorted; background is 0."""
     values: tuple[int, ...]
+    """The value that each index of a prepared label stands for."""
     regions: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """The indices that make up each class but the background, where classes overlap."""
     order: tuple[int, ...] = ()
+    """Values of overlapping classes; each overwrites the ones before it."""
 
     @classmethod
     def of(cls, labels: dict[int, str], config: Config) -> "LabelClasses":
