@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, help="where the manifest's paths begin")
     parser.add_argument("--device", help="cpu, cuda:N or mps; several: cuda:0,cuda:1")
     parser.add_argument("--shard", metavar="I/N", help="one part; others may share OUT_DIR")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="who works")
+    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster that runs")
     parser.add_argument("--memory", metavar="24GB", help="budget for one pass over the body")
     parser.add_argument("--series", help="DICOM series: number, UID or part of its description")
     for flag, what, name in (
@@ -41,18 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = command_line.parse(parser, argv)
 
     from attunet3d.cohort import dry_run, make_engine, read_flags, segment_call
-    from attunet3d.datasets import Split
     from attunet3d.evaluation import write_folder_report
     from attunet3d.imaging import workspace
     from attunet3d.packaging import with_dicom_seg
 
-    split = Split.of_models([*args.model, *filter(None, [args.locator])])
     with workspace() as place:
-        model, call = read_flags(vars(args), split, place)
+        model, call = read_flags(vars(args), place)
         if args.dry_run:
             print(*dry_run(model.load(), call), sep="\n")
             return 0
-        outcome = segment_call(call, with_dicom_seg(make_engine(model, call), call))
+        engine = make_engine(model, call, args.engine, args.address)
+        outcome = segment_call(call, with_dicom_seg(engine, call))
         if args.report and (outcome.done or outcome.skipped):
             write_folder_report(args.out_dir, scans=dict(call.cases))
     return command_line.told(args.out_dir, outcome)

@@ -149,14 +149,11 @@ class Events:
         """The scan cannot be segmented."""
 
 
-def read_flags(
-    flags: Mapping[str, Any], split: Split, workspace: Path
-) -> tuple[ModelOptions, CohortCall]:
+def read_flags(flags: Mapping[str, Any], workspace: Path) -> tuple[ModelOptions, CohortCall]:
     """The model and the call that a command's flags describe.
 
     Args:
         flags: By name.
-        split: What the model has seen.
         workspace: See `imaging.find_scans`.
 
     Raises:
@@ -175,6 +172,7 @@ def read_flags(
         locator=flags["locator"],
         memory=parse_memory(flags["memory"]),
     )
+    split = Split.of_models([*flags["model"], *filter(None, [flags["locator"]])])
     cases = find_cases(
         flags["input"],
         flags["root"],

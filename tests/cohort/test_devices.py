@@ -1,6 +1,7 @@
 """A cohort on several processes: label maps as of one, whatever is killed, and nothing is lost."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -12,7 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
-from attunet3d.cohort import Events, Shard
+from attunet3d.cohort import CohortCall, Events, ModelOptions, Shard, find_cases, segment_call
+from attunet3d.cohort.devices import on_devices
 from attunet3d.cohort.dispatch import MOST_ATTEMPTS, Dispatcher
 from attunet3d.cohort.outcome import merge_failures
 from attunet3d.core import Config, SettingsError, WriteError
@@ -98,6 +100,32 @@ def test_killed_workers_cost_no_scan_and_change_no_label_map(scans, model, alone
     changed = [path.name for path in kept if path.stat().st_mtime_ns != kept[path]]
     assert changed == ["case_03.json"]
     assert maps(tmp_path) == alone
+
+
+class DeadlyScan(ModelOptions):
+    """Loads a model that one scan brings down with its process."""
+
+    def load(self):
+        predictor = super().load()
+        read = predictor.read
+
+        def deadly(path, series=None):
+            if path.name.startswith("case_05"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read(path, series)
+
+        predictor.read = deadly
+        return predictor
+
+
+def test_a_scan_that_kills_its_process_thrice_fails_and_the_others_are_done(
+    scans, model, alone, tmp_path
+):
+    call = CohortCall(cases=find_cases(scans), out_dir=tmp_path)
+    outcome = segment_call(call, on_devices(DeadlyScan(models=[str(model)]), call, ["cpu", "cpu"]))
+    assert set(outcome.failures) == {"case_05", "text"}
+    assert "ended 3 times" in outcome.failures["case_05"]
+    assert maps(tmp_path) == {name: alone[name] for name in alone if name != "case_05.nii.gz"}
 
 
 def test_an_error_of_the_model_ends_the_call(scans, tmp_path):

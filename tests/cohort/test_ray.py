@@ -1,0 +1,142 @@
+"""A cohort on Ray: label maps as of one process, whatever is killed, and nothing is lost."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from attunet3d.cohort.ray_engine import Place, workers
+from attunet3d.core import DeviceError, SettingsError
+from attunet3d.pipelines import infer
+from benchmarks.reliability import inputs
+
+CASES = 8
+ENVIRONMENT = {**os.environ, "RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled"}
+needs_ray = pytest.mark.skipif(
+    not Path(sys.executable).with_name("ray").exists(), reason="the extra [ray] is not installed"
+)
+
+
+def maps(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, dict[str, bytes]]:
+    """A model, scans of which one cannot be read, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("ray")
+    inputs.write_model(str(folder / "model.safetensors"))
+    inputs.write_scans(str(folder / "scans"), CASES, 32)
+    (folder / "scans" / "text.nii.gz").write_text("not a scan")
+    names = [str(folder / name) for name in ("model.safetensors", "scans", "alone")]
+    assert infer.main([*names, "--device", "cpu"]) == 1
+    return names[0], names[1], maps(folder / "alone")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a cluster of this machine that runs already."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray = str(Path(sys.executable).with_name("ray"))
+    start = [ray, "start", "--head", "--block", "--num-cpus", "2", "--include-dashboard", "false"]
+    start += ["--port", str(port), "--disable-usage-stats"]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(start, stdout=null, stderr=null, env=ENVIRONMENT) as process:
+        deadline = time.monotonic() + 100
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+        process.send_signal(signal.SIGTERM)
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "attunet3d", "infer", *arguments, "--engine", "ray"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", env=ENVIRONMENT)
+
+
+@needs_ray
+def test_a_killed_actor_costs_no_scan_and_changes_no_label_map(
+    material: tuple[str, str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    model, scans, alone = material
+    with start(model, scans, str(tmp_path), "--device", "cpu,cpu") as process:
+        deadline = time.monotonic() + 300
+        while len(list(tmp_path.glob("scan_*.json"))) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        actors = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if child.cmdline() and child.cmdline()[0].startswith("ray::_Actor")
+        ]
+        assert len(actors) == 2
+        actors[0].send_signal(signal.SIGKILL)
+        _, error = process.communicate(timeout=300)
+    assert process.returncode == 1, error
+    # A scan that was written when its actor ended, but not told of, counts as done before.
+    counts = re.findall(r"([0-9]+) done(?: before)?[,\n]", error.splitlines()[-1] + "\n")
+    assert sum(map(int, counts)) == CASES
+    assert set(json.loads((tmp_path / "failures.json").read_text("utf-8"))) == {"text"}
+    assert maps(tmp_path) == alone
+    assert len(alone) == CASES
+
+
+@needs_ray
+def test_a_clusters_address_is_joined_and_only_what_is_missing_is_done(
+    material: tuple[str, str, dict[str, bytes]], cluster: str, tmp_path: Path
+) -> None:
+    model, scans, alone = material
+    assert infer.main([model, scans, str(tmp_path), "--device", "cpu"]) == 1
+    (tmp_path / "scan_3.json").unlink()
+    with start(model, scans, str(tmp_path), "--device", "cpu", "--address", cluster) as process:
+        _, error = process.communicate(timeout=300)
+    assert f"1 done, {CASES - 1} done before, 1 failed" in error
+    assert maps(tmp_path) == alone
+
+
+@needs_ray
+def test_a_cluster_that_is_not_there_is_told_in_one_line(
+    material: tuple[str, str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    with start(*material[:2], str(tmp_path), "--address", "127.0.0.1:1") as process:
+        _, error = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert "no Ray cluster" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_an_address_goes_with_ray_only(
+    material: tuple[str, str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="--address goes with --engine ray"):
+        infer.main([*material[:2], str(tmp_path), "--address", "127.0.0.1:1"])
+
+
+def test_workers_are_one_per_gpu_or_one_per_machine_or_as_many_as_named() -> None:
+    gpus, cpus = [{"CPU": 16.0, "GPU": 4.0}] * 2, [{"CPU": 4.0}] * 3
+    assert workers(None, gpus) == workers("cuda", gpus) == [Place("cuda", 4, 4)] * 8
+    assert workers("cuda,cuda", gpus) == [Place("cuda", 4, 4)] * 2
+    assert workers(None, cpus) == workers("cpu", cpus) == [Place("cpu", 4, 1)] * 3
+    assert workers("cpu," * 11 + "cpu", cpus) == [Place("cpu", 1, 4)] * 12
+    assert workers("cpu," * 7 + "cpu", cpus[:1]) == [Place("cpu", 0.5, 8)] * 8
+    with pytest.raises(SettingsError, match="Ray chooses the GPU"):
+        workers("cuda:0,cuda:1", gpus)
+    with pytest.raises(DeviceError, match="has no GPU"):
+        workers("cuda", cpus)
