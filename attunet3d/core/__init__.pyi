@@ -54,6 +54,7 @@ from .model_config import label_values as label_values
 from .presets import find_config as find_config
 from .progress_bar import Progress as Progress
 from .progress_bar import progress as progress
+from .progress_bar import write_line as write_line
 from .settings import suggestion as suggestion
 from .signals import StopRequests as StopRequests
 from .signals import stop_requests as stop_requests

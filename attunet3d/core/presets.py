@@ -1,4 +1,4 @@
-"""Settings with a name: the paper's, today's practice, and a demonstration's.
+"""Settings with a name: the paper's, today's practice, a demonstration's, and published forms'.
 
 A preset is a configuration like any other: `--set` changes it, and what it leaves open (`None`)
 the plan decides. Sources of the numbers, as the comments name them:
@@ -6,6 +6,7 @@ the plan decides. Sources of the numbers, as the comments name them:
 paper     Oktay et al. 2018, arXiv:1804.03999
 code      ozan-oktay/Attention-Gated-Networks, the configuration of the CT network
 nnU-Net   Isensee et al., Nature Methods 2021, and its code
+page      the pages that publish the forms, taken together: none of them tells everything
 ours      chosen here
 """
 
@@ -127,8 +128,74 @@ def demo_cpu() -> Config:
     )
 
 
+def _form(form: str, preprocessing: PreprocessingConfig, **training: Any) -> Config:
+    """A published form, trained by epochs with flips only. Numbers without a comment: page."""
+    return Config(
+        network=NetworkConfig.from_dict({"form": form}),
+        preprocessing=preprocessing,
+        augmentation=AugmentationConfig(
+            flip_axes=(0, 1), affine_probability=0.0, **NO_INTENSITY_CHANGES
+        ),
+        training=TrainingConfig(
+            **{
+                "epochs": 100,  # ours
+                "schedule": "step",
+                "step_gamma": 0.1,  # torch's own for StepLR
+                "clip_gradient_norm": 0.0,
+                "optimiser": "adam",
+                "learning_rate": 1e-4,
+                "weight_decay": 5e-4,
+                **training,
+            }
+        ),
+    )
+
+
+def _slices(form: str, **training: Any) -> Config:
+    """A 2D form: 16 slices of 38 cm a batch. Sizes: ours; three channels: page."""
+    return _form(
+        form,
+        PreprocessingConfig(spacing_mm=(1.5, 1.5, 3.0), hu_window=(-160.0, 240.0)),
+        **{"patch_size": (256, 256, 8), "batch_size": 2, "epoch_patches": 8, **training},
+    )
+
+
+def attunet2d_nearest() -> Config:
+    """`AttU_Net`: one sigmoid per class, kernels from N(0, 0.02)."""
+    return _slices("2d_nearest", loss="bce", initialisation="normal")
+
+
+def attunet2d_transposed() -> Config:
+    """`AttU_Net` with transposed convolutions, for many classes: cross-entropy, SGD.
+
+    Voxels that the manifest says are to be ignored are left out.
+    """
+    sgd = {"optimiser": "sgd", "learning_rate": 0.1, "momentum": 0.9}  # momentum: ours
+    return _slices("2d_transposed", loss="ce", initialisation="kaiming", **sgd)
+
+
+def attunet2d_unnormalised() -> Config:
+    """The Keras network: one sigmoid per class, Glorot's kernels, its dropout of 0.2."""
+    return _slices("2d_unnormalised", loss="bce", initialisation="xavier", weight_decay=0.0)
+
+
+def attunet3d_same_resolution() -> Config:
+    """The 3D network with `AttU_Net`'s gates; the plan chooses grid and patch."""
+    return _form("3d_same_resolution", PreprocessingConfig(), loss="ce", initialisation="kaiming")
+
+
+def attunet3d_transposed() -> Config:
+    """The small 3D network; its answer passes a ReLU, so a softmax compares the classes."""
+    return _form("3d_transposed", PreprocessingConfig(), loss="ce")
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
-    preset.__name__: preset for preset in (oktay2018, pancreas_ct, demo_cpu)
+    preset.__name__: preset
+    for preset in (
+        *(oktay2018, pancreas_ct, demo_cpu),
+        *(attunet2d_nearest, attunet2d_transposed, attunet2d_unnormalised),
+        *(attunet3d_same_resolution, attunet3d_transposed),
+    )
 }
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TextIO
 
 NAME = __name__
 FIRST_LINE_S, LINE_EVERY_S = 10.0, 30.0
@@ -128,12 +128,13 @@ def has_bars() -> bool:
     return not hidden and bool(getattr(sys.stderr, "isatty", bool)())
 
 
-def write_line(line: str) -> None:
-    """Write a line to stderr, above the bars where there are some."""
+def write_line(line: str, file: TextIO | None = None) -> None:
+    """Write a line to `file`, or else to stderr, above the bars where there are some."""
+    file = file or sys.stderr
     if "tqdm" in sys.modules:
-        sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+        sys.modules["tqdm"].tqdm.write(line, file=file)
     else:
-        print(line, file=sys.stderr, flush=True)
+        print(line, file=file, flush=True)
 
 
 def _bar(work: Progress) -> Any:

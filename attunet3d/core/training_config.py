@@ -74,6 +74,11 @@ class TrainingConfig(Settings):
     """Fraction of patches centred on a foreground voxel; classes are sampled equally often."""
     steps: PositiveCount = 50_000
     """Updates of the weights in the whole run."""
+    epochs: PositiveCount | None = None
+    """Passes over the training cases, each ended by a validation and a line of a table; they give
+    `steps`, `validate_every` and, by `step_epochs`, `step_size`; null: those count."""
+    epoch_patches: PositiveCount = 1
+    """Patches drawn from each training case in an epoch."""
     validate_every: PositiveCount = 500
     """Steps between validations; the best validation's weights are kept."""
     save_every: PositiveCount = 250
@@ -93,6 +98,9 @@ class TrainingConfig(Settings):
     """Weights of false positives and false negatives in the Tversky loss."""
     focal_gamma: Weight = 2.0
     """Focusing exponent of the focal loss."""
+    initialisation: Literal["default", "normal", "xavier", "kaiming", "orthogonal"] = "default"
+    """Kernels at the start: the network's own way, N(0, 0.02), Glorot's uniform, He's normal, or
+    orthogonal; but for "default", normalisation starts from N(1, 0.02) and biases from 0."""
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
     """The optimiser; SGD has Nesterov momentum."""
     learning_rate: Annotated[float, Meta(gt=0, le=10)] = 1e-2
@@ -107,6 +115,8 @@ class TrainingConfig(Settings):
     """Steps over which the learning rate rises linearly from near zero."""
     step_size: PositiveCount = 10_000
     """Steps between two falls of the learning rate in schedule "step" (StepLR)."""
+    step_epochs: PositiveCount = 30
+    """Epochs between two falls of the learning rate in schedule "step", where `epochs` is set."""
     step_gamma: Annotated[float, Meta(gt=0, le=1)] = 0.5
     """Factor of each fall of the learning rate in schedule "step"."""
     clip_gradient_norm: Annotated[float, Meta(ge=0, le=10**6)] = 12.0

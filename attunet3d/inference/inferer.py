@@ -23,6 +23,7 @@ from attunet3d.inference.engine import (
 )
 from attunet3d.inference.precision import choose_precision, uses_bfloat16
 from attunet3d.inference.record import Execution
+from attunet3d.inference.slice_passes import SlicePasses
 from attunet3d.inference.sliding_window import (
     Slab,
     Stitching,
@@ -87,6 +88,7 @@ class Inferer:
         self.device, self.budget, self.activation = device, budget, activation
         a, b, c = zip(*(member.network.divisor for member in members), strict=True)
         self.divisor = math.lcm(*a), math.lcm(*b), math.lcm(*c)
+        self.slices = SlicePasses.of([member.network for member in members], classes)
         self._engines: dict[tuple[torch.dtype, bool], list[Engine]] = {}  # one per member
         self._lock = threading.RLock()
 
@@ -191,8 +193,9 @@ class Inferer:
     def _whole(
         self, image: Tensor, engine: Engine, all_logits: bool, execution: Execution
     ) -> Iterator[Slab]:
+        run = whole_volume if self.slices is None else self.slices.slabs
         try:
-            yield from whole_volume(image, engine, divisor=self.divisor, all_channels=all_logits)
+            yield from run(image, engine, divisor=self.divisor, all_channels=all_logits)
         except RuntimeError as error:
             if not machine.ran_out_of_memory(error):
                 raise
@@ -220,7 +223,8 @@ class Inferer:
         if mode == "window" or (mode == "auto" and not self._sees_alike):
             return False
         widest = max(sum(finest_channels(member.config)) for member in self.members)
-        values, need = image.numel() * widest, self.pass_bytes(image.numel())
+        voxels = image.numel() if self.slices is None else self.slices.voxels(image)
+        values, need = voxels * widest, self._whole_bytes(image)
         reason = memory.why_not_whole(need, values, self.device, self.budget)
         if reason and mode == "whole":
             execution.fallbacks.append(reason)
@@ -242,9 +246,10 @@ class Inferer:
         """Whether every member computes in a window what it computes in the whole.
 
         Instance and group normalisation take their statistics over the input, so such a network
-        must see what it saw in training, a patch. Nothing is known of a network of another class.
+        must see what it saw in training, a patch. A network of slices has BatchNorm or nothing.
+        Nothing is known of a network of another class.
         """
-        return all(
+        return self.slices is not None or all(
             type(member.network) is AttentionUNet3D and member.config.norm == "batch"
             for member in self.members
         )
@@ -262,10 +267,16 @@ class Inferer:
             for member in self.members
         )
 
+    def _whole_bytes(self, image: Tensor) -> int:
+        """Estimated peak memory of one pass over the whole, or of one over some of its slices."""
+        if self.slices is None:
+            return self.pass_bytes(image.numel())
+        return self.pass_bytes(self.slices.voxels(image)) + self.slices.slab_bytes(image)
+
     def _bytes(self, image: Tensor, whole: bool, attention: bool) -> int:
         """Estimated peak memory of the networks and what is stitched."""
         if whole:
-            return self.pass_bytes(image.numel())
+            return self._whole_bytes(image)
         channels = self.classes + 8 * attention
         sums = 4 * channels * image[0, ..., 0].numel() * self.window[2]
         return sums + self.pass_bytes(self.config.window_batch * math.prod(self.window))

@@ -95,7 +95,7 @@ def sliding_window_slabs(
     padded, margins = pad(image, (sizes[0], sizes[1], sizes[2]))
     row = _Row(padded, predictor, window, overlap, stitching or Stitching())
     for slab in row.slabs(window_batch):
-        yield from _cut(slab, margins, image.shape)
+        yield from without_padding(slab, margins, image.shape)
 
 
 @torch.no_grad()
@@ -115,10 +115,12 @@ def whole_volume(
     """
     x, y, z = (-(-size // part) * part for size, part in zip(image.shape[1:], divisor, strict=True))
     padded, margins = pad(image, (x, y, z))
-    logits = _channels(predictor(padded[None]), all_channels)[0].float()  # (K, x, y, z)
+    logits = decisive_channels(predictor(padded[None]), all_channels)[0].float()  # (K, x, y, z)
     planes = slab_planes(logits.shape[0] * x * y, logits.device)
     for start in range(0, z, planes):
-        yield from _cut(Slab(start, logits[..., start : start + planes]), margins, image.shape)
+        yield from without_padding(
+            Slab(start, logits[..., start : start + planes]), margins, image.shape
+        )
 
 
 class _Row:
@@ -252,14 +254,14 @@ def pad(image: Tensor, size: Size) -> tuple[Tensor, Size]:
     return F.pad(image, (c, z - c, b, y - b, a, x - a), value=float(image.min())), (a, b, c)
 
 
-def _channels(outputs: Tensor, all_channels: bool) -> Tensor:
+def decisive_channels(outputs: Tensor, all_channels: bool) -> Tensor:
     """The channels (B, K, …) to accumulate: of two classes the difference, which alone decides."""
     if outputs.shape[1] == 2 and not all_channels:
         return outputs[:, 1:] - outputs[:, :1]
     return outputs
 
 
-def _cut(slab: Slab, before: Size, shape: torch.Size) -> Iterator[Slab]:
+def without_padding(slab: Slab, before: Size, shape: torch.Size) -> Iterator[Slab]:
     """The slab without the padding; nothing where all of it is padding."""
     _, sx, sy, sz = shape
     x, y, z = before

@@ -10,6 +10,7 @@ from .checkpoint import load_model as load_model
 from .checkpoint import load_state as load_state
 from .checkpoint import save_model as save_model
 from .gate import GridAttentionGate as GridAttentionGate
+from .initialisation import initialise_by_name as initialise_by_name
 from .layer_table import LayerRow as LayerRow
 from .layer_table import layer_table as layer_table
 from .layer_table import layer_text as layer_text
@@ -18,8 +19,11 @@ from .memory import bytes_per_voxel as bytes_per_voxel
 from .memory import finest_channels as finest_channels
 from .memory import fixed_bytes as fixed_bytes
 from .memory import training_bytes as training_bytes
+from .published.forms import form_strides as form_strides
 from .published.forms import from_published_state_dict as from_published_state_dict
 from .published.forms import published_network as published_network
+from .slices import CHUNK_PIXELS as CHUNK_PIXELS
+from .slices import SliceNetwork as SliceNetwork
 from .summary import config_summary as config_summary
 from .summary import model_summary as model_summary
 from .transfer import Transfer as Transfer

@@ -3,7 +3,8 @@
     (B, C, X, Y, Z)  →  (B · Z, C · n, X, Y)  →  2D network  →  (B · Z, K, X, Y)  →  (B, K, X, Y, Z)
 
 Slices run along z. The neighbours of slice k are the slices k - n//2 … k + n//2; beyond the ends of
-the volume its last slice is repeated. So it is at the ends of a patch, where the scan has others.
+the volume its last slice is repeated. So it is at the ends of a patch, where the scan has others;
+in inference `SlicePasses` therefore gives more slices than it takes answers of.
 """
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from attunet3d.models.published.network import PublishedNetwork
 
-CHUNK_PIXELS = 2**20  # at once in evaluation: four slices of 512 × 512
+CHUNK_PIXELS = 2**18  # at once in evaluation: a slice of 512 × 512
 
 
 class SliceNetwork(nn.Module):
@@ -39,6 +40,11 @@ class SliceNetwork(nn.Module):
         self.network, self.slices = network, slices
         self.in_channels = network.in_channels // slices
         self.out_channels = network.out_channels
+
+    @property
+    def reach(self) -> int:
+        """Number of slices that are seen on each side."""
+        return self.slices // 2
 
     @property
     def strides(self) -> list[tuple[int, int, int]]:
@@ -74,7 +80,7 @@ class SliceNetwork(nn.Module):
 
     def _with_neighbours(self, x: Tensor) -> Tensor:
         batch, channels, width, height, depth = x.shape
-        reach = self.slices // 2
+        reach = self.reach
         padded = F.pad(x, (reach, reach, 0, 0, 0, 0), mode="replicate") if reach else x
         shifted = [padded[..., k : k + depth] for k in range(self.slices)]
         stacked = torch.stack(shifted, 2)  # (B, C, n, X, Y, Z)

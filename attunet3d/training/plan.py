@@ -144,7 +144,9 @@ def _reasons(
         "preprocessing.spacing_mm": "median of the training set"
         if near
         else f"{coarser} within {budget}",
-        "network.strides": "thick slices and short axes are pooled later",
+        "network.strides": "thick slices and short axes are pooled later"
+        if config.network.form == "attention_unet"
+        else "the form's own",
         "preprocessing.hu_window": "0.5th to 99.5th percentile of the labelled voxels",
         "preprocessing.mean_hu": of_labelled,
         "preprocessing.std_hu": of_labelled,

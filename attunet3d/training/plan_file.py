@@ -25,7 +25,7 @@ from attunet3d.core import (
     whole_file,
 )
 from attunet3d.datasets import Case, Fingerprint, Manifest, labels_with_side, measure_fingerprint
-from attunet3d.training import distributed
+from attunet3d.training import distributed, epochs
 from attunet3d.training.plan import Plan, make_plan
 
 FILE_BYTES = 100_000_000  # largest plan; a case takes about 300
@@ -71,9 +71,10 @@ def read_config(
         training = config.training
         changes: dict[str, object] = {"training.learning_rate": training.learning_rate / 10}
         if training.schedule != "one_cycle":  # which warms up by itself
-            changes["training.warmup_steps"] = max(1, training.steps // 100)
+            changes["training.warmup_steps"] = max(1, training.epochs or training.steps // 100)
         config = config.replaced(changes)
     config = config.with_overrides([*manifest.training_settings(), *settings])
+    epochs.refuse_steps(config, settings)
     return without_wrong_flips(config, manifest.labels)
 
 

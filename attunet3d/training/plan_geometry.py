@@ -9,7 +9,7 @@ from math import ceil, prod
 
 from attunet3d.core import Config, NetworkConfig, SettingsError, Size, Triple
 from attunet3d.datasets import Fingerprint
-from attunet3d.models import bytes_per_voxel, fixed_bytes
+from attunet3d.models import bytes_per_voxel, fixed_bytes, form_strides
 
 USABLE = 0.9  # of the stated memory; the rest is for workspaces and fragmentation
 SEEN = 0.25  # least share of the median body that a patch sees
@@ -96,10 +96,14 @@ def on_grid(body_mm: Triple, spacing: Triple) -> Size:
 def choose_strides(network: NetworkConfig, spacing: Triple, grid: Size) -> Strides:
     """Pooling factors: 2 along each axis that is not yet twice as coarse as the finest one.
 
+    A published form has its own.
+
     Example:
         >>> choose_strides(NetworkConfig(channels=(8, 16, 32)), (1.0, 1.0, 2.0), (96, 96, 48))
         ((2, 2, 1), (2, 2, 2))
     """
+    if network.form != "attention_unet":
+        return form_strides(network.form)
     steps, sizes, strides = list(spacing), list(grid), []
     for _ in network.channels[1:]:
         finest = min(steps)

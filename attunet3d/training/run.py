@@ -10,7 +10,7 @@ import torch
 
 from attunet3d.core import Config, SettingsError, TrainingError
 from attunet3d.datasets import Manifest
-from attunet3d.training import distributed, plan_file, run_folder, run_report
+from attunet3d.training import distributed, epochs, plan_file, run_folder, run_report
 from attunet3d.training.run_folder import Cases
 from attunet3d.training.trainer import Trainer
 
@@ -117,12 +117,15 @@ def begin_or_go_on(call: TrainingCall, run_dir: Path, cases: Cases) -> None:
     if not begun or not (run_dir / "summary.json").exists():
         train_run(replace(call, resume=begun), run_dir, cases)
         return
-    same = call if call.hours is None else with_steps_of(call, run_dir)
+    same = with_steps_of(call, run_dir)
     run_folder.go_on(run_dir, same.config, cases, call.device)  # refuses other settings
     _log.info("%s: is done", run_dir)
 
 
 def with_steps_of(call: TrainingCall, run_dir: Path) -> TrainingCall:
-    """The same call for as many steps as a run took."""
-    steps = Config.load(run_dir / run_folder.CONFIG).training.steps
-    return replace(call, config=call.config.replaced({"training.steps": steps}))
+    """The same call; for a duration, with as many steps as a run took."""
+    if call.hours is None:
+        return call
+    values = Config.load(run_dir / run_folder.CONFIG).by_name()
+    taken = {name: values[name] for name in ("training.epochs", *epochs.COUNTED)}
+    return replace(call, config=call.config.replaced(taken))

@@ -32,6 +32,7 @@ from attunet3d.datasets import Case, Manifest, annotated_values
 from attunet3d.training import cache, distributed
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.distributed import by_first
+from attunet3d.training.epochs import in_steps
 from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.plan import PLANNED, Plan, setting
 from attunet3d.training.plan_file import save_plan
@@ -89,8 +90,9 @@ def begin(run_dir: Path, plan: Plan, cases: Cases, device: torch.device) -> Conf
     refuse_too_little_memory(plan.needed_bytes, device)
     whole_file.make_folder(run_dir)
     save_plan(plan, run_dir / "plan.json", split=_split(cases))
-    plan.config.save(run_dir / CONFIG)
-    return plan.config
+    config = in_steps(plan.config, len(cases[0]))
+    config.save(run_dir / CONFIG)
+    return config
 
 
 @by_first
@@ -119,6 +121,7 @@ def go_on(
     _refuse_other_cases(run_dir, cases)
     open_settings = [name for name in PLANNED if setting(config, name) is None]
     asked = config.replaced({name: setting(saved, name) for name in open_settings})
+    asked = in_steps(asked, len(cases[0]))
     for name, (old, new) in changed_settings(saved, asked).items():
         longer = name == "training.steps" and more_steps
         if name not in MAY_CHANGE and not longer:
@@ -128,7 +131,10 @@ def go_on(
                 cure=f"resume with {file} as CONFIG, or begin another run",
             )
     changes = {name: setting(config, name) for name in MAY_CHANGE}
-    resumed = saved.replaced(changes | {"training.steps": saved.training.steps + more_steps})
+    if more_steps:  # from here on steps count, not epochs
+        steps = saved.training.steps + more_steps
+        changes |= {"training.steps": steps, "training.epochs": None}
+    resumed = saved.replaced(changes)
     distributed.refuse_idle_processes(resumed.training.batch_size)
     plan_file = _read_plan(run_dir)
     refuse_too_little_memory(int(plan_file.get("needed_bytes", 0)), device)

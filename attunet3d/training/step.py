@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attunet3d.core import Config, TrainingError, machine
 from attunet3d.inference import activation, independent
-from attunet3d.models import build_network, memory_layout
+from attunet3d.models import build_network, initialise_by_name, memory_layout
 from attunet3d.training import distributed, loss, optimisation
 from attunet3d.training.batch_norm import reestimate_statistics
 from attunet3d.training.batches import Batch
@@ -113,6 +113,7 @@ class TrainingStep:
         with torch.random.fork_rng():
             torch.manual_seed(self.settings.seed)
             network = build(1, classes)
+            initialise_by_name(network, self.settings.initialisation)
         if self.settings.sync_batch_norm:
             network = synchronised(network, device)
         self.network = self._in_layout(network)

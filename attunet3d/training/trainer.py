@@ -7,6 +7,7 @@ resumed ends with weights that are bit-identical to those of a run that was not.
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -25,9 +26,10 @@ from attunet3d.core import (
     progress,
     stop_requests,
     whole_file,
+    write_line,
 )
 from attunet3d.models import Network, checkpoint
-from attunet3d.training import distributed
+from attunet3d.training import distributed, epochs
 from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.components import Components
@@ -37,7 +39,7 @@ from attunet3d.training.run_log import RunLog, Stopwatch
 from attunet3d.training.run_state import Result, RunState, nonfinite_error
 from attunet3d.training.step import TrainingStep
 from attunet3d.training.torch_state import memory_error_in_one_line, own_torch_state, step_seed
-from attunet3d.training.validation import dice_network_grid
+from attunet3d.training.validation import mean, score_network_grid
 
 STATISTICS_BATCHES = 16  # from which an average of weights gets its running statistics
 MOST_ROWS, LEAST_STEPS = 1000, 10  # of training loss in metrics.csv; steps between two
@@ -72,6 +74,7 @@ class Trainer:
         device: torch.device,
         components: Components = Components(),  # noqa: B008 (frozen)
     ) -> None:
+        config = epochs.in_steps(config, len(data.training))
         self.data, self.config, self.run_dir, self.device = data, config, run_dir, device
         self.classes = LabelClasses.of(data.labels, config)
         self.labels = self.classes.names
@@ -133,7 +136,8 @@ class Trainer:
         """Set `training.steps` to what the time allows at the speed of the steps `done` so far."""
         so_far = distributed.largest(self.stopwatch.seconds)
         steps = self.state.step + int(max(0.0, seconds - so_far) / so_far * done)
-        self.config = self.config.replaced({"training.steps": max(1, steps)})
+        changes = {"training.steps": max(1, steps), "training.epochs": None}
+        self.config = self.config.replaced(changes)
         self.update.settings = self.config.training
 
     def _train_step(self, batches: Sequence[Batch]) -> float:
@@ -190,7 +194,7 @@ class Trainer:
         began, window, state = time.monotonic(), self.config.window, self.state
         assert window is not None  # else there were no patches
         network = self.update.evaluated(self._statistics_images())
-        scores = dice_network_grid(
+        scores = score_network_grid(
             self.data.validation,
             lambda patch: self.update.forward(network, patch),
             window,
@@ -198,16 +202,19 @@ class Trainer:
             self.classes,
             self.config.training.ignore_index,
         )
-        dice = sum(scores.values()) / len(scores) if scores else None
+        dice = mean(scores.dice)
         if dice is None or state.best_dice is None or dice > state.best_dice:
             self._save_model(network, dice)
             state.best_dice, state.best_step, state.validations_since_best = dice, state.step, 0
         else:
             state.validations_since_best += 1
         names = list(self.labels.values())
-        by_label = {f"dice_{names[index]}": score for index, score in scores.items()}
+        found = {"dice_network_grid": dice, "iou": mean(scores.iou), "accuracy": scores.accuracy}
+        found |= {f"dice_{names[index]}": score for index, score in scores.dice.items()}
         took = {"validation_seconds": round(time.monotonic() - began, 2)}
-        log.write(self._row() | {"dice_network_grid": dice} | by_label | took)
+        log.write(self._row() | found | took)
+        if self.config.training.epochs is not None and distributed.is_first():
+            write_line(epochs.epoch_line(log.rows, self.config), sys.stdout)
 
     def _row(self) -> dict[str, Any]:
         """A row of metrics.csv; a new mean of losses begins."""

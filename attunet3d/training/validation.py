@@ -1,10 +1,11 @@
-"""Dice of a network on prepared cases, on the network's own grid: fast, for choosing weights.
+"""Scores of a network on prepared cases, on the network's own grid: fast, for choosing weights.
 
-This is `dice_network_grid`. The Dice that a paper reports (`dice`, see `evaluation`) is computed
-on the scanner's grid against the untouched reference; the two are never compared.
+Their Dice is `dice_network_grid`. The Dice that a paper reports (`dice`, see `evaluation`) is
+computed on the scanner's grid against the untouched reference; the two are never compared.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -54,15 +55,31 @@ def predict_classes(
     return label
 
 
-def dice_network_grid(
+@dataclass(frozen=True)
+class NetworkGridScores:
+    """Means over the cases in which reference or prediction has a class."""
+
+    dice: dict[int, float]
+    """By class index, background left out; a class that no case has is missing."""
+    iou: dict[int, float]
+    accuracy: float | None
+    """Share of right voxels, background included, of the cases in which all was annotated."""
+
+
+def mean(scores: Mapping[int, float]) -> float | None:
+    """The mean over the classes; None without any."""
+    return sum(scores.values()) / len(scores) if scores else None
+
+
+def score_network_grid(
     cases: Sequence[CachedCase],
     forward: Forward,
     window: Size,
     device: torch.device,
     labels: LabelClasses,
     ignored: int | None = None,
-) -> dict[int, float]:
-    """Mean Dice of each class over the cases in which reference or prediction has it.
+) -> NetworkGridScores:
+    """Mean scores of each class over the cases in which reference or prediction has it.
 
     Each process of a run takes some of the cases; all get the same answer. A case counts only for
     the classes that were annotated in it.
@@ -74,30 +91,37 @@ def dice_network_grid(
         device: Where `forward` works.
         labels: What the classes are.
         ignored: Label value of voxels that count nowhere.
-
-    Returns:
-        Dice by class index, background left out; a class that no case has is missing.
     """
-    found: list[tuple[int, int, float]] = []  # case, class, Dice
+    found: list[tuple[int, int, float]] = []  # case, class (0: all voxels), Dice (accuracy)
     own = range(distributed.rank(), len(cases), distributed.world_size())
     with progress(len(own), "validating") as bar:
         for number in own:
             case = cases[number]
             with bar.item() as done:
                 predicted = predict_classes(case, forward, window, device, labels, done)
-            found += [(number, *pair) for pair in _case_dice(predicted, case, labels, ignored)]
+            found += [(number, *pair) for pair in _case_scores(predicted, case, labels, ignored)]
     scores: dict[int, list[float]] = {}
     for _, index, dice in sorted(distributed.gathered(found)):
         scores.setdefault(index, []).append(dice)
-    return {index: float(np.mean(values)) for index, values in scores.items()}
+    right = scores.pop(0, None)
+    return NetworkGridScores(
+        dice={index: float(np.mean(values)) for index, values in scores.items()},
+        iou={
+            index: float(np.mean([d / (2 - d) for d in values])) for index, values in scores.items()
+        },
+        accuracy=None if right is None else float(np.mean(right)),
+    )
 
 
-def _case_dice(
+def _case_scores(
     predicted: npt.NDArray[np.uint8], case: CachedCase, labels: LabelClasses, ignored: int | None
 ) -> Iterator[tuple[int, float]]:
-    """Class indices and Dice of the annotated classes that prediction or reference has."""
+    """Class and Dice of the annotated classes that either has; 0 and the share of right voxels."""
     label = case.label()
     counted = label != ignored if ignored is not None else None
+    if case.annotated is None:
+        known = label.size if counted is None else np.count_nonzero(counted)
+        yield 0, int(np.count_nonzero(predicted == label)) / max(1, int(known))
     for index in case.annotated or range(1, len(labels.names)):
         ours, theirs = labels.mask(predicted, index), labels.mask(label, index)
         if counted is not None:

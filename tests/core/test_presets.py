@@ -8,12 +8,42 @@ import pytest
 
 from attunet3d.core import SettingsError
 from attunet3d.core.config import Config, changed_settings
-from attunet3d.core.presets import PRESETS, demo_cpu, find_config, oktay2018, pancreas_ct
+from attunet3d.core.presets import (
+    PRESETS,
+    attunet2d_nearest,
+    attunet2d_transposed,
+    attunet2d_unnormalised,
+    attunet3d_same_resolution,
+    attunet3d_transposed,
+    demo_cpu,
+    find_config,
+    oktay2018,
+    pancreas_ct,
+)
 
 # What each preset says; every other setting is the default, which is pinned below.
 STILL = {
     f"augmentation.{name}_probability": 0
     for name in ("noise", "blur", "brightness", "contrast", "gamma", "low_resolution")
+}
+FORM = {
+    "augmentation.flip_axes": (0, 1),
+    "augmentation.affine_probability": 0,
+    **STILL,
+    "training.epochs": 100,
+    "training.optimiser": "adam",
+    "training.learning_rate": 1e-4,
+    "training.weight_decay": 5e-4,
+    "training.schedule": "step",
+    "training.step_gamma": 0.1,
+    "training.clip_gradient_norm": 0,
+}
+SLICES = FORM | {
+    "preprocessing.spacing_mm": (1.5, 1.5, 3),
+    "preprocessing.hu_window": (-160, 240),
+    "training.patch_size": (256, 256, 8),
+    "training.batch_size": 2,
+    "training.epoch_patches": 8,
 }
 SETTINGS = {
     oktay2018: {
@@ -70,8 +100,40 @@ SETTINGS = {
         "training.schedule": "one_cycle",
         "inference.mode": "whole",
     },
+    attunet2d_nearest: SLICES
+    | {
+        "network.form": "2d_nearest",
+        "training.loss": "bce",
+        "training.initialisation": "normal",
+    },
+    attunet2d_transposed: {
+        name: value for name, value in SLICES.items() if name != "training.optimiser"
+    }
+    | {
+        "network.form": "2d_transposed",
+        "training.loss": "ce",
+        "training.initialisation": "kaiming",
+        "training.learning_rate": 0.1,
+        "training.momentum": 0.9,
+    },
+    attunet2d_unnormalised: SLICES
+    | {
+        "network.form": "2d_unnormalised",
+        "training.loss": "bce",
+        "training.initialisation": "xavier",
+        "training.weight_decay": 0,
+    },
+    attunet3d_same_resolution: FORM
+    | {
+        "network.form": "3d_same_resolution",
+        "training.loss": "ce",
+        "training.initialisation": "kaiming",
+    },
+    attunet3d_transposed: FORM | {"network.form": "3d_transposed", "training.loss": "ce"},
 }
 DEFAULTS_THAT_PRESETS_REST_ON = {
+    "network.form": "attention_unet",
+    "network.slices": 3,
     "network.channels": (16, 32, 64, 128, 256),
     "network.gate": "double",
     "network.deep_supervision": "fused",
@@ -80,7 +142,10 @@ DEFAULTS_THAT_PRESETS_REST_ON = {
     "training.seed": 0,
     "training.accumulation": 1,
     "training.foreground_fraction": 0.5,
+    "training.epochs": None,
+    "training.step_epochs": 30,
     "training.loss": "dice_ce",
+    "training.initialisation": "default",
     "training.optimiser": "sgd",
     "training.learning_rate": 1e-2,
     "training.momentum": 0.99,
@@ -133,7 +198,7 @@ def test_files_of_a_user(tmp_path: Path) -> None:
     [
         ("oktay2019", "did you mean oktay2018"),
         ("pancreas-ct", "did you mean pancreas_ct"),
-        ("x", "choose from oktay2018, pancreas_ct, demo_cpu"),
+        ("x", "choose from oktay2018, pancreas_ct, demo_cpu, attunet2d_nearest"),
         ("none.yaml", "is neither a file nor a preset"),
     ],
 )

@@ -26,7 +26,7 @@ from attunet3d.training.run_log import read_rows
 from attunet3d.training.step import TrainingStep, training_dtype
 from attunet3d.training.torch_state import step_seed
 from attunet3d.training.trainer import Trainer, TrainingData
-from attunet3d.training.validation import dice_network_grid
+from attunet3d.training.validation import NetworkGridScores, score_network_grid
 
 LABELS = {0: "background", 1: "ball"}
 CONFIG = Config().with_overrides(
@@ -103,8 +103,8 @@ def test_a_run_leaves_its_best_weights_its_numbers_and_its_state(data, tmp_path)
     assert found.labels == LABELS
     assert found.config == CONFIG
     with torch.inference_mode():
-        scores = dice_network_grid(data.validation, found.network, (12, 12, 12), CPU, CLASSES)
-    assert scores[1] == pytest.approx(best, abs=1e-6)
+        scores = score_network_grid(data.validation, found.network, (12, 12, 12), CPU, CLASSES)
+    assert scores.dice[1] == pytest.approx(best, abs=1e-6)
 
 
 def test_it_learns(data, tmp_path):
@@ -161,7 +161,7 @@ def test_a_run_stopped_while_it_validates_leaves_at_once_and_validates_when_it_g
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("it went on")
 
-    monkeypatch.setattr(trainer_module, "dice_network_grid", stopped)
+    monkeypatch.setattr(trainer_module, "score_network_grid", stopped)
     with pytest.raises(SystemExit, match="143"):
         broken.fit()
     monkeypatch.undo()
@@ -396,7 +396,7 @@ def test_a_stop_request_during_validation_is_followed_at_once_and_validation_mad
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("validation went on")
 
-    monkeypatch.setattr("attunet3d.training.trainer.dice_network_grid", interrupted)
+    monkeypatch.setattr("attunet3d.training.trainer.score_network_grid", interrupted)
     with pytest.raises(SystemExit) as caught:
         run.fit()
     assert caught.value.code == 128 + signal.SIGINT
@@ -428,7 +428,8 @@ def test_the_time_spent_waiting_for_data_is_told(data, tmp_path, monkeypatch):
 def test_a_dice_that_is_equal_to_the_best_is_not_a_better_one(data, tmp_path, monkeypatch):
     scores = iter([0.3, 0.5, 0.5, 0.4])
     monkeypatch.setattr(
-        "attunet3d.training.trainer.dice_network_grid", lambda *_: {1: next(scores)}
+        "attunet3d.training.trainer.score_network_grid",
+        lambda *_: NetworkGridScores({1: next(scores)}, {1: 0.5}, None),
     )
     result = trainer(data, tmp_path / "run", steps=100, early_stop=2).fit()
     assert (result.step, result.best_dice, result.best_step) == (16, 0.5, 8)

@@ -8,7 +8,7 @@ import torch
 
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.label_classes import LabelClasses
-from attunet3d.training.validation import dice_network_grid, predict_classes
+from attunet3d.training.validation import predict_classes, score_network_grid
 
 CPU = torch.device("cpu")
 TWO = LabelClasses({0: "background", 1: "organ"}, (0, 1))
@@ -53,8 +53,10 @@ def test_mean_over_the_cases_that_have_a_class(tmp_path):
     answer[0, 0, 1:4] = 1  # one voxel in common, of 2 and 3
     empty = np.zeros((4, 4, 4))
     cases = [case(tmp_path / "a", answer, label, 3), case(tmp_path / "b", empty, empty, 3)]
-    scores = dice_network_grid(cases, by_value, (4, 4, 4), CPU, THREE)
-    assert scores == {1: pytest.approx(2 * 1 / 5)}
+    scores = score_network_grid(cases, by_value, (4, 4, 4), CPU, THREE)
+    assert scores.dice == {1: pytest.approx(2 * 1 / 5)}
+    assert scores.iou == {1: pytest.approx(1 / 4)}
+    assert scores.accuracy == pytest.approx((61 / 64 + 1) / 2)  # background counts here
 
 
 def test_ignored_voxels_count_nowhere(tmp_path):
@@ -63,7 +65,7 @@ def test_ignored_voxels_count_nowhere(tmp_path):
     answer = np.ones((4, 4, 4))
     answer[2:] = answer[0, 1:] = answer[0, 0, 1:] = 0
     cases = [case(tmp_path / "a", answer, label, 2)]
-    assert dice_network_grid(cases, by_value, (4, 4, 4), CPU, TWO, 255) == {1: 1.0}
+    assert score_network_grid(cases, by_value, (4, 4, 4), CPU, TWO, 255).dice == {1: 1.0}
 
 
 def test_overlapping_regions_are_written_over_one_another_and_scored_whole(tmp_path):
@@ -83,8 +85,8 @@ def test_overlapping_regions_are_written_over_one_another_and_scored_whole(tmp_p
     assert predict_classes(cases[0], overlapping, (4, 4, 4), CPU, regions)[0, 0].tolist() == [
         *(1, 2, 2, 0)
     ]
-    scores = dice_network_grid(cases, overlapping, (4, 4, 4), CPU, regions)
-    assert scores == {1: pytest.approx(2 * 3 / 7), 2: pytest.approx(2 * 1 / 4)}
+    scores = score_network_grid(cases, overlapping, (4, 4, 4), CPU, regions)
+    assert scores.dice == {1: pytest.approx(2 * 3 / 7), 2: pytest.approx(2 * 1 / 4)}
 
 
 def test_cases_count_for_what_was_annotated_in_them_only(tmp_path):
@@ -93,4 +95,6 @@ def test_cases_count_for_what_was_annotated_in_them_only(tmp_path):
     answer = label.copy()
     answer[1] = 2
     partly = dataclasses.replace(case(tmp_path / "a", answer, label, 3), annotated=(1,))
-    assert dice_network_grid([partly], by_value, (4, 4, 4), CPU, THREE) == {1: 1.0}
+    scores = score_network_grid([partly], by_value, (4, 4, 4), CPU, THREE)
+    assert scores.dice == {1: 1.0}
+    assert scores.accuracy is None  # whether class 2 is right is not known

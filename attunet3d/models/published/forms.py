@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from attunet3d.core import ModelError
+from attunet3d.core import ModelError, Size
 from attunet3d.models.published.nearest_2d import Nearest2D
 from attunet3d.models.published.network import PublishedNetwork
 from attunet3d.models.published.same_resolution_3d import SameResolution3D
@@ -62,6 +62,17 @@ def published_network(
         known = ", ".join(FORMS)
         raise ModelError(f"the name of a published network must be one of {known}, got {name!r}")
     return FORMS[name](in_channels, out_channels, width)
+
+
+def form_strides(name: str) -> tuple[Size, ...]:
+    """Factors between neighbouring levels of a form along x, y, z.
+
+    Example:
+        >>> form_strides("2d_nearest"), form_strides("3d_transposed")
+        (((2, 2, 1), (2, 2, 1), (2, 2, 1), (2, 2, 1)), ((2, 2, 2), (2, 2, 2), (2, 2, 2)))
+    """
+    form = FORMS[name]
+    return ((2, 2, 2 if form.axes == 3 else 1),) * (form.factor.bit_length() - 1)
 
 
 def from_published_state_dict(name: str, state_dict: Mapping[str, Tensor]) -> PublishedNetwork:
