@@ -1,9 +1,9 @@
 """Say what a model, a configuration, a manifest or a scan is, in words and numbers.
 
 MODEL is a run folder, a cross-validation or a .safetensors file, CONFIG a preset (oktay2018,
-pancreas_ct, demo_cpu) or a YAML or JSON file. Of both, the settings that differ from the defaults
-and a table of the network's layers are shown. --schema prints the JSON schema of CONFIG, with which
-editors complete and check such files.
+pancreas_ct, demo_cpu, attunet2d_nearest, …) or a YAML or JSON file. Of both, the settings that
+differ from the defaults and a table of the network's layers are shown; --picture draws the network.
+--schema prints the JSON schema of CONFIG, with which editors complete and check such files.
 """
 
 import json
@@ -19,10 +19,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("subject", nargs="?", metavar="MODEL|CONFIG|MANIFEST|SCAN")
     asked.add_argument("--schema", action="store_true", help="print the JSON schema of CONFIG")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg|png", help="draw the network")
     arguments = parser.parse_args(argv)
 
-    from attunet3d.core import find_config, json_schema, kind_of  # --help does without them
+    from attunet3d.core import (
+        SettingsError,
+        find_config,
+        json_schema,
+        kind_of,
+    )  # --help does without
     from attunet3d.datasets import Manifest, manifest_summary
+    from attunet3d.evaluation import save_network_picture
     from attunet3d.imaging import read_volume, scan_summary
     from attunet3d.inference import load_as_one
     from attunet3d.models import config_summary, model_summary
@@ -32,13 +39,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(json_schema(), indent=1))
         return 0
     kind = kind_of(subject)
+    picture = arguments.picture
+    if picture and kind not in ("config", "model"):
+        raise SettingsError(
+            f"--picture: {subject} is a {kind}", cure="name a model or a configuration"
+        )
     print(f"{subject}: {kind}\n")
     if kind == "config":
-        print(config_summary(find_config(subject)))
+        config, classes = find_config(subject), 2
+        print(config_summary(config))
     elif kind == "model":
-        print(model_summary(load_as_one(Path(subject))))
+        model = load_as_one(Path(subject))
+        config, classes = model.config, len(model.labels)
+        print(model_summary(model))
     elif kind == "manifest":
         print(manifest_summary(Manifest.load(Path(subject))))
     else:
         print(scan_summary(read_volume(Path(subject))))
+    if picture:
+        save_network_picture(config, classes, picture)
     return 0

@@ -67,7 +67,9 @@ class NetworkConfig(Settings):
     """Initial bias of psi; 3.0 opens the gates at the start as the paper's text says."""
 
     def check(self) -> None:
-        """Refuse strides and blocks that do not fit the levels."""
+        """Refuse strides and blocks that do not fit the levels; a published form has its own."""
+        if self.form != "attention_unet":
+            return
         levels = len(self.channels)
         if self.strides is not None and len(self.strides) != levels - 1:
             raise self.refuse("strides", f"{levels - 1} triples, one between each two levels")

@@ -19,6 +19,7 @@ from attunet3d.core.errors import SettingsError
 from attunet3d.core.model_config import InferenceConfig, NetworkConfig, PreprocessingConfig
 from attunet3d.core.settings import suggestion
 from attunet3d.core.training_config import AugmentationConfig, TrainingConfig
+from attunet3d.core.types import Triple
 
 EPOCH = 31  # updates in an epoch of the code: 61 training cases of CT-82 in batches of two
 NO_INTENSITY_CHANGES: dict[str, Any] = {
@@ -128,11 +129,14 @@ def demo_cpu() -> Config:
     )
 
 
-def _form(form: str, preprocessing: PreprocessingConfig, **training: Any) -> Config:
+def _form(form: str, training: dict[str, Any], spacing_mm: Triple | None = None) -> Config:
     """A published form, trained by epochs with flips only. Numbers without a comment: page."""
     return Config(
         network=NetworkConfig.from_dict({"form": form}),
-        preprocessing=preprocessing,
+        preprocessing=PreprocessingConfig(
+            spacing_mm=spacing_mm,
+            hu_window=(-160.0, 240.0),  # ours
+        ),
         augmentation=AugmentationConfig(
             flip_axes=(0, 1), affine_probability=0.0, **NO_INTENSITY_CHANGES
         ),
@@ -153,11 +157,8 @@ def _form(form: str, preprocessing: PreprocessingConfig, **training: Any) -> Con
 
 def _slices(form: str, **training: Any) -> Config:
     """A 2D form: 16 slices of 38 cm a batch. Sizes: ours; three channels: page."""
-    return _form(
-        form,
-        PreprocessingConfig(spacing_mm=(1.5, 1.5, 3.0), hu_window=(-160.0, 240.0)),
-        **{"patch_size": (256, 256, 8), "batch_size": 2, "epoch_patches": 8, **training},
-    )
+    sizes = {"patch_size": (256, 256, 8), "batch_size": 2, "epoch_patches": 8}
+    return _form(form, spacing_mm=(1.5, 1.5, 3.0), training=sizes | training)
 
 
 def attunet2d_nearest() -> Config:
@@ -181,12 +182,12 @@ def attunet2d_unnormalised() -> Config:
 
 def attunet3d_same_resolution() -> Config:
     """The 3D network with `AttU_Net`'s gates; the plan chooses grid and patch."""
-    return _form("3d_same_resolution", PreprocessingConfig(), loss="ce", initialisation="kaiming")
+    return _form("3d_same_resolution", {"loss": "ce", "initialisation": "kaiming"})
 
 
 def attunet3d_transposed() -> Config:
     """The small 3D network; its answer passes a ReLU, so a softmax compares the classes."""
-    return _form("3d_transposed", PreprocessingConfig(), loss="ce")
+    return _form("3d_transposed", {"loss": "ce"})
 
 
 PRESETS: dict[str, Callable[[], Config]] = {

@@ -74,9 +74,9 @@ class TrainingConfig(Settings):
     """Fraction of patches centred on a foreground voxel; classes are sampled equally often."""
     steps: PositiveCount = 50_000
     """Updates of the weights in the whole run."""
-    epochs: PositiveCount | None = None
+    epochs: Count = 0
     """Passes over the training cases, each ended by a validation and a line of a table; they give
-    `steps`, `validate_every` and, by `step_epochs`, `step_size`; null: those count."""
+    `steps`, `validate_every` and, by `step_epochs`, `step_size`; 0: those count."""
     epoch_patches: PositiveCount = 1
     """Patches drawn from each training case in an epoch."""
     validate_every: PositiveCount = 500

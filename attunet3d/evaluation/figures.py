@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from attunet3d.core import DataError, whole_file
+from attunet3d.core import DataError, WriteError, whole_file
 from attunet3d.evaluation import drawing, metrics, slices
 from attunet3d.evaluation.charts import plain
 from attunet3d.evaluation.slices import View, Voxels
 
+PICTURES = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 COLORS = {"reference": "#21c7f3", "prediction": "#ff9000"}  # sky blue, orange
 LINEWIDTHS = {"reference": 2.8, "prediction": 1.3}  # the wider is below: both show where they agree
 WINDOW_HU = (-160.0, 240.0)  # soft tissue of the abdomen
@@ -120,13 +122,18 @@ def demo_figure(examples: Sequence[Example], value: int, organ: str, *, title: s
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all; the same figure gives the same bytes.
+    """Write a figure as PNG or SVG, whole or not at all; the same figure gives the same bytes.
 
     Raises:
-        WriteError: The file cannot be written.
+        WriteError: The file cannot be written, or its name ends in something else.
     """
+    form = path.suffix[1:]
+    if form not in PICTURES:
+        rule = f"the name of a picture must end in {' or '.join(PICTURES)}"
+        raise WriteError(rule, path=path)
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
+    with rc_context({"svg.hashsalt": "", "svg.fonttype": "none"}):  # text stays text
+        figure.savefig(stream, format=form, metadata=PICTURES[form])
     whole_file.write_bytes(path, stream.getbuffer())
 
 

@@ -19,12 +19,16 @@ from .memory import bytes_per_voxel as bytes_per_voxel
 from .memory import finest_channels as finest_channels
 from .memory import fixed_bytes as fixed_bytes
 from .memory import training_bytes as training_bytes
+from .network_levels import NetworkLevel as NetworkLevel
+from .network_levels import network_levels as network_levels
 from .published.forms import form_strides as form_strides
 from .published.forms import from_published_state_dict as from_published_state_dict
 from .published.forms import published_network as published_network
 from .slices import CHUNK_PIXELS as CHUNK_PIXELS
 from .slices import SliceNetwork as SliceNetwork
+from .summary import USUAL_PATCH as USUAL_PATCH
 from .summary import config_summary as config_summary
 from .summary import model_summary as model_summary
+from .summary import network_without_weights as network_without_weights
 from .transfer import Transfer as Transfer
 from .transfer import transfer_weights as transfer_weights

@@ -25,7 +25,7 @@ class LayerRow:
 
     Args:
         name: Its place in the network, such as "encoder.0".
-        shape: Channels and size of its output for one patch.
+        shape: Channels and size of its output for one patch, in a 2D network for one slice of it.
         parameters: Number of its weights.
         flops: Floating-point operations of its convolutions for one patch, forward; a
             multiplication and an addition are two.
@@ -54,28 +54,49 @@ def layer_table(network: nn.Module, patch: Size, in_channels: int = 1) -> list[L
         >>> rows[0].name, rows[0].shape, rows[0].parameters
         ('encoder.0', (4, 16, 16, 16), 564)
     """
-    network = copy.deepcopy(network).to("meta").train()
-    names = {module: name for name, module in _blocks(network)}
-    shapes: dict[nn.Module, tuple[int, ...]] = {}
-
-    def keep_shape(module: nn.Module, inputs: Any, output: Any) -> None:
-        while not isinstance(output, Tensor):  # a gated skip also returns its coefficients
-            output = output[0]
-        shapes[module] = tuple(output.shape[1:])
-
-    for module in names:
-        module.register_forward_hook(keep_shape)
+    modules = dict(_blocks(network))
     with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, in_channels, *patch, device="meta"))
+        shapes = output_shapes(network, list(modules), patch, in_channels)
     flops = counter.get_flop_counts()
     rows = []
-    for module, shape in shapes.items():
-        parameters = sum(parameter.numel() for parameter in module.parameters())
-        if parameters or isinstance(module, nn.MaxPool3d):
-            count = sum(flops.get(f"{type(network).__name__}.{names[module]}", {}).values())
-            size = prod(shape) * FLOAT32_BYTES
-            rows.append(LayerRow(names[module], shape, parameters, count, size))
+    for name, ((batch, *shape), *_) in shapes.items():
+        parameters = sum(parameter.numel() for parameter in modules[name].parameters())
+        if parameters or isinstance(modules[name], nn.MaxPool3d):
+            count = sum(flops.get(f"{type(network).__name__}.{name}", {}).values())
+            size = batch * prod(shape) * FLOAT32_BYTES
+            rows.append(LayerRow(name, tuple(shape), parameters, count, size))
     return rows
+
+
+def output_shapes(
+    network: nn.Module, names: Sequence[str], patch: Size, in_channels: int = 1
+) -> dict[str, list[tuple[int, ...]]]:
+    """Shapes of the outputs of modules in training, in the order in which they run.
+
+    Args:
+        network: Any network of (1, in_channels, X, Y, Z); it is not changed.
+        names: Of its modules.
+        patch: X, Y, Z.
+        in_channels: Channels of the input.
+
+    Example:
+        >>> output_shapes(nn.Sequential(nn.Conv3d(1, 8, 3, 2, 1)), ["0"], (16, 16, 8))
+        {'0': [(1, 8, 8, 8, 4)]}
+    """
+    network = copy.deepcopy(network).to("meta").train()
+    modules = dict(network.named_modules())
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def keep_shapes(name: str, output: Any) -> None:
+        outputs = [output] if isinstance(output, Tensor) else output
+        shapes[name] = [tuple(part.shape) for part in outputs if isinstance(part, Tensor)]
+
+    for name in names:
+        modules[name].register_forward_hook(
+            lambda _, __, output, name=name: keep_shapes(name, output)
+        )
+    network(torch.zeros(1, in_channels, *patch, device="meta"))
+    return shapes
 
 
 def layer_text(rows: Sequence[LayerRow]) -> str:

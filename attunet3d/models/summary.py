@@ -5,13 +5,13 @@ from dataclasses import replace
 import torch
 
 from attunet3d.core import Config, NetworkConfig, Size, as_table, changed_settings
-from attunet3d.models.build import build_network
+from attunet3d.models.build import Network, build_network
 from attunet3d.models.checkpoint import Checkpoint
 from attunet3d.models.layer_table import layer_table, layer_text
 from attunet3d.models.mean_network import MeanNetwork
 from attunet3d.models.memory import training_bytes
 
-PATCH: Size = (96, 96, 96)  # looked at where the settings leave the size to the plan
+USUAL_PATCH: Size = (96, 96, 96)  # looked at where the settings leave the size to the plan
 
 
 def config_summary(config: Config, classes: int = 2) -> str:
@@ -29,13 +29,13 @@ def config_summary(config: Config, classes: int = 2) -> str:
         rows = "all settings are the defaults"
     patch = config.training.patch_size or config.inference.window
     words = "" if patch else " (the plan chooses the size)"
-    return f"{rows}\n\n{network_summary(config.network, classes, patch or PATCH, words)}"
+    words += " (sizes below: one slice's)" if config.network.form.startswith("2d") else ""
+    return f"{rows}\n\n{network_summary(config.network, classes, patch or USUAL_PATCH, words)}"
 
 
 def network_summary(config: NetworkConfig, classes: int, patch: Size, words: str = "") -> str:
     """The layers of a network, and the memory of a training step, for one patch."""
-    with torch.device("meta"):
-        network = build_network(config, 1, classes)
+    network = network_without_weights(config, classes)
     strides = config.strides or ((2, 2, 2),) * (len(config.channels) - 1)
     needed = training_bytes(replace(config, strides=strides), 1, patch, classes)
     size = "×".join(map(str, patch))
@@ -43,6 +43,12 @@ def network_summary(config: NetworkConfig, classes: int, patch: Size, words: str
         f"network of {classes} classes for one patch of {size} voxels{words}; training takes"
         f" about {needed / 1e9:.1f} GB\n{layer_text(layer_table(network, patch))}"
     )
+
+
+def network_without_weights(config: NetworkConfig, classes: int) -> Network:
+    """The network on torch's meta device, where tensors have shapes only."""
+    with torch.device("meta"):
+        return build_network(config, 1, classes)
 
 
 def model_summary(model: Checkpoint) -> str:

@@ -27,7 +27,7 @@ def in_steps(config: Config, cases: int) -> Config:
         (30, 3, 90)
     """
     training = config.training
-    if training.epochs is None:
+    if not training.epochs:
         return config
     assert training.batch_size is not None
     epoch = math.ceil(
@@ -45,13 +45,13 @@ def refuse_steps(config: Config, settings: Sequence[str]) -> None:
     Raises:
         SettingsError: Of the first such setting.
     """
-    for setting in settings if config.training.epochs is not None else ():
+    for setting in settings if config.training.epochs else ():
         name = setting.partition("=")[0].strip()
         if name in COUNTED:
             raise SettingsError(
                 f"--set {setting:.200}: training.epochs={config.training.epochs} gives {name}",
                 value=setting,
-                cure="set training.epochs or training.step_epochs, or training.epochs=null as well",
+                cure="set training.epochs or training.step_epochs, or training.epochs=0 as well",
             )
 
 

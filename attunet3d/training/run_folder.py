@@ -133,7 +133,7 @@ def go_on(
     changes = {name: setting(config, name) for name in MAY_CHANGE}
     if more_steps:  # from here on steps count, not epochs
         steps = saved.training.steps + more_steps
-        changes |= {"training.steps": steps, "training.epochs": None}
+        changes |= {"training.steps": steps, "training.epochs": 0}
     resumed = saved.replaced(changes)
     distributed.refuse_idle_processes(resumed.training.batch_size)
     plan_file = _read_plan(run_dir)

@@ -136,7 +136,7 @@ class Trainer:
         """Set `training.steps` to what the time allows at the speed of the steps `done` so far."""
         so_far = distributed.largest(self.stopwatch.seconds)
         steps = self.state.step + int(max(0.0, seconds - so_far) / so_far * done)
-        changes = {"training.steps": max(1, steps), "training.epochs": None}
+        changes = {"training.steps": max(1, steps), "training.epochs": 0}
         self.config = self.config.replaced(changes)
         self.update.settings = self.config.training
 
@@ -213,7 +213,7 @@ class Trainer:
         found |= {f"dice_{names[index]}": score for index, score in scores.dice.items()}
         took = {"validation_seconds": round(time.monotonic() - began, 2)}
         log.write(self._row() | found | took)
-        if self.config.training.epochs is not None and distributed.is_first():
+        if self.config.training.epochs and distributed.is_first():
             write_line(epochs.epoch_line(log.rows, self.config), sys.stdout)
 
     def _row(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ STILL = {
     for name in ("noise", "blur", "brightness", "contrast", "gamma", "low_resolution")
 }
 FORM = {
+    "preprocessing.hu_window": (-160, 240),
     "augmentation.flip_axes": (0, 1),
     "augmentation.affine_probability": 0,
     **STILL,
@@ -40,7 +41,6 @@ FORM = {
 }
 SLICES = FORM | {
     "preprocessing.spacing_mm": (1.5, 1.5, 3),
-    "preprocessing.hu_window": (-160, 240),
     "training.patch_size": (256, 256, 8),
     "training.batch_size": 2,
     "training.epoch_patches": 8,
@@ -142,7 +142,7 @@ DEFAULTS_THAT_PRESETS_REST_ON = {
     "training.seed": 0,
     "training.accumulation": 1,
     "training.foreground_fraction": 0.5,
-    "training.epochs": None,
+    "training.epochs": 0,
     "training.step_epochs": 30,
     "training.loss": "dice_ce",
     "training.initialisation": "default",

@@ -41,6 +41,8 @@ def test_a_2d_form_over_slices_is_listed_block_by_block():
     found = rows(form="2d_nearest")
     assert sum(row.parameters for row in found.values()) == 34_878_638
     assert found["network.Conv1"].shape == (64, 32, 32)  # of one slice
+    assert found["network.Conv1"].output_bytes == 4 * 64 * VOXELS  # of all
+    assert found["network.Conv1"].flops == 2 * 9 * (3 * 64 + 64 * 64) * VOXELS
     assert {"network.Att5", "network.Up_conv2", "network.Conv_1x1"} < found.keys()
 
 

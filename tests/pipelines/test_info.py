@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from attunet3d.core import Config, SettingsError
+from attunet3d.core import Config, SettingsError, WriteError
 from attunet3d.models import build_network, save_model
 from attunet3d.pipelines import info
 from tests.known_network import AFFINE, ball, write_scan
@@ -41,6 +41,29 @@ def test_a_configuration_a_manifest_and_a_scan_are_told_apart(
     lines = [line.split() for line in said(capsys, tmp_path / "m.json").splitlines()]
     assert ["training", "2", "2", "0"] in lines
     assert ["training", "fold", "0", "1", "1", "0"] in lines
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_a_network_is_drawn_and_the_same_one_gives_the_same_bytes(
+    ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / f"{name}.{ending}" for name in "ab"]
+    for path in paths:
+        said(capsys, "attunet2d_nearest", "--picture", path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    if ending == "svg":
+        text = paths[0].read_text(encoding="utf-8")
+        for words in ("3 slices · 256×256", "1024 · 16×16", "1 gate, α of 32×32", "34,878,638"):
+            assert words in text
+
+
+def test_other_endings_and_other_things_are_not_drawn(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match=r"must end in png or svg"):
+        info.main(["oktay2018", "--picture", str(tmp_path / "network.pdf")])
+    scan = write_scan(tmp_path / "ct.nii.gz", ball(), AFFINE)
+    with pytest.raises(SettingsError, match="is a scan; name a model or a configuration"):
+        info.main([str(scan), "--picture", str(tmp_path / "network.svg")])
+    assert [path.name for path in tmp_path.iterdir()] == ["ct.nii.gz"]
 
 
 def test_the_schema_is_printed_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -312,3 +312,22 @@ def test_table_and_file_tell_every_number_and_why(tmp_path):
     assert all(entry["reason"] for entry in saved["planned"].values())
     assert saved["fingerprint"]["cases"][0]["label_ml"] == {"1": 80.0}
     assert "24 GB" in planned.reasons["training.patch_size"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "strides"),
+    [
+        (presets.attunet2d_nearest, ((2, 2, 1),) * 4),
+        (presets.attunet3d_same_resolution, ((2, 2, 2),) * 4),
+        (presets.attunet3d_transposed, ((2, 2, 2),) * 3),
+    ],
+)
+def test_published_forms_have_strides_of_their_own_and_patches_that_fit(preset, strides):
+    plan = make_plan(facts(), preset(), 24 * GB)
+    assert plan.config.network.strides == strides
+    assert plan.reasons["network.strides"] == "the form's own"
+    assert settled(plan.config)
+    assert all(
+        size % step == 0
+        for size, step in zip(plan.config.training.patch_size, divisor(plan.config), strict=True)
+    )

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from attunet3d.models.published.network import PublishedNetwork
 
-FIRST, LEVELS, DROPOUT = 119, 5, 0.2
+FIRST = 119  # the number of the first layer
+LEVELS, DROPOUT = 5, 0.2
 
 
 class Unnormalised2D(PublishedNetwork):
