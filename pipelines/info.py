@@ -22,12 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture", type=Path, metavar="FILE.svg|png", help="draw the network")
     arguments = parser.parse_args(argv)
 
-    from attunet3d.core import (
-        SettingsError,
-        find_config,
-        json_schema,
-        kind_of,
-    )  # --help does without
+    # --help does without them
+    from attunet3d.core import SettingsError, find_config, json_schema, kind_of
     from attunet3d.datasets import Manifest, manifest_summary
     from attunet3d.evaluation import save_network_picture
     from attunet3d.imaging import read_volume, scan_summary
@@ -39,14 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(json_schema(), indent=1))
         return 0
     kind = kind_of(subject)
-    picture = arguments.picture
-    if picture and kind not in ("config", "model"):
-        raise SettingsError(
-            f"--picture: {subject} is a {kind}", cure="name a model or a configuration"
-        )
+    if arguments.picture and kind not in ("config", "model"):
+        cure = "name a model or a configuration"
+        raise SettingsError(f"--picture: {subject} is a {kind}", cure=cure)
     print(f"{subject}: {kind}\n")
     if kind == "config":
-        config, classes = find_config(subject), 2
+        config, classes = find_config(subject), None
         print(config_summary(config))
     elif kind == "model":
         model = load_as_one(Path(subject))
@@ -56,6 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(manifest_summary(Manifest.load(Path(subject))))
     else:
         print(scan_summary(read_volume(Path(subject))))
-    if picture:
-        save_network_picture(config, classes, picture)
+    if arguments.picture:
+        save_network_picture(config, classes, arguments.picture)
     return 0

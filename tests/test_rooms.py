@@ -20,7 +20,7 @@ MAY_USE = {  # room: the rooms it may import from, lowest first
     "models": "core",
     "inference": "core imaging datasets models",
     "cohort": "core imaging datasets inference",
-    "evaluation": "core imaging datasets inference cohort",
+    "evaluation": "core imaging datasets models inference cohort",
     "training": "core imaging datasets models inference cohort evaluation",
     "packaging": "core imaging models inference cohort",
     "phantoms": "core imaging",

@@ -32,17 +32,18 @@ ARROWS = {  # the colour and style of each kind
 Point = tuple[float, float]
 
 
-def save_network_picture(config: Config, classes: int, path: Path) -> None:
+def save_network_picture(config: Config, classes: int | None, path: Path) -> None:
     """Draw the network that a configuration makes, for one training patch.
 
     Args:
         config: With or without gaps.
-        classes: Of the network, background included.
+        classes: Of the network, background included; None: 2, as `config_summary` takes.
         path: `….png` or `….svg`.
 
     Raises:
         WriteError: The file cannot be written, or its name ends in something else.
     """
+    classes = classes or 2
     network = network_without_weights(config.network, classes)
     patch = config.training.patch_size or config.inference.window or USUAL_PATCH
     seen, size = "1", patch[:2] if isinstance(network, SliceNetwork) else patch
