@@ -39,7 +39,7 @@ class CaseMaps:
     def open(self, kind: str, count: int) -> MapWriter:
         """Begin the maps of a kind, "probabilities" or "attention", anew."""
         if kind in self._writers:
-            _abandon(self._writers.pop(kind))
+            self._writers.pop(kind).abandon()
         path = whole_file.make_folder(self._files.maps(kind).parent) / self._files.maps(kind).name
         self._writers[kind] = MapWriter(path, self._scan, count)
         return self._writers[kind]
@@ -47,17 +47,13 @@ class CaseMaps:
     def finish(self) -> list[Path]:
         """Give the files their names; return them."""
         for writer in self._writers.values():
-            writer.__exit__(None, None, None)
+            writer.finish()
         return [self._files.maps(kind) for kind in self._writers]
 
     def abandon(self) -> None:
         """Leave nothing behind."""
         for writer in self._writers.values():
-            _abandon(writer)
-
-
-def _abandon(writer: MapWriter) -> None:
-    writer.__exit__(KeyboardInterrupt, None, None)
+            writer.abandon()
 
 
 @dataclass(frozen=True, eq=False)

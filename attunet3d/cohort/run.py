@@ -26,11 +26,8 @@ _log = logging.getLogger(__name__)
 class Tally(Events):
     """Counts what becomes of the scans, says which failed, and moves the bar."""
 
-    def __init__(
-        self, bar: Progress, folder: Path | None = None, table: StatisticsTable | None = None
-    ) -> None:
-        self.outcome, self._bar = Outcome(), bar
-        self._folder, self._table = folder, table
+    def __init__(self, bar: Progress, table: StatisticsTable | None = None) -> None:
+        self.outcome, self._bar, self._table = Outcome(), bar, table
         self._reached: dict[str, float] = {}
 
     def reached(self, case_id: str, share: float) -> None:
@@ -44,9 +41,9 @@ class Tally(Events):
         """Count it, and take it into the table."""
         self.outcome.done.append(case_id)
         self._end(case_id)
-        if self._table is not None and self._folder is not None:
+        if self._table is not None:
             with _told("statistics.csv"):
-                self._table.add(results.case_files(self._folder, case_id).sidecar)
+                self._table.add(case_id)
 
     def skipped(self, case_id: str) -> None:
         """Count it."""
@@ -126,7 +123,7 @@ def segment_call(call: CohortCall, engine: Engine) -> Outcome:
         results.sweep(call.out_dir)
         table = StatisticsTable(call.out_dir) if call.shard is None else None
         with progress(len(found), "infer", "scan") as bar:
-            tally = Tally(bar, call.out_dir, table)
+            tally = Tally(bar, table)
             engine(found, tally)
         write_tables(found, tally.outcome.failures)
     return tally.outcome

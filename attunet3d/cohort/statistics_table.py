@@ -26,19 +26,19 @@ class StatisticsTable:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / NAME
+        self._folder, self._path = folder, folder / NAME
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._due = 0.0
         for path in sorted(folder.glob("[!.]*.json")):
             self._read(path)
 
-    def add(self, sidecar: Path) -> None:
-        """Take the sidecar of a case that was just finished, and write the table.
+    def add(self, case_id: str) -> None:
+        """Take a case that was just finished, and write the table.
 
         Raises:
             WriteError: The disk is full or the folder read-only.
         """
-        self._read(sidecar)
+        self._read(results.case_files(self._folder, case_id).sidecar)
         if time.monotonic() >= self._due:
             self.write()
 

@@ -11,6 +11,7 @@ import struct
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 from types import TracebackType
@@ -70,11 +71,10 @@ class MapWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._spool.close()
+        if kind is None:
+            self.finish()
+        else:
+            self.abandon()
 
     def write(self, box: Box, values: npt.NDArray[np.floating]) -> None:
         """Write all maps (count, i, j, k), clipped to [0, 1], in a box; boxes do not overlap."""
@@ -85,14 +85,19 @@ class MapWriter:
                 if steps.any():
                     self._spool.add(index, box, steps)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Write the file."""
         scan = self._like
         shape = (*scan.grid.shape, self._count)
         header = nifti_header(shape, np.uint16, scan.geometry, scan.grid, 1 / STEPS)
-        with nifti_file(self._path, header) as file:
+        with closing(self._spool), nifti_file(self._path, header) as file:
             for index in range(self._count):
                 for slab in self._spool.slabs(index):
                     file.write(slab.reshape(-1, order="F").data.cast("B"))
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        self._spool.close()
 
 
 class MapReader:
