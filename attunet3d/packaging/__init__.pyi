@@ -1,3 +1,4 @@
+from . import label_maps as label_maps
 from .dicom_seg import write_dicom_seg as write_dicom_seg
 from .formats import ENDINGS as ENDINGS
 from .formats import package as package

@@ -1,17 +1,15 @@
 """The forms in which a finished job's result can be fetched, each made when it is asked for."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from attunet3d import __version__
+from attunet3d.cohort import case_files
 from attunet3d.core import DataError
-from attunet3d.evaluation import ReportCase, ReportText, write_report
-from attunet3d.imaging import Segmentation, read_label, read_volume
-from attunet3d.packaging import SourceSeries, write_dicom_seg
+from attunet3d.evaluation import write_folder_report
+from attunet3d.packaging import label_maps
 
-MASK, SIDECAR, SEG, REPORT = "scan.nii.gz", "scan.json", "scan.dcm", "report.html"
+CASE = "scan"  # as workers call each
 
 
 @dataclass(frozen=True)
@@ -32,46 +30,26 @@ class Kind:
 
 
 def _label_map(scan: Path, result: Path) -> Path:
-    return result / MASK
+    return case_files(result, CASE).mask
 
 
 def _sidecar(scan: Path, result: Path) -> Path:
-    return result / SIDECAR
+    return case_files(result, CASE).sidecar
 
 
 def _dicom_seg(scan: Path, result: Path) -> Path:
-    path = result / SEG
+    path = result / f"{CASE}.dcm"
     if not path.exists():
         if not scan.is_dir():
             raise DataError("the scan was not a DICOM series", cure="fetch label-map")
-        sidecar = json.loads((result / SIDECAR).read_text(encoding="utf-8"))
-        labels = {int(value): name for value, name in sidecar["labels"].items()}
-        volume = read_label(result / MASK)
-        segmentation = Segmentation(volume.array, volume.grid, labels)
-        write_dicom_seg(path, segmentation, SourceSeries.read(scan), __version__)
+        label_maps.writer("dicom-seg")(case_files(result, CASE), path, scan)
     return path
 
 
 def _report(scan: Path, result: Path) -> Path:
-    path = result / REPORT
+    path = result / "report.html"
     if not path.exists():
-        sidecar = json.loads((result / SIDECAR).read_text(encoding="utf-8"))
-        labels = {int(value): name for value, name in sidecar["labels"].items()}
-        values = {name: entry["ml"] for name, entry in sidecar["volumes"].items()}
-        case = ReportCase(
-            name="scan",
-            scan=read_volume(scan),
-            layers={"prediction": read_label(result / MASK).array},
-            values=values,
-            warnings=tuple(sidecar["warnings"]),
-        )
-        text = ReportText(
-            title="Segmentation",
-            subtitle="Volumes in millilitres.",
-            order="",
-            footer="Made by attunet3d. Research software: a person must look at every label map.",
-        )
-        write_report(path, text, labels, dict.fromkeys(values, "{:.1f}"), [case])
+        write_folder_report(result, path, {CASE: scan})
     return path
 
 
