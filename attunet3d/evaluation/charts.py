@@ -73,6 +73,23 @@ def box_plot(scores: Mapping[str, Mapping[str, Sequence[float]]], title: str = "
     return figure
 
 
+def reliability_figure(curves: Mapping[str, Floats]) -> Figure:
+    """Reliability diagram: how often voxels of a probability belong to the class.
+
+    Args:
+        curves: Name → (bins, 3) mean probability, share that belongs to the class, voxels.
+    """
+    figure = Figure(figsize=(4.2, 4.2), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
+    for colour, (name, rows) in zip((ACCENT, INK), curves.items(), strict=False):
+        axes.plot(rows[:, 0], rows[:, 1], "o-", color=colour, markersize=4, label=name)
+    axes.set(xlabel="probability", ylabel="share of voxels in the class", xlim=(0, 1), ylim=(0, 1))
+    axes.grid(alpha=0.25)
+    axes.legend(loc="upper left", frameon=False)
+    return figure
+
+
 def _curve(rows: Sequence[Mapping[str, str | float | None]], name: str) -> Floats:
     """Steps and finite values (n, 2) of one column."""
     pairs = [[_number(row.get(column)) for column in ("step", name)] for row in rows]

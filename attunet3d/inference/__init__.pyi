@@ -9,6 +9,9 @@ from .engine import mirrored as mirrored
 from .ensemble import activation as activation
 from .ensemble import as_member as as_member
 from .ensemble import load_as_one as load_as_one
+from .expected_dice import Activation as Activation
+from .expected_dice import margins_of as margins_of
+from .expected_dice import probabilities_of as probabilities_of
 from .inferer import Forecast as Forecast
 from .post_processing import PostProcessing as PostProcessing
 from .post_processing import fewest_voxels as fewest_voxels

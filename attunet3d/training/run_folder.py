@@ -6,6 +6,7 @@ model.safetensors   the best weights with their settings and labels
 last.pt             the state from which --resume goes on (previous.pt: the one before)
 metrics.csv         training loss and validation Dice by step; TensorBoard events beside it
 curves.png          loss, learning rate and Dice against the step
+calibration.json    how far probabilities can be taken at their word (calibration.png: a diagram)
 validation/*.png    the best weights' answers on validation cases
 summary.json        how the run ended
 """

@@ -1,7 +1,8 @@
-"""What a finished run leaves: curves, pictures of validation cases, a summary."""
+"""What a finished run leaves: calibrated weights, curves, pictures, a summary."""
 
 import json
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy as np
 from attunet3d.core import versions, whole_file
 from attunet3d.evaluation import charts, figures
 from attunet3d.imaging import Grid, Volume
+from attunet3d.inference import activation
 from attunet3d.models import checkpoint
-from attunet3d.training import distributed
+from attunet3d.training import calibration, distributed
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.run_log import read_rows
 from attunet3d.training.run_state import Result
@@ -25,6 +27,7 @@ _log = logging.getLogger(__name__)
 def finish(trainer: Trainer, result: Result) -> None:
     """Write curves, overlays and the summary, and log how the run went."""
     run_dir = trainer.run_dir
+    _calibrate(trainer)
     figures.save(charts.curves_figure(read_rows(run_dir / "metrics.csv")), run_dir / "curves.png")
     _overlays(trainer)
     whole_file.write_text(run_dir / "summary.json", json.dumps(_summary(trainer, result), indent=2))
@@ -34,6 +37,46 @@ def finish(trainer: Trainer, result: Result) -> None:
     else:
         words += f"; best dice_network_grid {result.best_dice:.3f} at step {result.best_step}"
     _log.info("%s: %s", run_dir, words)
+
+
+def _calibrate(trainer: Trainer) -> None:
+    """Give the kept model its temperature, and the volumes of training's labels."""
+    model = checkpoint.load_model(trainer.run_dir)
+    if "label_ranges" in model.notes:  # finished before
+        return
+    notes = {**model.notes, "label_ranges": _label_ranges(trainer)}
+    network = model.network.to(trainer.device)
+    window, classes = trainer.config.window, trainer.classes
+    assert window is not None
+    voxels = calibration.sample_voxels(
+        trainer.data.validation,
+        lambda patch: trainer.update.forward(network, patch),
+        window,
+        trainer.device,
+        classes,
+        activation(trainer.config),
+        trainer.config.training.ignore_index,
+    )
+    if voxels is not None:
+        temperature = round(calibration.fit_temperature(voxels), 3)
+        if calibration.divide_logits_(network, temperature):
+            notes["temperature"] = temperature
+            calibration.save_reliability(voxels, temperature, trainer.run_dir)
+    checkpoint.save_model(model.path, network.state_dict(), model.config, model.labels, notes)
+
+
+def _label_ranges(trainer: Trainer) -> dict[str, dict[str, tuple[float, float]]]:
+    """By label name, the least and the largest volume (ml) in training, on the network's grid."""
+    spacing = trainer.config.preprocessing.spacing_mm
+    assert spacing is not None
+    found: dict[str, list[float]] = {}
+    for case in trainer.data.training:
+        label = case.label()
+        for index, name in enumerate(trainer.labels.values()):
+            if index and (case.annotated is None or index in case.annotated):
+                voxels = np.count_nonzero(trainer.classes.mask(label, index))
+                found.setdefault(name, []).append(round(voxels * math.prod(spacing) / 1000, 3))
+    return {name: {"ml": (min(volumes), max(volumes))} for name, volumes in found.items()}
 
 
 def _summary(trainer: Trainer, result: Result) -> dict[str, Any]:

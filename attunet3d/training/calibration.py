@@ -1,0 +1,188 @@
+"""Probabilities that can be taken at their word: a temperature for the logits.
+
+    p = softmax(l / T), or σ(l / T) where classes overlap
+
+T minimises the negative log-likelihood of the validation cases' references (Guo et al. 2017,
+equation 9). The last convolution is divided by it, so whatever reads the model has it: the doubt,
+`inference.decision=dice`, saved probabilities, a bundle. The largest logit stays the largest.
+
+Voxels count where a foreground class is, or has a probability of at least 0.01: the others are
+certain, and so many that they would hide the rest.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor, nn
+
+from attunet3d.core import Floats, Size, whole_file
+from attunet3d.evaluation import charts, figures
+from attunet3d.inference import (
+    Activation,
+    Stitching,
+    margins_of,
+    probabilities_of,
+    sliding_window_slabs,
+)
+from attunet3d.models import AttentionUNet3D
+from attunet3d.training.cached_case import CachedCase
+from attunet3d.training.label_classes import LabelClasses
+from attunet3d.training.validation import OVERLAP
+
+FAINT = 0.01
+MOST_VOXELS = 100_000  # of a case, drawn evenly
+TEMPERATURES = 0.1, 10.0
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """Voxels of which the answer is known.
+
+    Args:
+        margins: (K - 1, n) float64 logits of the foreground classes minus the background's.
+        truth: (K - 1, n) whether the voxel belongs to the class.
+        activation: What turns logits into probabilities.
+    """
+
+    margins: Tensor
+    truth: Tensor
+    activation: Activation
+
+    def probabilities(self, temperature: float) -> Tensor:
+        """(K - 1, n) of the foreground classes."""
+        return probabilities_of(self.margins / temperature, self.activation)[1:]
+
+    def loss(self, temperature: float) -> float:
+        """Mean negative log-likelihood."""
+        found = self.probabilities(temperature)
+        if self.activation == "sigmoid":
+            right = torch.where(self.truth, found, 1 - found)
+        else:
+            inside = self.truth.any(0)
+            right = torch.where(inside, (found * self.truth).sum(0), 1 - found.sum(0))
+        return float(-right.clamp_min(1e-12).log().mean())
+
+
+def sample_voxels(
+    cases: Sequence[CachedCase],
+    forward: Callable[[Tensor], Tensor],
+    window: Size,
+    device: torch.device,
+    labels: LabelClasses,
+    activation: Activation,
+    ignored: int | None = None,
+) -> Voxels | None:
+    """Undecided voxels and foreground of the cases in which all classes were annotated.
+
+    Args:
+        cases: Not seen in training.
+        forward: (B, 1, x, y, z) → (B, K, x, y, z) logits.
+        window: Voxels of a window.
+        device: Where `forward` works.
+        labels: What the classes are.
+        activation: What turns logits into probabilities.
+        ignored: Label value of voxels that count nowhere.
+
+    Returns:
+        None where no such voxel is found.
+    """
+    margins: list[Tensor] = []
+    truth: list[Tensor] = []
+    classes = range(1, len(labels.names))
+    for case in cases:
+        if case.annotated is not None:
+            continue
+        label = case.label()
+        known = torch.from_numpy(np.stack([labels.mask(label, index) for index in classes]))
+        counted = torch.from_numpy(np.asarray(label != (256 if ignored is None else ignored)))
+        image = torch.from_numpy(case.image().astype(np.float32))[None].to(device)  # (1, X, Y, Z)
+        whole = Stitching(all_channels=True)
+        for slab in sliding_window_slabs(
+            image, forward, window=window, overlap=OVERLAP, stitching=whole
+        ):
+            planes = slice(slab.start, slab.start + slab.logits.shape[-1])
+            own = margins_of(slab.logits.double().cpu())  # (K - 1, X, Y, n)
+            strongest = probabilities_of(own, activation)[1:].amax(0)
+            chosen = counted[..., planes] & ((strongest >= FAINT) | known[..., planes].any(0))
+            margins.append(own[:, chosen])
+            truth.append(known[..., planes][:, chosen])
+    if not any(part.shape[1] for part in margins):
+        return None
+    found = torch.cat(margins, 1), torch.cat(truth, 1)
+    step = -(-found[0].shape[1] // (MOST_VOXELS * len(cases)))
+    return Voxels(found[0][:, ::step], found[1][:, ::step], activation)
+
+
+def fit_temperature(voxels: Voxels) -> float:
+    """The temperature of the largest likelihood.
+
+    Example:
+        >>> margins = torch.tensor([[2.0, 2.0, 2.0, 2.0]]).double()  # p = 0.88
+        >>> truth = torch.tensor([[True, True, True, False]])        # right in 3 of 4
+        >>> voxels = Voxels(margins, truth, "softmax")
+        >>> round(float(voxels.probabilities(fit_temperature(voxels))[0, 0]), 3)
+        0.75
+    """
+    low, high = np.log(TEMPERATURES)
+    best = minimize_scalar(
+        lambda log: voxels.loss(float(np.exp(log))), bounds=(low, high), method="bounded"
+    )
+    return float(np.exp(best.x))
+
+
+def reliability(voxels: Voxels, temperature: float) -> Floats:
+    """How often voxels of a probability belong to the class.
+
+    Returns:
+        (bins, 3): mean probability, share that belongs to the class, number of voxels; bins of
+        equal width that no voxel falls into are left out.
+    """
+    found = voxels.probabilities(temperature).flatten().numpy()
+    truth = voxels.truth.flatten().numpy()
+    bins = np.minimum((found * BINS).astype(int), BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
+    sums = (np.bincount(bins, weights, BINS) for weights in (found, truth))
+    means = [total[counts > 0] / counts[counts > 0] for total in sums]
+    return np.stack([*means, counts[counts > 0].astype(float)], 1)
+
+
+def calibration_error(bins: Floats) -> float:
+    """Mean distance of probability and share, weighted by the voxels (Naeini et al. 2015).
+
+    Example:
+        >>> round(calibration_error(np.array([[0.2, 0.1, 30.0], [0.9, 0.9, 10.0]])), 3)
+        0.075
+    """
+    return float(np.average(abs(bins[:, 0] - bins[:, 1]), weights=bins[:, 2]))
+
+
+def save_reliability(voxels: Voxels, temperature: float, folder: Path) -> None:
+    """Write `calibration.json`, and the reliability diagram `calibration.png`, before and after."""
+    bins = {t: reliability(voxels, t) for t in (1.0, temperature)}
+    names = {
+        t: f"temperature {t:g}: error {calibration_error(rows):.3f}" for t, rows in bins.items()
+    }
+    content = {"temperature": temperature, "voxels": voxels.truth.shape[1]} | {
+        when: {"error": round(calibration_error(rows), 4), "bins": rows.round(4).tolist()}
+        for when, rows in zip(("before", "after"), (bins[1.0], bins[temperature]), strict=True)
+    }
+    whole_file.write_text(folder / "calibration.json", json.dumps(content, indent=1) + "\n")
+    figure = charts.reliability_figure({names[t]: rows for t, rows in bins.items()})
+    figures.save(figure, folder / "calibration.png")
+
+
+def divide_logits_(network: nn.Module, temperature: float) -> bool:
+    """Divide the last convolution, in place; False where the network is not one of ours."""
+    if not isinstance(network, AttentionUNet3D):
+        return False
+    last = network.final if isinstance(network.final, nn.Conv3d) else network.heads[0]
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter /= temperature
+    return True
