@@ -184,5 +184,5 @@ def divide_logits_(network: nn.Module, temperature: float) -> bool:
     last = network.final if isinstance(network.final, nn.Conv3d) else network.heads[0]
     with torch.no_grad():
         for parameter in last.parameters():
-            parameter /= temperature
+            parameter.div_(temperature)
     return True

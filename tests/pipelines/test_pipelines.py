@@ -57,6 +57,15 @@ def test_a_run_folder_holds_what_it_should(road: Path) -> None:
     assert len(list((road / "run" / "validation").glob("*.png"))) == 1
 
 
+def test_a_finished_model_is_calibrated_and_knows_the_volumes_of_its_training(road: Path) -> None:
+    notes = load_model(road / "run").notes
+    text = (road / "run" / "calibration.json").read_text(encoding="utf-8")
+    assert json.loads(text)["temperature"] == notes["temperature"] > 0
+    low, high = notes["label_ranges"]["pancreas"]["ml"]
+    assert 20 < low <= high < 200  # the phantoms' pancreases
+    assert (road / "run" / "calibration.png").is_file()
+
+
 def test_label_maps_lie_on_their_scans_bit_for_bit(road: Path) -> None:
     for path in (road / "data" / "imagesTr").glob("*.nii.gz"):
         scan, found = nibabel.load(path), nibabel.load(road / "out" / path.name)
