@@ -23,8 +23,7 @@ from scipy.stats import rankdata
 from attunet3d.core import Floats
 from attunet3d.evaluation import dice, statistics
 from attunet3d.imaging import Grid, Segmentation, read_label, write_nifti
-from attunet3d.phantoms import COHORTS, LABELS, Cohort, make_phantom, write_phantoms
-from attunet3d.phantoms.dataset import random_grid
+from attunet3d.phantoms import COHORTS, LABELS, Cohort, dataset, make_phantom, write_phantoms
 from benchmarks import measure
 from benchmarks.accuracy.recipes import find_recipe
 
@@ -62,7 +61,7 @@ def write_shift(folder: Path, name: str, number: int, count: int) -> None:
         file = f"phantom_{seed}.nii.gz"
         if (labels / file).exists():
             continue
-        grid = random_grid(seed, cohort=SHIFTS[name]).oriented("RAS")
+        grid = dataset.random_grid(seed, cohort=SHIFTS[name]).oriented("RAS")
         if name == "cut":
             grid = _without_lower_slices(grid, np.random.default_rng(seed).uniform(0.25, 0.5))
         scan, label = make_phantom(seed, grid=grid, cohort=SHIFTS[name])
