@@ -123,6 +123,8 @@ class TrainingConfig(Settings):
     """Largest norm of the gradient; 0 switches clipping off."""
     ema_decay: ProperShare = 0.0
     """Decay of the weights' moving average, which is then validated and kept; 0: off."""
+    fix_statistics: Share = 1.0
+    """Share of the steps after which BatchNorm takes its running statistics, as in inference."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass; auto: float32 on CPUs, bfloat16 or else float16 on GPUs."""
     early_stop: Count = 0

@@ -1,6 +1,7 @@
 """Averaged weights get statistics of their own, so the kept model is as good as the live one."""
 
 import copy
+import itertools
 
 import torch
 from torch.optim.swa_utils import update_bn
@@ -11,7 +12,9 @@ from attunet3d.models import AttentionUNet3D
 from attunet3d.phantoms.dataset import write_phantoms
 from attunet3d.pipelines import manifest as manifest_command
 from attunet3d.training.batch_norm import reestimate_statistics
+from attunet3d.training.batches import Batch
 from attunet3d.training.cache import build_cache
+from attunet3d.training.step import TrainingStep
 from attunet3d.training.trainer import Trainer, TrainingData
 from attunet3d.training.validation import score_network_grid
 
@@ -47,6 +50,19 @@ def test_dropout_is_off_and_images_that_are_not_finite_are_left_out():
 
 def test_a_network_without_batch_norm_draws_no_images():
     reestimate_statistics(AttentionUNet3D(channels=(4, 8), norm="instance"), iter([None]))
+
+
+def test_statistics_stay_as_they_are_after_their_share_of_the_steps():
+    settings = ["training.steps=4", "training.fix_statistics=0.5", "training.batch_size=2"]
+    config = presets.demo_cpu().with_overrides([*SETTINGS, *settings])
+    update = TrainingStep(config, 2, CPU)
+    seen = []
+    for number, image in enumerate(images(4)):
+        batch = Batch(image=image, label=(image[:, :1] > 0).long(), case_ids=("a", "b"))
+        assert update.update([batch], number)[1]
+        seen.append([part.clone() for part in update.network.buffers()])
+    same = [all(map(torch.equal, one, two)) for one, two in itertools.pairwise(seen)]
+    assert same == [False, True, True]
 
 
 SETTINGS = [
