@@ -27,3 +27,4 @@ from .run import segment_cohort as segment_cohort
 from .scan_loop import Item as Item
 from .scan_loop import ScanLoop as ScanLoop
 from .scans import find_cases as find_cases
+from .staging import staged as staged

@@ -117,7 +117,7 @@ def _take_options(arguments: list[str]) -> _Options:
     return found
 
 
-def told(out: Path, outcome: Outcome) -> int:
+def told(out: Path | str, outcome: Outcome) -> int:
     """Say what became of the cases of a call; the exit status that tells whether some failed."""
     print(f"{out}: {outcome}", file=sys.stderr)
     return 1 if outcome.failures else 0
