@@ -5,6 +5,7 @@ page that is decoded when the case is opened, so that a hundred cases stay usabl
 one by one: memory holds one at a time.
 """
 
+import base64
 import html
 import json
 import re
@@ -34,12 +35,14 @@ class ReportText:
         subtitle: A sentence below.
         order: How the cases are sorted, such as "Worst mean Dice first."
         footer: What made it, and what it must not be used for.
+        picture: The reliability diagram, a PNG, if there is one.
     """
 
     title: str
     subtitle: str
     order: str
     footer: str
+    picture: Path | None = None
 
 
 def write_report(
@@ -63,7 +66,8 @@ def write_report(
     """
     page = (PAGE / "page.html").read_text(encoding="utf-8")
     before, after = page.split("{{cases}}")
-    words = {name: html.escape(words) for name, words in asdict(text).items()}
+    words = {name: html.escape(str(words)) for name, words in asdict(text).items()}
+    words["picture"] = _figure(text.picture) if text.picture else ""
     words["style"] = (PAGE / "style.css").read_text(encoding="utf-8")
     words["script"] = (PAGE / "viewer.js").read_text(encoding="utf-8")
     rows: list[dict[str, Any]] = []
@@ -80,6 +84,16 @@ def write_report(
 def _filled(page: str, words: Mapping[str, str]) -> str:
     """Put the words where `{{name}}` stands; in one go, so that no word is taken for a name."""
     return re.sub(r"{{(\w+)}}", lambda match: words[match[1]], page)
+
+
+def _figure(picture: Path) -> str:
+    data = base64.b64encode(picture.read_bytes()).decode()
+    alternative = "Reliability diagram: share of voxels in the class against their probability"
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{alternative}" width="420">'
+        "<figcaption>How far probabilities can be believed: of the voxels of a probability, the"
+        " share that belongs to the class.</figcaption></figure>"
+    )
 
 
 def _row(case: ReportCase, columns: Mapping[str, str]) -> dict[str, Any]:

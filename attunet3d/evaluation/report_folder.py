@@ -68,7 +68,10 @@ def write_folder_report(
                     cure="name the folder of the scans with --scans",
                 )
 
-        words = ReportText(found.title, found.subtitle, found.order, FOOTER)
+        picture = folder / "calibration.png"
+        words = ReportText(
+            found.title, found.subtitle, found.order, FOOTER, picture if picture.is_file() else None
+        )
         write_report(path or folder / NAME, words, found.labels, found.columns, loaded())
     return outcome
 

@@ -11,7 +11,7 @@ certain, and so many that they would hide the rest.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from attunet3d.core import Floats, Size, whole_file
+from attunet3d.core import Floats, Size, read_json, whole_file
 from attunet3d.evaluation import charts, figures
 from attunet3d.inference import (
     Activation,
@@ -38,6 +38,8 @@ FAINT = 0.01
 MOST_VOXELS = 100_000  # of a case, drawn evenly
 TEMPERATURES = 0.1, 10.0
 BINS = 10
+WHEN = "before", "after"
+CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -164,17 +166,37 @@ def calibration_error(bins: Floats) -> float:
 
 def save_reliability(voxels: Voxels, temperature: float, folder: Path) -> None:
     """Write `calibration.json`, and the reliability diagram `calibration.png`, before and after."""
-    bins = {t: reliability(voxels, t) for t in (1.0, temperature)}
-    names = {
-        t: f"temperature {t:g}: error {calibration_error(rows):.3f}" for t, rows in bins.items()
+    bins = {when: reliability(voxels, t) for when, t in zip(WHEN, (1.0, temperature), strict=True)}
+    _save(bins, {"temperature": temperature}, folder)
+
+
+def merge_reliability(runs: Sequence[Path], folder: Path) -> None:
+    """Write the same files for several runs together, where each of them has its own."""
+    files = [run / CALIBRATION for run in runs]
+    if not all(file.is_file() for file in files):
+        return
+    found = [read_json(file) for file in files]
+    bins = {}
+    for when in WHEN:
+        rows = np.array([row for one in found for row in one[when]["bins"]])
+        number = np.minimum((rows[:, 0] * BINS).astype(int), BINS - 1)
+        counts = np.bincount(number, rows[:, 2], BINS)
+        sums = (np.bincount(number, rows[:, 2] * rows[:, part], BINS) for part in (0, 1))
+        filled = counts > 0
+        means = [total[filled] / counts[filled] for total in sums]
+        bins[when] = np.stack([*means, counts[filled]], 1)
+    _save(bins, {"temperatures": [one["temperature"] for one in found]}, folder)
+
+
+def _save(bins: Mapping[str, Floats], facts: Mapping[str, object], folder: Path) -> None:
+    errors = {when: calibration_error(rows) for when, rows in bins.items()}
+    content = {**facts} | {
+        when: {"error": round(errors[when], 4), "bins": rows.round(6).tolist()}
+        for when, rows in bins.items()
     }
-    content = {"temperature": temperature, "voxels": voxels.truth.shape[1]} | {
-        when: {"error": round(calibration_error(rows), 4), "bins": rows.round(4).tolist()}
-        for when, rows in zip(("before", "after"), (bins[1.0], bins[temperature]), strict=True)
-    }
-    whole_file.write_text(folder / "calibration.json", json.dumps(content, indent=1) + "\n")
-    figure = charts.reliability_figure({names[t]: rows for t, rows in bins.items()})
-    figures.save(figure, folder / "calibration.png")
+    whole_file.write_text(folder / CALIBRATION, json.dumps(content, indent=1) + "\n")
+    names = {f"{when} calibration: error {errors[when]:.3f}": bins[when] for when in bins}
+    figures.save(charts.reliability_figure(names), folder / "calibration.png")
 
 
 def divide_logits_(network: nn.Module, temperature: float) -> bool:

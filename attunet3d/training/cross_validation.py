@@ -5,6 +5,7 @@
     RUN/cross_validation/manifest.json  the cases that have been held out once
     RUN/cross_validation/predictions    their label maps, before any post-processing
     RUN/cross_validation/scores.csv, summary.json, boxplot.png   as `evaluate` writes them
+    RUN/cross_validation/calibration.json, .png   how far the probabilities can be believed
     RUN/ensemble.json                   makes RUN one model: the mean of the folds' logits, and the
                                         post-processing that was chosen on those label maps
     RUN/final                           with `final`: a run on all cases, without validation
@@ -29,6 +30,7 @@ from attunet3d.datasets import Case, Manifest, Split
 from attunet3d.evaluation import doubt_notes, folder, post_processing
 from attunet3d.inference import Predictor
 from attunet3d.training import distributed
+from attunet3d.training.calibration import merge_reliability
 from attunet3d.training.run import TrainingCall, begin_or_go_on, refuse_wrong_folders, with_steps_of
 from attunet3d.training.run_folder import Cases
 
@@ -118,6 +120,7 @@ def _make_ensemble(
     chosen = post_processing.settings(choices)
     reasons = {name: asdict(choice) for name, choice in choices.items()}
     notes = doubt_notes(predictions, manifest, held_out)
+    merge_reliability([run_dir / name for name in folds], run_dir / RESULTS)
     save_ensemble(run_dir, folds, chosen, post_processing=reasons, **notes)
     print("\n".join(_in_words(choices)))
     _log.info("%s: is one model now (%s)", run_dir, ENSEMBLE)

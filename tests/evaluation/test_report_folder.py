@@ -112,6 +112,16 @@ def test_scores_are_sorted_by_dice_with_both_label_maps(folder):
         assert [layer["name"] for layer in case["layers"]] == ["prediction", "reference"]
 
 
+def test_a_reliability_diagram_beside_the_scores_is_on_the_page(folder):
+    evaluate(folder / "predictions", folder / "references", folder / "scores")
+    write_folder_report(folder / "scores")
+    page = folder / "scores" / "report.html"
+    assert "Reliability diagram" not in page.read_text(encoding="utf-8")
+    (folder / "scores" / "calibration.png").write_bytes(b"pixels")
+    write_folder_report(folder / "scores")
+    assert 'src="data:image/png;base64,cGl4ZWxz" alt="Reliab' in page.read_text(encoding="utf-8")
+
+
 def test_references_of_a_manifest_are_found_and_intervals_are_over_its_patients(folder):
     cases = [
         {

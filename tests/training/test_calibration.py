@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attunet3d.core import Floats
+from attunet3d.core import Floats, read_json
 from attunet3d.inference import Activation
 from attunet3d.models import AttentionUNet3D
 from attunet3d.training.cached_case import CachedCase
@@ -16,8 +16,10 @@ from attunet3d.training.calibration import (
     calibration_error,
     divide_logits_,
     fit_temperature,
+    merge_reliability,
     reliability,
     sample_voxels,
+    save_reliability,
 )
 from attunet3d.training.label_classes import LabelClasses
 
@@ -97,6 +99,23 @@ def test_bins_hold_mean_probability_share_and_number() -> None:
     truth = torch.tensor([[False, True, True, True]])
     found = reliability(Voxels(margins, truth, "softmax"), 1.0)
     assert found.round(6).tolist() == [[0.05, 0.5, 2], [0.55, 1, 1], [1, 1, 1]]
+
+
+def test_the_bins_of_several_runs_are_put_together(tmp_path: Path) -> None:
+    for name, logit in (("a", -1.0), ("b", 1.0)):  # a third of each belongs to the class
+        (tmp_path / name).mkdir()
+        margins = torch.tensor([[logit, logit, 1.0]]).double()
+        truth = torch.tensor([[True, False, False]])
+        save_reliability(Voxels(margins, truth, "softmax"), 2.0, tmp_path / name)
+    merge_reliability([tmp_path / "a", tmp_path / "b"], tmp_path)
+    found = read_json(tmp_path / "calibration.json")
+    assert found["temperatures"] == [2.0, 2.0]
+    low, high = found["before"]["bins"]
+    assert low == pytest.approx([0.268941, 0.5, 2], abs=1e-6)
+    assert high == pytest.approx([0.731059, 0.25, 4], abs=1e-6)
+    assert (tmp_path / "calibration.png").stat().st_size > 1000
+    merge_reliability([tmp_path / "a", tmp_path / "none"], tmp_path / "b")  # leaves b's own
+    assert read_json(tmp_path / "b" / "calibration.json")["temperature"] == 2.0
 
 
 @pytest.mark.parametrize("deep_supervision", ["fused", "per-scale", "none"])

@@ -75,6 +75,8 @@ def test_every_case_is_predicted_by_the_model_that_has_not_seen_it(home):
     summary = json.loads((run / "cross_validation" / "summary.json").read_text(encoding="utf-8"))
     assert len(summary["labels"]["1"]["dice"]["mean_ci95"]) == 2
     assert summary["training_remark"] is None
+    calibration = (run / "cross_validation" / "calibration.json").read_text(encoding="utf-8")
+    assert len(json.loads(calibration)["temperatures"]) == len(list(run.glob("fold?")))
     reasons = json.loads((run / "ensemble.json").read_text(encoding="utf-8"))["post_processing"]
     assert reasons["pancreas"]["patients"] == 5
     low, high = json.loads((run / "ensemble.json").read_text())["label_ranges"]["pancreas"]["ml"]
