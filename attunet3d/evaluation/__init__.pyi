@@ -8,7 +8,4 @@ from .doubt_fit import doubt_notes as doubt_notes
 from .figures import Example as Example
 from .metrics import dice as dice
 from .network_figure import save_network_picture as save_network_picture
-from .report import ReportText as ReportText
-from .report import write_report as write_report
-from .report_case import ReportCase as ReportCase
 from .report_folder import write_folder_report as write_folder_report

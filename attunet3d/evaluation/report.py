@@ -10,74 +10,65 @@ import html
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from attunet3d import __version__
 from attunet3d.core import Floats, whole_file
-from attunet3d.evaluation.report_case import HU_OF_VALUES, ReportCase, payload
-from attunet3d.evaluation.report_found import number
+from attunet3d.evaluation.report_case import HU_OF_VALUES, Pictures, ReportCase, number, payload
 from attunet3d.evaluation.statistics import bootstrap_interval
 from attunet3d.imaging import colour_of
 
 PAGE = files("attunet3d.evaluation") / "report_page"
+FOOTER = (
+    f"Made by attunet3d {__version__}. Research software: not for the diagnosis, treatment or"
+    " measurement of patients."
+)
 
 
-@dataclass(frozen=True)
-class ReportText:
-    """The words of a page.
-
-    Args:
-        title: Its heading.
-        subtitle: A sentence below.
-        order: How the cases are sorted, such as "Worst mean Dice first."
-        footer: What made it, and what it must not be used for.
-        picture: The reliability diagram, a PNG, if there is one.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A page: its words, its table, and its cases in the order of the table."""
 
     title: str
     subtitle: str
     order: str
-    footer: str
+    """How the cases are sorted, such as "Worst mean Dice first."."""
+    labels: Mapping[int, str]
+    """Name of each label value; 0 is the background."""
+    columns: Mapping[str, str]
+    """Heading of each column of the table → format of its numbers, such as "{:.3f}"."""
+    cases: Sequence[ReportCase] = ()
     picture: Path | None = None
+    """The reliability diagram, a PNG, if there is one."""
 
 
-def write_report(
-    path: Path,
-    text: ReportText,
-    labels: Mapping[int, str],
-    columns: Mapping[str, str],
-    cases: Iterable[ReportCase],
-) -> None:
-    """Write the page.
-
-    Args:
-        path: `.html`.
-        text: Its words.
-        labels: Name of each label value; 0 is the background.
-        columns: Heading of each column of the table → format of its numbers, such as "{:.3f}".
-        cases: In the order of the table; each is dropped when it is written.
+def write_report(path: Path, report: Report, cases: Iterable[tuple[ReportCase, Pictures]]) -> None:
+    """Write the page, `.html`, with those of its cases whose pictures could be read.
 
     Raises:
         WriteError: The disk is full or the folder read-only; nothing is left behind.
     """
     page = (PAGE / "page.html").read_text(encoding="utf-8")
     before, after = page.split("{{cases}}")
-    words = {name: html.escape(str(words)) for name, words in asdict(text).items()}
-    words["picture"] = _figure(text.picture) if text.picture else ""
+    words = {"title": report.title, "subtitle": report.subtitle, "order": report.order}
+    words = {name: html.escape(text) for name, text in (words | {"footer": FOOTER}).items()}
+    words["picture"] = _figure(report.picture) if report.picture else ""
     words["style"] = (PAGE / "style.css").read_text(encoding="utf-8")
     words["script"] = (PAGE / "viewer.js").read_text(encoding="utf-8")
     rows: list[dict[str, Any]] = []
     with whole_file.replacing(path) as file:
         file.write(_filled(before, words).encode())
-        for number, case in enumerate(cases):
-            element = f'<script id="case-{number}" type="application/json">{payload(case)}</script>'
+        for index, (case, pictures) in enumerate(cases):
+            content = payload(pictures)
+            element = f'<script id="case-{index}" type="application/json">{content}</script>'
             file.write(f"{element}\n".encode())
-            rows.append(_row(case, columns))
-        words["report"] = _report(labels, columns, rows)
+            rows.append(_row(case, report.columns))
+        words["report"] = _report(report.labels, report.columns, rows)
         file.write(_filled(after, words).encode())
 
 

@@ -1,4 +1,4 @@
-"""A case made small enough for a web page: scan, label maps and attention on a coarser grid.
+"""A case of a report, and its scan, label maps and attention made small enough for a web page.
 
 The scan becomes one grey picture, its slices side by side, compressed as WebP; each value stands
 for a range of HU that is narrow where soft tissue lies. Label maps and attention are exact on the
@@ -10,8 +10,9 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -29,55 +30,80 @@ HU_OF_VALUES = np.interp(  # 256 stored values: 1.8 HU apart in soft tissue, 17 
 )
 
 
-@dataclass(frozen=True, eq=False)
-class ReportCase:
-    """What a report shows of one case.
+Reader = Callable[[Volume], Volume]
+"""Reads a label map, given its scan."""
 
-    Args:
-        name: The case.
-        scan: In HU.
-        layers: Label maps on the scan's grid by name, such as prediction and reference.
-        attention: (I, J, K) in [0, 1] on the scan's grid, or None.
-        values: Numbers for the table by column; None where there is none.
-        facts: A line of text about the case.
-        warnings: What was odd about it.
-        look: Columns whose value asks a person to look.
-        patient: Whose scan it is; None: a patient of its own.
-    """
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCase:
+    """A case of a report, its volumes not read yet."""
 
     name: str
+    scan: Path | None = None
+    series: str | None = None
+    """Which DICOM series of the folder `scan`."""
+    layers: Mapping[str, Reader] = field(default_factory=dict)
+    """Label maps by name, such as prediction and reference."""
+    attention: Path | None = None
+    values: Mapping[str, float | None] = field(default_factory=dict)
+    """Numbers for the table by column; None where there is none."""
+    facts: str = ""
+    """A line of text about the case."""
+    warnings: tuple[str, ...] = ()
+    look: tuple[str, ...] = ()
+    """Columns whose value asks a person to look."""
+    patient: str | None = None
+    """Whose scan it is; None: a patient of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The volumes of a case, all on the scan's grid."""
+
     scan: Volume
     layers: Mapping[str, LabelMap]
     attention: Float32s | None = None
-    values: Mapping[str, float | None] = field(default_factory=dict)
-    facts: str = ""
-    warnings: tuple[str, ...] = ()
-    look: tuple[str, ...] = ()
-    patient: str | None = None
+    """(I, J, K) in [0, 1]."""
 
 
-def payload(case: ReportCase) -> str:
-    """The case as JSON for the page's viewer, well under 1 MB."""
-    box = body_box(case.scan)
-    source, grid = case.scan.grid, coarse_grid(case.scan.grid.cropped(box), MOST_VOXELS)
+def number(value: object) -> float | None:
+    """A finite number, of JSON or of a table's cell; None for anything else.
+
+    Example:
+        >>> number("0.5"), number(""), number(None)
+        (0.5, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def payload(pictures: Pictures) -> str:
+    """A case as JSON for the page's viewer, well under 1 MB."""
+    box = body_box(pictures.scan)
+    source, grid = pictures.scan.grid, coarse_grid(pictures.scan.grid.cropped(box), MOST_VOXELS)
 
     def sampled(array: Array, mode: Literal["linear", "nearest"]) -> Array:
         found: Array = resample(torch.from_numpy(array)[None], source, grid, mode=mode)[0].numpy()
         return found
 
-    hu = sampled(case.scan.array, "linear")
+    hu = sampled(pictures.scan.array, "linear")
     content: dict[str, object] = {
         "shape": grid.shape,
         "spacing": [round(length, 4) for length in grid.spacing_mm],
         "scan": _picture(np.rint(np.interp(hu, HU_OF_VALUES, np.arange(256))).astype(np.uint8)),
         "layers": [
             {"name": name, "data": _deflated(sampled(array, "nearest"))}
-            for name, array in case.layers.items()
+            for name, array in pictures.layers.items()
         ],
         "attention": None,
     }
-    if case.attention is not None:
-        steps = np.rint(sampled(case.attention, "linear") * 15)  # 16 steps are all one sees
+    if pictures.attention is not None:
+        steps = np.rint(sampled(pictures.attention, "linear") * 15)  # 16 steps are all one sees
         content["attention"] = _deflated((steps * 17).astype(np.uint8))
     return json.dumps(content).replace("</", "<\\/")  # "</script>" in a name ends nothing
 

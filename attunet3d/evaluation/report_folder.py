@@ -13,22 +13,16 @@ import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from attunet3d import __version__
 from attunet3d.cohort import Outcome, reason
 from attunet3d.core import DataError, Float32s, UserError, progress
-from attunet3d.evaluation.report import ReportText, write_report
-from attunet3d.evaluation.report_case import ReportCase
-from attunet3d.evaluation.report_found import FoundCase
+from attunet3d.evaluation.report import write_report
+from attunet3d.evaluation.report_case import Pictures, ReportCase
 from attunet3d.evaluation.report_predictions import of_predictions
 from attunet3d.evaluation.report_scores import of_scores
 from attunet3d.imaging import read_volume
 
 NAME = "report.html"
 GRID_TOLERANCE_MM = 1e-3
-FOOTER = (
-    f"Made by attunet3d {__version__}. Research software: not for the diagnosis, treatment or"
-    " measurement of patients."
-)
 _log = logging.getLogger(__name__)
 
 
@@ -49,15 +43,15 @@ def write_folder_report(
         DataError: The folder holds nothing to report on, or no case could be read.
         WriteError: The page cannot be written.
     """
-    found = of_scores(folder) if (folder / "scores.csv").is_file() else of_predictions(folder)
+    report = of_scores(folder) if (folder / "scores.csv").is_file() else of_predictions(folder)
     outcome = Outcome()
-    with progress(len(found.cases), "report") as bar:
+    with progress(len(report.cases), "report") as bar:
 
-        def loaded() -> Iterator[ReportCase]:
-            for case in found.cases:
+        def loaded() -> Iterator[tuple[ReportCase, Pictures]]:
+            for case in report.cases:
                 with bar.item():
                     try:
-                        yield _load(case, (scans or {}).get(case.name, case.scan))
+                        yield case, _load(case, (scans or {}).get(case.name, case.scan))
                         outcome.done.append(case.name)
                     except UserError as error:
                         _leave_out(outcome, case, error)
@@ -68,21 +62,17 @@ def write_folder_report(
                     cure="name the folder of the scans with --scans",
                 )
 
-        picture = folder / "calibration.png"
-        words = ReportText(
-            found.title, found.subtitle, found.order, FOOTER, picture if picture.is_file() else None
-        )
-        write_report(path or folder / NAME, words, found.labels, found.columns, loaded())
+        write_report(path or folder / NAME, report, loaded())
     return outcome
 
 
-def _leave_out(outcome: Outcome, case: FoundCase, error: UserError) -> None:
+def _leave_out(outcome: Outcome, case: ReportCase, error: UserError) -> None:
     name = case.name
     outcome.failures[name] = reason(error)
     _log.error("%s; it is left out", outcome.failures[name], extra={"case": name})
 
 
-def _load(case: FoundCase, path: Path | None) -> ReportCase:
+def _load(case: ReportCase, path: Path | None) -> Pictures:
     """Read a case's volumes, which must all lie on the scan's grid."""
     if path is None:
         cure = "name the folder or archive of the scans with --scans"
@@ -96,17 +86,7 @@ def _load(case: FoundCase, path: Path | None) -> ReportCase:
             raise DataError(rule, path=path, cure="name the scans that were segmented: --scans")
         layers[what] = label.array
     attention = None if case.attention is None else finest_gate(case.attention)
-    return ReportCase(
-        name=case.name,
-        scan=scan,
-        layers=layers,
-        attention=attention,
-        values=case.values,
-        facts=case.facts,
-        warnings=case.warnings,
-        look=case.look,
-        patient=case.patient,
-    )
+    return Pictures(scan, layers, attention)
 
 
 def finest_gate(path: Path) -> Float32s | None:

@@ -6,13 +6,14 @@ from typing import Any
 
 from attunet3d.cohort import case_files, results
 from attunet3d.core import DataError
-from attunet3d.evaluation.report_found import Found, FoundCase, number
+from attunet3d.evaluation.report import Report
+from attunet3d.evaluation.report_case import ReportCase, number
 from attunet3d.imaging import read_label
 
 WORDS = ("ok", "look", "wrong?")  # of doubt, the worst last
 
 
-def of_predictions(folder: Path) -> Found:
+def of_predictions(folder: Path) -> Report:
     """Read the sidecars of an output folder of `infer`, the most doubtful case first.
 
     Raises:
@@ -34,7 +35,7 @@ def of_predictions(folder: Path) -> Found:
         columns |= {f"{name} expected Dice": "{:.3f}" for name in names}
     cases = [predicted_case(folder, name, content) for name, content in sidecars.items()]
     ranks = {name: _rank(name, content) for name, content in sidecars.items()}
-    return Found(
+    return Report(
         title=f"Label maps: {folder.resolve().name}",
         subtitle=f"{len(cases)} cases; labels: {', '.join(names)}.",
         order="Most doubtful first." if doubted else "Cases with warnings first, then by name.",
@@ -66,7 +67,7 @@ def _warnings(content: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(line) for part in parts if isinstance(part, list) for line in part)
 
 
-def predicted_case(folder: Path, name: str, content: Mapping[str, Any]) -> FoundCase:
+def predicted_case(folder: Path, name: str, content: Mapping[str, Any]) -> ReportCase:
     """A case as its sidecar describes it."""
     files, doubt = case_files(folder, name), _doubt(content)
     volumes = content.get("volumes")
@@ -79,7 +80,7 @@ def predicted_case(folder: Path, name: str, content: Mapping[str, Any]) -> Found
     asked = [label for label, entry in doubt.items() if entry.get("word", "ok") != "ok"]
     words = [f"{label}: {doubt[label]['word']}" for label in asked]
     attention, scan = files.maps("attention"), content.get("scan")
-    return FoundCase(
+    return ReportCase(
         name=name,
         scan=folder / scan if isinstance(scan, str) else None,
         series=content.get("series"),

@@ -9,7 +9,8 @@ from typing import Any
 from attunet3d.cohort import case_files, results
 from attunet3d.core import DataError, UserError, WriteError, read_json, text
 from attunet3d.datasets import Case, Manifest, read_case_label
-from attunet3d.evaluation.report_found import Found, FoundCase, Reader, number
+from attunet3d.evaluation.report import Report
+from attunet3d.evaluation.report_case import Reader, ReportCase, number
 from attunet3d.evaluation.report_predictions import predicted_case
 from attunet3d.imaging import find_scans, read_label
 
@@ -23,7 +24,7 @@ METRICS = {  # column of scores.csv: heading, format
 }
 
 
-def of_scores(folder: Path) -> Found:
+def of_scores(folder: Path) -> Report:
     """Read what `evaluate` wrote, the worst mean Dice first.
 
     Raises:
@@ -53,13 +54,15 @@ def of_scores(folder: Path) -> Found:
     ]
     remark = summary.get("training_remark")
     parts = [f"{len(cases)} cases scored", f"{len(failed)} failed" if failed else "", remark or ""]
-    return Found(
+    picture = folder / "calibration.png"
+    return Report(
         title=f"Scores of {predictions.resolve().name}",
         subtitle="; ".join(filter(None, parts)) + ".",
         order="Worst mean Dice first.",
         labels={0: "background", **labels},
         columns=columns,
         cases=sorted(cases, key=lambda case: (case.values["mean Dice"] or 0.0, case.name)),
+        picture=picture if picture.is_file() else None,
     )
 
 
@@ -122,13 +125,13 @@ def _references(folder: Path, summary: Mapping[str, Any]) -> _References:
 
 def _case(
     case_id: str, predictions: Path, files: Mapping[str, Path], references: _References
-) -> FoundCase:
+) -> ReportCase:
     """The case without its scores; scan and warnings are those of the prediction's sidecar."""
     try:
         content = results.read_sidecar(case_files(predictions, case_id).sidecar)
         found = predicted_case(predictions, case_id, content)
     except WriteError:
-        found = FoundCase(name=case_id)
+        found = ReportCase(name=case_id)
     known = references.cases.get(case_id)
     layers: dict[str, Reader] = {"prediction": lambda _: read_label(files[case_id])}
     if (reference := references.reader(case_id)) is not None:

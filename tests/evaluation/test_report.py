@@ -12,15 +12,27 @@ import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from attunet3d.evaluation.report import ReportText, write_report
-from attunet3d.evaluation.report_case import HU_OF_VALUES, ReportCase, coarse_grid, payload
+from attunet3d.evaluation.report import FOOTER, Report, write_report
+from attunet3d.evaluation.report_case import (
+    HU_OF_VALUES,
+    Pictures,
+    ReportCase,
+    coarse_grid,
+    payload,
+)
 from attunet3d.imaging import Grid, Volume
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-TEXT = ReportText("Scores", "Two phantoms.", "Worst first.", "Made by a test. Research only.")
 LABELS = {0: "background", 1: "liver", 2: "</script> pancreas"}
 COLUMNS = {"mean Dice": "{:.3f}", "volume ml": "{:.1f}"}
+REPORT = Report(
+    title="Scores",
+    subtitle="Two phantoms.",
+    order="Worst first.",
+    labels=LABELS,
+    columns=COLUMNS,
+)
 SHAPE = (60, 50, 24)
 
 
@@ -41,15 +53,16 @@ def label_map():
     return array
 
 
-def case(name, dice):
-    other = np.roll(label_map(), 3, 0)
+def pictures():
     attention = np.zeros(SHAPE, np.float32)
     attention[10:25, 15:35, 4:20] = 1
+    layers = {"prediction": label_map(), "reference": np.roll(label_map(), 3, 0)}
+    return Pictures(volume(), layers, attention)
+
+
+def case(name, dice):
     return ReportCase(
         name=name,
-        scan=volume(),
-        layers={"prediction": label_map(), "reference": other},
-        attention=attention,
         values={"mean Dice": dice, "volume ml": 12.25},
         facts="a phantom",
         warnings=("the scan is cut",),
@@ -61,12 +74,12 @@ def case(name, dice):
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     cases = [case("case_b", 0.4), case("case_a", 0.9), case("<b>bold", None)]
-    write_report(path, TEXT, LABELS, COLUMNS, cases)
+    write_report(path, REPORT, ((case, pictures()) for case in cases))
     return path
 
 
 def test_labels_and_hu_survive_on_the_coarse_grid():
-    content = json.loads(payload(case("a", 1.0)))
+    content = json.loads(payload(pictures()))
     x, y, z = content["shape"]
     raw = zlib.decompress(base64.b64decode(content["layers"][0]["data"]))
     labels = np.frombuffer(raw, np.uint8).reshape(z, y, x).transpose(2, 1, 0)
@@ -100,11 +113,12 @@ def test_a_noisy_scan_takes_under_a_megabyte():
     noisy = (40 + rng.normal(0, 25, shape)).astype(np.int16, order="F")
     labels = (rng.random(shape) > 0.999).astype(np.uint8, order="F")
     scan = Volume(noisy, Grid(shape, np.diag([1.5, 1.5, 3.0, 1.0])))
-    assert len(payload(ReportCase("a", scan, {"prediction": labels}))) < 1_000_000
+    assert len(payload(Pictures(scan, {"prediction": labels}))) < 1_000_000
 
 
 def test_names_cannot_end_the_script_or_become_markup(page):
     text = page.read_text(encoding="utf-8")
+    assert FOOTER in text
     assert text.count("</script>") == 5  # three cases, the report, the script
     assert "<b>bold" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
 
