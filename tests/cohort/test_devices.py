@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -27,7 +28,7 @@ CASES = [f"case_{number:02}" for number in range(8)]
 
 
 @pytest.fixture(scope="module")
-def scans(tmp_path_factory):
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scans")
     for number, case_id in enumerate(CASES):
         write_scan(folder / f"{case_id}.nii.gz", ball(value=200 + 20 * number))
@@ -36,7 +37,7 @@ def scans(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = ["network.channels=[4, 8]", "preprocessing.spacing_mm=[3, 3, 3]"]
     settings += ["preprocessing.hu_window=[-100, 400]", "preprocessing.mean_hu=50"]
     settings += ["preprocessing.std_hu=100", "inference.window=[16, 16, 16]"]
@@ -48,32 +49,34 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(scans, model, tmp_path_factory):
+def alone(scans: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one process makes of the scans."""
     out = tmp_path_factory.mktemp("alone")
     assert infer.main([str(model), str(scans), str(out), "--device", "cpu"]) == 1
     return maps(out)
 
 
-def maps(folder):
+def maps(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")}
 
 
-def failures(folder):
+def failures(folder: Path) -> Any:
     return json.loads((folder / "failures.json").read_text(encoding="utf-8"))
 
 
-def start(*arguments):
+def start(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "attunet3d", "infer", *map(str, arguments)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
-def workers(process):
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     found = psutil.Process(process.pid).children()
     return [child for child in found if "spawn_main" in " ".join(child.cmdline())]
 
 
-def test_killed_workers_cost_no_scan_and_change_no_label_map(scans, model, alone, tmp_path):
+def test_killed_workers_cost_no_scan_and_change_no_label_map(
+    scans: Path, model: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
     with start(model, scans, tmp_path, "--device", "cpu,cpu") as process:
         deadline = time.monotonic() + 200
         while len(list(tmp_path.glob("case_*.json"))) < 2:
@@ -128,7 +131,7 @@ def test_a_scan_that_kills_its_process_thrice_fails_and_the_others_are_done(
     assert maps(tmp_path) == {name: alone[name] for name in alone if name != "case_05.nii.gz"}
 
 
-def test_an_error_of_the_model_ends_the_call(scans, tmp_path):
+def test_an_error_of_the_model_ends_the_call(scans: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("none")
     with start(tmp_path / "model.safetensors", scans, tmp_path / "out", "--device", "cpu,cpu") as p:
         _, error = p.communicate(timeout=200)
@@ -137,7 +140,9 @@ def test_an_error_of_the_model_ends_the_call(scans, tmp_path):
     assert "Traceback" not in error
 
 
-def test_shards_share_a_folder_and_give_what_one_call_gives(scans, model, alone, tmp_path):
+def test_shards_share_a_folder_and_give_what_one_call_gives(
+    scans: Path, model: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
     for number in (1, 2, 3):
         arguments = [str(model), str(scans), str(tmp_path), "--device", "cpu"]
         status = infer.main([*arguments, "--shard", f"{number}/3"])
@@ -149,7 +154,7 @@ def test_shards_share_a_folder_and_give_what_one_call_gives(scans, model, alone,
 # --- the rules, without processes --------------------------------------------------------------
 
 
-def test_every_case_is_in_one_shard():
+def test_every_case_is_in_one_shard() -> None:
     ids = [f"patient {number}" for number in range(500)]
     for count in (1, 2, 7):
         parts = [Shard(number + 1, count) for number in range(count)]
@@ -161,12 +166,12 @@ def test_every_case_is_in_one_shard():
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "-1/2", "1/2/3", ""])
-def test_a_shard_that_is_none_is_refused(text):
+def test_a_shard_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="must be I/N"):
         Shard.parse(text)
 
 
-def test_parts_of_one_division_are_held_side_by_side_and_no_others(tmp_path):
+def test_parts_of_one_division_are_held_side_by_side_and_no_others(tmp_path: Path) -> None:
     with locked_part(tmp_path, "infer", "1-of-2"), locked_part(tmp_path, "infer", "2-of-2"):
         for part in ("1-of-2", "1-of-3"):
             with pytest.raises(WriteError, match="in use by"), locked_part(tmp_path, "x", part):
@@ -181,7 +186,7 @@ def test_parts_of_one_division_are_held_side_by_side_and_no_others(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_failures_of_shards_are_kept_together(tmp_path):
+def test_failures_of_shards_are_kept_together(tmp_path: Path) -> None:
     merge_failures(tmp_path, ["a", "b"], {"a": "torn"})
     merge_failures(tmp_path, ["c"], {"c": "empty"})
     assert failures(tmp_path) == {"a": "torn", "c": "empty"}
@@ -190,21 +195,21 @@ def test_failures_of_shards_are_kept_together(tmp_path):
 
 
 class Heard(Events):
-    def __init__(self):
-        self.failures = {}
+    def __init__(self) -> None:
+        self.failures: dict[str, str] = {}
 
-    def failed(self, case_id, reason):
+    def failed(self, case_id: str, reason: str) -> None:
         self.failures[case_id] = reason
 
 
-def test_a_scan_that_kills_its_workers_fails_at_last_and_its_neighbours_do_not():
+def test_a_scan_that_kills_its_workers_fails_at_last_and_its_neighbours_do_not() -> None:
     """Workers hold three scans at once and die whenever "bad" is among them."""
     names = ["a", "b", "bad", "c", "d", "e", "f"]
     heard, done = Heard(), []
     dispatcher = Dispatcher({name: [Path(name)] for name in names}, heard)
     deaths = 0
     for number in range(30):
-        worker, held = f"worker {number}", []
+        worker, held = f"worker {number}", list[str]()
         while len(held) < 3 and (item := dispatcher.take(worker, idle=not held)):
             held.append(item[0])
         if "bad" in held:

@@ -1,6 +1,7 @@
 """The rule of doubt fitted on a folder of predictions, and what their references span."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ CASES = 14
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     """Balls of 5 to 18 mm; the predictions miss ever more planes and say what they expect."""
     listed = []
     for number in range(CASES):
@@ -54,7 +55,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_rule_follows_the_true_dice_and_the_ranges_span_the_references(folder):
+def test_the_rule_follows_the_true_dice_and_the_ranges_span_the_references(folder: Path) -> None:
     manifest = Manifest.load(folder / "m.json")
     notes = json.loads(json.dumps(doubt_notes(folder / "out", manifest, manifest.training)))
     ranges = notes["label_ranges"]["ball"]
@@ -69,7 +70,7 @@ def test_the_rule_follows_the_true_dice_and_the_ranges_span_the_references(folde
     assert rule.weights["agreement"] > 0.8
 
 
-def test_few_labels_give_ranges_and_no_rule(folder):
+def test_few_labels_give_ranges_and_no_rule(folder: Path) -> None:
     manifest = Manifest.load(folder / "m.json")
     notes = doubt_notes(folder / "out", manifest, manifest.training[:5])
     assert set(notes) == {"label_ranges"}

@@ -3,14 +3,18 @@
 import csv
 import json
 import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 
-from attunet3d.core import DataError
+from attunet3d.core import DataError, Floats, LabelMap, Size
 from attunet3d.core.errors import UserError
-from attunet3d.evaluation import folder, metrics, scores
+from attunet3d.evaluation import metrics, scores
 from attunet3d.evaluation.folder import evaluate
 from attunet3d.evaluation.scores import Summary, completed, statistics
 from attunet3d.evaluation.statistics import bootstrap_interval
@@ -21,22 +25,28 @@ SHAPE = (6, 5, 4)
 AFFINE = np.diag([-2.0, 2.0, 5.0, 1.0])
 
 
-def write(folder, case, voxels=(), affine=AFFINE, shape=SHAPE):
+def write(
+    folder: Path,
+    case: str,
+    voxels: Mapping[Size, int] = MappingProxyType({}),
+    affine: Floats = AFFINE,
+    shape: Size = SHAPE,
+) -> None:
     """Write a label map; `voxels` maps (i, j, k) to values."""
     folder.mkdir(parents=True, exist_ok=True)
     array = np.zeros(shape, np.uint8)
-    for index, value in dict(voxels).items():
+    for index, value in voxels.items():
         array[index] = value
     nibabel.save(nibabel.Nifti1Image(array, affine), folder / f"{case}.nii.gz")
 
 
-def rows_of(out_dir):
+def rows_of(out_dir: Path) -> list[dict[str, str]]:
     with open(out_dir / "scores.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
 @pytest.fixture
-def folders(tmp_path):
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
     """Case a: half right. Case b: label 2 missed, label 1 right. Case c: both maps empty."""
     predictions, reference = tmp_path / "predictions", tmp_path / "reference"
     write(predictions, "a", {(1, 1, 1): 1, (2, 1, 1): 1, (3, 3, 3): 2})
@@ -48,7 +58,7 @@ def folders(tmp_path):
     return predictions, reference, tmp_path / "out"
 
 
-def test_scores_by_hand(folders):
+def test_scores_by_hand(folders: tuple[Path, Path, Path]) -> None:
     summary = evaluate(*folders)
     assert summary.failures == {}
     assert list(summary.scores) == ["a", "b", "c"]
@@ -58,7 +68,7 @@ def test_scores_by_hand(folders):
     assert summary.values(1, "volume_ml_reference") == pytest.approx([0.04, 0.02, 0])
 
 
-def test_csv_has_a_row_for_each_case_and_label(folders):
+def test_csv_has_a_row_for_each_case_and_label(folders: tuple[Path, Path, Path]) -> None:
     evaluate(*folders)
     rows = rows_of(folders[2])
     assert [(row["case"], row["label"]) for row in rows] == [
@@ -71,7 +81,7 @@ def test_csv_has_a_row_for_each_case_and_label(folders):
     assert missed["empty_reference"] == "0"
 
 
-def test_summary_counts_what_is_empty(folders):
+def test_summary_counts_what_is_empty(folders: tuple[Path, Path, Path]) -> None:
     evaluate(*folders)
     content = json.loads((folders[2] / "summary.json").read_text(encoding="utf-8"))
     assert (content["cases"], content["scored"], content["failed"]) == (3, 3, [])
@@ -95,7 +105,7 @@ def test_summary_counts_what_is_empty(folders):
     assert not (folders[2] / "failures.json").exists()
 
 
-def test_undefined_values_are_null_in_json(tmp_path):
+def test_undefined_values_are_null_in_json(tmp_path: Path) -> None:
     write(tmp_path / "p", "a")
     write(tmp_path / "r", "a", {(0, 0, 0): 3})
     evaluate(tmp_path / "p", tmp_path / "r", tmp_path / "out")
@@ -114,7 +124,9 @@ def test_undefined_values_are_null_in_json(tmp_path):
     assert label["dice"]["std"] is None  # of one case
 
 
-def test_bad_cases_fail_by_name_and_the_others_are_done(folders, tmp_path):
+def test_bad_cases_fail_by_name_and_the_others_are_done(
+    folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
     predictions, reference, out = folders
     write(reference, "missing", {(1, 1, 1): 1})
     moved = AFFINE.copy()
@@ -139,7 +151,7 @@ def test_bad_cases_fail_by_name_and_the_others_are_done(folders, tmp_path):
     assert content["labels"]["1"]["dice"]["n"] == 3
 
 
-def test_grids_may_differ_by_rounding(folders):
+def test_grids_may_differ_by_rounding(folders: tuple[Path, Path, Path]) -> None:
     predictions, reference, out = folders
     nearly = AFFINE.copy()
     nearly[1, 3] = 0.0005
@@ -147,7 +159,7 @@ def test_grids_may_differ_by_rounding(folders):
     assert evaluate(predictions, reference, out).failures == {}
 
 
-def test_two_files_of_one_case_are_refused(folders):
+def test_two_files_of_one_case_are_refused(folders: tuple[Path, Path, Path]) -> None:
     predictions, reference, out = folders
     (predictions / "a.nii").write_bytes((predictions / "a.nii.gz").read_bytes())
     failures = evaluate(predictions, reference, out).failures
@@ -155,7 +167,7 @@ def test_two_files_of_one_case_are_refused(folders):
     assert "of one name" in failures["a"]
 
 
-def test_predictions_without_a_reference_are_told(folders):
+def test_predictions_without_a_reference_are_told(folders: tuple[Path, Path, Path]) -> None:
     predictions, reference, out = folders
     write(predictions, "extra")
     summary = evaluate(predictions, reference, out)
@@ -164,13 +176,13 @@ def test_predictions_without_a_reference_are_told(folders):
     assert "predictions without a reference: 1" in summary.table()
 
 
-def sidecar(folder, case, labels, role=None):
-    content = {"case": case, "labels": labels, "files": {}, "settings": {}}
-    content |= {"role_in_training": role}
+def sidecar(folder: Path, case: str, labels: dict[str, str], role: str | None = None) -> None:
+    content: dict[str, Any] = {"case": case, "labels": labels, "files": {}, "settings": {}}
+    content["role_in_training"] = role
     (folder / f"{case}.json").write_text(json.dumps(content))
 
 
-def test_sidecars_name_the_labels(folders):
+def test_sidecars_name_the_labels(folders: tuple[Path, Path, Path]) -> None:
     predictions, reference, out = folders
     sidecar(predictions, "a", {"0": "background", "1": "pancreas"})
     (predictions / "other.json").write_text("[]")
@@ -181,7 +193,7 @@ def test_sidecars_name_the_labels(folders):
     assert {row["name"] for row in rows_of(out)} == {"pancreas"}
 
 
-def test_one_value_of_two_names_is_refused(folders):
+def test_one_value_of_two_names_is_refused(folders: tuple[Path, Path, Path]) -> None:
     predictions, reference, out = folders
     sidecar(predictions, "a", {"1": "pancreas"})
     sidecar(predictions, "b", {"1": "liver"})
@@ -189,9 +201,9 @@ def test_one_value_of_two_names_is_refused(folders):
         evaluate(predictions, reference, out)
 
 
-def manifest_of(tmp_path, **lists):
+def manifest_of(tmp_path: Path, **lists: list[tuple[str, int | None, bool]]) -> Path:
     labels = {"0": "background", "1": "pancreas", "2": "tumour"}
-    content = {"name": "test", "labels": labels, "modality": "CT", "licence": "", "source": ""}
+    content: dict[str, Any] = {"name": "test", "labels": labels, "modality": "CT"}
     for name, cases in lists.items():
         content[name] = [
             {"id": case, "image": f"images/{case}.nii.gz", "fold": fold}
@@ -203,7 +215,7 @@ def manifest_of(tmp_path, **lists):
     return path
 
 
-def test_a_manifest_gives_cases_and_names(folders, tmp_path):
+def test_a_manifest_gives_cases_and_names(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
     predictions, _, out = folders
     path = manifest_of(tmp_path, training=[("a", 0, True), ("b", 1, True)])
     summary = evaluate(predictions, path, out, everything=True)
@@ -219,13 +231,15 @@ def test_a_manifest_gives_cases_and_names(folders, tmp_path):
         evaluate(predictions, bare, out)
 
 
-def test_cases_seen_in_training_are_told_by_the_sidecars(folders, tmp_path):
+def test_cases_seen_in_training_are_told_by_the_sidecars(
+    folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
     predictions, reference, out = folders
     for case, role in (("a", "training"), ("b", "validation"), ("c", "none")):
         sidecar(predictions, case, {"1": "pancreas", "2": "tumour"}, role)
     summary = evaluate(predictions, reference, out)
     assert summary.seen_in_training == ("a",)
-    remark = "1 of 3 cases were seen in training, which flatters the scores: a"
+    remark = "1 of 3 cases were seen in training, which inflates the scores: a"
     assert remark in summary.table()
     content = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert (content["seen_in_training"], content["training_remark"]) == (["a"], remark)
@@ -233,7 +247,9 @@ def test_cases_seen_in_training_are_told_by_the_sidecars(folders, tmp_path):
     assert list(evaluate(predictions, path, out).scores) == ["b"]
 
 
-def test_a_manifests_paths_begin_at_the_root_that_is_given(folders, tmp_path):
+def test_a_manifests_paths_begin_at_the_root_that_is_given(
+    folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
     predictions, _, out = folders
     path = manifest_of(tmp_path, training=[("a", 0, True)])
     moved = tmp_path / "elsewhere" / "manifest.json"
@@ -243,7 +259,9 @@ def test_a_manifests_paths_begin_at_the_root_that_is_given(folders, tmp_path):
     assert list(evaluate(predictions, moved, out, everything=True).failures) == ["a"]
 
 
-def test_a_manifest_and_sidecars_must_agree(folders, tmp_path):
+def test_a_manifest_and_sidecars_must_agree(
+    folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
     predictions, _, out = folders
     path = manifest_of(tmp_path, training=[("a", 0, True)])
     sidecar(predictions, "a", {"1": "Pancreas"}, "validation")
@@ -253,7 +271,7 @@ def test_a_manifest_and_sidecars_must_agree(folders, tmp_path):
         evaluate(predictions, path, out)
 
 
-def test_wrong_calls_are_refused(folders, tmp_path):
+def test_wrong_calls_are_refused(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
     predictions, reference, out = folders
     with pytest.raises(DataError, match="choose another folder"):
         evaluate(predictions, reference, predictions)
@@ -272,7 +290,7 @@ def test_wrong_calls_are_refused(folders, tmp_path):
     assert not out.exists()
 
 
-def test_swapped_folders_are_noticed_by_the_sidecars(folders):
+def test_swapped_folders_are_noticed_by_the_sidecars(folders: tuple[Path, Path, Path]) -> None:
     predictions, reference, out = folders
     sidecar(predictions, "a", {"1": "pancreas"})
     with pytest.raises(DataError, match="give PREDICTIONS first, then REFERENCE") as caught:
@@ -282,7 +300,9 @@ def test_swapped_folders_are_noticed_by_the_sidecars(folders):
     assert evaluate(reference, predictions, out).failures == {}
 
 
-def test_intervals_rest_on_patients_not_on_cases(folders, tmp_path):
+def test_intervals_rest_on_patients_not_on_cases(
+    folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
     """Three scans of one patient with the same result are as sure as one."""
     predictions, _, out = folders
     path = manifest_of(tmp_path, training=[(case, None, True) for case in "abc"])
@@ -296,19 +316,23 @@ def test_intervals_rest_on_patients_not_on_cases(folders, tmp_path):
     assert f"{low:.3f}–{high:.3f}" in summary.table()
 
 
-def test_progress_moves_within_a_case(folders, monkeypatch):
+def test_progress_moves_within_a_case(
+    folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A single case tells of itself more than once, and ends at one."""
-    told = []
+    told: list[float] = []
     monkeypatch.setattr(metrics, "POINTS", 1)
-    maps = [np.zeros((9, 9, 9), np.uint8) for _ in range(2)]
-    maps[0][2:5, 2:5, 2:5], maps[1][3:6, 2:5, 2:5], maps[0][8, 8, 8] = 1, 1, 2
-    metrics.score_labels(*maps, Grid((9, 9, 9), np.eye(4)), done=told.append)
+    one, other = np.zeros((2, 9, 9, 9), np.uint8)
+    one[2:5, 2:5, 2:5], other[3:6, 2:5, 2:5], one[8, 8, 8] = 1, 1, 2
+    metrics.score_labels(one, other, Grid((9, 9, 9), np.eye(4)), done=told.append)
     assert told == sorted(told)
     assert len(told) > 50
     assert told[-1] == pytest.approx(1)
 
 
-def test_when_every_case_failed_there_is_a_summary_and_no_figure(folders):
+def test_when_every_case_failed_there_is_a_summary_and_no_figure(
+    folders: tuple[Path, Path, Path],
+) -> None:
     predictions, reference, out = folders
     evaluate(predictions, reference, out)
     for path in reference.iterdir():
@@ -320,7 +344,9 @@ def test_when_every_case_failed_there_is_a_summary_and_no_figure(folders):
     assert "3 of 3 cases failed" in summary.table()
 
 
-def test_the_command_prints_a_table_and_its_exit_status_tells_of_failures(folders, capsys):
+def test_the_command_prints_a_table_and_its_exit_status_tells_of_failures(
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     predictions, _, out = folders
     assert pipeline.main([str(folder) for folder in folders]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -336,19 +362,19 @@ def test_the_command_prints_a_table_and_its_exit_status_tells_of_failures(folder
     assert json.loads((out / "failures.json").read_text(encoding="utf-8")).keys() == {"b"}
 
 
-def test_tolerance_reaches_surface_dice(folders):
+def test_tolerance_reaches_surface_dice(folders: tuple[Path, Path, Path]) -> None:
     loose, strict = (evaluate(*folders, tolerance_mm=mm) for mm in (2.0, 1.0))
     assert loose.values(1, "surface_dice")[0] == 1
     assert strict.values(1, "surface_dice")[0] == 0.5
 
 
-def test_statistics_leave_out_what_is_undefined():
+def test_statistics_leave_out_what_is_undefined() -> None:
     assert statistics([math.nan, 4.0, 1.0, 1.0])["mean"] == 2
     assert statistics([math.nan, 4.0, 1.0, 1.0])["std"] == pytest.approx(math.sqrt(3))
     assert statistics([]) == statistics([math.nan])
 
 
-def test_a_label_in_neither_map_is_rightly_absent():
+def test_a_label_in_neither_map_is_rightly_absent() -> None:
     mask = np.ones((1, 1, 1))
     found = {"a": {1: metrics.score(mask, mask, Grid((1, 1, 1), np.eye(4)))}, "b": {}}
     summary = Summary(labels={1: "x"}, scores=completed(found, {1: "x"}))
@@ -356,21 +382,25 @@ def test_a_label_in_neither_map_is_rightly_absent():
     assert summary.values(1, "empty_reference") == [0, 1]
 
 
-def test_an_unforeseen_error_fails_its_case_only(folders, monkeypatch):
+def test_an_unforeseen_error_fails_its_case_only(
+    folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     score_labels = metrics.score_labels
 
-    def out_of_memory(prediction, *others, **named):
+    def out_of_memory(prediction: LabelMap, *others: Any, **named: Any) -> Any:
         if (prediction == 2).any():  # case a
             raise MemoryError
         return score_labels(prediction, *others, **named)
 
-    monkeypatch.setattr(folder.metrics, "score_labels", out_of_memory)
+    monkeypatch.setattr(metrics, "score_labels", out_of_memory)
     summary = evaluate(*folders)
     assert list(summary.scores) == ["b", "c"]
     assert "out of memory" in summary.failures["a"]
 
 
-def test_ignored_voxels_count_nowhere_and_regions_are_scored_whole(folders, tmp_path):
+def test_ignored_voxels_count_nowhere_and_regions_are_scored_whole(
+    folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
     """Voxel (2,1,1) of the reference is unknown; then whole = 1 or 2, and part = 2 alone."""
     predictions, reference, out = folders
     write(predictions, "a", {(1, 1, 1): 1, (2, 1, 1): 1, (3, 1, 1): 2})

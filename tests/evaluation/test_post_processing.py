@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attunet3d.core import SettingsError
+from attunet3d.core import Mask, SettingsError, Size
 from attunet3d.core.model_config import InferenceConfig
 from attunet3d.evaluation.post_processing import LARGEST, Components, choose, settings
 from attunet3d.imaging import Grid
@@ -13,13 +13,13 @@ GRID = Grid((20, 20, 20), np.diag([10.0, 10.0, 10.0, 1.0]))  # 1 ml per voxel
 PATIENTS = [f"patient {number}" for number in range(12)]
 
 
-def box(mask, corner, size):
+def box(mask: Mask, corner: Size, size: int) -> Mask:
     """A cube of true voxels."""
     mask[tuple(slice(start, start + size) for start in corner)] = True
     return mask
 
 
-def case(organ, *others):
+def case(organ: int, *others: int) -> Components:
     """The organ found right but for one voxel, and other cubes of these sizes that are wrong."""
     reference = box(np.zeros((20, 20, 20), bool), (1, 1, 1), organ)
     predicted = reference.copy()
@@ -29,7 +29,7 @@ def case(organ, *others):
     return Components.of(predicted, reference, GRID)
 
 
-def test_the_dice_of_a_rule_is_that_of_the_changed_label_map():
+def test_the_dice_of_a_rule_is_that_of_the_changed_label_map() -> None:
     found = case(4, 3, 1)
     assert found.voxels == (27, 63, 1)  # in the order of their first voxels, i fastest
     assert found.right == (0, 63, 0)
@@ -42,15 +42,15 @@ def test_the_dice_of_a_rule_is_that_of_the_changed_label_map():
     assert Components.of(empty, empty, GRID).dice(LARGEST) == 1
 
 
-def test_stray_pieces_larger_than_every_size_leave_the_largest():
+def test_stray_pieces_larger_than_every_size_leave_the_largest() -> None:
     found = choose([case(6, 3) for _ in PATIENTS], PATIENTS)
     assert found.chosen == LARGEST
     assert found.gain == pytest.approx(2 * 215 / (216 + 215) - 2 * 215 / (216 + 242))
     assert 0 < found.low <= found.gain <= found.high
 
 
-def test_an_organ_of_two_parts_with_crumbs_gets_a_smallest_size():
-    def halves(crumbs):
+def test_an_organ_of_two_parts_with_crumbs_gets_a_smallest_size() -> None:
+    def halves(crumbs: int) -> Components:
         reference = box(np.zeros((20, 20, 20), bool), (1, 1, 1), 4)
         box(reference, (12, 1, 1), 4)
         predicted = reference.copy()
@@ -64,7 +64,7 @@ def test_an_organ_of_two_parts_with_crumbs_gets_a_smallest_size():
     assert settings(chosen) == {"keep_largest": ["liver"], "smallest_ml": {"kidney": 2.0}}
 
 
-def test_what_helps_one_patient_of_many_or_none_is_not_chosen():
+def test_what_helps_one_patient_of_many_or_none_is_not_chosen() -> None:
     lucky = [case(5, *([2] if number == 0 else [])) for number in range(12)]
     found = choose(lucky, PATIENTS)
     assert found.gain > 0
@@ -76,7 +76,7 @@ def test_what_helps_one_patient_of_many_or_none_is_not_chosen():
     assert (clean.chosen, clean.gain) == (None, 0)
 
 
-def test_inference_leaves_out_what_is_smaller_than_asked():
+def test_inference_leaves_out_what_is_smaller_than_asked() -> None:
     config = InferenceConfig(keep_largest=(1,), smallest_ml={"kidney": 2.0})
     rules = PostProcessing.of(config, {0: "background", 1: "liver", 5: "kidney"})
     labels = np.zeros((20, 20, 20), np.uint8, order="F")

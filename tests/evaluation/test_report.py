@@ -1,17 +1,16 @@
 """The report's page: its size, its numbers, and what a browser shows of it."""
 
 import base64
-import io
 import json
 import re
-import shutil
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page
 
+from attunet3d.core import LabelMap, Size
 from attunet3d.evaluation.report import FOOTER, Report, write_report
 from attunet3d.evaluation.report_case import (
     HU_OF_VALUES,
@@ -21,9 +20,8 @@ from attunet3d.evaluation.report_case import (
     payload,
 )
 from attunet3d.imaging import Grid, Volume
+from tests.evaluation.conftest import coloured, content, in_browser, pixels, show_a_case
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 LABELS = {0: "background", 1: "liver", 2: "</script> pancreas"}
 COLUMNS = {"mean Dice": "{:.3f}", "volume ml": "{:.1f}"}
 REPORT = Report(
@@ -36,7 +34,7 @@ REPORT = Report(
 SHAPE = (60, 50, 24)
 
 
-def volume(noise=20.0):
+def volume(noise: float = 20.0) -> Volume:
     """A body of 40 HU in air on an anisotropic LPS-like grid; the patient's right is at index 0."""
     affine = np.diag([-2.0, -2.0, 4.0, 1.0])
     rng = np.random.default_rng(0)
@@ -46,14 +44,14 @@ def volume(noise=20.0):
     return Volume(array.astype(np.int16, order="F"), Grid(SHAPE, affine))
 
 
-def label_map():
+def label_map() -> LabelMap:
     array = np.zeros(SHAPE, np.uint8, order="F")
     array[10:25, 15:35, 4:20] = 1
     array[30:42, 20:30, 8:14] = 2
     return array
 
 
-def pictures():
+def pictures() -> Pictures:
     attention = np.zeros(SHAPE, np.float32)
     attention[10:25, 15:35, 4:20] = 1
     layers = {"prediction": label_map(), "reference": np.roll(label_map(), 3, 0)}
@@ -71,14 +69,14 @@ def case(name, dice):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
     cases = [case("case_b", 0.4), case("case_a", 0.9), case("<b>bold", None)]
     write_report(path, REPORT, ((case, pictures()) for case in cases))
     return path
 
 
-def test_labels_and_hu_survive_on_the_coarse_grid():
+def test_labels_and_hu_survive_on_the_coarse_grid() -> None:
     content = json.loads(payload(pictures()))
     x, y, z = content["shape"]
     raw = zlib.decompress(base64.b64decode(content["layers"][0]["data"]))
@@ -90,7 +88,7 @@ def test_labels_and_hu_survive_on_the_coarse_grid():
     assert np.argwhere(labels == 1)[:, 0].mean() < np.argwhere(labels == 2)[:, 0].mean()
 
 
-def test_stored_values_are_near_in_soft_tissue():
+def test_stored_values_are_near_in_soft_tissue() -> None:
     steps = np.diff(HU_OF_VALUES)
     soft = (HU_OF_VALUES[:-1] > -200) & (HU_OF_VALUES[1:] < 300)
     assert 0 < steps[soft].max() < 4
@@ -98,7 +96,7 @@ def test_stored_values_are_near_in_soft_tissue():
 
 
 @pytest.mark.parametrize("shape", [(512, 512, 800), (512, 512, 1), (64, 900, 64)])
-def test_a_coarse_grid_keeps_the_extent_within_the_limit(shape):
+def test_a_coarse_grid_keeps_the_extent_within_the_limit(shape: Size) -> None:
     grid = Grid(shape, np.diag([0.7, 0.7, 1.5, 1.0]))
     coarse = coarse_grid(grid, 1_500_000)
     assert np.prod(coarse.shape) <= 1_500_000
@@ -107,7 +105,7 @@ def test_a_coarse_grid_keeps_the_extent_within_the_limit(shape):
     np.testing.assert_allclose(sorted(extent), sorted(np.array(shape) * grid.spacing_mm))
 
 
-def test_a_noisy_scan_takes_under_a_megabyte():
+def test_a_noisy_scan_takes_under_a_megabyte() -> None:
     rng = np.random.default_rng(1)
     shape = (256, 256, 100)
     noisy = (40 + rng.normal(0, 25, shape)).astype(np.int16, order="F")
@@ -116,17 +114,15 @@ def test_a_noisy_scan_takes_under_a_megabyte():
     assert len(payload(Pictures(scan, {"prediction": labels}))) < 1_000_000
 
 
-def test_names_cannot_end_the_script_or_become_markup(page):
+def test_names_cannot_end_the_script_or_become_markup(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert FOOTER in text
     assert text.count("</script>") == 5  # three cases, the report, the script
     assert "<b>bold" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
 
 
-def test_statistics_are_those_of_the_values(page):
-    text = page.read_text(encoding="utf-8")
-    report = json.loads(re.search(r'id="report" type="application/json">(.*)</script>', text)[1])
-    name, count, mean, interval, median, span = report["statistics"][0]
+def test_statistics_are_those_of_the_values(page: Path) -> None:
+    name, count, mean, interval, median, span = content(page)["statistics"][0]
     assert (name, count, mean, median, span) == (
         "mean Dice",
         "2",
@@ -138,47 +134,19 @@ def test_statistics_are_those_of_the_values(page):
     assert 0.4 <= low < 0.65 < high <= 0.9
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as driver:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
-def opened(browser, page):
-    """The page with its first case open; errors of the page fail the test."""
-    tab = browser.new_page()
-    errors = []
-    tab.on("pageerror", lambda error: errors.append(str(error)))
-    tab.goto(page.as_uri())
-    tab.click("#cases tbody tr:first-child button")
-    tab.wait_for_function("document.getElementById('position').textContent !== ''")
-    yield tab
-    tab.close()
-    assert not errors
+def opened(tab: Page, page: Path) -> Page:
+    """The page with its first case open."""
+    show_a_case(tab, page)
+    return tab
 
 
-def pixels(tab, name):
-    """Width, height and RGBA of a canvas."""
-    url = tab.evaluate("(id) => document.getElementById(id).toDataURL()", name)
-    return np.array(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))))
-
-
-def coloured(image):
-    """Share of pixels that are not grey."""
-    colours = image[..., :3].astype(int)
-    return float((np.ptp(colours, axis=-1) > 25).mean())
-
-
-def names_in(tab):
+def names_in(tab: Page) -> list[str]:
     return tab.locator("#cases tbody button").all_inner_texts()
 
 
 @in_browser
-def test_the_table_lists_cases_marks_the_bad_and_sorts(opened):
+def test_the_table_lists_cases_marks_the_bad_and_sorts(opened: Page) -> None:
     assert names_in(opened) == ["case_b", "case_a", "<b>bold"]
     assert opened.locator("#cases td.look").all_inner_texts() == ["0.400"]
     opened.click("#cases thead th:nth-child(1) button")
@@ -198,7 +166,7 @@ def test_the_table_lists_cases_marks_the_bad_and_sorts(opened):
 
 
 @in_browser
-def test_labels_are_shown_over_the_scan_and_can_be_hidden(opened):
+def test_labels_are_shown_over_the_scan_and_can_be_hidden(opened: Page) -> None:
     before = coloured(pixels(opened, "canvas-axial"))
     assert before > 0.05
     for box in opened.locator("fieldset input").all():
@@ -208,7 +176,7 @@ def test_labels_are_shown_over_the_scan_and_can_be_hidden(opened):
 
 
 @in_browser
-def test_opacity_changes_the_overlay(opened):
+def test_opacity_changes_the_overlay(opened: Page) -> None:
     opened.locator("#opacity").fill("0")
     assert coloured(pixels(opened, "canvas-axial")) < 0.01
     opened.locator("#opacity").fill("1")
@@ -216,7 +184,7 @@ def test_opacity_changes_the_overlay(opened):
 
 
 @in_browser
-def test_the_liver_is_drawn_on_the_left_side_as_radiologists_hang_it(opened):
+def test_the_liver_is_drawn_on_the_left_side_as_radiologists_hang_it(opened: Page) -> None:
     image = pixels(opened, "canvas-axial").astype(int)
     red = image[..., 0] - image[..., 2] > 25  # colour of label 1
     blue = image[..., 2] - image[..., 0] > 25  # colour of label 2
@@ -224,7 +192,7 @@ def test_the_liver_is_drawn_on_the_left_side_as_radiologists_hang_it(opened):
 
 
 @in_browser
-def test_wheel_and_keys_change_the_slice(opened):
+def test_wheel_and_keys_change_the_slice(opened: Page) -> None:
     before = opened.inner_text("#position")
     opened.hover("#canvas-axial")
     opened.mouse.wheel(0, 120)
@@ -236,14 +204,14 @@ def test_wheel_and_keys_change_the_slice(opened):
 
 
 @in_browser
-def test_the_window_presets_change_the_greys(opened):
+def test_the_window_presets_change_the_greys(opened: Page) -> None:
     soft = pixels(opened, "canvas-coronal")[..., 0].mean()
     opened.locator("select[aria-label=window]").select_option(label="bone")
     assert pixels(opened, "canvas-coronal")[..., 0].mean() < soft - 10
 
 
 @in_browser
-def test_reference_and_attention_are_other_pictures(opened):
+def test_reference_and_attention_are_other_pictures(opened: Page) -> None:
     prediction = pixels(opened, "canvas-axial")
     opened.locator("select[aria-label='labels of']").select_option(label="reference")
     assert (pixels(opened, "canvas-axial") != prediction).any()
@@ -253,7 +221,7 @@ def test_reference_and_attention_are_other_pictures(opened):
 
 
 @in_browser
-def test_surfaces_turn_by_keys(opened):
+def test_surfaces_turn_by_keys(opened: Page) -> None:
     before = pixels(opened, "canvas-surfaces")
     assert before[..., :3].any()
     opened.focus("#canvas-surfaces")
@@ -263,7 +231,7 @@ def test_surfaces_turn_by_keys(opened):
 
 
 @in_browser
-def test_warnings_and_facts_of_the_case_are_told(opened):
+def test_warnings_and_facts_of_the_case_are_told(opened: Page) -> None:
     assert opened.locator("#warnings li").all_inner_texts() == ["the scan is cut"]
     assert opened.inner_text("#facts") == "a phantom"
     assert opened.inner_text("#viewer-heading") == "case_b"

@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page
 
 from attunet3d.cohort.call import CohortOptions
 from attunet3d.cohort.run import segment_cohort
@@ -17,14 +19,14 @@ from attunet3d.evaluation import write_folder_report
 from attunet3d.evaluation.folder import evaluate
 from attunet3d.inference.predictor import Predictor
 from attunet3d.pipelines import report
-from tests.evaluation.test_report import CHROMIUM, coloured, in_browser, pixels
+from tests.evaluation.conftest import coloured, content, in_browser, pixels, show_a_case
 from tests.known_network import AFFINE, ball, checkpoint, write_scan
 
 RADII = {"small": 8.0, "middle": 10.0, "large": 12.0}  # mm, of the ball in each scan
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `scans`, `predictions` of them with attention maps, and `references`."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "scans").mkdir()
@@ -40,28 +42,23 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(made, tmp_path):
+def folder(made: Path, tmp_path: Path) -> Path:
     """A copy to change."""
     return shutil.copytree(made, tmp_path / "made")
 
 
-def content(path):
-    text = path.read_text(encoding="utf-8")
-    return json.loads(re.search(r'id="report" type="application/json">(.*)</script>', text)[1])
-
-
-def payloads(path):
+def payloads(path: Path) -> list[Any]:
     text = path.read_text(encoding="utf-8")
     found = re.findall(r'<script id="case-\d+" type="application/json">(.*)</script>', text)
     return [json.loads(part) for part in found]
 
 
-def change_sidecar(folder, name, **entries):
+def change_sidecar(folder: Path, name: str, **entries: Any) -> None:
     path = folder / "predictions" / f"{name}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
-def test_volumes_of_the_sidecars_fill_the_table_and_scans_are_found_by_them(folder):
+def test_volumes_of_the_sidecars_fill_the_table_and_scans_are_found_by_them(folder: Path) -> None:
     outcome = write_folder_report(folder / "predictions")
     page = folder / "predictions" / "report.html"
     shown = content(page)
@@ -77,7 +74,7 @@ def test_volumes_of_the_sidecars_fill_the_table_and_scans_are_found_by_them(fold
         assert case["attention"]
 
 
-def test_doubt_sorts_the_cases_and_marks_what_to_look_at(folder):
+def test_doubt_sorts_the_cases_and_marks_what_to_look_at(folder: Path) -> None:
     doubt = {"large": ("ok", 0.70), "middle": ("look", 0.90), "small": ("look", 0.60)}
     for name, (word, expected) in doubt.items():
         entry = {"word": word, "expected_dice": expected}
@@ -90,7 +87,7 @@ def test_doubt_sorts_the_cases_and_marks_what_to_look_at(folder):
     assert shown["cases"][0]["facts"].startswith("ball: look; ")
 
 
-def test_cases_with_warnings_come_first_where_nothing_tells_doubt(folder):
+def test_cases_with_warnings_come_first_where_nothing_tells_doubt(folder: Path) -> None:
     for name in RADII:
         warnings = ["the scan is cut"] if name == "small" else []
         change_sidecar(folder, name, warnings=warnings, doubt={})
@@ -100,7 +97,7 @@ def test_cases_with_warnings_come_first_where_nothing_tells_doubt(folder):
     assert rows[0]["warnings"] == ["the scan is cut"]
 
 
-def test_scores_are_sorted_by_dice_with_both_label_maps(folder):
+def test_scores_are_sorted_by_dice_with_both_label_maps(folder: Path) -> None:
     evaluate(folder / "predictions", folder / "references", folder / "scores")
     write_folder_report(folder / "scores")
     shown = content(folder / "scores" / "report.html")
@@ -122,7 +119,9 @@ def test_a_reliability_diagram_beside_the_scores_is_on_the_page(folder):
     assert 'src="data:image/png;base64,cGl4ZWxz" alt="Reliab' in page.read_text(encoding="utf-8")
 
 
-def test_references_of_a_manifest_are_found_and_intervals_are_over_its_patients(folder):
+def test_references_of_a_manifest_are_found_and_intervals_are_over_its_patients(
+    folder: Path,
+) -> None:
     cases = [
         {
             "id": name,
@@ -144,7 +143,9 @@ def test_references_of_a_manifest_are_found_and_intervals_are_over_its_patients(
     assert shown["statistics"][0][3] == "–"  # no interval from one patient
 
 
-def test_a_moved_scan_is_named_and_found_again_by_its_folder(folder, capsys):
+def test_a_moved_scan_is_named_and_found_again_by_its_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "moved").mkdir()
     (folder / "scans" / "large.nii.gz").rename(folder / "moved" / "large.nii.gz")
     out = folder / "predictions"
@@ -154,7 +155,7 @@ def test_a_moved_scan_is_named_and_found_again_by_its_folder(folder, capsys):
     assert {row["id"] for row in content(out / "report.html")["cases"]} == set(RADII)
 
 
-def test_another_scan_than_the_segmented_one_is_refused(folder):
+def test_another_scan_than_the_segmented_one_is_refused(folder: Path) -> None:
     other = np.diag([3.0, 3.0, 3.0, 1.0])
     for name in RADII:
         write_scan(folder / "scans" / f"{name}.nii.gz", affine=other)
@@ -172,14 +173,14 @@ def test_another_scan_than_the_segmented_one_is_refused(folder):
         ("summary.json", '{"labels": {"1": 3}}'),
     ],
 )
-def test_what_evaluate_did_not_write_is_one_line(folder, name, text):
+def test_what_evaluate_did_not_write_is_one_line(folder: Path, name: str, text: str) -> None:
     evaluate(folder / "predictions", folder / "references", folder / "scores")
     (folder / "scores" / name).write_text(text)
     with pytest.raises(UserError, match=r"scores"):
         write_folder_report(folder / "scores")
 
 
-def test_a_case_with_damaged_attention_maps_is_named_and_the_others_are_shown(folder):
+def test_a_case_with_damaged_attention_maps_is_named_and_the_others_are_shown(folder: Path) -> None:
     path = folder / "predictions" / "attention" / "large.nii.gz"
     path.write_bytes(path.read_bytes()[:200])
     outcome = write_folder_report(folder / "predictions")
@@ -187,31 +188,24 @@ def test_a_case_with_damaged_attention_maps_is_named_and_the_others_are_shown(fo
     assert "the attention maps cannot be read" in outcome.failures["large"]
 
 
-def test_a_folder_of_neither_is_refused(tmp_path):
+def test_a_folder_of_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither sidecars of `infer` nor scores of `evaluate`"):
         report.main([str(tmp_path)])
 
 
 @in_browser
-def test_the_commands_page_opens_the_worst_case_with_prediction_and_reference(folder, capsys):
+def test_the_commands_page_opens_the_worst_case_with_prediction_and_reference(
+    folder: Path, tab: Page
+) -> None:
     evaluate(folder / "predictions", folder / "references", folder / "scores")
     page = folder / "page.html"
     assert report.main([str(folder / "scores"), "--out", str(page)]) == 0
-    with sync_playwright() as driver:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        tab, errors = browser.new_page(), []
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        tab.goto(page.as_uri())
-        worst = tab.locator("#cases tbody button").first.inner_text()
-        tab.locator("#cases tbody button").first.click()
-        tab.wait_for_function("document.getElementById('position').textContent !== ''")
-        assert tab.inner_text("#viewer-heading") == worst != "middle"
-        prediction = pixels(tab, "canvas-axial")
-        assert coloured(prediction) > 0.01
-        tab.locator("select[aria-label='labels of']").select_option(label="reference")
-        assert (pixels(tab, "canvas-axial") != prediction).any()
-        tab.check("#attention")
-        assert coloured(pixels(tab, "canvas-axial")) > 0.01
-        browser.close()
-    assert not errors
+    show_a_case(tab, page)
+    worst = tab.locator("#cases tbody button").first.inner_text()
+    assert tab.inner_text("#viewer-heading") == worst != "middle"
+    prediction = pixels(tab, "canvas-axial")
+    assert coloured(prediction) > 0.01
+    tab.locator("select[aria-label='labels of']").select_option(label="reference")
+    assert (pixels(tab, "canvas-axial") != prediction).any()
+    tab.check("#attention")
+    assert coloured(pixels(tab, "canvas-axial")) > 0.01

@@ -31,12 +31,12 @@ def ball(side: int, radius: float) -> Mask:
 
 def test_the_packages_own_test_answers() -> None:
     """Two single voxels 2 mm apart, and two blocks that differ by a plane 2 mm thick."""
-    masks = np.zeros((2, 100, 100, 100), bool)
-    masks[0, 50, 60, 70] = masks[1, 50, 60, 72] = True
-    assert normalised_surface_dice(*masks, grid((100,) * 3, 3, 2, 1), [1]) == [0.5]
-    masks = np.zeros((2, 100, 100, 100), bool)
-    masks[0, :50] = masks[1, :51] = True
-    found = normalised_surface_dice(*masks, grid((100,) * 3, 2, 1, 1), [1])
+    one, other = np.zeros((2, 100, 100, 100), bool)
+    one[50, 60, 70] = other[50, 60, 72] = True
+    assert normalised_surface_dice(one, other, grid((100,) * 3, 3, 2, 1), [1]) == [0.5]
+    one, other = np.zeros((2, 100, 100, 100), bool)
+    one[:50] = other[:51] = True
+    found = normalised_surface_dice(one, other, grid((100,) * 3, 2, 1, 1), [1])
     assert found == pytest.approx([0.8361450084979621], abs=1e-12)
 
 
@@ -80,10 +80,10 @@ def test_oblique_and_sheared_grids_are_measured_in_the_patient() -> None:
     answers = []
     for matrix in (np.diag([0.5, 0.5, 0.5, 1.0]), sheared):
         lying = Grid((64, 64, 64), matrix)
-        world = lying.to_world(np.stack(np.indices(lying.shape), -1).reshape(-1, 3))
+        world = lying.to_world(np.moveaxis(np.indices(lying.shape), 0, -1).reshape(-1, 3))
         world = (world - lying.to_world(np.array([[31.5, 31.5, 31.5]]))).reshape(64, 64, 64, 3)
-        balls = [np.linalg.norm(world - [x, 0, 0], axis=-1) <= 8 for x in (0, 2)]
-        answers.append(normalised_surface_dice(*balls, lying, [1.0])[0])
+        one, other = (np.linalg.norm(world - [x, 0, 0], axis=-1) <= 8 for x in (0, 2))
+        answers.append(normalised_surface_dice(one, other, lying, [1.0])[0])
     # A sphere moved by 2 mm moves by less than 1 mm where |cos| < 1/2: half of its area. Corners
     # half a millimetre apart blur that limit upwards, on either grid.
     assert answers[1] == pytest.approx(answers[0], abs=0.03)
@@ -102,10 +102,10 @@ def test_the_area_of_a_plane_is_exact_on_any_grid() -> None:
 
 def test_scores_hold_it_under_its_own_name() -> None:
     """Beside the voxel-counting surface Dice of MONAI; empty masks as everywhere."""
-    masks = np.zeros((2, 100, 100, 100), bool)
-    masks[0, 50, 60, 70] = masks[1, 50, 60, 72] = True
-    found = metrics.score(*masks, grid((100,) * 3, 3, 2, 1), 1.0)
+    one, other = np.zeros((2, 100, 100, 100), bool)
+    one[50, 60, 70] = other[50, 60, 72] = True
+    found = metrics.score(one, other, grid((100,) * 3, 3, 2, 1), 1.0)
     assert (found.nsd_1mm, found.nsd_2mm, found.surface_dice) == (0.5, 1.0, 0.0)
     nothing = np.zeros((100, 100, 100), bool)
-    assert metrics.score(nothing, masks[0], grid((100,) * 3, 1, 1, 1)).nsd_2mm == 0
+    assert metrics.score(nothing, one, grid((100,) * 3, 1, 1, 1)).nsd_2mm == 0
     assert metrics.score(nothing, nothing, grid((100,) * 3, 1, 1, 1)).nsd_2mm == 1

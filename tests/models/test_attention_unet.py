@@ -5,16 +5,19 @@ import math
 import subprocess
 import sys
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from monai.inferers import SlidingWindowInferer
 from monai.losses import DeepSupervisionLoss, DiceCELoss
+from torch import Tensor
 
 from attunet3d import AttentionUNet3D, GridAttentionGate
-from attunet3d.core import ModelError
+from attunet3d.core import ModelError, Size
 from attunet3d.core.errors import UserError
 from attunet3d.core.model_config import NetworkConfig
 from attunet3d.models.build import build_network
@@ -25,11 +28,11 @@ KEYS = json.loads((HERE / "authors_keys.json").read_text(encoding="utf-8"))
 SMALL = (4, 8, 16, 32)
 
 
-def authors_state(variant):
+def authors_state(variant: str) -> dict[str, Tensor]:
     return drawn_weights(KEYS[variant])
 
 
-def drawn_weights(keys):
+def drawn_weights(keys: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """Weights by a recipe: each entry drawn from a generator seeded by its name."""
     state = {}
     for key, shape in keys.items():
@@ -51,7 +54,7 @@ def drawn_weights(keys):
     return state
 
 
-def small(**options):
+def small(**options: Any) -> AttentionUNet3D:
     torch.manual_seed(0)
     return AttentionUNet3D(channels=SMALL, **options)
 
@@ -65,14 +68,14 @@ def small(**options):
         ({"gate": "double", "out_channels": 4}, 6_473_322),
     ],
 )
-def test_parameter_counts_are_those_of_the_authors(options, count):
+def test_parameter_counts_are_those_of_the_authors(options: dict[str, Any], count: int) -> None:
     with torch.device("meta"):
         network = AttentionUNet3D(**options)
     assert sum(parameter.numel() for parameter in network.parameters()) == count
 
 
 @pytest.mark.parametrize("variant", ["multi", "single"])
-def test_converted_weights_give_the_authors_logits(variant):
+def test_converted_weights_give_the_authors_logits(variant: str) -> None:
     network = AttentionUNet3D.from_authors_state_dict(authors_state(variant))
     image = np.random.default_rng([0, 99]).normal(0, 1, (1, 1, 32, 48, 32)).astype(np.float32)
     with torch.no_grad():
@@ -81,7 +84,7 @@ def test_converted_weights_give_the_authors_logits(variant):
         assert np.abs(logits - wanted[variant]).max() < 1e-4
 
 
-def test_a_state_without_gates_is_the_plain_network():
+def test_a_state_without_gates_is_the_plain_network() -> None:
     parts = ("attentionblock", "gating")
     state = {k: v for k, v in authors_state("multi").items() if not k.startswith(parts)}
     assert len(state) == 136  # unet_CT_dsv_3D
@@ -89,15 +92,15 @@ def test_a_state_without_gates_is_the_plain_network():
     assert not network.training
     image = torch.randn(1, 1, 16, 16, 16)
     assert network.forward_with_attention(image)[1] == []
-    assert torch.equal(network.heads[1].weight, state["dsv2.dsv.0.weight"])
+    assert torch.equal(network.get_parameter("heads.1.weight"), state["dsv2.dsv.0.weight"])
 
 
-def test_a_state_of_data_parallel_training_is_taken():
+def test_a_state_of_data_parallel_training_is_taken() -> None:
     state = {f"module.{key}": value for key, value in authors_state("single").items()}
     assert AttentionUNet3D.from_authors_state_dict(state).heads[0].in_channels == 4
 
 
-def test_weights_of_torch_0_3_have_no_batch_counts_and_align_corners():
+def test_weights_of_torch_0_3_have_no_batch_counts_and_align_corners() -> None:
     state = authors_state("multi")
     old = {key: value for key, value in state.items() if "num_batches" not in key}
     assert (len(state), len(old)) == (236, 208)
@@ -109,7 +112,7 @@ def test_weights_of_torch_0_3_have_no_batch_counts_and_align_corners():
     assert 0.1 < float((aligned - logits).norm() / logits.norm()) < 0.4  # "about 20 %"
 
 
-def test_a_state_of_something_else_is_refused():
+def test_a_state_of_something_else_is_refused() -> None:
     with pytest.raises(ModelError, match=r"fc\.weight"):
         AttentionUNet3D.from_authors_state_dict({"fc.weight": torch.zeros(1)})
     part = {key: value for key, value in authors_state("multi").items() if "conv1" in key}
@@ -132,7 +135,7 @@ def test_a_state_of_something_else_is_refused():
     [{}, {"gate": "none"}, {"norm": "instance"}, {"norm": "group", "align_corners": True}],
     ids=str,
 )
-def test_any_size_comes_out_as_it_went_in(size, options):
+def test_any_size_comes_out_as_it_went_in(size: Size, options: dict[str, Any]) -> None:
     network = small(**options).eval()
     with torch.no_grad():
         logits, attention = network.forward_with_attention(torch.randn(1, 1, *size))
@@ -142,7 +145,7 @@ def test_any_size_comes_out_as_it_went_in(size, options):
         assert maps.shape[2:] == tuple(math.ceil(length / 2**level) for length in size)
 
 
-def test_odd_sizes_are_computed_as_part_of_an_image_that_repeats_its_end():
+def test_odd_sizes_are_computed_as_part_of_an_image_that_repeats_its_end() -> None:
     network = small().eval()
     x = torch.randn(1, 1, 11, 8, 13)
     wide = torch.cat([x, x[:, :, -1:].expand(-1, -1, 5, -1, -1)], 2)  # to 16, 8, 13
@@ -151,13 +154,13 @@ def test_odd_sizes_are_computed_as_part_of_an_image_that_repeats_its_end():
         assert torch.equal(network(x), network(wide)[:, :, :11, :, :13])
 
 
-def test_scales_of_odd_sizes_cover_the_image():
+def test_scales_of_odd_sizes_cover_the_image() -> None:
     outputs = small(deep_supervision="per-scale")(torch.randn(2, 1, 11, 8, 13))
     assert [tuple(y.shape[2:]) for y in outputs] == [(11, 8, 13), (6, 4, 7), (3, 2, 4)]
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_training_on_one_value_a_channel_is_refused_with_the_cure(norm):
+def test_training_on_one_value_a_channel_is_refused_with_the_cure(norm: str) -> None:
     network, x = small(norm=norm), torch.randn(1, 1, 8, 8, 8)
     with pytest.raises(ModelError, match="larger patches or batches, or with norm=group"):
         network(x)
@@ -165,7 +168,7 @@ def test_training_on_one_value_a_channel_is_refused_with_the_cure(norm):
     assert small(norm="group")(x)[0].shape == (1, 2, 8, 8, 8)
 
 
-def test_train_returns_a_list_finest_first_and_eval_a_tensor():
+def test_train_returns_a_list_finest_first_and_eval_a_tensor() -> None:
     x = torch.randn(2, 1, 16, 16, 8)
     assert [tuple(y.shape[2:]) for y in small(deep_supervision="per-scale")(x)] == [
         (16, 16, 8),
@@ -178,7 +181,7 @@ def test_train_returns_a_list_finest_first_and_eval_a_tensor():
         assert small(deep_supervision=supervision).eval()(x).shape == (2, 2, 16, 16, 8)
 
 
-def test_attention_of_each_gated_level_finest_first():
+def test_attention_of_each_gated_level_finest_first() -> None:
     network, x = small().eval(), torch.randn(1, 1, 16, 16, 8)
     with torch.no_grad():
         logits, attention = network.forward_with_attention(x)
@@ -188,7 +191,7 @@ def test_attention_of_each_gated_level_finest_first():
     assert small(gate="none").eval().forward_with_attention(torch.randn(1, 1, 8, 8, 8))[1] == []
 
 
-def test_evaluation_is_equivariant_to_shifts_by_the_divisor():
+def test_evaluation_is_equivariant_to_shifts_by_the_divisor() -> None:
     network = small().eval()
     assert network.divisor == (8, 8, 8)
     x = torch.zeros(1, 1, 256, 8, 8)
@@ -198,7 +201,7 @@ def test_evaluation_is_equivariant_to_shifts_by_the_divisor():
     assert torch.allclose(here[:, :, 112:136], there[:, :, 120:144], atol=1e-5)
 
 
-def test_thick_slices_are_pooled_as_the_strides_say():
+def test_thick_slices_are_pooled_as_the_strides_say() -> None:
     network = small(strides=((2, 2, 1), (2, 2, 2), (2, 2, 2)), deep_supervision="per-scale")
     assert network.divisor == (8, 8, 4)
     assert [tuple(y.shape[2:]) for y in network(torch.randn(2, 1, 16, 16, 4))] == [
@@ -209,7 +212,7 @@ def test_thick_slices_are_pooled_as_the_strides_say():
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group"])
-def test_every_normalisation_trains(norm):
+def test_every_normalisation_trains(norm: str) -> None:
     network = small(norm=norm)
     network(torch.randn(2, 1, 16, 16, 16))[0].square().sum().backward()
     silent = [name for name, p in network.named_parameters() if p.grad is None]
@@ -218,7 +221,7 @@ def test_every_normalisation_trains(norm):
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 @pytest.mark.parametrize("index", range(3))
-def test_dropout_acts_in_every_block_in_training_only(part, index):
+def test_dropout_acts_in_every_block_in_training_only(part: str, index: int) -> None:
     network = small(dropout=0.5, norm="group")
     block = getattr(network, part)[index]
     for module in network.modules():  # no other block drops anything
@@ -230,18 +233,18 @@ def test_dropout_acts_in_every_block_in_training_only(part, index):
     assert torch.equal(network(x), network(x))
 
 
-def test_dropout_takes_whole_channels_and_keeps_the_mean():
-    block = small(dropout=0.25).encoder[0]
-    dropped = block[-1](torch.ones(500, 4, 2, 2, 2))
+def test_dropout_takes_whole_channels_and_keeps_the_mean() -> None:
+    *_, dropout = small(dropout=0.25).encoder[0].children()
+    dropped = dropout(torch.ones(500, 4, 2, 2, 2))
     assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
     assert torch.equal(dropped.amin((2, 3, 4)), dropped.amax((2, 3, 4)))
     assert float(dropped.mean()) == pytest.approx(1, abs=0.1)
 
 
-def test_start_is_the_authors():
+def test_start_is_the_authors() -> None:
     network = AttentionUNet3D(channels=(8, 16, 32, 64))
     network.requires_grad_(False)
-    kernel = network.encoder[3][3].weight  # 64 → 64, 27 taps
+    kernel = network.get_parameter("encoder.3.3.weight")  # 64 → 64, 27 taps
     assert float(kernel.std()) == pytest.approx(math.sqrt(2 / (64 * 27)), rel=0.02)
     norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm3d)]
     weights = torch.cat([norm.weight for norm in norms])
@@ -254,7 +257,7 @@ def test_start_is_the_authors():
     assert all(0.2 < float(maps.mean()) < 0.8 for maps in attention)
 
 
-def test_gate_bias_opens_the_gates():
+def test_gate_bias_opens_the_gates() -> None:
     network = small(gate_bias=3.0)
     biases = [p for name, p in network.named_parameters() if name.endswith("psi.bias")]
     assert len(biases) == 4
@@ -269,7 +272,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_torch_compiles_it_in_one_graph(options):
+def test_torch_compiles_it_in_one_graph(options: dict[str, Any]) -> None:
     torch._dynamo.reset()
     network, x = small(**options).eval(), torch.randn(1, 1, 17, 12, 9)
     compiled = torch.compile(network, backend="eager", fullgraph=True)
@@ -279,7 +282,7 @@ def test_torch_compiles_it_in_one_graph(options):
     assert len(compiled(x)) == (3 if options.get("deep_supervision") == "per-scale" else 1)
 
 
-def test_torch_exports_it_for_one_size_and_for_all_multiples_of_the_divisor():
+def test_torch_exports_it_for_one_size_and_for_all_multiples_of_the_divisor() -> None:
     network, x = small().eval(), torch.randn(1, 1, 17, 12, 9)
     with torch.no_grad():
         fixed = torch.export.export(network, (x,)).module()
@@ -291,7 +294,7 @@ def test_torch_exports_it_for_one_size_and_for_all_multiples_of_the_divisor():
         assert torch.allclose(free(other), network(other), atol=1e-6)
 
 
-def test_it_drops_into_monai():
+def test_it_drops_into_monai() -> None:
     network = small(deep_supervision="per-scale")
     criterion = DeepSupervisionLoss(DiceCELoss(to_onehot_y=True, softmax=True))
     label = torch.randint(0, 2, (2, 1, 16, 16, 16)).to(torch.uint8)
@@ -301,7 +304,7 @@ def test_it_drops_into_monai():
         assert inferer(torch.randn(1, 1, 20, 16, 24), network.eval()).shape == (1, 2, 20, 16, 24)
 
 
-def test_a_configuration_makes_the_network_it_describes():
+def test_a_configuration_makes_the_network_it_describes() -> None:
     config = NetworkConfig(channels=SMALL, gate="single", norm="group", gate_bias=1.0)
     network = build_network(config, 1, 5)
     assert network(torch.randn(1, 1, 16, 16, 16))[0].shape == (1, 5, 16, 16, 16)
@@ -327,12 +330,12 @@ def test_a_configuration_makes_the_network_it_describes():
         ({"downsampling": "mean"}, "downsampling must be one of max_pool, strided"),
     ],
 )
-def test_wrong_arguments_are_named(options, words):
+def test_wrong_arguments_are_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         AttentionUNet3D(**options)
 
 
-def test_it_needs_torch_and_its_own_three_files_only():
+def test_it_needs_torch_and_its_own_three_files_only() -> None:
     code = "import sys, attunet3d.models.attention_unet; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     ours = {name for name in done.stdout.split() if name.startswith("attunet3d.")}
@@ -348,7 +351,7 @@ RESIDUAL = {"block": "residual", "blocks": (1, 2, 2, 3), "downsampling": "stride
     "options", [{"activation": "leaky_relu"}, {"downsampling": "strided"}, RESIDUAL], ids=str
 )
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_blocks_of_every_kind_take_any_size_and_train(options, norm):
+def test_blocks_of_every_kind_take_any_size_and_train(options: dict[str, Any], norm: str) -> None:
     network = small(norm=norm, **options)
     network(torch.randn(2, 1, 17, 16, 18))[0].square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
@@ -356,7 +359,7 @@ def test_blocks_of_every_kind_take_any_size_and_train(options, norm):
         assert network.eval()(torch.randn(1, 1, 11, 8, 13)).shape == (1, 2, 11, 8, 13)
 
 
-def test_residual_blocks_are_counted_as_he_et_al_have_them():
+def test_residual_blocks_are_counted_as_he_et_al_have_them() -> None:
     """Per block 27 · (in + out) · out weights, and a shortcut of in · out where channels change."""
     with torch.device("meta"):
         plain, residual = AttentionUNet3D(), AttentionUNet3D(block="residual")
@@ -365,21 +368,21 @@ def test_residual_blocks_are_counted_as_he_et_al_have_them():
     assert count[1] - count[0] == sum(a * b + 2 * b for a, b in shortcuts)
 
 
-def test_a_residual_block_adds_its_input():
+def test_a_residual_block_adds_its_input() -> None:
     block = ResidualBlock(4, 4).eval()
-    torch.nn.init.zeros_(block.second[1].weight)
+    torch.nn.init.zeros_(block.get_parameter("second.1.weight"))
     x = torch.randn(1, 4, 6, 6, 6)
     assert torch.equal(block(x), x.relu())
     strided = ResidualBlock(4, 4, stride=(2, 2, 1)).eval()
-    torch.nn.init.zeros_(strided.second[1].weight)
+    torch.nn.init.zeros_(strided.get_parameter("second.1.weight"))
     wanted = torch.nn.functional.avg_pool3d(x, (2, 2, 1)).relu()
     torch.testing.assert_close(strided(x), wanted)
 
 
-def test_strided_levels_have_no_pool_and_the_gates_stay():
+def test_strided_levels_have_no_pool_and_the_gates_stay() -> None:
     network = small(downsampling="strided", block="residual")
     assert not any(isinstance(part, torch.nn.MaxPool3d) for part in network.modules())
     gates = [part for part in network.modules() if isinstance(part, GridAttentionGate)]
     assert len(gates) == 4
-    first = [level.first[0].stride for level in network.encoder]
+    first = [vars(level.get_submodule("first.0"))["stride"] for level in network.encoder]
     assert first == [(1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)]

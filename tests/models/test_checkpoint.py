@@ -1,18 +1,22 @@
 """Models and states come back as they were; nothing hostile or torn is taken, and no code runs."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
-from attunet3d.core import ModelError, WriteError, whole_file
+from attunet3d.core import ModelError, WriteError
 from attunet3d.core.config import Config
-from attunet3d.models.build import build_network
+from attunet3d.models.build import Network, build_network
 from attunet3d.models.checkpoint import (
     ABOUT,
     FORMAT,
@@ -27,16 +31,16 @@ LABELS = {0: "background", 3: "pancreas"}
 
 
 @pytest.fixture
-def network():
+def network() -> Network:
     torch.manual_seed(0)
     return build_network(CONFIG.network, 1, 2).eval()
 
 
-def full_disk(_):
+def full_disk(_: object) -> None:
     raise OSError(28, "full")
 
 
-def hostile(path, network, **changes):
+def hostile(path: Path, network: Network, **changes: Any) -> Path:
     """A model file with some of its metadata changed."""
     about = {"format": FORMAT, "config": CONFIG.to_dict(), "labels": LABELS} | changes
     data = safetensors.torch.save(dict(network.state_dict()), {ABOUT: json.dumps(about)})
@@ -44,7 +48,9 @@ def hostile(path, network, **changes):
     return path
 
 
-def test_a_model_comes_back_with_its_logits_settings_and_labels(tmp_path, network):
+def test_a_model_comes_back_with_its_logits_settings_and_labels(
+    tmp_path: Path, network: Network
+) -> None:
     save_model(tmp_path / "model.safetensors", network.state_dict(), CONFIG, LABELS, {"step": 7})
     found = load_model(tmp_path)
     x = torch.randn(1, 1, 8, 8, 8)
@@ -71,14 +77,18 @@ def test_a_model_comes_back_with_its_logits_settings_and_labels(tmp_path, networ
         ({"labels": {"0": "a", "1": "b", "2": "c"}}, "must be"),
     ],
 )
-def test_a_model_that_contradicts_itself_is_refused(tmp_path, network, changes, words):
+def test_a_model_that_contradicts_itself_is_refused(
+    tmp_path: Path, network: Network, changes: dict[str, Any], words: str
+) -> None:
     path = hostile(tmp_path / "m.safetensors", network, **changes)
     with pytest.raises(ModelError, match=words) as caught:
         load_model(path)
     assert str(path) in str(caught.value)
 
 
-def test_weights_that_are_not_numbers_or_of_another_network_are_refused(tmp_path, network):
+def test_weights_that_are_not_numbers_or_of_another_network_are_refused(
+    tmp_path: Path, network: Network
+) -> None:
     state = dict(network.state_dict())
     name = next(iter(state))
     path = tmp_path / "m.safetensors"
@@ -105,13 +115,13 @@ def test_weights_that_are_not_numbers_or_of_another_network_are_refused(tmp_path
         (3).to_bytes(8, "little") + b"{{{",
     ],
 )
-def test_files_that_are_no_safetensors_are_refused(tmp_path, data):
+def test_files_that_are_no_safetensors_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "m.safetensors").write_bytes(data)
     with pytest.raises(ModelError):
         load_model(tmp_path / "m.safetensors")
 
 
-def test_every_cut_of_a_model_is_refused(tmp_path, network):
+def test_every_cut_of_a_model_is_refused(tmp_path: Path, network: Network) -> None:
     path = tmp_path / "m.safetensors"
     save_model(path, network.state_dict(), CONFIG, LABELS)
     whole = path.read_bytes()
@@ -121,7 +131,7 @@ def test_every_cut_of_a_model_is_refused(tmp_path, network):
             load_model(path)
 
 
-def test_missing_and_pickled_models_are_refused_with_a_cure(tmp_path):
+def test_missing_and_pickled_models_are_refused_with_a_cure(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model"):
         load_model(tmp_path)
     with pytest.raises(ModelError, match="convert-weights"):
@@ -131,15 +141,15 @@ def test_missing_and_pickled_models_are_refused_with_a_cure(tmp_path):
 class Canary:
     """Unpickling it would make a file."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = str(path)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
         return open, (self.path, "w")
 
 
 @pytest.mark.parametrize("wrap", ["pickle", "torch"])
-def test_a_pickle_that_would_run_code_does_not(tmp_path, wrap):
+def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, wrap: str) -> None:
     canary, path = tmp_path / "sung", tmp_path / "last.pt"
     if wrap == "pickle":
         path.write_bytes(pickle.dumps(Canary(canary)))
@@ -151,7 +161,7 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, wrap):
     assert "weights_only" not in str(caught.value)
 
 
-def test_a_state_comes_back_and_the_one_before_stays(tmp_path):
+def test_a_state_comes_back_and_the_one_before_stays(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     for step in (1, 2):
         save_state(path, {"step": step, "weights": torch.full((3,), float(step))})
@@ -162,7 +172,7 @@ def test_a_state_comes_back_and_the_one_before_stays(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
-def test_a_torn_state_gives_the_one_before_and_says_so(tmp_path, damage):
+def test_a_torn_state_gives_the_one_before_and_says_so(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "last.pt"
     for step in (1, 2):
         save_state(path, {"step": step, "weights": torch.arange(1000.0)})
@@ -180,60 +190,60 @@ def test_a_torn_state_gives_the_one_before_and_says_so(tmp_path, damage):
     assert "previous.pt" in warnings[0]
 
 
-def test_a_torn_state_never_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
+def test_a_torn_state_never_takes_the_place_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "last.pt"
     for step in (1, 2):
         save_state(path, {"step": step})
     path.write_bytes(path.read_bytes()[:-9])
     assert load_state(path)[0]["step"] == 1
     assert (tmp_path / "damaged.pt").is_file()
-    monkeypatch.setattr(
-        whole_file.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full"))
-    )
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(WriteError, match="full"):
         save_state(path, {"step": 3})
     assert load_state(path)[0]["step"] == 1
 
 
-def test_a_full_disk_leaves_both_states(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_both_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.pt"
     for step in (1, 2):
         save_state(path, {"step": step})
     before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
-    monkeypatch.setattr(
-        whole_file.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full"))
-    )
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(WriteError, match="full"):
         save_state(path, {"step": 3})
     assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
 
 
-def test_loading_a_model_leaves_the_compiler_of_torch_alone(tmp_path, network):
+def test_loading_a_model_leaves_the_compiler_of_torch_alone(
+    tmp_path: Path, network: Network
+) -> None:
     save_model(tmp_path / "m.safetensors", network.state_dict(), CONFIG, LABELS)
     code = (
         "import sys\nfrom pathlib import Path\nfrom attunet3d.models.checkpoint import load_model\n"
         "before = 'torch._dynamo' in sys.modules\nload_model(Path(sys.argv[1]))\n"
         "print(before, 'torch._dynamo' in sys.modules)\n"
     )
-    command = [sys.executable, "-c", code, tmp_path / "m.safetensors"]
+    command = [sys.executable, "-c", code, str(tmp_path / "m.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
 
 
-def test_two_torn_states_are_told_in_one_line(tmp_path):
+def test_two_torn_states_are_told_in_one_line(tmp_path: Path) -> None:
     for name in ("last.pt", "previous.pt"):
         (tmp_path / name).write_bytes(b"torn")
     with pytest.raises(ModelError, match=r"last\.pt.*previous\.pt.*again"):
         load_state(tmp_path / "last.pt")
 
 
-def test_a_state_that_unpacks_beyond_its_size_is_refused(tmp_path):
+def test_a_state_that_unpacks_beyond_its_size_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "last.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(10_000_000))
     with pytest.raises(ModelError, match="do not fit"):
         load_state(tmp_path / "last.pt")
 
 
-def test_without_a_state_there_is_nothing_to_go_on_from(tmp_path):
+def test_without_a_state_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="without --resume"):
         load_state(tmp_path / "last.pt")

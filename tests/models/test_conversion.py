@@ -1,7 +1,9 @@
 """Weight files of the authors' network become models; nothing in a file is run."""
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,18 +22,18 @@ class Payload:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Path]]:
         return Path.touch, (self.path,)
 
 
 @pytest.fixture
-def authors_file(tmp_path):
+def authors_file(tmp_path: Path) -> Path:
     path = tmp_path / "399_net_S.pth"
     torch.save(authors_state("multi"), path)
     return path
 
 
-def test_a_file_becomes_a_model_with_the_same_logits(authors_file, tmp_path):
+def test_a_file_becomes_a_model_with_the_same_logits(authors_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     assert convert_weights(authors_file, out, names=["pancreas", "spleen"]) == []
     model = load_model(out)
@@ -45,7 +47,7 @@ def test_a_file_becomes_a_model_with_the_same_logits(authors_file, tmp_path):
         assert torch.equal(model.network(image), wanted)
 
 
-def test_the_convention_of_corners_is_kept_in_the_model(authors_file, tmp_path):
+def test_the_convention_of_corners_is_kept_in_the_model(authors_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     convert_weights(authors_file, out, align_corners=True)
     model = load_model(out)
@@ -60,14 +62,16 @@ def test_the_convention_of_corners_is_kept_in_the_model(authors_file, tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_files_of_old_and_new_torch_are_read(zipped, tmp_path):
+def test_files_of_old_and_new_torch_are_read(zipped: bool, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     state = {"a.weight": torch.arange(6.0).reshape(2, 3)}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     assert torch.equal(load_state(path)["a.weight"], state["a.weight"])
 
 
-def test_weights_of_torch_0_3_bring_a_warning_unless_corners_are_aligned(tmp_path, caplog, capsys):
+def test_weights_of_torch_0_3_bring_a_warning_unless_corners_are_aligned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, out = tmp_path / "old.pth", tmp_path / "model.safetensors"
     state = {k: v for k, v in authors_state("single").items() if "num_batches" not in k}
     torch.save(state, path)
@@ -83,7 +87,7 @@ def test_weights_of_torch_0_3_bring_a_warning_unless_corners_are_aligned(tmp_pat
     assert load_model(out).labels == {0: "background", 1: "a", 2: "b"}
 
 
-def test_a_hostile_pickle_is_refused_and_not_run(tmp_path):
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     path, trace = tmp_path / "hostile.pth", tmp_path / "trace"
     torch.save({"conv1.weight": Payload(trace)}, path)
     with pytest.raises(ModelError, match="something else than weights"):
@@ -91,7 +95,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path):
     assert not trace.exists()
 
 
-def test_a_file_that_unpacks_to_more_than_itself_is_refused(tmp_path):
+def test_a_file_that_unpacks_to_more_than_itself_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as entries:
         entries.writestr("archive/data/0", bytes(10_000_000))
@@ -119,7 +123,9 @@ def write(path: Path, content: object) -> Path:
         ({"conv1.conv1.0.weight": torch.zeros(4)}, "not the whole"),
     ],
 )
-def test_other_files_are_refused_in_one_line_with_their_name(content, words, tmp_path):
+def test_other_files_are_refused_in_one_line_with_their_name(
+    content: Any, words: str, tmp_path: Path
+) -> None:
     path = write(tmp_path / "wrong.pth", content)
     with pytest.raises(ModelError, match=words) as caught:
         convert_weights(path, tmp_path / "model.safetensors")
@@ -128,7 +134,7 @@ def test_other_files_are_refused_in_one_line_with_their_name(content, words, tmp
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_a_shape_that_does_not_fit_is_named(tmp_path):
+def test_a_shape_that_does_not_fit_is_named(tmp_path: Path) -> None:
     state = authors_state("multi")
     state["conv3.conv2.0.weight"] = torch.zeros(1, 1, 3, 3, 3)
     path = write(tmp_path / "wrong.pth", state)
@@ -136,7 +142,7 @@ def test_a_shape_that_does_not_fit_is_named(tmp_path):
         convert_weights(path, tmp_path / "model.safetensors")
 
 
-def test_a_file_that_exists_is_not_replaced(authors_file, tmp_path):
+def test_a_file_that_exists_is_not_replaced(authors_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     out.write_bytes(b"somebody's")
     with pytest.raises(WriteError, match="exists already; delete it or name another"):
@@ -144,7 +150,7 @@ def test_a_file_that_exists_is_not_replaced(authors_file, tmp_path):
     assert out.read_bytes() == b"somebody's"
 
 
-def test_wrong_calls_are_told(authors_file, tmp_path):
+def test_wrong_calls_are_told(authors_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     with pytest.raises(FileError, match="cannot be read"):
         convert_weights(tmp_path / "missing.pth", out)

@@ -2,39 +2,43 @@
 
 import copy
 import sys
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from attunet3d.core import DependencyError, DeviceError, SettingsError
+from attunet3d.core import DependencyError, DeviceError, SettingsError, Size
 from attunet3d.core.config import Config
 from attunet3d.inference.engine import make_engine
 from attunet3d.inference.openvino import compiled
 from attunet3d.inference.predictor import Predictor
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.fast_network import rewrite_for_inference
+from tests.conftest import present
 from tests.known_network import ball_volume, checkpoint
 
 CPU = torch.device("cpu")
 EXACT = 1e-5  # of the largest logit
 
 
-def network(channels=(4, 8, 16), classes=2, **settings):
+def network(
+    channels: tuple[int, ...] = (4, 8, 16), classes: int = 2, **settings: Any
+) -> AttentionUNet3D:
     """A network with weights, biases and statistics that nothing can mistake for another's."""
     torch.manual_seed(0)
     made = AttentionUNet3D(1, classes, channels, **settings)
     for part in made.modules():
         if isinstance(part, nn.BatchNorm3d):
-            nn.init.normal_(part.running_mean)
-            nn.init.uniform_(part.running_var, 0.5, 2)
+            nn.init.normal_(present(part.running_mean))
+            nn.init.uniform_(present(part.running_var), 0.5, 2)
         if isinstance(part, nn.BatchNorm3d | nn.InstanceNorm3d | nn.GroupNorm):
             nn.init.uniform_(part.weight, 0.5, 2)
             nn.init.normal_(part.bias)
     return made.eval()
 
 
-def trained(steps=25):
+def trained(steps: int = 25) -> tuple[AttentionUNet3D, Tensor]:
     """A network that has learned to tell a bright ball from noise, and a scan of one."""
     torch.manual_seed(0)
     made = AttentionUNet3D(channels=(4, 8, 16))
@@ -52,12 +56,12 @@ def trained(steps=25):
     return made.eval(), image
 
 
-def error(got, wanted):
+def error(got: Tensor, wanted: Tensor) -> float:
     """The largest difference over the largest wanted value."""
     return float((got - wanted).abs().max() / wanted.abs().max())
 
 
-def state(module):
+def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
@@ -89,7 +93,9 @@ VARIANTS = [
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("size", [(24, 16, 8), (13, 10, 7), (1, 1, 1)])
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_every_variant_keeps_logits_and_attention(settings, size, split):
+def test_every_variant_keeps_logits_and_attention(
+    settings: dict[str, Any], size: Size, split: bool
+) -> None:
     slow = network(**settings)
     x = torch.randn(2, 1, *size)
     with torch.inference_mode():
@@ -105,7 +111,7 @@ def test_every_variant_keeps_logits_and_attention(settings, size, split):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_the_network_itself_is_only_read(norm, dtype):
+def test_the_network_itself_is_only_read(norm: str, dtype: torch.dtype) -> None:
     slow = network(norm=norm).train()
     before = state(slow)
     strides = [part.stride() for part in slow.parameters()]
@@ -117,10 +123,9 @@ def test_the_network_itself_is_only_read(norm, dtype):
     assert all(torch.equal(before[name], value) for name, value in slow.state_dict().items())
 
 
-def test_what_is_made_does_not_follow_the_network():
-    slow, x = network(), torch.randn(1, 1, 8, 8, 8)
-    for settings in ({}, {"norm": "group"}):
-        slow = network(**settings)
+def test_what_is_made_does_not_follow_the_network() -> None:
+    x = torch.randn(1, 1, 8, 8, 8)
+    for slow in (network(), network(norm="group")):
         fast = make_engine(slow, CPU, torch.float32)
         before = fast(x)
         with torch.no_grad():
@@ -129,7 +134,7 @@ def test_what_is_made_does_not_follow_the_network():
         assert torch.equal(fast(x), before)
 
 
-def test_batch_normalisation_disappears_and_weights_are_of_the_type_asked_for():
+def test_batch_normalisation_disappears_and_weights_are_of_the_type_asked_for() -> None:
     fast = rewrite_for_inference(network(), CPU, torch.bfloat16)
     assert not any(isinstance(part, nn.BatchNorm3d) for part in fast.modules())
     assert {value.dtype for value in fast.state_dict().values()} == {torch.bfloat16}
@@ -141,7 +146,7 @@ def test_batch_normalisation_disappears_and_weights_are_of_the_type_asked_for():
 
 
 @pytest.mark.parametrize("settings", [{}, {"norm": "instance"}, {"norm": "group"}], ids=str)
-def test_bfloat16_rounds_and_no_more(settings):
+def test_bfloat16_rounds_and_no_more(settings: dict[str, Any]) -> None:
     slow, x = network(**settings), torch.randn(1, 1, 20, 20, 20)
     with torch.no_grad():
         wanted = slow(x)
@@ -150,7 +155,7 @@ def test_bfloat16_rounds_and_no_more(settings):
     assert 0 < error(got, wanted) < 0.1
 
 
-def test_bfloat16_of_a_trained_network_chooses_the_same_classes():
+def test_bfloat16_of_a_trained_network_chooses_the_same_classes() -> None:
     slow, image = trained()
     with torch.no_grad():
         wanted = slow(image)
@@ -162,7 +167,7 @@ def test_bfloat16_of_a_trained_network_chooses_the_same_classes():
 # --- OpenVINO --------------------------------------------------------------------------------
 
 
-def test_the_engine_is_a_named_choice():
+def test_the_engine_is_a_named_choice() -> None:
     config = Config().with_overrides(["inference.engine=openvino"])
     assert Config.from_dict(config.to_dict()) == config
     assert Config().inference.engine == "torch"
@@ -170,19 +175,19 @@ def test_the_engine_is_a_named_choice():
         Config().with_overrides(["inference.engine=tensorrt"])
 
 
-def test_a_missing_engine_is_one_line_with_its_cure(monkeypatch):
+def test_a_missing_engine_is_one_line_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(DependencyError, match=r"pip install attunet3d\[openvino\]") as caught:
         make_engine(network(), CPU, torch.float32, runtime="openvino")
     assert "\n" not in str(caught.value)
 
 
-def test_openvino_is_refused_on_other_devices():
+def test_openvino_is_refused_on_other_devices() -> None:
     with pytest.raises(DeviceError, match=r"openvino runs on CPUs, not on cuda; use --device cpu"):
         compiled(nn.Identity(), torch.device("cuda"), torch.float32)
 
 
-def test_openvino_computes_the_same():
+def test_openvino_computes_the_same() -> None:
     slow = network()
     x = torch.randn(2, 1, 24, 16, 8)
     with torch.no_grad():
@@ -194,7 +199,7 @@ def test_openvino_computes_the_same():
     assert error(half, wanted) < 0.1
 
 
-def test_openvino_segments_and_the_record_says_so():
+def test_openvino_segments_and_the_record_says_so() -> None:
     member = checkpoint(network(channels=(4, 8, 16)))
     volume = ball_volume()
     predictions = [

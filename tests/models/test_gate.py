@@ -1,30 +1,35 @@
 """The gate is the paper's: attention on a coarser grid, one coefficient per voxel."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from attunet3d import GridAttentionGate
-from attunet3d.core import ModelError
+from attunet3d.core import ModelError, Size
 from attunet3d.models.gate import GatedSkip
 from attunet3d.models.layers import normaliser
+from tests.conftest import present
 
 
-def gate_and_inputs(**options):
+def gate_and_inputs(**options: Any) -> tuple[GridAttentionGate, Tensor, Tensor]:
     torch.manual_seed(0)
     gate = GridAttentionGate(4, 6, **options).eval()
     return gate, torch.randn(2, 4, 8, 6, 10), torch.randn(2, 6, 4, 3, 5)
 
 
-def test_zero_weights_of_psi_give_coefficients_of_one_half():
+def test_zero_weights_of_psi_give_coefficients_of_one_half() -> None:
     gate, skip, gating = gate_and_inputs()
-    torch.nn.init.zeros_(gate.psi.weight)
-    torch.nn.init.zeros_(gate.psi.bias)
+    for weight in gate.psi.parameters():
+        torch.nn.init.zeros_(weight)
     _, coefficients = gate(skip, gating)
     assert torch.equal(coefficients, torch.full((2, 1, 8, 6, 10), 0.5))
 
 
-def test_equations_1_and_2_written_out():
+def test_equations_1_and_2_written_out() -> None:
     gate, skip, gating = gate_and_inputs()
     theta = F.conv3d(skip, gate.theta.weight, stride=2)
     phi = F.conv3d(gating, gate.phi.weight, gate.phi.bias)
@@ -35,7 +40,7 @@ def test_equations_1_and_2_written_out():
     assert torch.allclose(gated, gate.w(alpha * skip), atol=1e-6)
 
 
-def test_coefficients_are_shares_and_an_open_gate_passes_nearly_all():
+def test_coefficients_are_shares_and_an_open_gate_passes_nearly_all() -> None:
     gate, skip, gating = gate_and_inputs()
     _, coefficients = gate(skip, gating)
     assert coefficients.min() > 0
@@ -46,42 +51,41 @@ def test_coefficients_are_shares_and_an_open_gate_passes_nearly_all():
     assert torch.allclose(coefficients, torch.tensor(3.0).sigmoid())
 
 
-def test_theta_has_no_bias_and_strides_as_asked():
+def test_theta_has_no_bias_and_strides_as_asked() -> None:
     gate, skip, _ = gate_and_inputs(stride=(2, 2, 1))
     assert gate.theta.bias is None
     assert gate.theta(skip).shape[2:] == (4, 3, 10)
 
 
 @pytest.mark.parametrize("size", [(8, 6, 10), (9, 7, 5), (2, 2, 2), (3, 8, 2)])
-def test_any_size_of_skip_and_gating(size):
+def test_any_size_of_skip_and_gating(size: Size) -> None:
     gate, _, gating = gate_and_inputs()
     gated, coefficients = gate(torch.randn(2, 4, *size), gating)
     assert gated.shape == (2, 4, *size)
     assert coefficients.shape == (2, 1, *size)
 
 
-def test_gradients_reach_both_inputs():
+def test_gradients_reach_both_inputs() -> None:
     gate, skip, gating = gate_and_inputs()
     gated, _ = gate(skip.requires_grad_(), gating.requires_grad_())
     gated.square().sum().backward()
-    assert skip.grad is not None
-    assert skip.grad.abs().sum() > 0
-    assert gating.grad.abs().sum() > 0
+    assert present(skip.grad).abs().sum() > 0
+    assert present(gating.grad).abs().sum() > 0
 
 
-def test_inner_channels_are_those_of_the_skip_unless_given():
+def test_inner_channels_are_those_of_the_skip_unless_given() -> None:
     assert GridAttentionGate(4, 6).theta.out_channels == 4
     assert GridAttentionGate(4, 6, 3).psi.in_channels == 3
 
 
-def test_groups_divide_the_channels():
+def test_groups_divide_the_channels() -> None:
     assert normaliser("group", 32).num_groups == 4
     assert normaliser("group", 12).num_groups == 1
     assert normaliser("group", 5).num_groups == 1
     assert normaliser("group", 320).num_groups == 40  # 8 each
 
 
-def test_attention_of_thick_slices_is_computed_plane_by_plane():
+def test_attention_of_thick_slices_is_computed_plane_by_plane() -> None:
     gate, skip, _ = gate_and_inputs(stride=(2, 2, 1))
     gating = torch.randn(2, 6, 4, 3, 10)
     _, coefficients = gate(skip, gating)
@@ -89,7 +93,7 @@ def test_attention_of_thick_slices_is_computed_plane_by_plane():
     assert torch.allclose(coefficients[..., 4:5], alone, atol=1e-6)
 
 
-def test_the_gating_signal_decides_where_to_look():
+def test_the_gating_signal_decides_where_to_look() -> None:
     gate, skip, _ = gate_and_inputs()
     torch.nn.init.zeros_(gate.theta.weight)
     torch.nn.init.ones_(gate.phi.weight)
@@ -102,7 +106,7 @@ def test_the_gating_signal_decides_where_to_look():
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_corners_of_the_coefficients_follow_the_convention(align_corners):
+def test_corners_of_the_coefficients_follow_the_convention(align_corners: bool) -> None:
     gate, skip, gating = gate_and_inputs(align_corners=align_corners)
     _, coefficients = gate(skip, gating)
     theta = F.conv3d(skip, gate.theta.weight, stride=2)
@@ -123,12 +127,12 @@ def test_corners_of_the_coefficients_follow_the_convention(align_corners):
         lambda: GridAttentionGate(4, 4, stride=(0, 2, 2)),
     ],
 )
-def test_wrong_arguments_are_named(make):
+def test_wrong_arguments_are_named(make: Callable[[], object]) -> None:
     with pytest.raises(ModelError, match="must be"):
         make()
 
 
-def test_one_channel_is_enough_and_none_is_refused():
+def test_one_channel_is_enough_and_none_is_refused() -> None:
     gated, _ = GridAttentionGate(1, 1, stride=(1, 1, 1)).eval()(
         torch.ones(1, 1, 2, 2, 2), torch.ones(1, 1, 2, 2, 2)
     )
@@ -139,7 +143,7 @@ def test_one_channel_is_enough_and_none_is_refused():
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_gates_of_a_skip_are_joined_by_a_block(count):
+def test_gates_of_a_skip_are_joined_by_a_block(count: int) -> None:
     _, skip, gating = gate_and_inputs()
     gates = [GridAttentionGate(4, 6) for _ in range(count)]
     joined = GatedSkip(gates, "batch", "relu").eval()

@@ -1,25 +1,27 @@
 """The table of layers: numbers that are known, of a network that stays as it is."""
 
+from typing import Any
+
 import torch
 
 from attunet3d.core import NetworkConfig, find_config
-from attunet3d.models import build_network
+from attunet3d.models import LayerRow, build_network
 from attunet3d.models.layer_table import layer_table, layer_text
 from attunet3d.models.summary import config_summary
 
 VOXELS = 32**3
 
 
-def rows(**settings):
+def rows(**settings: Any) -> dict[str, LayerRow]:
     network = build_network(NetworkConfig(**settings), 1, 2)
     return {row.name: row for row in layer_table(network, (32, 32, 32))}
 
 
-def test_parameters_add_up_to_those_of_the_authors_network():
+def test_parameters_add_up_to_those_of_the_authors_network() -> None:
     assert sum(row.parameters for row in rows().values()) == 6_472_784
 
 
-def test_shapes_and_arithmetic_are_those_worked_out_by_hand():
+def test_shapes_and_arithmetic_are_those_worked_out_by_hand() -> None:
     found = rows()
     assert found["encoder.0"].shape == (16, 32, 32, 32)
     assert found["encoder.0"].flops == 2 * 27 * (1 * 16 + 16 * 16) * VOXELS
@@ -32,12 +34,12 @@ def test_shapes_and_arithmetic_are_those_worked_out_by_hand():
     assert round(sum(row.flops for row in found.values()) / VOXELS, -3) == 141_000
 
 
-def test_every_head_that_is_trained_is_listed():
+def test_every_head_that_is_trained_is_listed() -> None:
     assert rows(deep_supervision="per-scale")["heads.3"].shape == (2, 4, 4, 4)
     assert "heads.1" not in rows(deep_supervision="none")
 
 
-def test_a_2d_form_over_slices_is_listed_block_by_block():
+def test_a_2d_form_over_slices_is_listed_block_by_block() -> None:
     found = rows(form="2d_nearest")
     assert sum(row.parameters for row in found.values()) == 34_878_638
     assert found["network.Conv1"].shape == (64, 32, 32)  # of one slice
@@ -46,7 +48,7 @@ def test_a_2d_form_over_slices_is_listed_block_by_block():
     assert {"network.Att5", "network.Up_conv2", "network.Conv_1x1"} < found.keys()
 
 
-def test_the_network_itself_stays_as_it_is():
+def test_the_network_itself_stays_as_it_is() -> None:
     network = build_network(NetworkConfig(channels=(4, 8)), 1, 2).eval()
     image = torch.randn(1, 1, 8, 8, 8)
     before = network(image)
@@ -55,12 +57,12 @@ def test_the_network_itself_stays_as_it_is():
     assert torch.equal(network(image), before)
 
 
-def test_the_text_ends_with_the_sums():
+def test_the_text_ends_with_the_sums() -> None:
     last = layer_text(list(rows().values())).splitlines()[-1].split()
     assert last[:3] == ["sum", "6472784", "4.62"]
 
 
-def test_a_configuration_is_shown_by_what_differs_from_the_defaults():
+def test_a_configuration_is_shown_by_what_differs_from_the_defaults() -> None:
     text = config_summary(find_config("oktay2018"))
     assert "training.patch_size" in text
     assert "training.seed" not in text

@@ -2,6 +2,8 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ from torch import nn
 
 from attunet3d.core import Config, NetworkConfig
 from attunet3d.inference import make_engine
-from attunet3d.models.build import build_network
+from attunet3d.models.build import Network, build_network
 from attunet3d.models.checkpoint import load_model, save_model
+from attunet3d.models.mean_network import MeanNetwork
 from attunet3d.packaging import exported_program, onnx_model
 
-TINY = {"channels": (4, 8, 8)}
-NETWORKS = {
+TINY: dict[str, Any] = {"channels": (4, 8, 8)}
+NETWORKS: dict[str, dict[str, Any]] = {
     "attention_unet": TINY,
     "per-scale": TINY | {"deep_supervision": "per-scale", "gate": "single"},
     "plain": TINY | {"gate": "none", "deep_supervision": "none"},
@@ -36,15 +39,15 @@ GATED_LEVELS = {"plain": 0, "3d_transposed": 3}  # of the published 4, of others
 
 
 @pytest.fixture(params=NETWORKS)
-def name(request):
-    return request.param
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def config(name):
+def config(name: str) -> NetworkConfig:
     return NetworkConfig(**NETWORKS[name])
 
 
-def network(name, classes=3):
+def network(name: str, classes: int = 3) -> Network:
     """Weights that nothing can mistake for others', so that no path is blocked."""
     torch.manual_seed(0)
     made = build_network(config(name), 1, classes)
@@ -55,7 +58,7 @@ def network(name, classes=3):
     return made
 
 
-def test_sizes_that_the_strides_do_not_divide_come_out_as_they_went_in(name):
+def test_sizes_that_the_strides_do_not_divide_come_out_as_they_went_in(name: str) -> None:
     made = network(name).eval()
     for size in [(16, 16, 16), (19, 13, 10), (1, 5, 3)]:
         with torch.no_grad():
@@ -64,7 +67,7 @@ def test_sizes_that_the_strides_do_not_divide_come_out_as_they_went_in(name):
         assert torch.isfinite(logits).all()
 
 
-def test_training_gives_a_list_finest_first_and_evaluation_a_tensor(name):
+def test_training_gives_a_list_finest_first_and_evaluation_a_tensor(name: str) -> None:
     made, x = network(name), torch.randn(2, 1, 32, 16, 8)
     outputs = made.train()(x)
     assert isinstance(outputs, list)
@@ -73,9 +76,10 @@ def test_training_gives_a_list_finest_first_and_evaluation_a_tensor(name):
     assert made.eval()(x).shape == (2, 3, 32, 16, 8)
 
 
-def test_attention_maps_are_at_hand_where_there_are_gates(name):
+def test_attention_maps_are_at_hand_where_there_are_gates(name: str) -> None:
     made, x = network(name).eval(), torch.randn(1, 1, 32, 16, 9)
     with torch.no_grad():
+        assert not isinstance(made, MeanNetwork)
         logits, attention = made.forward_with_attention(x)
         torch.testing.assert_close(logits, made(x))
     assert len(attention) == GATED_LEVELS.get(name, 1 if "form" not in NETWORKS[name] else 4)
@@ -85,15 +89,16 @@ def test_attention_maps_are_at_hand_where_there_are_gates(name):
         assert all(maps.min() >= 0 and maps.max() <= 1 for maps in attention)
 
 
-def test_every_level_is_as_coarse_as_its_strides_say(name):
+def test_every_level_is_as_coarse_as_its_strides_say(name: str) -> None:
     made = network(name)
+    assert not isinstance(made, MeanNetwork)
     assert made.strides[0] == (1, 1, 1)
     assert made.strides[-1] == made.divisor
     assert (made.in_channels, made.out_channels) == (1, 3)
     assert math.prod(made.divisor) > 1
 
 
-def test_gradients_reach_every_parameter(name):
+def test_gradients_reach_every_parameter(name: str) -> None:
     made = network(name).train()
     outputs = made(torch.randn(2, 1, 32, 32, 8))
     sum(output.square().sum() for output in outputs).backward()
@@ -101,7 +106,7 @@ def test_gradients_reach_every_parameter(name):
     assert silent == []
 
 
-def test_a_pass_in_bfloat16_differs_by_rounding_only(name):
+def test_a_pass_in_bfloat16_differs_by_rounding_only(name: str) -> None:
     made, x = network(name).eval(), torch.randn(1, 1, 32, 32, 8)
     with torch.no_grad():
         exact = made(x)
@@ -110,7 +115,7 @@ def test_a_pass_in_bfloat16_differs_by_rounding_only(name):
     assert 0 < float((got - exact).abs().max()) < 0.1 * float(exact.abs().max())
 
 
-def test_a_prepared_network_computes_the_same(name):
+def test_a_prepared_network_computes_the_same(name: str) -> None:
     made, x = network(name).eval(), torch.randn(1, 1, 20, 16, 10)
     with torch.no_grad():
         exact = made(x)
@@ -118,7 +123,7 @@ def test_a_prepared_network_computes_the_same(name):
     torch.testing.assert_close(got, exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
 
 
-def test_onnx_gives_its_logits_for_any_size(name):
+def test_onnx_gives_its_logits_for_any_size(name: str) -> None:
     made = network(name).eval()
     content = onnx_model.onnx_bytes(made, {})
     for shape in [(1, 1, 32, 16, 8), (2, 1, 19, 13, 10)]:
@@ -129,7 +134,9 @@ def test_onnx_gives_its_logits_for_any_size(name):
         assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
-def test_an_exported_program_gives_its_logits_for_sizes_that_its_strides_divide(name, tmp_path):
+def test_an_exported_program_gives_its_logits_for_sizes_that_its_strides_divide(
+    name: str, tmp_path: Path
+) -> None:
     made = network(name).eval()
     path = tmp_path / "network.pt2"
     path.write_bytes(exported_program.exported_bytes(made, {}))
@@ -141,7 +148,7 @@ def test_an_exported_program_gives_its_logits_for_sizes_that_its_strides_divide(
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
 
 
-def test_a_checkpoint_brings_it_back(name, tmp_path):
+def test_a_checkpoint_brings_it_back(name: str, tmp_path: Path) -> None:
     made, x = network(name).eval(), torch.randn(1, 1, 16, 16, 8)
     labels = {0: "background", 1: "liver", 2: "spleen"}
     settings = Config(network=config(name))

@@ -28,7 +28,7 @@ IMAGES = {  # other shapes than 1 × 3 × 48 × 64
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_parameters_and_the_names_of_weights_are_as_published(name):
+def test_parameters_and_the_names_of_weights_are_as_published(name: str) -> None:
     in_channels, out_channels, count = COUNTS[name]
     with torch.device("meta"):
         network = published_network(name, in_channels, out_channels)
@@ -45,14 +45,16 @@ def test_parameters_and_the_names_of_weights_are_as_published(name):
         ("2d_transposed", 33, 57_164_813),
     ],
 )
-def test_counts_that_pages_print_for_other_numbers_of_classes(name, out_channels, count):
+def test_counts_that_pages_print_for_other_numbers_of_classes(
+    name: str, out_channels: int, count: int
+) -> None:
     with torch.device("meta"):
         network = published_network(name, 3, out_channels)
     assert sum(parameter.numel() for parameter in network.parameters()) == count
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_weights_of_the_published_code_give_its_logits(name):
+def test_weights_of_the_published_code_give_its_logits(name: str) -> None:
     state = {f"module.{key}": value for key, value in drawn_weights(KEYS[name]).items()}
     network = from_published_state_dict(name, state)
     shape = IMAGES.get(name, (1, 3, 48, 64))
@@ -66,7 +68,7 @@ def test_weights_of_the_published_code_give_its_logits(name):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_channels_and_classes_and_width_are_read_from_a_state(name):
+def test_channels_and_classes_and_width_are_read_from_a_state(name: str) -> None:
     network = published_network(name, 2, 4, width=4)
     state = network.state_dict()
     old = {key: value for key, value in state.items() if "num_batches" not in key}
@@ -77,7 +79,7 @@ def test_channels_and_classes_and_width_are_read_from_a_state(name):
         assert torch.equal(found(image), network.eval()(image))
 
 
-def test_other_names_numbers_and_states_are_refused():
+def test_other_names_numbers_and_states_are_refused() -> None:
     with pytest.raises(ModelError, match="must be one of 2d_nearest"):
         published_network("2d", 1, 2)
     with pytest.raises(ModelError, match="must be one of"):

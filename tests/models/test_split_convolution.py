@@ -3,13 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from attunet3d.core import Size
 from attunet3d.models.folding import FoldedConvolution, weight_and_bias
 from attunet3d.models.split_convolution import SplitConvolution, add_product, as_rows
 
 
-def channels_last(*shape):
+def channels_last(*shape: int) -> Tensor:
     return torch.randn(shape).contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -25,7 +26,9 @@ def channels_last(*shape):
         ((1, 1, 1), (2, 1, 2)),
     ],
 )
-def test_it_is_the_convolution_of_the_concatenation(coarse, fine, slope, align_corners):
+def test_it_is_the_convolution_of_the_concatenation(
+    coarse: Size, fine: Size, slope: float | None, align_corners: bool
+) -> None:
     torch.manual_seed(0)
     layer = nn.Conv3d(3 + 5, 4, 3, padding=1)
     skip, below = channels_last(2, 3, *fine), channels_last(2, 5, *coarse)
@@ -39,12 +42,12 @@ def test_it_is_the_convolution_of_the_concatenation(coarse, fine, slope, align_c
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
 
 
-def test_it_multiplies_half_as_often_where_the_stride_is_two():
+def test_it_multiplies_half_as_often_where_the_stride_is_two() -> None:
     whole = FoldedConvolution(weight_and_bias(nn.Conv3d(16 + 32, 16, 3, padding=1)))
     split = SplitConvolution(whole, 16, False)
     counted = []
 
-    def count(layer, _, output):
+    def count(layer: FoldedConvolution, _: object, output: Tensor) -> None:
         counted.append(output.numel() * layer.weight[0].numel())
 
     for layer in (*split.planes, split.skip):
@@ -54,14 +57,14 @@ def test_it_multiplies_half_as_often_where_the_stride_is_two():
     assert sum(counted) == 16**3 * whole.weight.numel() * (16 + 32 / 2) / (16 + 32)
 
 
-def test_rows_are_views():
+def test_rows_are_views() -> None:
     x = channels_last(2, 3, 4, 5, 6)
     rows = as_rows(x)
     assert rows.shape == (2, 4, 5 * 6 * 3)
     assert rows.data_ptr() == x.data_ptr()
 
 
-def test_a_band_matrix_is_multiplied_in_pieces_and_zeros_add_nothing():
+def test_a_band_matrix_is_multiplied_in_pieces_and_zeros_add_nothing() -> None:
     torch.manual_seed(0)
     matrix = torch.randn(50, 30).triu(-2).tril(2)
     matrix[:16] = 0

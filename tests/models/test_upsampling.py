@@ -7,7 +7,7 @@ from torch import nn
 from attunet3d.models.upsampling import interpolation_matrix, sum_upsampled
 
 
-def test_interpolation_is_a_matrix_of_rows_that_sum_to_one():
+def test_interpolation_is_a_matrix_of_rows_that_sum_to_one() -> None:
     like = torch.zeros(1)
     matrix = interpolation_matrix(2, 4, False, like)
     assert matrix.tolist() == [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
@@ -15,7 +15,7 @@ def test_interpolation_is_a_matrix_of_rows_that_sum_to_one():
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_a_sum_of_upsampled_maps_is_that_of_interpolation(align_corners):
+def test_a_sum_of_upsampled_maps_is_that_of_interpolation(align_corners: bool) -> None:
     torch.manual_seed(0)
     maps = [torch.randn(2, 3, *size) for size in [(9, 8, 10), (5, 4, 10), (3, 1, 2)]]
     wanted = maps[0] + sum(

@@ -6,6 +6,8 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +21,7 @@ from attunet3d.datasets.case import Case
 from attunet3d.training import cache
 from attunet3d.training.cache import Recipe, build_cache, prepare, report_unused
 from attunet3d.training.cached_case import ARRAYS, foreground_voxels, load_case
+from tests.conftest import present
 
 LABELS = {0: "background", 3: "liver", 7: "pancreas"}
 SPACING = (1.5, 1.5, 3.0)
@@ -28,7 +31,7 @@ PREPROCESSING = PreprocessingConfig(
 CONFIG = Config(preprocessing=PREPROCESSING)
 
 
-def write_case(folder, name, seed=0):
+def write_case(folder: Path, name: str, seed: int = 0) -> Case:
     """A scan in LPS with one block of each label; the liver block has 40 HU, the other 90."""
     folder.mkdir(exist_ok=True)
     image = np.random.default_rng(seed).integers(-1000, 20, (30, 26, 20)).astype(np.int16)
@@ -47,24 +50,25 @@ def write_case(folder, name, seed=0):
 
 
 @pytest.fixture
-def cases(tmp_path):
+def cases(tmp_path: Path) -> list[Case]:
     return [write_case(tmp_path / "data", name, seed) for seed, name in enumerate(("one", "two"))]
 
 
-def folders(root):
+def folders(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir())
 
 
-def changes(root):
+def changes(root: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
 
 
-def test_what_is_stored_is_the_case_on_the_networks_grid(cases, tmp_path):
+def test_what_is_stored_is_the_case_on_the_networks_grid(cases: list[Case], tmp_path: Path) -> None:
     first, second = build_cache(cases, LABELS, CONFIG, tmp_path / "cache")
     assert (first.id, second.id) == ("one", "two")
     assert first.shape == (30, 26, 20)
     image, label = first.image(), first.label()
-    assert (image.dtype, label.dtype) == (np.float16, np.uint8)
+    assert image.dtype == np.float16
+    assert label.dtype == np.uint8
     assert isinstance(image, np.memmap)
     assert not image.flags.writeable
     assert image.flags.c_contiguous
@@ -77,7 +81,7 @@ def test_what_is_stored_is_the_case_on_the_networks_grid(cases, tmp_path):
     assert float(image.min()) == pytest.approx(first.air, abs=1e-3)
 
 
-def test_foreground_lists_voxels_of_each_class(cases, tmp_path):
+def test_foreground_lists_voxels_of_each_class(cases: list[Case], tmp_path: Path) -> None:
     (case, _) = build_cache(cases, LABELS, CONFIG, tmp_path / "cache")
     assert case.classes == (1, 2)
     assert case.starts == (0, 0, 12 * 15 * 8, 12 * 15 * 8 + 6 * 6 * 6)
@@ -89,7 +93,7 @@ def test_foreground_lists_voxels_of_each_class(cases, tmp_path):
         assert len(np.unique(rows, axis=0)) == len(rows)
 
 
-def test_large_classes_are_sampled_evenly_and_always_alike():
+def test_large_classes_are_sampled_evenly_and_always_alike() -> None:
     label = np.zeros((60, 60, 60), np.uint8)
     label[:50] = 1
     label[55, 3, 4] = 4
@@ -101,14 +105,16 @@ def test_large_classes_are_sampled_evenly_and_always_alike():
     assert np.array_equal(points, foreground_voxels(label, 5)[0])
 
 
-def test_a_scan_normalised_by_itself_has_its_lowest_value_as_air(cases, tmp_path):
+def test_a_scan_normalised_by_itself_has_its_lowest_value_as_air(
+    cases: list[Case], tmp_path: Path
+) -> None:
     own = dataclasses.replace(PREPROCESSING, normalisation="volume")
     (case, _) = build_cache(cases, LABELS, Config(preprocessing=own), tmp_path / "cache")
     assert case.air == pytest.approx(float(case.image().min()), abs=2e-3)
     assert float(case.image().astype(np.float64).mean()) == pytest.approx(0, abs=1e-3)
 
 
-def test_a_second_call_reads_nothing_anew(cases, tmp_path):
+def test_a_second_call_reads_nothing_anew(cases: list[Case], tmp_path: Path) -> None:
     first = build_cache(cases, LABELS, CONFIG, tmp_path / "cache")
     before = changes(tmp_path / "cache")
     assert build_cache(cases, LABELS, CONFIG, tmp_path / "cache") == first
@@ -126,22 +132,27 @@ def test_a_second_call_reads_nothing_anew(cases, tmp_path):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_changed_plan_gets_its_own_folder(cases, tmp_path, change):
+def test_a_changed_plan_gets_its_own_folder(
+    cases: list[Case], tmp_path: Path, change: dict[str, Any]
+) -> None:
     recipe = Recipe(PREPROCESSING, (0, 3, 7))
     other = Recipe(dataclasses.replace(PREPROCESSING, **change), (0, 3, 7))
     assert recipe.folder_name(cases[0]) != other.folder_name(cases[0])
 
 
-def test_changed_files_labels_or_code_get_their_own_folder(cases, tmp_path, monkeypatch):
+def test_changed_files_labels_or_code_get_their_own_folder(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = Recipe(PREPROCESSING, (0, 3, 7))
     names = [recipe.folder_name(cases[0]), Recipe(PREPROCESSING, (0, 3)).folder_name(cases[0])]
     names.append(Recipe(PREPROCESSING, (0, 3, 7), 255).folder_name(cases[0]))
-    stamp = cases[0].label.stat().st_mtime_ns + 1
-    os.utime(cases[0].label, ns=(stamp, stamp))
+    label = present(cases[0].label)
+    stamp = label.stat().st_mtime_ns + 1
+    os.utime(label, ns=(stamp, stamp))
     names.append(recipe.folder_name(cases[0]))
     cases[0].image.write_bytes(cases[0].image.read_bytes() + b"0")
     names.append(recipe.folder_name(cases[0]))
-    moved = shutil.move(cases[0].label, tmp_path / "moved.nii.gz")
+    moved = label.rename(tmp_path / "moved.nii.gz")
     names.append(recipe.folder_name(dataclasses.replace(cases[0], label=moved)))
     monkeypatch.setattr(cache, "CACHE_VERSION", cache.CACHE_VERSION + 1)
     names.append(recipe.folder_name(dataclasses.replace(cases[0], label=moved)))
@@ -149,14 +160,16 @@ def test_changed_files_labels_or_code_get_their_own_folder(cases, tmp_path, monk
 
 
 @pytest.mark.parametrize("flip", ["i", "k", "ijk"])
-def test_a_label_whose_flip_was_fixed_gets_its_own_folder(cases, flip):
+def test_a_label_whose_flip_was_fixed_gets_its_own_folder(cases: list[Case], flip: str) -> None:
     """Else a label that was corrected would be served from the cache made before."""
     recipe = Recipe(PREPROCESSING, (0, 3, 7))
     fixed = dataclasses.replace(cases[0], label_flip=flip)
     assert recipe.folder_name(fixed) != recipe.folder_name(cases[0])
 
 
-def test_prepared_cases_of_other_settings_are_reported(cases, tmp_path, caplog):
+def test_prepared_cases_of_other_settings_are_reported(
+    cases: list[Case], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     folder = tmp_path / "cache"
     used = build_cache(cases, LABELS, CONFIG, folder)
@@ -166,7 +179,7 @@ def test_prepared_cases_of_other_settings_are_reported(cases, tmp_path, caplog):
     assert f"{len(used) - 1} prepared cases (0.0 GB) are of other settings" in caplog.text
 
 
-def test_a_new_plan_is_prepared_beside_the_old_one(cases, tmp_path):
+def test_a_new_plan_is_prepared_beside_the_old_one(cases: list[Case], tmp_path: Path) -> None:
     old = build_cache(cases, LABELS, CONFIG, tmp_path / "cache")
     coarse = dataclasses.replace(PREPROCESSING, spacing_mm=(3.0, 3.0, 3.0))
     new = build_cache(cases, LABELS, Config(preprocessing=coarse), tmp_path / "cache")
@@ -175,7 +188,7 @@ def test_a_new_plan_is_prepared_beside_the_old_one(cases, tmp_path):
     assert len(folders(tmp_path / "cache")) == 4
 
 
-def damage(folder, how):
+def damage(folder: Path, how: str) -> None:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     if how == "cut":
         os.truncate(folder / "image.npy", 1000)
@@ -197,7 +210,7 @@ def damage(folder, how):
 @pytest.mark.parametrize(
     "how", ["cut", "missing", "torn meta", "odd meta", "other shape", "other type", "empty"]
 )
-def test_damage_is_noticed_and_mended(cases, tmp_path, how):
+def test_damage_is_noticed_and_mended(cases: list[Case], tmp_path: Path, how: str) -> None:
     first = build_cache(cases, LABELS, CONFIG, tmp_path / "cache")
     whole = first[0].image().copy()
     damage(first[0].folder, how)
@@ -207,19 +220,21 @@ def test_damage_is_noticed_and_mended(cases, tmp_path, how):
     assert len(folders(tmp_path / "cache")) == 2  # nothing is left of the repair
 
 
-def test_no_pickle_is_ever_loaded(cases, tmp_path):
+def test_no_pickle_is_ever_loaded(cases: list[Case], tmp_path: Path) -> None:
     (case, _) = build_cache(cases, LABELS, CONFIG, tmp_path / "cache")
     np.save(case.folder / "image.npy", np.array([{"run": "me"}], dtype=object), allow_pickle=True)
     with pytest.raises(FileError, match=r"case one: .*image.npy cannot be read"):
         case.image()
 
 
-def test_an_interrupted_build_leaves_nothing_that_counts(cases, tmp_path, monkeypatch):
-    def killed(*_):
+def test_an_interrupted_build_leaves_nothing_that_counts(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(cache.os, "rename", killed)
+        patched.setattr(os, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             build_cache(cases, LABELS, CONFIG, tmp_path / "cache")
     assert folders(tmp_path / "cache") == []
@@ -232,7 +247,7 @@ def test_an_interrupted_build_leaves_nothing_that_counts(cases, tmp_path, monkey
     assert len(folders(tmp_path / "cache")) == 3
 
 
-def test_a_builder_that_comes_second_takes_what_is_there(cases, tmp_path):
+def test_a_builder_that_comes_second_takes_what_is_there(cases: list[Case], tmp_path: Path) -> None:
     recipe = Recipe(PREPROCESSING, (0, 3, 7))
     root = tmp_path / "cache"
     root.mkdir()
@@ -242,7 +257,7 @@ def test_a_builder_that_comes_second_takes_what_is_there(cases, tmp_path):
     assert changes(root) == before
 
 
-def test_builders_at_the_same_time_agree(cases, tmp_path):
+def test_builders_at_the_same_time_agree(cases: list[Case], tmp_path: Path) -> None:
     root = tmp_path / "cache"
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(build_cache, cases, LABELS, CONFIG, root) for _ in range(4)]
@@ -254,10 +269,10 @@ def test_builders_at_the_same_time_agree(cases, tmp_path):
     assert changes(root) == before
 
 
-def test_cases_side_by_side_are_what_each_is_alone(cases, tmp_path):
+def test_cases_side_by_side_are_what_each_is_alone(cases: list[Case], tmp_path: Path) -> None:
     alone = [build_cache([case], LABELS, CONFIG, tmp_path / "alone")[0] for case in cases]
     cases.append(dataclasses.replace(cases[0], id="gone", image=tmp_path / "absent.nii.gz"))
-    cases.append(dataclasses.replace(cases[1], id="torn", image=cases[0].label))
+    cases.append(dataclasses.replace(cases[1], id="torn", image=present(cases[0].label)))
     cases[3].image.write_bytes(b"no scan")
     with pytest.raises(FileError, match=r"case gone: .*absent.*; case torn: "):
         build_cache(cases[1:], LABELS, CONFIG, tmp_path / "many")
@@ -266,7 +281,7 @@ def test_cases_side_by_side_are_what_each_is_alone(cases, tmp_path):
     assert np.array_equal(second.foreground(), alone[1].foreground())
 
 
-def test_all_cases_that_fail_are_named_in_one_line(cases, tmp_path):
+def test_all_cases_that_fail_are_named_in_one_line(cases: list[Case], tmp_path: Path) -> None:
     unlabelled = dataclasses.replace(cases[0], id="unlabelled", label=None)
     shifted = write_case(tmp_path / "data", "shifted")
     moved = nib.load(shifted.label)
@@ -283,7 +298,9 @@ def test_all_cases_that_fail_are_named_in_one_line(cases, tmp_path):
     assert len(folders(tmp_path / "cache")) == 1  # the good one is kept for the next call
 
 
-def test_ignored_voxels_keep_their_value_and_are_no_class(cases, tmp_path):
+def test_ignored_voxels_keep_their_value_and_are_no_class(
+    cases: list[Case], tmp_path: Path
+) -> None:
     label = nib.load(cases[0].label)
     array = np.asarray(label.dataobj).copy()
     array[0:3] = 255
@@ -300,7 +317,7 @@ def test_ignored_voxels_keep_their_value_and_are_no_class(cases, tmp_path):
         build_cache(cases, LABELS, clash, tmp_path / "cache")
 
 
-def test_a_case_without_foreground_is_a_case(cases, tmp_path):
+def test_a_case_without_foreground_is_a_case(cases: list[Case], tmp_path: Path) -> None:
     label = nib.load(cases[0].label)
     nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), cases[0].label)
     first = build_cache(cases, LABELS, CONFIG, tmp_path / "cache")
@@ -309,14 +326,14 @@ def test_a_case_without_foreground_is_a_case(cases, tmp_path):
     assert build_cache(cases, LABELS, CONFIG, tmp_path / "cache") == first
 
 
-def test_odd_ids_stay_inside_the_folder(cases, tmp_path):
+def test_odd_ids_stay_inside_the_folder(cases: list[Case], tmp_path: Path) -> None:
     odd = dataclasses.replace(cases[0], id="../über/..\\a b")
     (case,) = build_cache([odd], LABELS, CONFIG, tmp_path / "cache")
     assert case.folder.parent == (tmp_path / "cache").resolve()
     assert all((case.folder / name).is_file() for name in ARRAYS)
 
 
-def test_background_is_sampled_where_voxels_are_ignored_only():
+def test_background_is_sampled_where_voxels_are_ignored_only() -> None:
     label = np.zeros((2, 2, 3), np.uint8)
     label[0, 0] = 1
     assert foreground_voxels(label, 2, 9)[1] == [0, 0, 3]
@@ -326,7 +343,7 @@ def test_background_is_sampled_where_voxels_are_ignored_only():
     assert (label[tuple(points[:3].T)] == 0).all()
 
 
-def test_a_scribble_thinner_than_a_voxel_of_the_network_is_not_background(tmp_path):
+def test_a_scribble_thinner_than_a_voxel_of_the_network_is_not_background(tmp_path: Path) -> None:
     """Around it nothing is known: what is not ignored there is the scribble's."""
     array = np.full((16, 16, 16), 9, np.uint8)
     array[8, 8] = 1

@@ -28,12 +28,12 @@ SETTINGS += ["training.validate_every=4", "training.patch_size=[16,16,16]"]
 SETTINGS += ["preprocessing.spacing_mm=[12,12,12]"]
 
 
-def call(*arguments):
+def call(*arguments: object) -> int:
     """Exit status of `attunet3d ARGUMENTS`."""
     return command_line.run(command.dispatch, [str(argument) for argument in arguments])
 
 
-def train(home, run, *more):
+def train(home: Path, run: Path, *more: object) -> tuple[object, ...]:
     """The arguments of a cross-validation."""
     sets = [part for setting in SETTINGS for part in ("--set", setting)]
     fold = ("--fold", "all", "--device", "cpu")
@@ -41,7 +41,7 @@ def train(home, run, *more):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six phantoms, two of them of one patient, in five folds; and a cross-validation of them."""
     home = tmp_path_factory.mktemp("folds")
     write_phantoms(home / "data", 6, 1, matrix=32)
@@ -57,7 +57,7 @@ def home(tmp_path_factory):
     return home
 
 
-def test_every_case_is_predicted_by_the_model_that_has_not_seen_it(home):
+def test_every_case_is_predicted_by_the_model_that_has_not_seen_it(home: Path) -> None:
     run, held_out = home / "run", []
     values = json.loads((home / "m.json").read_text(encoding="utf-8"))
     fold_of = {case["id"]: f"fold{case['fold']}" for case in values["training"]}
@@ -83,9 +83,9 @@ def test_every_case_is_predicted_by_the_model_that_has_not_seen_it(home):
     assert 0 < low < high
 
 
-def results(run):
+def results(run: Path) -> dict[str, object]:
     """What a cross-validation found, without times."""
-    found = {name: load_model(run / name).checksum for name in FOLDS}
+    found: dict[str, object] = {name: load_model(run / name).checksum for name in FOLDS}
     for path in sorted((run / "cross_validation" / "predictions").glob("*.nii.gz")):
         found[path.name] = np.asarray(nibabel.load(path).dataobj).tobytes()
     for path in (run / "ensemble.json", run / "cross_validation" / "scores.csv"):
@@ -93,7 +93,9 @@ def results(run):
     return found
 
 
-def test_a_killed_cross_validation_resumes_to_the_same_result(home, capsys):
+def test_a_killed_cross_validation_resumes_to_the_same_result(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     again = train(home, home / "killed", "--final", "--cache", home / "run" / "cache")
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(
@@ -119,7 +121,9 @@ def test_a_killed_cross_validation_resumes_to_the_same_result(home, capsys):
     assert load_model(home / "killed" / "final").labels == {0: "background", 1: "pancreas"}
 
 
-def test_the_folder_is_one_model_that_has_seen_every_case(home, tmp_path, capsys):
+def test_the_folder_is_one_model_that_has_seen_every_case(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, scan = home / "run", next((home / "data" / "imagesTr").iterdir())
     folds = [run / name for name in FOLDS]
     chosen = [part for text in Members.of([run]).settings for part in ("--set", text)]
@@ -138,7 +142,9 @@ def test_the_folder_is_one_model_that_has_seen_every_case(home, tmp_path, capsys
     assert "the mean of 5 networks" in capsys.readouterr().out
 
 
-def test_a_packaged_cross_validation_gives_the_label_maps_of_infer(home, tmp_path):
+def test_a_packaged_cross_validation_gives_the_label_maps_of_infer(
+    home: Path, tmp_path: Path
+) -> None:
     chosen = json.loads((home / "run" / "ensemble.json").read_text(encoding="utf-8"))
     chosen["inference"] = {"keep_largest": [], "smallest_ml": {"pancreas": 20.0}}
     run = tmp_path / "run"
@@ -165,7 +171,9 @@ def test_a_packaged_cross_validation_gives_the_label_maps_of_infer(home, tmp_pat
         assert np.mean(found == wanted) > 0.9999
 
 
-def test_what_makes_no_cross_validation_is_refused(home, tmp_path, capsys):
+def test_what_makes_no_cross_validation_is_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(*train(home, tmp_path / "none", "--resume")) == 2
     assert "holds no training to resume" in capsys.readouterr().err
     values = json.loads((home / "m.json").read_text(encoding="utf-8"))
@@ -183,7 +191,9 @@ def test_what_makes_no_cross_validation_is_refused(home, tmp_path, capsys):
     assert "--seeds goes with one fold" in capsys.readouterr().err
 
 
-def test_seeds_tell_the_spread_of_one_fold(home, tmp_path, capsys):
+def test_seeds_tell_the_spread_of_one_fold(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["0" if part == "all" else part for part in train(home, tmp_path / "seeds")]
     cache = ("--cache", home / "run" / "cache")
     assert call(*arguments, "--set", "training.steps=4", *cache, "--seeds", 2) == 0

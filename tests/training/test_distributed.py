@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import psutil
 import pytest
 import torch
+from torch import Tensor, nn
 
 from attunet3d.core import Config, TrainingError, UserError
 from attunet3d.datasets import Manifest
@@ -38,14 +41,14 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five scans of a bright ball, two of them to validate on."""
     folder = tmp_path_factory.mktemp("balls")
     generator = np.random.default_rng(0)
     cases = []
     for number in range(5):
         centre = generator.uniform(8, 12, 3)
-        index = np.stack(np.indices((20, 20, 20)), -1)
+        index = np.moveaxis(np.indices((20, 20, 20)), 0, -1)
         label = (np.linalg.norm(index - centre, axis=-1) < 5).astype(np.uint8)
         image = (label * 100 + generator.normal(0, 20, label.shape)).astype(np.int16)
         for name, array in (("image", image), ("label", label)):
@@ -60,7 +63,7 @@ def manifest(tmp_path_factory):
     return path
 
 
-def arguments(manifest, run_dir, *more, settings=()):
+def arguments(manifest: Path, run_dir: Path, *more: str, settings: Sequence[str] = ()) -> list[str]:
     (run_dir.parent / "config.yaml").write_text("{}")
     sets = [part for setting in [*SETTINGS, *settings] for part in ("--set", setting)]
     paths = [str(manifest), str(run_dir.parent / "config.yaml"), str(run_dir)]
@@ -81,7 +84,7 @@ def arguments(manifest, run_dir, *more, settings=()):
     ]
 
 
-def start(*train_arguments, processes=2, restarts=0):
+def start(*train_arguments: str, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
     command += ["-m", "attunet3d", "train", *train_arguments]
@@ -91,30 +94,32 @@ def start(*train_arguments, processes=2, restarts=0):
     )
 
 
-def run(*train_arguments, processes=2):
+def run(*train_arguments: str, processes: int = 2) -> tuple[int, str]:
     with start(*train_arguments, processes=processes) as process:
         _, error = process.communicate(timeout=240)
     return process.returncode, error
 
 
-def weights(run_dir):
-    state, _ = checkpoint.load_state(run_dir / "last.pt")
-    return state["network"]
+def weights(run_dir: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = checkpoint.load_state(run_dir / "last.pt")[0]["network"]
+    return found
 
 
-def largest_difference(one, other):
+def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 @pytest.fixture(scope="module")
-def alone(manifest, tmp_path_factory):
+def alone(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process, with batches of two."""
     run_dir = tmp_path_factory.mktemp("alone") / "run"
     assert train.main(arguments(manifest, run_dir)) == 0
     return run_dir
 
 
-def test_two_processes_give_the_weights_and_scores_of_one(manifest, alone, tmp_path):
+def test_two_processes_give_the_weights_and_scores_of_one(
+    manifest: Path, alone: Path, tmp_path: Path
+) -> None:
     status, error = run(*arguments(manifest, tmp_path / "run"))
     assert status == 0, error
     assert largest_difference(weights(alone), weights(tmp_path / "run")) < 1e-5
@@ -128,7 +133,7 @@ def test_two_processes_give_the_weights_and_scores_of_one(manifest, alone, tmp_p
     assert error.count("best dice_network_grid") == 1  # one process speaks
 
 
-def wait_for(path, process):
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
         assert process.poll() is None
@@ -141,14 +146,16 @@ LONG += ["training.accumulation=2", "training.checkpoint_activations=true"]
 
 
 @pytest.fixture(scope="module")
-def long(manifest, tmp_path_factory):
+def long(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A longer run of one process, each step of two batches."""
     run_dir = tmp_path_factory.mktemp("long") / "run"
     assert train.main(arguments(manifest, run_dir, settings=LONG)) == 0
     return run_dir
 
 
-def test_a_killed_process_restarts_the_run_from_its_last_state(manifest, long, tmp_path):
+def test_a_killed_process_restarts_the_run_from_its_last_state(
+    manifest: Path, long: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     with start(*arguments(manifest, run_dir, settings=LONG), restarts=1) as process:
         wait_for(run_dir / "last.pt", process)
@@ -162,7 +169,9 @@ def test_a_killed_process_restarts_the_run_from_its_last_state(manifest, long, t
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
 
 
-def test_a_run_of_two_processes_that_was_stopped_goes_on_as_one(manifest, long, tmp_path):
+def test_a_run_of_two_processes_that_was_stopped_goes_on_as_one(
+    manifest: Path, long: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     with start(*arguments(manifest, run_dir, settings=LONG)) as process:
         wait_for(run_dir / "last.pt", process)
@@ -176,7 +185,9 @@ def test_a_run_of_two_processes_that_was_stopped_goes_on_as_one(manifest, long, 
     assert largest_difference(weights(long), weights(run_dir)) < 1e-4
 
 
-def test_an_error_of_the_first_process_is_told_once_and_ends_all(manifest, alone):
+def test_an_error_of_the_first_process_is_told_once_and_ends_all(
+    manifest: Path, alone: Path
+) -> None:
     status, error = run(*arguments(manifest, alone))
     assert status != 0
     assert error.count("add --resume to go on with it") == 1
@@ -185,7 +196,7 @@ def test_an_error_of_the_first_process_is_told_once_and_ends_all(manifest, alone
 # --- within one process ------------------------------------------------------------------------
 
 
-def test_shares_are_disjoint_and_cover_the_batch(monkeypatch):
+def test_shares_are_disjoint_and_cover_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     for processes in (1, 2, 3, 7):
         monkeypatch.setattr(distributed, "world_size", lambda n=processes: n)
         shares = [list(distributed.share(7, index)) for index in range(processes)]
@@ -196,7 +207,7 @@ def test_shares_are_disjoint_and_cover_the_batch(monkeypatch):
         distributed.refuse_idle_processes(2)
 
 
-def test_the_parts_of_a_batch_are_its_items(manifest, alone):
+def test_the_parts_of_a_batch_are_its_items(manifest: Path, alone: Path) -> None:
     config = Config.load(alone / "config.json")
     found = Manifest.load(manifest)
     data = run_folder.prepare(found.fold(1), found, config, manifest.parent / "cache")
@@ -206,7 +217,7 @@ def test_the_parts_of_a_batch_are_its_items(manifest, alone):
     assert whole.case_ids[1:] == second.case_ids
 
 
-def test_processes_draw_different_random_numbers():
+def test_processes_draw_different_random_numbers() -> None:
     seeds = {step_seed(0, step, rank) for step in range(3) for rank in range(3)}
     assert len(seeds) == 9
     assert step_seed(0, 1) == step_seed(0, 1, 0)
@@ -214,7 +225,7 @@ def test_processes_draw_different_random_numbers():
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 @pytest.mark.parametrize("form", ["attention_unet_3d", "plain"])
-def test_checkpointed_blocks_give_the_same_gradients_and_statistics(norm, form):
+def test_checkpointed_blocks_give_the_same_gradients_and_statistics(norm: str, form: str) -> None:
     settings = ["network.channels=[4, 8, 8]", f"network.norm={norm}", "network.dropout=0.2"]
     settings += ["network.gate=none"] if form == "plain" else []
     config = Config().with_overrides(settings)
@@ -232,25 +243,29 @@ def test_checkpointed_blocks_give_the_same_gradients_and_statistics(norm, form):
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_checkpointed_blocks_keep_less_for_the_backward_pass():
-    kept = []
-    for checkpointed in (False, True):
-        network = build_network(Config().network, 1, 2).train()
-        if checkpointed:
-            checkpoint_blocks(network)
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor,
-            lambda tensor: tensor,
-        ):
-            network(torch.randn(2, 1, 16, 16, 16))
-        kept.append(sum(sizes))
-    assert kept[1] < kept[0] / 2
+def kept_values(network: nn.Module) -> int:
+    """How many numbers autograd keeps for the backward pass."""
+    sizes: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(torch.randn(2, 1, 16, 16, 16))
+    return sum(sizes)
 
 
-def test_batchnorm_is_synchronised_between_gpus_only():
+def test_checkpointed_blocks_keep_less_for_the_backward_pass() -> None:
+    network = build_network(Config().network, 1, 2).train()
+    before = kept_values(network)
+    checkpoint_blocks(network)
+    assert kept_values(network) < before / 2
+
+
+def test_batchnorm_is_synchronised_between_gpus_only() -> None:
     network = torch.nn.Sequential(torch.nn.BatchNorm3d(2))
     with pytest.raises(TrainingError, match="for GPUs only"):
         synchronised(network, torch.device("cpu"))
     converted = synchronised(network, torch.device("cuda"))
-    assert isinstance(converted[0], torch.nn.SyncBatchNorm)
+    assert [type(part) for part in converted.children()] == [torch.nn.SyncBatchNorm]

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from attunet3d.core import Config
 from attunet3d.phantoms import write_phantoms
 from attunet3d.pipelines import manifest as manifest_command
 from attunet3d.training import Components, PatchBatches
+from attunet3d.training.cached_case import CachedCase
 from tests.training.test_batches import config as batch_config
 from tests.training.test_batches import make_case
 
@@ -29,7 +31,7 @@ SETTINGS = {
 }
 
 
-def test_the_pages_code_runs(tmp_path, monkeypatch):
+def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_phantoms(tmp_path / "data", 2, 1, matrix=32)
     assert manifest_command.main(["data", "--out", "m.json", "--folds", "2"]) == 0
@@ -41,12 +43,14 @@ def test_the_pages_code_runs(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def case(tmp_path):
+def case(tmp_path: Path) -> CachedCase:
     return make_case(tmp_path / "a")
 
 
-def test_a_transform_sees_patches_and_draws_from_their_generator(case):
-    def shifted(image, label, generator):
+def test_a_transform_sees_patches_and_draws_from_their_generator(case: CachedCase) -> None:
+    def shifted(
+        image: Tensor, label: Tensor, generator: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
         assert image.shape == label.shape == (1, 16, 12, 8)
         return image + float(generator.random()), label
 
@@ -58,7 +62,7 @@ def test_a_transform_sees_patches_and_draws_from_their_generator(case):
     assert shifts[0, 0] != shifts[1, 0]
 
 
-def test_a_sampler_tells_the_centre_of_each_patch(case):
+def test_a_sampler_tells_the_centre_of_each_patch(case: CachedCase) -> None:
     components = Components(sampler=lambda case, generator: (20, 18, 15))
     batch = PatchBatches([case], batch_config(), components).batch(0)
     image = case.image().astype(np.float32)

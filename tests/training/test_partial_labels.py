@@ -1,5 +1,8 @@
 """Data sets in which not everything was annotated train every label."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,8 @@ import torch
 from attunet3d.core import Config
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.trainer import Trainer, TrainingData
+from tests.conftest import present
+from tests.training.conftest import stored_case
 
 LABELS = {0: "background", 1: "bright", 2: "dark"}
 CONFIG = Config().with_overrides(
@@ -26,7 +31,7 @@ CONFIG = Config().with_overrides(
 )
 
 
-def case(folder, number, annotated):
+def case(folder: Path, number: int, annotated: tuple[int, ...] | None) -> CachedCase:
     """A bright and a dark block in noise; of what was not annotated the label says background."""
     generator = np.random.default_rng(number)
     label = np.zeros((16, 16, 16), np.uint8)
@@ -36,27 +41,19 @@ def case(folder, number, annotated):
     image = np.array([0.0, 2.0, -2.0])[label] + generator.normal(0, 0.3, label.shape)
     if annotated is not None:
         label[~np.isin(label, annotated)] = 0
-    voxels = [np.argwhere(label == value) for value in (1, 2)]
-    starts = (0, 0, len(voxels[0]), len(voxels[0]) + len(voxels[1]))
-    home = folder / f"{number}"
-    home.mkdir(parents=True)
-    arrays = {"image": image.astype(np.float16), "label": label}
-    arrays["foreground"] = np.concatenate(voxels).astype(np.int32)
-    for name, array in arrays.items():
-        np.save(home / f"{name}.npy", array)
-    return CachedCase(home.name, home, label.shape, -1.0, starts, annotated, annotated)
+    return stored_case(folder / f"{number}", image, label, classes=3, annotated=annotated)
 
 
-def trained(folder, annotated):
+def trained(folder: Path, annotated: Sequence[tuple[int, ...] | None]) -> float:
     """Dice of both labels on a case that is fully annotated, after training on four others."""
     cases = [case(folder / "cases", number, part) for number, part in enumerate(annotated)]
     data = TrainingData(training=cases, validation=[case(folder / "cases", 9, None)], labels=LABELS)
     (folder / "run").mkdir()
     trainer = Trainer(data, CONFIG, folder / "run", torch.device("cpu"))
-    return trainer.fit().best_dice
+    return present(trainer.fit().best_dice)
 
 
-def test_two_half_labelled_halves_train_both_labels_as_full_labels_do(tmp_path):
+def test_two_half_labelled_halves_train_both_labels_as_full_labels_do(tmp_path: Path) -> None:
     full = trained(tmp_path / "full", [None] * 4)
     halves = trained(tmp_path / "halves", [(1,), (1,), (2,), (2,)])
     assert full > 0.9

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from attunet3d.core import DataError, SettingsError, presets
+from attunet3d.core import DataError, SettingsError, Size, Triple, presets
 from attunet3d.core.config import Config
 from attunet3d.core.model_config import NetworkConfig
 from attunet3d.datasets.case import Case
@@ -20,13 +22,20 @@ from attunet3d.models.build import build_network
 from attunet3d.models.memory import kept_bytes_per_voxel, weight_bytes
 from attunet3d.training import plan_file, plan_geometry
 from attunet3d.training.plan import make_plan
+from tests.conftest import present
 
 GB = 10**9
 
 LABELS = {0: "background", 1: "organ", 3: "other"}
 
 
-def facts(spacing=(0.8, 0.8, 2.5), body=(340.0, 240.0, 240.0), count=40, low=-90.0, high=210.0):
+def facts(
+    spacing: Triple = (0.8, 0.8, 2.5),
+    body: Triple = (340.0, 240.0, 240.0),
+    count: int = 40,
+    low: float = -90.0,
+    high: float = 210.0,
+) -> Fingerprint:
     cases = [
         CaseFacts(
             case_id=f"c{number}",
@@ -40,11 +49,12 @@ def facts(spacing=(0.8, 0.8, 2.5), body=(340.0, 240.0, 240.0), count=40, low=-90
     return Fingerprint(cases=tuple(cases), hu_quantiles=tuple(np.linspace(low, high, 201)))
 
 
-def divisor(config):
-    return tuple(prod(stride[axis] for stride in config.network.strides) for axis in range(3))
+def divisor(config: Config) -> list[int]:
+    strides = present(config.network.strides)
+    return [prod(stride[axis] for stride in strides) for axis in range(3)]
 
 
-def settled(config, by_volume=False):
+def settled(config: Config, by_volume: bool = False) -> bool:
     """Whether nothing that the plan decides is left open."""
     values = (
         config.network.strides,
@@ -59,7 +69,7 @@ def settled(config, by_volume=False):
 # --- fingerprint -----------------------------------------------------------------------------
 
 
-def save_case(folder, name, spacing, hu, codes="RAS"):
+def save_case(folder: Path, name: str, spacing: Triple, hu: float, codes: str = "RAS") -> Case:
     """A body of 24×20×16 voxels in air with an organ of 4×3×2; stored along other axes."""
     scan = np.full((40, 36, 24), -1000, np.int16)
     scan[8:32, 8:28, 4:20] = 20
@@ -79,7 +89,7 @@ def save_case(folder, name, spacing, hu, codes="RAS"):
     )
 
 
-def test_fingerprint_counts_what_is_there(tmp_path):
+def test_fingerprint_counts_what_is_there(tmp_path: Path) -> None:
     cases = [
         save_case(tmp_path, "a", (2, 2, 3), 50),
         save_case(tmp_path, "b", (2, 2, 5), 90, "SPL"),
@@ -102,7 +112,7 @@ def test_fingerprint_counts_what_is_there(tmp_path):
     assert np.mean(hu == 50) == pytest.approx(0.75 / 3, abs=0.01)
 
 
-def test_fingerprint_reads_labels_as_the_manifest_says(tmp_path):
+def test_fingerprint_reads_labels_as_the_manifest_says(tmp_path: Path) -> None:
     case = save_case(tmp_path, "a", (2, 2, 3), 50)
     label = nib.load(case.label)
     nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[:, ::-1], label.affine), case.label)
@@ -110,7 +120,7 @@ def test_fingerprint_reads_labels_as_the_manifest_says(tmp_path):
     assert measure_fingerprint([case], LABELS, 1).hu_quantiles[0] != 50
 
 
-def test_fingerprint_of_nothing_is_refused(tmp_path):
+def test_fingerprint_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing is labelled"):
         measure_fingerprint([], LABELS)
     case = save_case(tmp_path, "a", (2, 2, 3), 50)
@@ -122,7 +132,7 @@ def test_fingerprint_of_nothing_is_refused(tmp_path):
         measure_fingerprint([case], LABELS)
 
 
-def test_window_mean_and_deviation():
+def test_window_mean_and_deviation() -> None:
     found = facts(low=-100, high=200)
     low, high = found.hu_window()
     assert (low, high) == (round(-98.5), round(198.5))
@@ -136,11 +146,11 @@ def test_window_mean_and_deviation():
 # --- memory ----------------------------------------------------------------------------------
 
 
-def kept_bytes(network, patch):
+def kept_bytes(network: nn.Module, patch: Size) -> int:
     """Bytes that autograd keeps for the backward pass, each storage once, weights left out."""
     sizes = {}
 
-    def pack(tensor):
+    def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -156,18 +166,19 @@ def kept_bytes(network, patch):
 @pytest.mark.parametrize("gate", ["double", "none"])
 @pytest.mark.parametrize("deep_supervision", ["fused", "per-scale"])
 @pytest.mark.parametrize("strides", [((2, 2, 2),) * 4, ((2, 2, 1), (2, 2, 2), (2, 2, 2))])
-def test_memory_model_against_autograd(gate, deep_supervision, strides):
+def test_memory_model_against_autograd(
+    gate: str, deep_supervision: str, strides: tuple[Size, ...]
+) -> None:
     channels = (16, 32, 64, 128, 256)[: len(strides) + 1]
-    config = NetworkConfig(
-        channels=channels, gate=gate, deep_supervision=deep_supervision, strides=strides
-    )
+    settings = {"gate": gate, "deep_supervision": deep_supervision, "strides": strides}
+    config = NetworkConfig.from_dict({"channels": channels, **settings})
     kept = kept_bytes(build_network(config, 1, 2), (32, 32, 32)) / 32**3
     in_flight = 2 * 4 * (channels[0] + channels[1])
     assert kept + in_flight == pytest.approx(kept_bytes_per_voxel(config, strides, 2), rel=0.15)
 
 
 @pytest.mark.parametrize("channels", [(16, 32, 64, 128, 256), (32, 64, 128, 256, 320)])
-def test_weights_against_the_network(channels):
+def test_weights_against_the_network(channels: tuple[int, ...]) -> None:
     config = NetworkConfig(channels=channels, strides=((2, 2, 2),) * 4)
     network = build_network(config, 1, 2)
     count = sum(parameter.numel() for parameter in network.parameters())
@@ -177,40 +188,40 @@ def test_weights_against_the_network(channels):
 # --- plan ------------------------------------------------------------------------------------
 
 
-def test_decathlon_on_a_large_gpu_keeps_the_median_spacing():
+def test_decathlon_on_a_large_gpu_keeps_the_median_spacing() -> None:
     planned = make_plan(facts(), presets.pancreas_ct(), 139 * GB).config
     assert planned.preprocessing.spacing_mm == (0.8, 0.8, 2.5)
     assert planned.network.strides == ((2, 2, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
     assert planned.training.batch_size == 2
-    x, y, z = planned.training.patch_size
+    x, y, z = present(planned.training.patch_size)
     assert x > y > z  # the body's proportions on this grid
     assert planned.inference.window == (x, y, z)
     assert planned.preprocessing.hu_window == (-88, 208)
 
 
-def test_less_memory_gives_a_coarser_grid_along_the_fine_axes():
+def test_less_memory_gives_a_coarser_grid_along_the_fine_axes() -> None:
     spacings = []
     for memory in (6, 11, 24):
         planned = make_plan(facts(), presets.pancreas_ct(), memory * GB)
-        spacings.append(planned.config.preprocessing.spacing_mm)
+        spacings.append(present(planned.config.preprocessing.spacing_mm))
         assert "coarser than the median" in planned.reasons["preprocessing.spacing_mm"]
     assert spacings[0][0] > spacings[1][0] > spacings[2][0] > 0.8
     assert {spacing[2] for spacing in spacings} == {2.5}
     assert all(x == y for x, y, _ in spacings)
 
 
-def test_thick_slices_and_short_axes_are_pooled_later():
+def test_thick_slices_and_short_axes_are_pooled_later() -> None:
     thick = make_plan(facts(spacing=(1, 1, 8)), presets.pancreas_ct(), 139 * GB).config
-    assert [stride[2] for stride in thick.network.strides] == [1, 1, 1, 2]
+    assert [stride[2] for stride in present(thick.network.strides)] == [1, 1, 1, 2]
     short = make_plan(
         facts(spacing=(1, 1, 1), body=(300.0, 250.0, 20.0)), Config(), 139 * GB
     ).config
-    assert [stride[2] for stride in short.network.strides] == [2, 2, 1, 1]
+    assert [stride[2] for stride in present(short.network.strides)] == [2, 2, 1, 1]
     even = make_plan(facts(spacing=(1, 1, 1.5)), Config(), 139 * GB).config
     assert even.network.strides == ((2, 2, 2),) * 4
 
 
-def test_small_bodies_get_larger_batches_up_to_a_twentieth_of_the_data():
+def test_small_bodies_get_larger_batches_up_to_a_twentieth_of_the_data() -> None:
     small = facts(spacing=(4, 4, 4), body=(192.0, 192.0, 192.0))
     many = make_plan(small, Config(), 139 * GB)
     assert many.config.training.patch_size == (48, 48, 48)
@@ -235,7 +246,7 @@ GIVEN = {
 
 
 @pytest.mark.parametrize("setting", GIVEN)
-def test_what_is_given_is_kept(setting):
+def test_what_is_given_is_kept(setting: str) -> None:
     config = Config().with_overrides([f"{setting}={GIVEN[setting]}"])
     planned = make_plan(facts(), config, 24 * GB)
     section, name = setting.split(".")
@@ -247,15 +258,15 @@ def test_what_is_given_is_kept(setting):
     assert settled(planned.config)
 
 
-def test_mean_and_deviation_are_of_the_given_window():
+def test_mean_and_deviation_are_of_the_given_window() -> None:
     config = Config().with_overrides(["preprocessing.hu_window=[0, 100]"])
     planned = make_plan(facts(low=-1000, high=1000), config, 24 * GB).config.preprocessing
-    assert 0 < planned.mean_hu < 100
+    assert 0 < present(planned.mean_hu) < 100
     assert planned.mean_hu == pytest.approx(47.5, abs=0.1)  # 45 % at 100, 5 % even between
     assert planned.std_hu == pytest.approx(49, abs=1)
 
 
-def test_presets_with_all_numbers_are_left_as_they_are():
+def test_presets_with_all_numbers_are_left_as_they_are() -> None:
     for name in ("oktay2018", "demo_cpu"):
         config = presets.find_config(name)
         planned = make_plan(facts(), config, GB).config
@@ -273,31 +284,30 @@ def test_presets_with_all_numbers_are_left_as_they_are():
     st.floats(0.3, 140),
 )
 @settings(max_examples=150, deadline=None)
-def test_any_data_on_any_memory(spacing, body, memory):
+def test_any_data_on_any_memory(spacing: Triple, body: Triple, memory: float) -> None:
     config = presets.pancreas_ct()
     try:
         planned = make_plan(facts(spacing, body), config, int(memory * GB))
     except SettingsError:
         return
     found = planned.config
-    patch, batch = found.training.patch_size, found.training.batch_size
+    patch, batch = present(found.training.patch_size), present(found.training.batch_size)
+    planned_mm = present(found.preprocessing.spacing_mm)
     assert settled(found)
     assert planned.needed_bytes <= memory * GB
     assert all(size % part == 0 for size, part in zip(patch, divisor(found), strict=True))
-    assert all(
-        new >= old - 1e-3 for new, old in zip(found.preprocessing.spacing_mm, spacing, strict=True)
-    )
+    assert all(new >= old - 1e-3 for new, old in zip(planned_mm, spacing, strict=True))
     assert 1 <= batch <= plan_geometry.LARGEST_BATCH
     assert prod(patch) <= plan_geometry.LARGEST_PATCH
     make_plan(facts(spacing, body), found, int(memory * GB))  # a run's own settings plan as well
 
 
-def test_too_little_memory_is_said():
+def test_too_little_memory_is_said() -> None:
     with pytest.raises(SettingsError, match=r"memory of 0.1 GB: .* fewer network.channels"):
         make_plan(facts(), Config(), GB // 10)
 
 
-def test_table_and_file_tell_every_number_and_why(tmp_path):
+def test_table_and_file_tell_every_number_and_why(tmp_path: Path) -> None:
     planned = make_plan(facts(), presets.pancreas_ct(), 24 * GB)
     table = planned.table()
     assert "40 cases, median body 340×240×240 mm" in table
@@ -308,7 +318,8 @@ def test_table_and_file_tell_every_number_and_why(tmp_path):
     assert saved["split"] == {"training": ["a"]}
     assert saved["memory_bytes"] == 24 * GB
     assert saved["planned"]["training.batch_size"]["value"] == 2
-    assert saved["planned"]["training.patch_size"]["value"] == [*planned.config.training.patch_size]
+    patch = present(planned.config.training.patch_size)
+    assert saved["planned"]["training.patch_size"]["value"] == [*patch]
     assert all(entry["reason"] for entry in saved["planned"].values())
     assert saved["fingerprint"]["cases"][0]["label_ml"] == {"1": 80.0}
     assert "24 GB" in planned.reasons["training.patch_size"]

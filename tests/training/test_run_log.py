@@ -1,11 +1,13 @@
 """Rows are kept as they come; those of a killed run's later steps go when it is resumed."""
 
+from pathlib import Path
+
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from attunet3d.training.run_log import NAME, RunLog, read_rows
 
 
-def test_rows_and_events_are_written_as_they_come(tmp_path):
+def test_rows_and_events_are_written_as_they_come(tmp_path: Path) -> None:
     with RunLog(tmp_path, 0) as log:
         log.write({"step": 10, "loss": 0.5, "dice_network_grid": None})
         assert read_rows(tmp_path / NAME) == [
@@ -22,7 +24,7 @@ def test_rows_and_events_are_written_as_they_come(tmp_path):
     ]
 
 
-def test_a_resumed_run_drops_the_rows_after_its_step(tmp_path):
+def test_a_resumed_run_drops_the_rows_after_its_step(tmp_path: Path) -> None:
     with RunLog(tmp_path, 0) as log:
         for step in (10, 20, 30):
             log.write({"step": step, "loss": 1.0})
@@ -35,5 +37,5 @@ def test_a_resumed_run_drops_the_rows_after_its_step(tmp_path):
     ]
 
 
-def test_without_a_file_there_are_no_rows(tmp_path):
+def test_without_a_file_there_are_no_rows(tmp_path: Path) -> None:
     assert read_rows(tmp_path / NAME) == []

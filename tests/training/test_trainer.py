@@ -7,26 +7,31 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from attunet3d.core import DeviceError, ModelError, TrainingError, machine
 from attunet3d.core.config import Config
 from attunet3d.models import checkpoint
 from attunet3d.training import trainer as trainer_module
-from attunet3d.training.batches import PatchBatches
+from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.components import Components
 from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.optimisation import set_rate
-from attunet3d.training.run_log import read_rows
+from attunet3d.training.run_log import Row, read_rows
 from attunet3d.training.step import TrainingStep, training_dtype
 from attunet3d.training.torch_state import step_seed
 from attunet3d.training.trainer import Trainer, TrainingData
 from attunet3d.training.validation import NetworkGridScores, score_network_grid
+from tests.conftest import present
+from tests.training.conftest import stored_case
 
 LABELS = {0: "background", 1: "ball"}
 CONFIG = Config().with_overrides(
@@ -49,55 +54,54 @@ CONFIG = Config().with_overrides(
 )
 CPU = torch.device("cpu")
 CLASSES = LabelClasses.of(LABELS, CONFIG)
-CLOCK = dict.fromkeys(("seconds", "waiting", "validation_seconds"), "")
+CLOCK: Row = dict.fromkeys(("seconds", "waiting", "validation_seconds"), "")
 
 
-def case(folder, name, seed):
+def case(folder: Path, name: str, seed: int) -> CachedCase:
     """A bright ball in noise, prepared as the cache does."""
     generator = np.random.default_rng(seed)
     centre = generator.uniform(6, 10, 3)
     index = np.stack(np.meshgrid(*[np.arange(16)] * 3, indexing="ij"), -1)
     label = (np.linalg.norm(index - centre, axis=-1) < 4).astype(np.uint8)
-    image = label * 2.0 + generator.normal(0, 0.3, label.shape)
-    voxels = np.argwhere(label).astype(np.int32)
-    home = folder / name
-    home.mkdir(parents=True)
-    for array, file in ((image.astype(np.float16), "image"), (label, "label")):
-        np.save(home / f"{file}.npy", array)
-    np.save(home / "foreground.npy", voxels)
-    return CachedCase(name, home, (16, 16, 16), -1.0, (0, 0, len(voxels)))
+    return stored_case(folder / name, label * 2.0 + generator.normal(0, 0.3, label.shape), label)
 
 
-def data_in(folder):
+def data_in(folder: Path) -> TrainingData:
     cases = [case(folder, f"case_{n}", n) for n in range(3)]
     return TrainingData(training=cases[:2], validation=cases[2:], labels=LABELS)
 
 
 @pytest.fixture
-def data(tmp_path):
+def data(tmp_path: Path) -> TrainingData:
     return data_in(tmp_path / "data")
 
 
-def trainer(data, folder, **changes):
+def trainer(data: TrainingData, folder: Path, **changes: object) -> Trainer:
     config = CONFIG.with_overrides([f"training.{key}={value}" for key, value in changes.items()])
     folder.mkdir(exist_ok=True)
     return Trainer(data, config, folder, CPU)
 
 
-def weights(folder):
+def weights(folder: Path) -> str:
     return checkpoint.load_model(folder).checksum
 
 
-def test_a_run_leaves_its_best_weights_its_numbers_and_its_state(data, tmp_path):
+def number(row: Row, name: str) -> float:
+    return float(row[name] or "nan")
+
+
+def test_a_run_leaves_its_best_weights_its_numbers_and_its_state(
+    data: TrainingData, tmp_path: Path
+) -> None:
     result = trainer(data, tmp_path / "run").fit()
     assert result.step == 12
     rows = read_rows(tmp_path / "run" / "metrics.csv")
     assert [row["step"] for row in rows] == ["4", "8", "10", "12"]  # at 10: the loss alone
     assert {"loss", "learning_rate", "dice_network_grid", "dice_ball", "seconds"} <= set(rows[0])
-    assert all(float(row["loss"]) > 0 for row in rows)
-    validated = [row["dice_network_grid"] for row in rows if row["dice_network_grid"]]
+    assert all(number(row, "loss") > 0 for row in rows)
+    validated = [number(row, "dice_network_grid") for row in rows if row["dice_network_grid"]]
     assert len(validated) == 3
-    best = max(map(float, validated))
+    best = max(validated)
     assert result.best_dice == best
     found = checkpoint.load_model(tmp_path / "run")
     assert found.labels == LABELS
@@ -107,12 +111,12 @@ def test_a_run_leaves_its_best_weights_its_numbers_and_its_state(data, tmp_path)
     assert scores.dice[1] == pytest.approx(best, abs=1e-6)
 
 
-def test_it_learns(data, tmp_path):
+def test_it_learns(data: TrainingData, tmp_path: Path) -> None:
     result = trainer(data, tmp_path / "run", steps=80, validate_every=80, ema_decay=0).fit()
-    assert result.best_dice > 0.8
+    assert present(result.best_dice) > 0.8
 
 
-def test_two_runs_of_one_seed_are_one_to_the_last_bit(data, tmp_path):
+def test_two_runs_of_one_seed_are_one_to_the_last_bit(data: TrainingData, tmp_path: Path) -> None:
     for name in ("a", "b"):
         trainer(data, tmp_path / name).fit()
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
@@ -123,12 +127,14 @@ def test_two_runs_of_one_seed_are_one_to_the_last_bit(data, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [3, 4, 7, 11])
-def test_a_resumed_run_ends_as_one_that_was_not_stopped(data, tmp_path, stop, monkeypatch):
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(
+    data: TrainingData, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer(data, tmp_path / "whole").fit()
     broken = trainer(data, tmp_path / "broken")
     step = broken._train_step
 
-    def dying(batches):
+    def dying(batches: list[Batch]) -> float:
         if broken.state.step == stop:
             raise RuntimeError("killed")
         return step(batches)
@@ -145,18 +151,17 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(data, tmp_path, stop, mo
     for one, other in zip(*(state["network"].values() for state in ends), strict=True):
         assert torch.equal(one, other)
     rows = [read_rows(tmp_path / name / "metrics.csv") for name in ("whole", "broken")]
-    for one, other in zip(*rows, strict=True):
-        assert one | CLOCK == other | CLOCK
+    assert [row | CLOCK for row in rows[0]] == [row | CLOCK for row in rows[1]]
 
 
 def test_a_run_stopped_while_it_validates_leaves_at_once_and_validates_when_it_goes_on(
-    data, tmp_path, monkeypatch
-):
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer(data, tmp_path / "whole").fit()
     broken = trainer(data, tmp_path / "broken")
     calls = []
 
-    def stopped(*arguments):
+    def stopped(*arguments: object) -> None:
         calls.append(broken.state.step)
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("it went on")
@@ -202,7 +207,9 @@ raise SystemExit(command_line.run(main, sys.argv[1:]))
 @pytest.mark.parametrize(
     ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGTERM, 3)]
 )
-def test_a_stop_request_saves_and_says_how_to_go_on(data, tmp_path, number, workers):
+def test_a_stop_request_saves_and_says_how_to_go_on(
+    data: TrainingData, tmp_path: Path, number: int, workers: int
+) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, str(Path(__file__).parents[2]), str(tmp_path), str(workers)],
         start_new_session=True,
@@ -211,7 +218,7 @@ def test_a_stop_request_saves_and_says_how_to_go_on(data, tmp_path, number, work
         text=True,
     )
     with process:
-        assert process.stdout.readline() == "ready\n"
+        assert present(process.stdout).readline() == "ready\n"
         while not (tmp_path / "run" / "last.pt").exists():
             assert process.poll() is None
         os.killpg(process.pid, number)
@@ -222,7 +229,7 @@ def test_a_stop_request_saves_and_says_how_to_go_on(data, tmp_path, number, work
     assert checkpoint.load_state(tmp_path / "run" / "last.pt")[0]["step"] > 0
 
 
-def poisoned(data):
+def poisoned(data: TrainingData) -> TrainingData:
     """The second case holds NaN."""
     bad = data.training[1]
     image = np.load(bad.folder / "image.npy")
@@ -231,7 +238,9 @@ def poisoned(data):
     return dataclasses.replace(data)
 
 
-def test_a_loss_that_is_no_number_stops_with_the_cases_named(data, tmp_path):
+def test_a_loss_that_is_no_number_stops_with_the_cases_named(
+    data: TrainingData, tmp_path: Path
+) -> None:
     with pytest.raises(TrainingError) as caught:
         trainer(poisoned(data), tmp_path / "run").fit()
     message = str(caught.value)
@@ -240,7 +249,7 @@ def test_a_loss_that_is_no_number_stops_with_the_cases_named(data, tmp_path):
     assert "the last good state" not in message  # there is none yet
 
 
-def test_a_loss_that_is_no_number_is_skipped_on_request(data, tmp_path):
+def test_a_loss_that_is_no_number_is_skipped_on_request(data: TrainingData, tmp_path: Path) -> None:
     result = trainer(
         poisoned(data), tmp_path / "run", batch_size=1, on_nonfinite_loss="skip", ema_decay=0
     ).fit()
@@ -251,7 +260,7 @@ def test_a_loss_that_is_no_number_is_skipped_on_request(data, tmp_path):
     assert checkpoint.load_model(tmp_path / "run").path.exists()
 
 
-def test_early_stop_and_no_validation_cases(data, tmp_path):
+def test_early_stop_and_no_validation_cases(data: TrainingData, tmp_path: Path) -> None:
     result = trainer(data, tmp_path / "a", learning_rate=1e-12, early_stop=1, steps=100).fit()
     assert result.step < 100
     alone = dataclasses.replace(data, validation=())
@@ -261,7 +270,9 @@ def test_early_stop_and_no_validation_cases(data, tmp_path):
     checkpoint.load_model(tmp_path / "b")
 
 
-def test_a_run_stopped_before_its_first_save_begins_anew(data, tmp_path, caplog):
+def test_a_run_stopped_before_its_first_save_begins_anew(
+    data: TrainingData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = trainer(data, tmp_path / "run")
     (tmp_path / "run" / ".writing-0123abcd.last.pt.tmp").write_bytes(b"half")
     run.resume()
@@ -276,14 +287,14 @@ def test_a_run_stopped_before_its_first_save_begins_anew(data, tmp_path, caplog)
         trainer(data, tmp_path / "run").resume()
 
 
-def test_a_state_of_another_network_is_refused(data, tmp_path):
+def test_a_state_of_another_network_is_refused(data: TrainingData, tmp_path: Path) -> None:
     trainer(data, tmp_path / "run").save()
     other = CONFIG.with_overrides(["network.channels=[4, 16]"])
     with pytest.raises(TrainingError, match=r"config\.json"):
         Trainer(data, other, tmp_path / "run", CPU).resume()
 
 
-def test_accumulated_batches_give_the_gradient_of_their_mean(data):
+def test_accumulated_batches_give_the_gradient_of_their_mean(data: TrainingData) -> None:
     """One update by two batches, against one by the mean of their losses."""
     settings = ["network.dropout=0", "training.optimiser=sgd", "training.clip_gradient_norm=0"]
     config = CONFIG.with_overrides(settings)
@@ -295,7 +306,7 @@ def test_accumulated_batches_give_the_gradient_of_their_mean(data):
 
     other.network.train()
     losses = [other.criterion(other.network(batch.image), batch.label) for batch in both]
-    mean = sum(losses) / 2
+    mean = (losses[0] + losses[1]) / 2
     mean.backward()
     set_rate(other.optimiser, config.training, 0)
     other.optimiser.step()
@@ -309,8 +320,8 @@ def test_accumulated_batches_give_the_gradient_of_their_mean(data):
 
 @pytest.mark.parametrize(("size", "wrong"), [(4, True), (3, True), (2, True), (6, False)])
 def test_bfloat16_is_refused_where_cpus_compute_wrong_gradients(
-    data, tmp_path, size, wrong, monkeypatch
-):
+    data: TrainingData, tmp_path: Path, size: int, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(machine, "computes_in_bfloat16", lambda device: True)
     settings = {"precision": "bfloat16", "patch_size": f"[{size},8,8]"}
     if wrong:  # a level of 2 voxels: 4 / 2, 3 / 2 padded, 2 itself
@@ -321,7 +332,7 @@ def test_bfloat16_is_refused_where_cpus_compute_wrong_gradients(
     assert trainer(data, tmp_path / "run", patch_size=f"[{size},8,8]").update.dtype == torch.float32
 
 
-def test_precision_is_that_of_the_device(monkeypatch):
+def test_precision_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert training_dtype(CONFIG, CPU) == torch.float32
     half = CONFIG.with_overrides(["training.precision=bfloat16"])
     monkeypatch.setattr(machine, "computes_in_bfloat16", lambda device: True)
@@ -331,18 +342,20 @@ def test_precision_is_that_of_the_device(monkeypatch):
         training_dtype(half, CPU)
 
 
-def test_bfloat16_trains_on_a_cpu(data, tmp_path, monkeypatch):
+def test_bfloat16_trains_on_a_cpu(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(machine, "computes_in_bfloat16", lambda device: True)
     result = trainer(data, tmp_path / "run", precision="bfloat16", steps=4).fit()
     assert result.best_dice is not None
     assert json.loads(json.dumps(dataclasses.asdict(result)))["step"] == 4
 
 
-def flat(network):
+def flat(network: nn.Module) -> Tensor:
     return torch.cat([part.detach().reshape(-1) for part in network.parameters()])
 
 
-def test_gradients_are_clipped_to_the_norm_set(data):
+def test_gradients_are_clipped_to_the_norm_set(data: TrainingData) -> None:
     """One update of plain SGD moves the weights by the rate times the clipped norm."""
     settings = ["network.dropout=0", "training.optimiser=sgd", "training.momentum=0"]
     settings += ["training.weight_decay=0", "training.schedule=constant"]
@@ -358,41 +371,45 @@ def test_gradients_are_clipped_to_the_norm_set(data):
     assert moved[1] > 10 * rate * limit
 
 
-def test_making_and_running_a_trainer_leaves_torchs_global_state_alone(data, tmp_path):
+def test_making_and_running_a_trainer_leaves_torchs_global_state_alone(
+    data: TrainingData, tmp_path: Path
+) -> None:
     torch.manual_seed(5)
     before, benchmark = torch.get_rng_state(), torch.backends.cudnn.benchmark
-    generator = np.random.get_state()[1].copy()
+    generator = np.random.get_state(legacy=False)["state"]["key"].copy()
     trainer(data, tmp_path / "run", steps=2).fit()
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.backends.cudnn.benchmark == benchmark
-    assert (np.random.get_state()[1] == generator).all()
+    assert (np.random.get_state(legacy=False)["state"]["key"] == generator).all()
 
 
-def test_seeds_of_steps_do_not_depend_on_the_version_of_python():
+def test_seeds_of_steps_do_not_depend_on_the_version_of_python() -> None:
     assert step_seed(0, 0) == 6569863346532939966
     assert len({step_seed(seed, step) for seed in range(10) for step in range(100)}) == 1000
 
 
-def test_memory_that_runs_out_in_training_is_one_line_with_a_cure(data, tmp_path, monkeypatch):
+def test_memory_that_runs_out_in_training_is_one_line_with_a_cure(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you"
     run = trainer(data, tmp_path / "run")
 
-    def greedy(batches, number):
+    def greedy(batches: object, number: int) -> NoReturn:
         raise RuntimeError(words)
 
     monkeypatch.setattr(run.update, "update", greedy)
     with pytest.raises(DeviceError, match="memory of cpu ran out in training") as caught:
         run.fit()
-    assert "training.patch_size" in caught.value.cure
+    assert "training.patch_size" in str(caught.value.cure)
 
 
 def test_a_stop_request_during_validation_is_followed_at_once_and_validation_made_up(
-    data, tmp_path, monkeypatch
-):
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer(data, tmp_path / "whole").fit()
     run = trainer(data, tmp_path / "run")
 
-    def interrupted(*_):
+    def interrupted(*_: object) -> NoReturn:
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("validation went on")
 
@@ -411,21 +428,26 @@ def test_a_stop_request_during_validation_is_followed_at_once_and_validation_mad
     assert [row | CLOCK for row in rows[0]] == [row | CLOCK for row in rows[1]]
 
 
-def test_the_time_spent_waiting_for_data_is_told(data, tmp_path, monkeypatch):
+def test_the_time_spent_waiting_for_data_is_told(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(PatchBatches, "iterate", lambda self, *_: slow(self))
 
-    def slow(batches):
+    def slow(batches: PatchBatches) -> Iterator[Batch]:
         for step in range(12):
             time.sleep(0.05)
             yield batches.batch(step)
 
     result = trainer(data, tmp_path / "run").fit()
     assert result.waiting * result.seconds >= 0.4  # 12 times 0.05 s, rounded
-    waiting = [float(row["waiting"]) for row in read_rows(tmp_path / "run" / "metrics.csv")]
+    rows = read_rows(tmp_path / "run" / "metrics.csv")
+    waiting = [number(row, "waiting") for row in rows]
     assert all(0 < share <= 1 for share in waiting)
 
 
-def test_a_dice_that_is_equal_to_the_best_is_not_a_better_one(data, tmp_path, monkeypatch):
+def test_a_dice_that_is_equal_to_the_best_is_not_a_better_one(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = iter([0.3, 0.5, 0.5, 0.4])
     monkeypatch.setattr(
         "attunet3d.training.trainer.score_network_grid",
@@ -435,7 +457,9 @@ def test_a_dice_that_is_equal_to_the_best_is_not_a_better_one(data, tmp_path, mo
     assert (result.step, result.best_dice, result.best_step) == (16, 0.5, 8)
 
 
-def test_a_run_of_so_many_hours_fits_its_steps_and_schedule_to_them(data, tmp_path, monkeypatch):
+def test_a_run_of_so_many_hours_fits_its_steps_and_schedule_to_them(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seconds = iter(range(10**6))  # a second per look at the clock
     monkeypatch.setattr("attunet3d.training.run_log.time.monotonic", lambda: float(next(seconds)))
     run = trainer(data, tmp_path / "run", steps=100000, validate_every=50, save_every=50)
@@ -444,4 +468,4 @@ def test_a_run_of_so_many_hours_fits_its_steps_and_schedule_to_them(data, tmp_pa
     assert run.config.training.steps == result.step
     rows = read_rows(tmp_path / "run" / "metrics.csv")
     assert rows[-1]["dice_network_grid"]
-    assert float(rows[-1]["learning_rate"]) < 0.001  # the cosine has come down
+    assert number(rows[-1], "learning_rate") < 0.001  # the cosine has come down
