@@ -1,4 +1,4 @@
-"""Names for the arrays that many rooms pass on, by what a number in them is."""
+"""Types of arrays that all rooms use, by the meaning of their elements."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Which case ids and paths a manifest may hold: nothing that leaves its folder, on any system.
+"""Checks the case ids and relative paths of manifests, for Linux, macOS and Windows alike.
 
-An id becomes the name of a file in an output folder, and a path is opened beneath a root. Both come
-from files that others wrote, so both must be valid on Linux, macOS and Windows alike.
+An id becomes a file name in an output folder, and a path is opened below a root. Both may come from
+somebody else's file, so neither may lead out of its folder.
 """
 
 import os
@@ -23,10 +23,10 @@ _OUR_FILES = {"failures", "summary", "scores"}  # of an output folder
 
 
 def check_id(case_id: object) -> str:
-    """Return `case_id` if it can name a file everywhere.
+    """Return `case_id` if it is a valid file name on every system.
 
     Raises:
-        DataError: It cannot name one.
+        DataError: It is not.
 
     Example:
         >>> check_id("pancreas_001")
@@ -53,9 +53,9 @@ def check_id(case_id: object) -> str:
 
 
 def folded(case_id: str) -> str:
-    """The form in which ids are equal that some file systems take for one name.
+    """Return the id without the differences that some file systems ignore in names.
 
-    Letter case and Unicode composition are ignored.
+    These are letter case and Unicode composition.
 
     Example:
         >>> folded("Case_É") == folded("case_e\u0301")
@@ -67,14 +67,14 @@ def folded(case_id: str) -> str:
 def inside(root: Path, relative: object, *, follow_links: bool = False) -> Path:
     """The absolute path of `relative` beneath `root`.
 
-    A root may itself be a link, and links that stay beneath it are followed. A link that leads out
-    is refused, as it could name any file of the reader's machine, unless the root was named by the
-    user himself, whose links these are then (DataLad, git-annex).
+    The root may itself be a link, and links to targets below it are followed. A link that leads out
+    of the root could point to any file of this machine, so it is refused by default. Where the user
+    named the root, the links are the user's own (DataLad, git-annex) and may be followed.
 
     Args:
-        root: An existing or future folder.
-        relative: A path as a manifest holds it, with forward slashes.
-        follow_links: Accept links that lead out of the root; the path is then that of the link.
+        root: A folder, which need not exist.
+        relative: A path with forward slashes, as in a manifest.
+        follow_links: Accept links that lead out of the root and return the path of the link.
 
     Raises:
         DataError: The path is not a plain relative path, or leads out of `root`.
@@ -88,7 +88,7 @@ def inside(root: Path, relative: object, *, follow_links: bool = False) -> Path:
         base = root.resolve()
         path = base.joinpath(*parts).resolve()
     except (OSError, RuntimeError, ValueError):  # a ring of links
-        raise _path_error(relative, "is a link that leads nowhere", "fix the link") from None
+        raise _path_error(relative, "is a link that leads to itself", "fix the link") from None
     if path.is_relative_to(base):
         return path
     if follow_links:
@@ -96,12 +96,12 @@ def inside(root: Path, relative: object, *, follow_links: bool = False) -> Path:
     raise _path_error(
         relative,
         f"is a link that leads out of the root {base}",
-        f"follow it by --root {base} if the folder is your own",
+        f"if the folder is your own, follow its links with --root {base}",
     )
 
 
 def _parts(relative: object) -> tuple[str, ...]:
-    """The parts of a plain relative path that every system can hold."""
+    """Split a relative path that is valid on every system."""
     if not isinstance(relative, str) or not relative.isprintable():
         raise _path_error(relative, "must be text without control characters", "name a file")
     parts = PurePosixPath(relative).parts
@@ -109,14 +109,14 @@ def _parts(relative: object) -> tuple[str, ...]:
         raise _path_error(relative, "is empty or too long", "name a file")
     if parts[0].startswith("/") or ".." in parts or "\\" in relative or relative[1:2] == ":":
         rule = "must be relative to the root, with forward slashes and without '..'"
-        raise _path_error(relative, rule, "name a folder that holds all files by --root")
+        raise _path_error(relative, rule, "use --root to name a folder that contains all files")
     if any(_is_reserved(part) or len(part.encode()) > 255 for part in parts):
-        raise _path_error(relative, "cannot be the name of a file on every system", "rename it")
+        raise _path_error(relative, "is not a valid file name on every system", "rename it")
     return parts
 
 
 def is_name(value: object) -> bool:
-    r"""Whether a value can name a label, a patient or a data set: one short line of text.
+    r"""Whether a value is a valid name of a label, patient or data set: one short line of text.
 
     Example:
         >>> is_name("pancreas (head)"), is_name(""), is_name(["liver"]), is_name("a\x1b[2J")
@@ -156,7 +156,7 @@ def _shown(value: object) -> str:
 
 
 def path_from(folder: Path, path: Path) -> str:
-    """The way from a folder to a path, as files record it; absolute on another drive.
+    """The path relative to a folder, with forward slashes; absolute if it is on another drive.
 
     Example:
         >>> path_from(Path("out"), Path("scans", "ct.nii.gz"))

@@ -1,6 +1,6 @@
-"""How a command starts and ends: its messages, memory, one-line errors, exit status, signals.
+"""Runs a command: its messages, memory, one-line errors, exit status and signals.
 
-Exit status: 0 all done; 1 some cases failed, the rest are done; 2 the call itself is wrong;
+Exit status: 0 all done; 1 some cases failed, the others are done; 2 the call itself is wrong;
 130 and 143 stopped by Ctrl-C and by SIGTERM.
 """
 
@@ -26,12 +26,12 @@ Main = Callable[[Sequence[str] | None], int]
 
 
 def run(main: Main, argv: Sequence[str] | None = None) -> int:
-    """Call `main` as a command and turn what it raises into one line and an exit status.
+    """Call `main` as a command; an exception becomes one line on stderr and an exit status.
 
     Args:
         main: A pipeline's `main`: arguments (None: those of the process) → exit status.
         argv: The arguments without the command's name. `--quiet`, `--debug` and `--log-file PATH`
-            are taken out of them.
+            are handled here and not passed on.
 
     Returns:
         The exit status.
@@ -41,7 +41,7 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
         0
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # under LC_ALL=C: "?" for "×" and for a scan's name
+    for stream in (sys.stdout, sys.stderr):  # under LC_ALL=C: print "?" for "×" and the like
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     with contextlib.ExitStack() as stack:
@@ -65,10 +65,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse arguments whose options may stand among the paths.
+    """Parse arguments in which options and paths may be mixed.
 
-    After a `--`, names may begin with a dash; options then come before it, as the parser for
-    options among the paths would drop the sign.
+    Arguments after `--` may begin with a dash. Options must then all come before it, since
+    argparse's parser for mixed arguments would drop the `--`.
     """
     plain = "--" in (argv or ())
     return (parser.parse_args if plain else parser.parse_intermixed_args)(argv)
@@ -99,7 +99,7 @@ class _Options(TypedDict):
 
 
 def _take_options(arguments: list[str]) -> _Options:
-    """The options that every command has, taken out of its arguments."""
+    """Remove the options that every command has from its arguments, and return them."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     ours, rest = arguments[:end], arguments[end:]
     found = _Options(quiet="--quiet" in ours, debug="--debug" in ours, log_file=None)
@@ -131,13 +131,13 @@ def _status(main: Main, arguments: list[str], *, debug: bool) -> int:
             raise
         _log.error("%s", error)
         return 2
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+    except BrokenPipeError:  # the reader of our output has ended, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         _log.warning("interrupted")
         return 128 + signal.SIGINT
-    except SystemExit as error:  # argparse's way out, and SIGTERM's
+    except SystemExit as error:  # raised by argparse, and on SIGTERM
         return error.code if isinstance(error.code, int) else 2
     except Exception as error:
         if debug:
@@ -149,16 +149,16 @@ def _status(main: Main, arguments: list[str], *, debug: bool) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks instead of giving them back to the kernel.
+    """Let glibc keep large freed blocks instead of returning them to the kernel.
 
-    A forward pass frees and takes back the same gigabyte; every fresh page costs a fault, which on
-    CPUs takes longer than the arithmetic (1.7 to 2.2 times the time of a float32 pass). Only the
-    command line does this, never an import; `ATTUNET3D_MALLOC=system` leaves malloc as it is.
+    A forward pass frees and allocates the same gigabyte again and again, and every new page costs a
+    page fault, which makes a float32 pass on a CPU take 1.7 to 2.2 times as long. Only the command
+    line does this, never an import; `ATTUNET3D_MALLOC=system` leaves malloc as it is.
     """
     if os.environ.get("ATTUNET3D_MALLOC") == "system":
         return
     m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc: nothing to set
         libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_max, 0)  # not the threshold: that ends at 2 GiB
+        libc.mallopt(m_mmap_max, 0)  # the threshold would not do: it is at most 2 GiB
         libc.mallopt(m_trim_threshold, -1)

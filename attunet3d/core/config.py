@@ -1,8 +1,8 @@
-"""What a run is: one frozen tree of settings, checked when it is made, saved as plain JSON.
+"""The settings of a run: one frozen tree, checked when it is created and saved as plain JSON.
 
-A value of `None` (`null` in files) means "let the plan decide"; the `config.json` that a run
-writes holds no `None` where the plan has decided. Axes are those of the network's grid: x to the
-patient's right-to-left (R), y back to front (A), z feet to head (S).
+A value of `None` (`null` in files) means "let the plan decide"; the `config.json` of a run holds
+what the plan decided. Axes are those of the network's grid: x runs from the patient's left to right
+(R), y from back to front (A), z from feet to head (S).
 """
 
 import json
@@ -28,7 +28,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "training": TrainingConfig,
     "inference": InferenceConfig,
 }
-FILE_BYTES = 100_000  # largest file of settings; a whole configuration takes 3,000
+FILE_BYTES = 100_000  # largest file that is read; a whole configuration takes 3,000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +70,12 @@ class Config:
 
     @property
     def window(self) -> Size | None:
-        """x, y, z voxels of inference's windows: those set, else the training patch."""
+        """Size of inference's windows in voxels (x, y, z): as set, else that of the patch."""
         return self.inference.window or self.training.patch_size
 
     @classmethod
     def from_dict(cls, values: object) -> "Config":
-        """The configuration of plain values by section; what is missing keeps its default.
+        """Make a configuration of plain values by section; missing ones keep their defaults.
 
         Raises:
             SettingsError: A name is unknown, or a value is of the wrong type or out of range.
@@ -114,7 +114,7 @@ class Config:
         whole_file.write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def replaced(self, values: Mapping[str, Any]) -> "Config":
-        """This configuration with other values by dotted name, applied all together.
+        """Return a copy with other values by dotted name; rules apply to the final values.
 
         Raises:
             SettingsError: A name is unknown, or a value is of the wrong type or out of range.
@@ -131,9 +131,9 @@ class Config:
         return Config.from_dict(sections)
 
     def with_overrides(self, settings: Iterable[str]) -> "Config":
-        """This configuration with texts `section.name=value` applied, all together.
+        """Return a copy changed by texts `section.name=value`, as `replaced` does.
 
-        A value is written as in YAML; a list may lack its brackets, and nothing means null.
+        Values are YAML; the brackets of a list may be left out, and an empty value means null.
 
         Raises:
             SettingsError: A text is not `section.name=value`, or the setting is unknown or wrong.

@@ -1,11 +1,11 @@
-"""`ensemble.json`: what makes a cross-validation's folder one model.
+"""`ensemble.json`, which makes the folder of a cross-validation one model.
 
     {"members": ["fold0", "fold1", …],       run folders inside it, whose logits are averaged
-     "inference": {"keep_largest": […], …},  settings of inference that hold for all of them
-     "doubt": …, "label_ranges": …,          how far its label maps can be believed
-     …}                                      why, for a reader
+     "inference": {"keep_largest": […], …},  settings of inference for all of them
+     "doubt": …, "label_ranges": …,          how reliable its label maps are
+     …}                                      reasons, for human readers
 
-Wherever a model is asked for, such a folder stands for its members.
+Commands accept such a folder wherever they take a model, and load its members.
 """
 
 import json
@@ -25,7 +25,7 @@ NOTES = "doubt", "label_ranges"
 
 @dataclass(frozen=True)
 class Members:
-    """The models that a call's MODEL arguments stand for."""
+    """The models that are meant by a command's MODEL arguments."""
 
     paths: tuple[Path, ...]
     """Run folders or `.safetensors` files."""
@@ -36,11 +36,11 @@ class Members:
 
     @classmethod
     def of(cls, models: Iterable[str | Path]) -> "Members":
-        """Replace each cross-validation's folder by its members.
+        """Replace each folder of a cross-validation by its members.
 
         Raises:
             FileError: An `ensemble.json` cannot be read.
-            ModelError: It is not one, or the models come with different settings.
+            ModelError: It is not valid, or the models come with different settings.
         """
         found = [_members(Path(model)) for model in models]
         for one in found[1:]:
@@ -59,7 +59,7 @@ class Members:
 def save_ensemble(
     folder: Path, members: Iterable[str], inference: Mapping[str, Any], **more: object
 ) -> None:
-    """Make `folder` one model of the run folders `members` inside it.
+    """Write the `ensemble.json` that makes `folder` one model of its run folders `members`.
 
     Raises:
         WriteError: The file cannot be written.
@@ -78,12 +78,16 @@ def _members(model: Path) -> Members:
     values = content if isinstance(content, dict) else {}
     members, inference = values.get("members"), values.get("inference")
     if not (members and isinstance(members, list) and all(map(_is_folder_name, members))):
-        raise ModelError("members must be names of run folders beside it", path=file)
+        raise _refusal(file, "members must be the names of run folders beside it", members)
     if not isinstance(inference, dict) or not all(map(str.isidentifier, inference)):
-        raise ModelError("inference must hold settings by name", path=file)
+        raise _refusal(file, "inference must be settings by name", inference)
     settings = (f"inference.{name}={json.dumps(value)}" for name, value in inference.items())
     notes = {name: values[name] for name in NOTES if isinstance(values.get(name), dict)}
     return Members(tuple(model / name for name in members), tuple(settings), notes)
+
+
+def _refusal(file: Path, rule: str, value: object) -> ModelError:
+    return ModelError(rule, path=file, value=value, cure="name the folds instead of this folder")
 
 
 def _is_folder_name(name: object) -> bool:

@@ -1,14 +1,14 @@
-"""What a user can cause, as exceptions to catch by meaning; anything else raised is a bug.
+"""Exceptions that a user can cause, one class per meaning; any other exception is a bug.
 
 ```
 UserError            the base of all: one line with the file, the value, the rule and the cure
 ├── DataError        a scan, a label map, a manifest or a data set breaks a rule
-├── FileError        a file or folder cannot be read, or holds something else than it should
+├── FileError        a file or folder cannot be read, or has unexpected content
 ├── SettingsError    a setting or an argument is out of range, or contradicts another
 ├── ModelError       a checkpoint, its weights or a network do not fit
 ├── DeviceError      a device is missing, or its memory is too small
-├── WriteError       a file cannot be written, or would replace somebody's work
-├── TrainingError    a run cannot begin, go on or end as asked
+├── WriteError       a file cannot be written, or would overwrite somebody's work
+├── TrainingError    a run cannot start, continue or end as requested
 └── DependencyError  an optional package is not installed
 ```
 """
@@ -32,12 +32,12 @@ class UserError(ValueError):
     """An error that a user can cause and cure: a file, a value or a call that breaks a rule.
 
     The text is one line, `PATH: RULE; CURE`, which the command line prints without a traceback.
-    Control characters, which files from elsewhere may hold, are escaped.
+    Control characters, which untrusted files may contain, are escaped.
 
     Args:
         rule: What is wrong: the rule that was broken, and the value that breaks it.
         path: The file or folder at fault, if there is one.
-        value: The value at fault, for programs that show it by themselves.
+        value: The value at fault, for programs that show it separately.
         cure: What the user can do about it.
 
     Example:
@@ -81,7 +81,7 @@ class DataError(UserError):
 
 
 class FileError(UserError):
-    """A file or folder cannot be read, or holds something else than it should."""
+    """A file or folder cannot be read, or has unexpected content."""
 
 
 class SettingsError(UserError):
@@ -97,11 +97,11 @@ class DeviceError(UserError):
 
 
 class WriteError(UserError):
-    """A file cannot be written, or would replace somebody's work."""
+    """A file cannot be written, or would overwrite somebody's work."""
 
 
 class TrainingError(UserError):
-    """A run cannot begin, go on or end as asked."""
+    """A run cannot start, continue or end as requested."""
 
 
 class DependencyError(UserError):

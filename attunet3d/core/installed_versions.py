@@ -1,4 +1,4 @@
-"""Which versions of this package and of others are installed, found without importing them."""
+"""Versions of installed packages, found without importing them."""
 
 import platform
 import re
@@ -8,7 +8,7 @@ NAMES = ("attunet3d", "torch", "monai", "numpy", "nibabel", "SimpleITK")
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package and of what computes its numbers, for sidecars and summaries."""
+    """Versions of Python, this package and its numerical libraries, for sidecars and summaries."""
     return {"python": platform.python_version(), **{name: version_of(name) for name in NAMES}}
 
 
@@ -21,7 +21,7 @@ def version_of(name: str) -> str:
 
 
 def cuda_of_torch() -> str | None:
-    """The version of CUDA that torch was built with; None: it was built without, or is absent."""
+    """The version of CUDA that torch was built with; None if there is no CUDA or no torch."""
     try:
         path = metadata.distribution("torch").locate_file("torch/version.py")
         with open(str(path), encoding="utf-8") as file:

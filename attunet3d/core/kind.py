@@ -1,4 +1,4 @@
-"""What a path or a name on the command line stands for."""
+"""Tells apart what a path or a name on the command line can mean."""
 
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ _LISTS = ("training", "validation", "test")  # of a manifest
 
 
 def kind_of(name: str) -> Kind:
-    """What `name` is, by its ending and, of JSON, by what it holds; a scan if nothing else.
+    """Classify `name` by its ending, and JSON by its content; anything else is a scan.
 
     Args:
         name: A preset's name, or a path.

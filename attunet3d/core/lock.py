@@ -1,7 +1,7 @@
-"""One process per folder: a lock that names its holder and ends with its process.
+"""Locks a folder for one process.
 
-The operating system keeps the lock (`flock`, or `LockFileEx` on Windows), so a process that was
-killed, even by SIGKILL, holds it no longer. Who holds it stands in a file beside it.
+The operating system releases the lock (`flock`, or `LockFileEx` on Windows) when the process ends,
+even by SIGKILL. A file beside it says which process holds it.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from attunet3d.core import whole_file
 from attunet3d.core.errors import WriteError
 
 LOCK, HOLDER, PART = ".attunet3d.lock", ".attunet3d.holder", ".attunet3d.part-"
-PATIENCE_S = 30.0  # of parts with each other, which hold the folder for a moment only
+PATIENCE_S = 30.0  # parts hold the whole folder only briefly
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _Brief = contextlib.AbstractContextManager[None]
 _log = logging.getLogger(__name__)
@@ -30,11 +30,11 @@ _log = logging.getLogger(__name__)
 def locked_folder(path: Path, command: str) -> Iterator[None]:
     """Hold the lock of a run folder or an output folder.
 
-    A file system without locks gives a warning, and the folder is used without one.
+    On a file system without locks there is a warning, and the folder is used without a lock.
 
     Args:
-        path: The folder; it is made when it is missing.
-        command: What the holder does, for the message that others get, such as "train".
+        path: The folder, which is created if it is missing.
+        command: The command that holds it, such as "train", for the messages of other processes.
 
     Raises:
         WriteError: Another process holds the lock, or the folder cannot be written to.
@@ -54,12 +54,12 @@ def locked_folder(path: Path, command: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_part(path: Path, command: str, part: str) -> Iterator[Callable[[], _Brief]]:
-    """Hold a part of an output folder, such as "2-of-8", beside processes that hold other parts.
+    """Hold one part of an output folder, such as "2-of-8", while other processes hold others.
 
-    Parts of another division, or the whole folder, cannot be held meanwhile.
+    Meanwhile no process can hold the whole folder, or a part of another division.
 
     Returns:
-        What holds the whole folder for a moment, for a file that all parts write to.
+        A function that locks the whole folder briefly, to write to a file that all parts share.
 
     Raises:
         WriteError: Another process holds the part, the folder or a part of another division.
@@ -84,7 +84,7 @@ def locked_part(path: Path, command: str, part: str) -> Iterator[Callable[[], _B
 
 
 def _refuse_parts(path: Path, others: Callable[[str], bool]) -> None:
-    """Refuse when a living process holds a part whose name `others` picks."""
+    """Refuse if a running process holds a part for whose name `others` is true."""
     for file in path.glob(f"{PART}*.lock"):
         if others(file.stem.removeprefix(PART)):
             with _held(path, file.name, f"{file.stem}.holder"):
@@ -93,7 +93,7 @@ def _refuse_parts(path: Path, others: Callable[[str], bool]) -> None:
 
 @contextlib.contextmanager
 def _held(path: Path, name: str, holder: str, patience_s: float = 0) -> Iterator[None]:
-    """Hold the lock of a file in a folder; its files go with it."""
+    """Hold the lock file `name` in a folder; it and `holder` are deleted afterwards."""
     lock = filelock.FileLock(path / name, timeout=patience_s, thread_local=False)
     try:
         lock.acquire()
@@ -113,7 +113,7 @@ def _held(path: Path, name: str, holder: str, patience_s: float = 0) -> Iterator
     try:
         yield
     finally:
-        for file in (holder, name):  # others notice when a lock's file is gone, and make a new one
+        for file in (holder, name):  # waiting processes notice that the lock file is gone
             with contextlib.suppress(OSError):
                 (path / file).unlink()
         lock.release()
@@ -126,7 +126,7 @@ def _name_holder(file: Path, command: str) -> None:
         "host": platform.node(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    with contextlib.suppress(WriteError):  # a full disk: the lock holds all the same
+    with contextlib.suppress(WriteError):  # a full disk; the lock works without this file
         whole_file.write_text(file, json.dumps(facts))
 
 
@@ -136,5 +136,5 @@ def _holder(file: Path) -> str:
         facts = json.loads(file.read_text(encoding="utf-8"))
         command, pid, host, since = (facts[key] for key in ("command", "pid", "host", "since"))
         return f"process {pid} on {host} since {since} (attunet3d {command})"
-    except (OSError, ValueError, LookupError, TypeError):  # it has only just begun, or is ending
+    except (OSError, ValueError, LookupError, TypeError):  # it is just starting or ending
         return "another process"

@@ -1,7 +1,8 @@
-"""What a command tells its user: messages on stderr, and all of them with times in a log file.
+"""Shows the messages of a command on stderr and writes all of them, with times, to a log file.
 
-Modules log by `logging.getLogger(__name__)`; a library's user decides what becomes of it. A record
-about one case carries its id: `log.warning(text, extra={"case": case_id})`.
+Modules log to `logging.getLogger(__name__)`; programs that use the package as a library handle the
+records as they like. A record about a case carries its id, as in
+`log.warning(text, extra={"case": case_id})`.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ def messages(
     Args:
         quiet: Errors only, and no progress.
         debug: Everything.
-        log_file: Gets every message with its time, added at its end.
+        log_file: Every message is appended to it with its time.
 
     Raises:
         WriteError: The log file cannot be written.
@@ -48,7 +49,7 @@ def messages(
 
 
 def only_errors() -> None:
-    """Show errors only from now on: for the processes of a run beside the one that speaks."""
+    """Show only errors from now on; for all but the first process of a distributed run."""
     ROOT.setLevel(logging.ERROR)
     progress_bar.hidden = True
 
@@ -64,14 +65,14 @@ def _file(path: Path) -> logging.Handler:
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise WriteError(
-            f"no log can be written here ({error.strerror})", path=path, cure="name another file"
+            f"the log cannot be written ({error.strerror})", path=path, cure="name another file"
         ) from None
     handler.setFormatter(_Line("%(asctime)s %(message)s"))
     return handler
 
 
 class _Terminal(logging.Handler):
-    """stderr, above the bars."""
+    """Writes to stderr, above progress bars."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
@@ -81,7 +82,7 @@ class _Terminal(logging.Handler):
         )
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the reader has gone, or the disk is full
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe or a full disk
             progress_bar.write_line(self.format(record))
 
 

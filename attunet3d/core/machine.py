@@ -1,4 +1,4 @@
-"""The machine a run finds itself on: device, precision, seeds."""
+"""The devices of this machine and what they can compute."""
 
 import logging
 import platform
@@ -15,10 +15,10 @@ _log = logging.getLogger(__name__)
 
 
 def pick_device(name: str | None = None, *, training: bool = False) -> "torch.device":
-    """The device called `name`; without a name CUDA where there is one, else the CPU.
+    """The device called `name`; without a name the CUDA device if there is one, else the CPU.
 
-    An Apple GPU ("mps") is used when it is asked for, and for inference only. Where it lacks an
-    operator of the network, or computes other numbers than the CPU, the CPU is used with a warning.
+    An Apple GPU ("mps") is used only on request and only for inference. If it lacks an operator of
+    the network, or its results differ from the CPU's, the CPU is used and there is a warning.
 
     Args:
         name: "cpu", "cuda", "cuda:N" or "mps".
@@ -71,7 +71,7 @@ def _checked_mps(device: "torch.device") -> "torch.device":
 
 
 def _trouble_with(device: "torch.device") -> str | None:
-    """What keeps a device from computing as the CPU does, tried on the network's operators."""
+    """Try the network's operators and say why a device cannot replace the CPU; None if it can."""
     import torch
     from torch.nn import functional
 
@@ -96,12 +96,12 @@ def _trouble_with(device: "torch.device") -> str | None:
 
 
 def computes_in_bfloat16(device: "torch.device") -> bool:
-    """Whether `device` multiplies matrices of bfloat16 natively, so that it is worth its rounding.
+    """Whether `device` multiplies bfloat16 matrices natively, so that it is faster than float32.
 
     GPUs before Ampere and CPUs without such instructions emulate it: on an AVX2 CPU a pass took
-    hundreds of times as long as in float32. An x86 CPU needs AMX: with AVX-512's instructions for
-    bfloat16 alone a pass took twice as long. The rule looks at the machine and times nothing, so
-    that the same machine always computes alike.
+    hundreds of times as long as in float32. An x86 CPU needs AMX: with only the bfloat16
+    instructions of AVX-512, a pass took twice as long. The rule depends on the hardware and times
+    nothing, so that a machine always decides alike.
     """
     import torch
 
@@ -115,7 +115,7 @@ def computes_in_bfloat16(device: "torch.device") -> bool:
 
 @cache
 def onednn_takes(dtype: "torch.dtype") -> bool:
-    """Whether this processor and this torch convolve `dtype` by oneDNN."""
+    """Whether oneDNN convolves `dtype` on this processor and in this build of torch."""
     import torch
 
     if not torch.backends.mkldnn.is_available():
@@ -124,7 +124,7 @@ def onednn_takes(dtype: "torch.dtype") -> bool:
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out, in torch or inside cuDNN or cuBLAS, which say so in other words."""
+    """Whether an error means that memory ran out, in torch or in cuDNN or cuBLAS."""
     import torch
 
     words = ("unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")

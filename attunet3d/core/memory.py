@@ -1,7 +1,7 @@
-"""How much memory a run may take: of the GPU, or of this machine and its control group.
+"""Memory that a run may use: that of the GPU, or of this machine and its control group.
 
-On Linux a control group (a container, a SLURM job) may leave a process less than the machine has.
-Groups lie one inside the other, and each of them may set a limit:
+On Linux a control group (a container, a SLURM job) may limit a process to less than the machine
+has. Groups are nested, and each of them may set a limit:
 
 ```
 version 2    /proc/self/cgroup: 0::/slurm/job          /sys/fs/cgroup/slurm/job/memory.max
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 GIGABYTE = 10**9
-CLASSES_GB = (8, 11, 16, 24, 40, 80)  # of GPUs, and of machines
-RESERVED = 0.03  # share of its nominal memory that a GPU or a firmware keeps for itself
+CLASSES_GB = (8, 11, 16, 24, 40, 80)
+RESERVED = 0.03  # fraction of the nominal memory that the GPU or the firmware reserves
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -41,10 +41,10 @@ _V2 = _Files("memory.max", "memory.current", "inactive_file")
 
 
 def memory_class(total: int) -> int:
-    """The largest of the common sizes of memory that `total` bytes reach, in GB.
+    """The largest common memory size, in GB, that `total` bytes reach.
 
-    A class stands for all machines of its size, so that a plan made for one of them is the plan
-    made for any other. Below the smallest class whole gigabytes count.
+    Plans depend on this class only, so all machines of one class get the same plan. Below the
+    smallest class, the class is the number of whole gigabytes.
 
     Example:
         >>> memory_class(25_438_126_080)  # a GPU that is sold as one of 24 GB
@@ -57,7 +57,7 @@ def memory_class(total: int) -> int:
 
 
 def total_bytes(device: "torch.device") -> int:
-    """The memory that `device` has, whoever uses it now."""
+    """The total memory of `device`, free or in use."""
     import torch
 
     if device.type == "cuda":
@@ -66,16 +66,16 @@ def total_bytes(device: "torch.device") -> int:
 
 
 def machine_total_bytes() -> int:
-    """The memory of this machine, or of the control group this process is in if that is less."""
+    """The memory of this machine, or the limit of this process's control group if that is less."""
     limits = (limit for limit, _ in _group_limits())
     return min([psutil.virtual_memory().total, *limits])
 
 
 def available_bytes(device: "torch.device") -> int:
-    """What a run can take on `device` without anybody swapping or being killed.
+    """Memory that a run can use on `device` without swapping or being killed.
 
-    What torch or malloc keeps of freed memory (`command_line.keep_freed_memory`) counts as free: it
-    serves the next allocation.
+    Freed memory that torch or malloc keeps (`command_line.keep_freed_memory`) counts as free, since
+    the next allocation uses it.
     """
     import torch
 
@@ -87,9 +87,9 @@ def available_bytes(device: "torch.device") -> int:
 
 
 def _group_limits(root: Path = GROUPS, own: Path = OWN_GROUPS) -> Iterator[tuple[int, int]]:
-    """Limit and what it leaves, for this process's control groups and for those around them.
+    """The limits of this process's control groups and their parents, and what is left of each.
 
-    File cache that nobody has touched of late counts as free: the kernel drops it before it kills.
+    Inactive file cache counts as free, since the kernel drops it before it kills a process.
     """
     for folder, files in _own_groups(root, own):
         for group in (folder, *folder.parents):
@@ -102,7 +102,7 @@ def _group_limits(root: Path = GROUPS, own: Path = OWN_GROUPS) -> Iterator[tuple
 
 
 def _own_groups(root: Path, own: Path) -> Iterator[tuple[Path, _Files]]:
-    """The process's control groups of either version; their roots where nothing is known."""
+    """The root groups and the process's own groups, of both versions."""
     yield root, _V2
     yield root / "memory", _V1
     with contextlib.suppress(OSError):
@@ -143,7 +143,7 @@ def _kept_by_malloc_bytes() -> int:
 
 
 def parse_memory(text: str | None) -> int | None:
-    """A budget as the command line has it, in bytes; None stays None.
+    """The bytes of a memory budget as given on the command line; None stays None.
 
     Raises:
         SettingsError: It is not a positive number of gigabytes.

@@ -1,4 +1,4 @@
-"""What a trained model is made of and how it is used: network, preprocessing, inference."""
+"""Settings that belong to a trained model: network, preprocessing, inference."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ LabelValue = Annotated[int, Meta(ge=1, le=255)]
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(Settings):
-    """Which network it is, and the arguments of `AttentionUNet3D` that the data leave open."""
+    """The form of the network, and its arguments that do not depend on the data."""
 
     form: Literal[
         "attention_unet",
@@ -35,8 +35,8 @@ class NetworkConfig(Settings):
         "3d_transposed",
         "2d_unnormalised",
     ] = "attention_unet"
-    """This package's network, or one that was published as Attention U-Net, which the settings
-    below but `slices` and `width` leave as it was published."""
+    """This package's network, or a published Attention U-Net, to which of the settings below only
+    `slices` and `width` apply."""
     slices: Literal[1, 3, 5] = 3
     """Neighbouring slices along z that a 2D form sees as channels."""
     width: Features | None = None
@@ -52,7 +52,7 @@ class NetworkConfig(Settings):
     activation: Literal["relu", "leaky_relu"] = "relu"
     """Activation after each normalisation."""
     downsampling: Literal["max_pool", "strided"] = "max_pool"
-    """What shrinks features between levels: max-pooling, or strides of a level's first block."""
+    """Downsampling between levels: by max-pooling, or by strides in the first block of a level."""
     gate: Literal["double", "single", "none"] = "double"
     """Attention gates per skip connection: the authors' pair, one, or a plain U-Net."""
     deep_supervision: Literal["fused", "per-scale", "none"] = "fused"
@@ -64,7 +64,7 @@ class NetworkConfig(Settings):
     align_corners: bool = False
     """Convention of trilinear upsampling; true only for weights trained with torch 0.3."""
     gate_bias: Annotated[float, Meta(ge=-20, le=20)] | None = None
-    """Initial bias of psi; 3.0 opens the gates at the start as the paper's text says."""
+    """Initial bias of psi; with 3.0 the gates are open at the start, as the paper's text says."""
 
     def check(self) -> None:
         """Refuse strides and blocks that do not fit the levels; a published form has its own."""
@@ -72,19 +72,19 @@ class NetworkConfig(Settings):
             return
         levels = len(self.channels)
         if self.strides is not None and len(self.strides) != levels - 1:
-            raise self.refuse("strides", f"{levels - 1} triples, one between each two levels")
+            raise self.refuse("strides", f"{levels - 1} triples, one between neighbouring levels")
         if self.blocks is not None and len(self.blocks) != levels:
             raise self.refuse("blocks", f"{levels} numbers, one per level")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingConfig(Settings):
-    """The way from a scan in Hounsfield units to the network's input; no randomness."""
+    """How a scan in Hounsfield units becomes the network's input, without randomness."""
 
     spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = None
     """Voxel size of the network's grid along R, A, S in mm; null: chosen by the plan."""
     hu_window: tuple[HU, HU] | None = None
-    """Lowest and highest Hounsfield unit kept; values beyond are clipped."""
+    """Lowest and highest HU; values outside are clipped."""
     normalisation: Literal["dataset", "volume"] = "dataset"
     """Shift and scale by the training set's foreground, or by each scan's own statistics."""
     mean_hu: HU | None = None
@@ -92,7 +92,7 @@ class PreprocessingConfig(Settings):
     std_hu: Annotated[float, Meta(gt=0, le=100_000)] | None = None
     """Standard deviation of the training set's foreground within the window, in HU."""
     crop_to_body: bool = True
-    """Whether the air and the table around the body are left out."""
+    """Whether to crop the scan to the body, without surrounding air and table."""
 
     def check(self) -> None:
         """Refuse an empty window."""
@@ -110,7 +110,7 @@ class InferenceConfig(Settings):
     window: VoxelSize | None = None
     """Size of a window along x, y, z in voxels; null: the training patch."""
     overlap: ProperShare = 0.5
-    """Smallest fraction of a window that its neighbour covers as well."""
+    """Least overlap of neighbouring windows, as a fraction of a window."""
     window_batch: Annotated[int, Meta(ge=1, le=1024)] = 1
     """Windows per forward pass."""
     mirror: bool = False
@@ -118,16 +118,16 @@ class InferenceConfig(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass; auto: bfloat16 on GPUs that pass a self-test, else float32."""
     engine: Literal["torch", "openvino"] = "torch"
-    """What runs the network; openvino: faster on CPUs, from the extra `attunet3d[openvino]`."""
+    """Library that runs the network; openvino: faster on CPUs, needs `attunet3d[openvino]`."""
     decision: Literal["argmax", "dice"] = "argmax"
-    """The label of the largest logit, or labels that make the expected Dice largest (RankSEG)."""
+    """The label of the largest logit, or the labels that maximise the expected Dice (RankSEG)."""
     keep_largest: tuple[LabelValue | str, ...] = ()
     """Labels, by value or name, of which only the largest connected component is kept."""
     smallest_ml: dict[str, Millilitres] = field(default_factory=dict, hash=False)
     """Smallest volume in ml, by label name, of a connected component that is kept."""
     regions_class_order: tuple[LabelValue, ...] = ()
-    """Label values by which overlapping regions are written, each over the ones before; set from
-    the manifest."""
+    """Label values of overlapping regions in the order in which they are written, later ones over
+    earlier ones; set from the manifest."""
     max_voxels: Annotated[int, Meta(ge=1, le=2**40)] = 1024 * 1024 * 900
     """Largest scan accepted, in voxels."""
 
@@ -137,7 +137,7 @@ def label_values(
     labels: Mapping[int, str],
     setting: str = "inference.keep_largest",
 ) -> tuple[int, ...]:
-    """The values of labels that are given by value or name, as in `keep_largest`.
+    """Return the values of labels that are given by value or name, as in `keep_largest`.
 
     Raises:
         SettingsError: There is no such label.

@@ -1,7 +1,7 @@
-"""Settings with a name: the paper's, today's practice, a demonstration's, and published forms'.
+"""Named configurations: the paper's, current practice, demonstrations, and published forms.
 
-A preset is a configuration like any other: `--set` changes it, and what it leaves open (`None`)
-the plan decides. Sources of the numbers, as the comments name them:
+`--set` changes a preset like any other configuration, and the plan replaces each `None`. Sources
+of the numbers, as named in the comments:
 
 paper     Oktay et al. 2018, arXiv:1804.03999
 code      ozan-oktay/Attention-Gated-Networks, the configuration of the CT network
@@ -29,9 +29,9 @@ NO_INTENSITY_CHANGES: dict[str, Any] = {
 
 
 def oktay2018() -> Config:
-    """The paper's network and training, as its text and the authors' code have them.
+    """The network and training of the paper's text and the authors' code.
 
-    Where the two differ the text is followed: the code runs SGD although it names Adam.
+    Where the two differ, the text is followed: the code runs SGD although it names Adam.
     """
     return Config(
         network=NetworkConfig(
@@ -71,11 +71,11 @@ def oktay2018() -> Config:
 
 
 def pancreas_ct() -> Config:
-    """Today's practice for a small organ in CT; the plan fits it to the data and the GPU.
+    """Current practice for a small organ in CT, adapted by the plan to the data and the GPU.
 
-    A wider network with a head per scale, Dice + cross-entropy, SGD that is warmed up, averaged
-    weights, patches of which half hold the organ, and strong augmentation. Every component of a
-    label is kept.
+    A wider network with one head per scale, Dice + cross-entropy, SGD with warm-up, averaged
+    weights, half of the patches centred on the organ, and strong augmentation. Every connected
+    component of a label is kept.
     """
     return Config(
         network=NetworkConfig(
@@ -102,7 +102,7 @@ def pancreas_ct() -> Config:
 
 
 def demo_cpu() -> Config:
-    """A small network on a coarse grid: a minute's training on two CPU cores. All numbers: ours."""
+    """A small network on a coarse grid, trained in a minute on two CPU cores. All numbers: ours."""
     return Config(
         network=NetworkConfig(channels=(8, 16, 32, 64, 128), strides=((2, 2, 2),) * 4),
         preprocessing=PreprocessingConfig(spacing_mm=(4.0, 4.0, 4.0), hu_window=(-160.0, 240.0)),
@@ -201,10 +201,10 @@ PRESETS: dict[str, Callable[[], Config]] = {
 
 
 def find_config(name: str | Path) -> Config:
-    """The preset of a name, or the configuration in a YAML or JSON file.
+    """Return the preset called `name`, or load that YAML or JSON file.
 
     Raises:
-        SettingsError: There is neither, or the file holds a wrong setting.
+        SettingsError: There is neither, or a setting in the file is wrong.
 
     Example:
         >>> find_config("oktay2018").training.patch_size

@@ -1,4 +1,4 @@
-"""How far a command has come: a bar on a terminal, elsewhere a line of log now and then."""
+"""Shows the progress of a command: as a bar on a terminal, otherwise as occasional log lines."""
 
 import contextlib
 import logging
@@ -17,9 +17,9 @@ _log = logging.getLogger(NAME)
 
 
 class Progress:
-    """Work of `total` items, some of which may be done in part; any thread may tell of it.
+    """Counts the items that are done, and parts of items, of work in any number of threads.
 
-    See `progress`. `facts` holds what else to show, such as the loss; tests give their own clock.
+    See `progress`. `facts` are shown as well, such as the loss; `clock` is for tests.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Progress:
 
     @contextlib.contextmanager
     def item(self) -> Iterator[Callable[[float], None]]:
-        """Count one item when the block ends, however it ends.
+        """Count one item when the block ends, with or without an error.
 
-        The block is given a function for the share of the item that is done, in [0, 1].
+        The block gets a function that sets the finished fraction of the item, in [0, 1].
 
         Example:
             >>> with progress(2, "infer", "scan") as bar:
@@ -81,7 +81,7 @@ class Progress:
             reach(1.0)
 
     def close(self) -> None:
-        """Leave the bar where it ended, or log the end of long work."""
+        """Close the bar, and log the end of work that took longer than 10 s."""
         if self._bar is not None:
             self._bar.close()
         if self._clock() - self._began >= FIRST_LINE_S:
@@ -98,16 +98,16 @@ class Progress:
 
 @contextlib.contextmanager
 def progress(total: float, name: str, unit: str = "case", done: float = 0) -> Iterator[Progress]:
-    """Show how far the work of the block has come, with the time that is left.
+    """Show the progress of the block's work and the time left.
 
-    On a terminal this is a bar. Elsewhere a line is logged after 10 s and then every 30 s; these
-    lines go into a log file in any case.
+    On a terminal this is a bar. Otherwise a line is logged after 10 s and then every 30 s; a log
+    file gets these lines in either case.
 
     Args:
-        total: Number of items; the bar of none is not shown.
-        name: Of the work, such as "infer".
-        unit: One item's name.
-        done: Items that were done before.
+        total: Number of items; 0 shows no bar.
+        name: Name of the work, such as "infer".
+        unit: Name of one item, such as "scan".
+        done: Items that are already done.
 
     Example:
         >>> with progress(3, "evaluate") as bar:
@@ -124,12 +124,12 @@ def progress(total: float, name: str, unit: str = "case", done: float = 0) -> It
 
 
 def has_bars() -> bool:
-    """Whether progress is drawn as bars: on a terminal whose user did not ask for quiet."""
+    """Whether progress is shown as bars: on a terminal and without `--quiet`."""
     return not hidden and bool(getattr(sys.stderr, "isatty", bool)())
 
 
 def write_line(line: str, file: TextIO | None = None) -> None:
-    """Write a line to `file`, or else to stderr, above the bars where there are some."""
+    """Write a line to `file`, or else to stderr, above any progress bars."""
     file = file or sys.stderr
     if "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(line, file=file)
@@ -154,7 +154,7 @@ def _bar(work: Progress) -> Any:
 
 
 def _plain(value: float) -> float:
-    """The value to two digits, as an integer where it is one.
+    """The value rounded to two digits, as an integer if it is one.
 
     Example:
         >>> _plain(3.0), _plain(0.1 + 0.2)

@@ -1,8 +1,8 @@
-"""How a group of settings is checked: types and ranges beside the fields, errors in one line.
+"""Checks groups of settings: types and ranges are annotated, errors take one line.
 
 A field's annotation is its rule: `Annotated[float, Meta(ge=0, lt=1)]` is a number in [0, 1). It is
-checked by msgspec when an instance is made, however that happens; the same annotation becomes the
-words of an error and the JSON schema that editors use.
+checked by msgspec whenever an instance is created. Error messages and the JSON schema for editors
+are derived from the same annotation.
 """
 
 import ast
@@ -35,10 +35,10 @@ _KINDS |= {"array": "a list [a, b, …]", "str": "a name", "null": "null"}
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A group of settings: frozen, checked when it is made.
+    """A group of settings, frozen and checked when it is created.
 
-    The section's name in files is the class's: `TrainingConfig` holds `training.*`. A subclass
-    checks rules between its fields in `check`.
+    `TrainingConfig` is the section `training` in files. A subclass checks rules between its fields
+    in `check`.
     """
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: object) -> Self:
-        """The settings from plain values; what is missing keeps its default.
+        """Make the settings of plain values; missing ones keep their defaults.
 
         Raises:
             SettingsError: A name is unknown, or a value is of the wrong type or out of range.
@@ -81,10 +81,10 @@ def refusal(name: str, value: object, rule: str, cure: str | None = None) -> Set
 
 
 def named(values: object, known: Iterable[str], section: str = "") -> dict[str, Any]:
-    """`values` if they are settings by name, of names that exist.
+    """Return `values` as a dictionary if it maps known names to settings.
 
     Raises:
-        SettingsError: They are not; of an unknown name the closest one that exists is suggested.
+        SettingsError: It does not; for an unknown name the closest known one is suggested.
 
     Example:
         >>> named({"step": 10}, ["steps", "seed"], "training")
@@ -103,7 +103,7 @@ def named(values: object, known: Iterable[str], section: str = "") -> dict[str, 
 
 
 def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """The closest of the `known` names as a question, or all of them.
+    """Ask for the closest of the `known` names, or list all of them.
 
     Example:
         >>> suggestion("oktay2019", ["oktay2018", "demo_cpu"])
@@ -115,7 +115,7 @@ def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def converted(name: str, value: object, rule: Any) -> Any:
-    """`value` in the type of its rule: whole floats become integers, lists become tuples.
+    """Convert `value` to the type of its rule; whole floats become integers, lists tuples.
 
     Raises:
         SettingsError: The value is not of this type or out of range.
@@ -128,7 +128,7 @@ def converted(name: str, value: object, rule: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value without NumPy's scalars, and with 1e5, as YAML reads it, as the integer it is."""
+    """A value without NumPy scalars and with whole floats, such as YAML's 1e5, as integers."""
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
     if hasattr(value, "dtype"):
@@ -137,7 +137,7 @@ def _plain(value: Any) -> Any:
 
 
 def _in_words(expected: str, rule: Any) -> str:
-    """What msgspec expected, such as "Expected `int` >= 1", in the words of a message."""
+    """Rewrite msgspec's expectation, such as "Expected `int` >= 1", for an error message."""
     if get_origin(rule) is Literal:
         return "one of " + ", ".join(map(str, get_args(rule)))
     if not expected.startswith("Expected "):  # "Number out of range"
@@ -149,7 +149,7 @@ def _in_words(expected: str, rule: Any) -> str:
 
 
 def schema(cls: type) -> dict[str, Any]:
-    """The JSON schema of a dataclass of settings, with the text under each field as description."""
+    """The JSON schema of a dataclass of settings, described by the text under each field."""
     found = msgspec.json.schema(cls)
     for part in found["$defs"].values():
         part["additionalProperties"] = False

@@ -1,9 +1,9 @@
 """Ctrl-C and SIGTERM: the first ends a command within two seconds, the second at once.
 
-Python runs signal handlers between two instructions of the main thread, which may be inside a long
-call of a library then, and waits for all threads at its end. So a thread of its own watches the
-signals of a command, and ends the process when that has not ended by itself. Whatever is being
-written at that moment keeps its temporary name, see `whole_file`.
+Python runs signal handlers between two instructions of the main thread, which may be in a long call
+of a library, and waits for all threads when it exits. So a separate thread watches for signals and
+ends the process if it does not end by itself. A file that is being written at that moment keeps its
+temporary name, see `whole_file`.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from typing import NoReturn
 
 GRACE_S, POLL_S = 1.5, 0.1  # time for `finally` blocks
 _STOPS = (signal.SIGINT, signal.SIGTERM)
-_deferred = threading.Event()  # the command ends at a moment of its choice, see `stop_requests`
+_deferred = threading.Event()  # the command decides when it ends, see `stop_requests`
 
 
 @contextlib.contextmanager
 def prompt_end() -> Iterator[None]:
     """Within the block, which is a whole command, signals end the process in time.
 
-    SIGINT raises KeyboardInterrupt as always, and SIGTERM raises SystemExit. Outside the main
-    thread signals belong to others, and nothing changes.
+    SIGINT raises KeyboardInterrupt as usual, and SIGTERM raises SystemExit. Outside the main
+    thread, which alone can handle signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -46,13 +46,13 @@ def prompt_end() -> Iterator[None]:
 
 
 def _watch(reader: socket.socket) -> None:
-    """End the process some time after its first signal, or on its second."""
+    """End the process `GRACE_S` after the first signal, or on the second."""
     with reader:
         number = _next_stop(reader)
         if number is None:  # the command ended by itself
             return
         if _deferred.is_set():
-            _say("stopping as soon as the state is saved; the same once more ends it at once")
+            _say("stopping as soon as the state is saved; a second signal stops at once")
         reader.settimeout(POLL_S)
         left, ended = GRACE_S, False
         while left > 0:
@@ -71,7 +71,7 @@ def _watch(reader: socket.socket) -> None:
 
 
 class StopRequests:
-    """The first stop signal of a run, which looks at it at a moment of its choice.
+    """The first stop signal of a run, which the run checks when it can stop.
 
     Attributes:
         number: The signal; None before it comes.
@@ -87,7 +87,7 @@ class StopRequests:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block a signal raises SystemExit instead of waiting to be looked at."""
+        """Within the block, a signal raises SystemExit instead of waiting to be checked."""
         if self.number is not None:
             self.leave()
         self._at_once = True
@@ -102,7 +102,7 @@ class StopRequests:
         raise SystemExit(128 + self.number)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """The signals' handler; a second one raises wherever the run is."""
+        """Handle a signal; a second one raises SystemExit."""
         again, self.number = self.number is not None, number
         if again or self._at_once:
             self.leave()
@@ -110,9 +110,9 @@ class StopRequests:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """SIGTERM (preemption) and Ctrl-C as a word to a run, which ends when its state is saved.
+    """Note SIGTERM (preemption) and Ctrl-C for a run, which saves its state before it ends.
 
-    Outside the main thread signals belong to others, and none is noted.
+    Outside the main thread, which alone can handle signals, none is noted.
 
     Example:
         >>> with stop_requests() as requests:

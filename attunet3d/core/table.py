@@ -1,4 +1,4 @@
-"""Tables as plain text, in columns as wide as what they hold."""
+"""Tables as plain text with aligned columns."""
 
 import re
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ NUMBERS = re.compile(r"[-+–±. 0-9]*")
 
 
 def as_table(rows: Sequence[Sequence[object]]) -> str:
-    """Rows of cells as lines of aligned columns, two spaces apart.
+    """Format rows of cells in columns that are two spaces apart.
 
-    Columns that hold nothing but numbers below their first cell are aligned to the right.
+    A column that has only numbers below its first cell is aligned to the right.
 
     Example:
         >>> print(as_table([("layer", "weights"), ("head", 17), ("encoder", 448)]))

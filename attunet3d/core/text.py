@@ -1,7 +1,7 @@
-"""Text and JSON from elsewhere, read within bounds.
+"""Reads untrusted text and JSON within limits.
 
 Whatever a file holds, reading it takes bounded time and memory, runs no code, and gives plain
-values that every other reader understands in the same way.
+values that every other JSON reader agrees on.
 """
 
 import json
@@ -22,8 +22,8 @@ def read_text(path: Path, most_bytes: int) -> str:
     """The text of a file, without a byte order mark.
 
     Args:
-        path: A regular file; pipes and devices are not opened, as reading them may never end.
-        most_bytes: Larger files are not read.
+        path: A regular file; pipes and devices are refused, as reading them may never end.
+        most_bytes: Larger files are refused.
 
     Raises:
         OSError: The file does not exist or cannot be read.
@@ -64,14 +64,14 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: It is not JSON, or has a duplicate key, NaN or Infinity, half a surrogate pair
-            (which UTF-8 cannot hold), or nesting deeper than 64.
+        ValueError: It is not JSON, or has a duplicate key, NaN or Infinity, an unpaired surrogate
+            (which UTF-8 cannot encode), or nesting deeper than 64.
 
     Example:
         >>> parse_json('{"steps": 10, "steps": 20}')
         Traceback (most recent call last):
         ...
-        ValueError: key 'steps' comes twice
+        ValueError: duplicate key 'steps'
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
@@ -82,7 +82,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """The reason of a failed reading, short and without the path."""
+    """Why reading failed, in short and without the path."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)[:300]
 
 
@@ -92,14 +92,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_twice(keys: Iterable[Hashable]) -> None:
-    """Refuse keys of which one comes twice, as readers differ in which of its values counts.
+    """Refuse duplicate keys, since readers differ in which of the values counts.
 
     Raises:
-        ValueError: One does.
+        ValueError: A key is a duplicate.
     """
     for key, count in Counter(keys).items():
         if count > 1:
-            raise ValueError(f"key {key!r:.80} comes twice")
+            raise ValueError(f"duplicate key {key!r:.80}")
 
 
 def _refuse_constant(name: str) -> NoReturn:

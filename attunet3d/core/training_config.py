@@ -23,7 +23,7 @@ Weight = Annotated[float, Meta(ge=0, le=10)]
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig(Settings):
-    """Random changes of a training patch; each `*_probability` is that of a patch."""
+    """Random changes of a training patch; each `*_probability` is per patch."""
 
     flip_axes: tuple[Axis, ...] = (0, 1, 2)
     """Axes mirrored at random: 0 (left-right), 1 (back-front), 2 (feet-head)."""
@@ -34,7 +34,7 @@ class AugmentationConfig(Settings):
     scale: tuple[Zoom, Zoom] = (0.7, 1.4)
     """Smallest and largest zoom."""
     elastic_probability: Share = 0.0
-    """Probability that a smooth random deformation is added to the affine one."""
+    """Probability that a smooth random deformation is added to the affine transform."""
     elastic_mm: Annotated[float, Meta(ge=0, le=100)] = 8.0
     """Largest displacement of the deformation's control points in mm."""
     noise_probability: Share = 0.1
@@ -51,7 +51,7 @@ class AugmentationConfig(Settings):
     """Probability of resampling to as little as half the resolution and back."""
 
     def check(self) -> None:
-        """Refuse an axis that comes twice, and a zoom range in the wrong order."""
+        """Refuse a repeated axis, and a zoom range in the wrong order."""
         if len(set(self.flip_axes)) < len(self.flip_axes):
             raise self.refuse("flip_axes", "different axes")
         if self.scale[0] > self.scale[1]:
@@ -82,13 +82,13 @@ class TrainingConfig(Settings):
     validate_every: PositiveCount = 500
     """Steps between validations; the best validation's weights are kept."""
     save_every: PositiveCount = 250
-    """Steps between saves of the state from which `--resume` goes on."""
+    """Steps between saves of the state from which `--resume` continues."""
     loss: Literal["dice", "dice_ce", "ce", "bce", "focal", "tversky"] = "dice_ce"
     """Loss that is minimised."""
     dice_background: bool = True
     """Count the background as a class in the Dice and Tversky losses."""
     dice_batch: bool = False
-    """Take Dice and Tversky over all patches of a batch together instead of patch by patch."""
+    """Compute Dice and Tversky over all patches of a batch together instead of per patch."""
     ignore_index: LabelValue | None = None
     """Label value whose voxels are left out of the loss (loss "ce", "dice_ce" and "bce")."""
     regions: tuple[tuple[LabelValue, ...], ...] = ()
@@ -110,17 +110,17 @@ class TrainingConfig(Settings):
     weight_decay: Share = 3e-5
     """L2 penalty, decoupled in AdamW."""
     schedule: Literal["polynomial", "cosine", "one_cycle", "step", "constant"] = "polynomial"
-    """How the learning rate falls; one_cycle also warms up and cycles the momentum."""
+    """How the learning rate decays; one_cycle also warms up and cycles the momentum."""
     warmup_steps: Count = 0
     """Steps over which the learning rate rises linearly from near zero."""
     step_size: PositiveCount = 10_000
-    """Steps between two falls of the learning rate in schedule "step" (StepLR)."""
+    """Steps between two reductions of the learning rate in schedule "step" (StepLR)."""
     step_epochs: PositiveCount = 30
-    """Epochs between two falls of the learning rate in schedule "step", where `epochs` is set."""
+    """Epochs between two reductions of the learning rate in schedule "step", where `epochs` is set."""
     step_gamma: Annotated[float, Meta(gt=0, le=1)] = 0.5
-    """Factor of each fall of the learning rate in schedule "step"."""
+    """Factor of each reduction of the learning rate in schedule "step"."""
     clip_gradient_norm: Annotated[float, Meta(ge=0, le=10**6)] = 12.0
-    """Largest norm of the gradient; 0 switches clipping off."""
+    """Norm to which larger gradients are clipped; 0: no clipping."""
     ema_decay: ProperShare = 0.0
     """Decay of the weights' moving average, which is then validated and kept; 0: off."""
     fix_statistics: Share = 1.0
@@ -128,14 +128,14 @@ class TrainingConfig(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass; auto: float32 on CPUs, bfloat16 or else float16 on GPUs."""
     early_stop: Count = 0
-    """Validations without improvement after which training stops; 0: it never does."""
+    """Validations without improvement after which training stops; 0: never."""
     on_nonfinite_loss: Literal["stop", "skip"] = "stop"
     """What a NaN or infinite loss does: stop the run, or skip the step and count it."""
     workers: Annotated[int, Meta(ge=0, le=64)] = 0
     """Threads that prepare batches; 0: one on a CPU, four for a GPU."""
-
     checkpoint_activations: bool = False
-    """Keep less for the backward pass and compute it again: less memory, longer steps."""
+    """Recompute activations in the backward pass instead of storing them: less memory, but slower
+    steps."""
     sync_batch_norm: bool = False
     """Normalise over the patches of all GPUs instead of each GPU's own."""
 

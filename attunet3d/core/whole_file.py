@@ -1,7 +1,7 @@
-"""Whole files or none: written under a temporary name, flushed, then renamed.
+"""Atomic writes: a file is written under a temporary name, flushed, then renamed.
 
-A writer locks its temporary file, and the lock ends with its process. So `sweep` can tell what a
-killed writer left behind from what another one is writing, and deletes only the former.
+A writer locks its temporary file until its process ends. So `sweep` can tell the files of killed
+writers, which it deletes, from those that are still being written.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from attunet3d.core.errors import WriteError
 
 try:
     import fcntl
-except ImportError:  # Windows deletes no file that is open, which serves as well
+except ImportError:  # Windows, where an open file cannot be deleted, so that no lock is needed
     fcntl = None  # type: ignore[assignment]
 
 PREFIX, ENDING = ".writing-", ".tmp"
@@ -37,15 +37,15 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
-    """Give a file to write to; it takes the place of `path` when the block ends without an error.
+    """Open a file that replaces `path` when the block ends without an error.
 
     Args:
-        path: Where the file shall stand; its folder must exist.
-        check: Called with the temporary file after it is flushed to disk and before it gets its
-            name; what it raises cancels the write.
+        path: The file to create or replace; its folder must exist.
+        check: Called with the temporary file between the flush to disk and the renaming; an
+            exception cancels the write.
 
     Raises:
-        WriteError: The disk is full, or the folder is missing or read-only. The old file stands.
+        WriteError: The disk is full, or the folder is missing or read-only. The old file is kept.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -60,7 +60,7 @@ def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterat
         with _temporary(path) as (temporary, file):
             yield file
             file.flush()
-            os.fsync(file.fileno())  # network file systems tell of a full disk only here
+            os.fsync(file.fileno())  # network file systems report a full disk only here
             if check is not None:
                 check(temporary)
             if fcntl is None:  # Windows renames no open file
@@ -87,24 +87,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Make `path` and its parents where they are missing, and return it.
+    """Create `path` and its parents if they are missing, and return it.
 
     Raises:
-        WriteError: A file stands in the way, or the parent is read-only.
+        WriteError: A file has this name, or the parent is read-only.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(
-            f"no folder can be made here ({error.strerror})", path=path, cure="name another folder"
+            f"cannot be created ({error.strerror})", path=path, cure="name another folder"
         ) from error
     return Path(path)
 
 
 def sweep(folder: Path) -> None:
-    """Delete the temporary files that killed writers left in `folder`; see the module's docstring.
+    """Delete the temporary files of killed writers in `folder`.
 
-    Files being written by others, here or on another machine whose file system shares locks, stay.
+    Files that are still being written are kept, also those of other machines if the file system
+    shares locks.
     """
     pattern = re.compile(rf"{re.escape(PREFIX)}[a-z0-9_]{{8}}\..*{re.escape(ENDING)}", re.DOTALL)
     with contextlib.suppress(OSError):
@@ -114,8 +115,8 @@ def sweep(folder: Path) -> None:
 
 
 def _delete_left(path: Path) -> None:
-    """Delete a temporary file unless its writer lives."""
-    with contextlib.suppress(OSError):  # locked, gone, read-only, or locks are unknown here
+    """Delete a temporary file unless its writer is running."""
+    with contextlib.suppress(OSError):  # locked, gone, read-only, or a file system without locks
         if fcntl is None:
             path.unlink()  # Windows refuses while the file is open
             return
@@ -150,7 +151,7 @@ def _create(path: Path) -> tuple[Path, int]:
         except FileExistsError:
             continue
         if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks: nobody can sweep
+            with contextlib.suppress(OSError):  # a file system without locks, where nobody sweeps
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         if fcntl is None or os.fstat(descriptor).st_nlink:
             return temporary, descriptor

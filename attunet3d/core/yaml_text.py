@@ -1,4 +1,4 @@
-"""YAML from elsewhere, read within bounds: plain values in the types of YAML 1.2."""
+"""Reads untrusted YAML within limits, as plain values in the types of YAML 1.2."""
 
 import re
 from typing import Any
@@ -35,10 +35,10 @@ for _type, _pattern in (  # the first that matches counts
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML 1.2 text (core schema, of which JSON is a part).
+    """The value of a YAML 1.2 text (core schema, which includes JSON).
 
-    Tags are refused, so only plain values are made; aliases are refused, so a kilobyte cannot
-    stand for a gigabyte. Infinity and NaN are read as text, as no setting can be either.
+    Tags are refused, so only plain values are created; aliases are refused, so a kilobyte cannot
+    expand to a gigabyte. Infinity and NaN are read as text, since no setting can be either.
 
     Raises:
         ValueError: It is not YAML, or has a tag, an alias, a duplicate key, or nesting deeper

@@ -46,7 +46,7 @@ def test_main_gets_its_arguments_without_those_of_every_command(tmp_path: Path) 
     ("arguments", "words"),
     [
         (["--log-file"], "--log-file: needs the path of a file"),
-        (["--log-file", "missing/log.txt"], "missing/log.txt: no log can be written here"),
+        (["--log-file", "missing/log.txt"], "missing/log.txt: the log cannot be written"),
     ],
 )
 def test_a_log_file_that_cannot_be_had_is_a_wrong_call(

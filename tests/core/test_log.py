@@ -57,7 +57,7 @@ def test_the_logger_is_afterwards_as_it_was() -> None:
 
 def test_a_log_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with (
-        pytest.raises(WriteError, match=r"no log can be written here \(No such file"),
+        pytest.raises(WriteError, match=r"the log cannot be written \(No such file"),
         log.messages(log_file=tmp_path / "missing" / "log.txt"),
     ):
         pytest.fail("it was opened")

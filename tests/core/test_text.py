@@ -12,7 +12,7 @@ from attunet3d.core.text import parse_json, read_json, read_text
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"a": 1, "a": 2}', "key 'a' comes twice"),
+        ('{"a": 1, "a": 2}', "duplicate key 'a'"),
         ("NaN", "NaN is not a JSON number"),
         ("[-Infinity]", "-Infinity is not a JSON number"),
         (r'"\ud800"', "surrogates not allowed"),

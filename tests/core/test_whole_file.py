@@ -80,9 +80,9 @@ def test_a_file_that_stands_where_a_folder_should_is_told(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("stands")
     with pytest.raises(WriteError, match=r"Not a directory"):
         whole_file.write_bytes(tmp_path / "file" / "a", b"new")
-    with pytest.raises(WriteError, match=r"no folder can be made here"):
+    with pytest.raises(WriteError, match=r"cannot be created"):
         whole_file.make_folder(tmp_path / "file" / "a")
-    with pytest.raises(WriteError, match=r"no folder can be made here \(File exists\)"):
+    with pytest.raises(WriteError, match=r"cannot be created \(File exists\)"):
         whole_file.make_folder(tmp_path / "file")
     assert (tmp_path / "file").read_text(encoding="utf-8") == "stands"
 

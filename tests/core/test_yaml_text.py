@@ -47,8 +47,8 @@ def test_yaml_is_read_as_version_1_2_says(text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("a: 1\na: 2", "key 'a' comes twice"),
-        ("{1: 2, 1: 3}", "key 1 comes twice"),
+        ("a: 1\na: 2", "duplicate key 'a'"),
+        ("{1: 2, 1: 3}", "duplicate key 1"),
         ("[[1]: 2]", "unhashable key"),
         ("a: &x 1", "tags, anchors and aliases"),
         ("!!int 3", "tags, anchors and aliases"),
