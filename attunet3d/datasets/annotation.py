@@ -1,4 +1,4 @@
-"""Cases in which only some of the labels were looked for."""
+"""Cases in which only some of the labels were annotated."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,7 +7,7 @@ from attunet3d.datasets.case import Case
 
 
 def annotated_values(case: Case, labels: Mapping[int, str]) -> tuple[int, ...] | None:
-    """The label values that were looked for in a case, background left out; None: all of them.
+    """The label values that were annotated in a case, without background; None: all of them.
 
     Example:
         >>> from pathlib import Path
@@ -21,14 +21,14 @@ def annotated_values(case: Case, labels: Mapping[int, str]) -> tuple[int, ...] |
 
 
 def check_annotated(cases: Iterable[Case], labels: Mapping[int, str]) -> None:
-    """Refuse a case of which something is said to be annotated that is none of the labels.
+    """Refuse cases whose annotated labels are not all known.
 
     Raises:
-        DataError: There is one.
+        DataError: There is such a case.
     """
     known = [name for value, name in labels.items() if value]
     for case in cases:
         for name in case.annotated or ():
             if name not in known:
-                rule = f"case {case.id}: annotated {name!r} is none of the labels"
+                rule = f"case {case.id}: annotated {name!r} is not one of the labels"
                 raise DataError(rule, value=name, cure=suggestion(name, known))

@@ -1,4 +1,4 @@
-"""One case of a manifest, and how its entry is read from JSON."""
+"""One case of a manifest, and its entry in JSON."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ Place = Callable[[str], Path]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One scan, with its label where there is one; paths are absolute and lie beneath the root."""
+    """One scan and, if there is one, its label; paths are absolute and below the root."""
 
     id: str
     image: Path
@@ -31,20 +31,20 @@ class Case:
     fold: int | None = None
     group: str | None = None
     label_flip: str | None = None
-    """Voxel axes of the scan along which the label is mirrored when read; None: as it is."""
+    """Voxel axes of the scan along which the label is mirrored when read; None: not mirrored."""
     sha256: Mapping[str, str] = field(default_factory=dict)
-    """Checksums of the files "image" and "label", where they are known."""
+    """Checksums of the files "image" and "label", if known."""
     annotated: tuple[str, ...] | None = None
-    """Names of the labels that were looked for in this case; None: all of them."""
+    """Names of the labels that were annotated in this case; None: all of them."""
 
     @property
     def patient(self) -> str:
-        """The group, or the case itself where none is given."""
+        """The group, or the case's own id if it has no group."""
         return self.group if self.group is not None else self.id
 
 
 def parse_modality(values: object) -> str:
-    """The one channel's name, from "CT" or `{"0": "CT"}`.
+    """The name of the only channel, from "CT" or `{"0": "CT"}`.
 
     Raises:
         DataError: There are several channels, or the name is that of another modality than CT.
@@ -55,7 +55,7 @@ def parse_modality(values: object) -> str:
         >>> parse_modality({"0": "T2"})
         Traceback (most recent call last):
         ...
-        attunet3d.core.errors.DataError: modality 'T2': only CT is read, as values are taken ...
+        attunet3d.core.errors.DataError: modality 'T2': only CT is supported, as values are read ...
     """
     names = list(values.values()) if isinstance(values, Mapping) else [values]
     if len(names) != 1 or not isinstance(names[0], str):
@@ -67,7 +67,8 @@ def parse_modality(values: object) -> str:
     words = set(re.findall("[a-z0-9]+", names[0].lower()))
     if words & _OTHER_MODALITIES and "ct" not in words:
         raise DataError(
-            f"modality {names[0]!r:.80}: only CT is read, as values are taken for Hounsfield units",
+            f"modality {names[0]!r:.80}: only CT is supported, as values are read as Hounsfield"
+            " units",
             value=names[0],
             cure="leave this data set out",
         )
@@ -141,7 +142,7 @@ def _check_values(entry: Mapping[str, Any]) -> None:
     rules = {
         "fold": (
             fold is None or (type(fold) is int and 0 <= fold < 1000),
-            "a whole number from 0",
+            "a whole number of 0 or more",
         ),
         "group": (
             isinstance(group, int | None) or case_names.is_name(group),
@@ -149,7 +150,7 @@ def _check_values(entry: Mapping[str, Any]) -> None:
         ),
         "label_flip": (
             entry.get("label_flip") in (None, "", "i", "j", "k", "ij", "ik", "jk", "ijk"),
-            "letters of 'ijk', in this order",
+            "letters of 'ijk', in that order",
         ),
         "sha256": (
             isinstance(sums, Mapping) and all(isinstance(value, str) for value in sums.values()),
@@ -182,7 +183,7 @@ def _one_path(value: object) -> str | None:
 
 
 def _derived_id(image: str, label: str | None) -> str:
-    """The scan's file name, without nnU-Net's channel `_0000` if the label's name lacks it."""
+    """The scan's file name, without nnU-Net's channel `_0000` if the label's name has none."""
     name = case_names.stem(image.rsplit("/", 1)[-1])
     bare = name.removesuffix("_0000")
     return bare if label and case_names.stem(label.rsplit("/", 1)[-1]) == bare else name

@@ -1,4 +1,4 @@
-"""The scan and the label of a case, as the manifest means them."""
+"""Reads the scan and the label of a case."""
 
 import hashlib
 import logging
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_image(case: Case) -> Volume:
-    """The scan of a case as training takes it: NaN and infinite values are refused.
+    """Read the scan of a case; NaN and infinite values are refused.
 
     Raises:
         UserError: The file is not a scan, or has such values.
@@ -54,7 +54,7 @@ def read_case_label(case: Case, image: Volume, labels: Mapping[int, str]) -> Vol
             path=case.label,
             cure="correct label_flip in the manifest",
         )
-    # A mirrored view would do, but all that follows takes Fortran order for granted.
+    # A mirrored view would not be in Fortran order, which the callers rely on.
     axes = tuple("ijk".index(axis) for axis in case.label_flip)
     array = np.asfortranarray(np.flip(label.array, axes))
     return replace(label, array=array, grid=image.grid, geometry=image.geometry)
@@ -117,9 +117,9 @@ def check_file(case: Case, which: str, path: Path) -> None:
 def _missing(path: Path, which: str) -> DataError:
     if path.is_symlink():
         cure = "fetch it (git annex get, datalad get)"
-        return DataError("is a link to a file that is not there", path=path, cure=cure)
+        return DataError("is a link to a file that does not exist", path=path, cure=cure)
     beside = [path.with_name(stem(path.name) + ending) for ending in ENDINGS]
     if other := next((name for name in beside if name.exists()), None):
-        cure = f"{other.name} lies beside it: correct the name in the data set's list"
+        cure = f"{other.name} exists: correct the name in the data set's list"
         return DataError("no such file", path=path, cure=cure)
     return DataError("no such file", path=path, cure=f"the case needs its {which}")

@@ -9,27 +9,27 @@ from attunet3d.datasets.case import Case
 
 
 def check_unique(lists: Mapping[str, Sequence[Case]]) -> None:
-    """Refuse two cases of one name or one scan, and a patient in two lists or folds.
+    """Refuse two cases with the same id or scan, and a patient in two lists or folds.
 
     Args:
         lists: Cases of "training", "validation" and "test".
 
     Raises:
-        DataError: There are such cases; the message names both.
+        DataError: There are such cases, which the message names.
     """
     names: dict[str, str] = {}
     images: dict[Path, str] = {}
     places: dict[str, tuple[str, str]] = {}
     for part, cases in lists.items():
         for case in cases:
-            _claim(names, case_names.folded(case.id), case, "have one file name", "rename one")
-            _claim(images, case.image.resolve(), case, "are one scan", "keep one of them")
+            _claim(names, case_names.folded(case.id), case, "have the same name", "rename one")
+            _claim(images, case.image.resolve(), case, "are the same scan", "keep one of them")
             place = part if case.fold is None else f"fold {case.fold}"
             other, where = places.setdefault(case.patient, (case.id, place))
             if where != place:
                 raise DataError(
-                    f"case {case.id!r}: is in {place}, case {other!r} of the same patient"
-                    f" {case.patient!r} in {where}",
+                    f"case {case.id!r}: is in {place}, but case {other!r} of the same patient"
+                    f" {case.patient!r} is in {where}",
                     value=case.patient,
                     cure="keep a patient's cases together",
                 )

@@ -1,4 +1,4 @@
-"""Change a manifest by what the check of its cases found: accept, flip or leave out cases."""
+"""Corrects a manifest after the check of its cases: accepts, flips or removes cases."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from attunet3d.datasets.pair_check import PARTS, Problem
 def accept(
     cases: Manifest, problems: Sequence[Problem], case_ids: Collection[str]
 ) -> tuple[Manifest, list[Problem]]:
-    """Accept labels as they are stored, voxel by voxel, as a person has checked them.
+    """Accept labels as they are stored, voxel by voxel, because a person has checked them.
 
     Args:
         cases: The manifest that was checked.
@@ -20,8 +20,8 @@ def accept(
         case_ids: The cases whose labels are right, whatever `label_fit` says.
 
     Returns:
-        The manifest, in which these cases have the `label_flip` "", and the problems; those of
-        these labels' position are now warnings.
+        The manifest, in which these cases have the `label_flip` "", and the problems, of which
+        those about the position of these labels are now warnings.
 
     Raises:
         DataError: There is no such case.
@@ -46,7 +46,7 @@ def accept(
 
 
 def fix_flips(cases: Manifest, problems: Sequence[Problem]) -> tuple[Manifest, list[Problem]]:
-    """Record the flips that correct labels; each such problem becomes a warning that says so.
+    """Record the flips that correct labels; each such problem becomes a warning.
 
     Args:
         cases: The manifest that was checked.
@@ -60,7 +60,7 @@ def fix_flips(cases: Manifest, problems: Sequence[Problem]) -> tuple[Manifest, l
     def fixed(case: Case) -> Case:
         if case.id not in flips:
             return case
-        # Found in the label as it was read: flipped already where the manifest says so.
+        # The flip was found in the label as read, that is, with the manifest's flip applied.
         letters = set(flips[case.id]) ^ set(case.label_flip or "")
         return replace(case, label_flip="".join(sorted(letters)))
 
@@ -83,6 +83,6 @@ def without_failures(cases: Manifest, problems: Iterable[Problem]) -> Manifest:
     good = cases.changed(lambda case: None if case.id in bad else case)
     if not any(getattr(good, part) for part in PARTS):
         raise DataError(
-            f"manifest {cases.name!r}: no case is left", cure="correct what is named above"
+            f"manifest {cases.name!r}: no case is left", cure="correct the errors named above"
         )
     return good

@@ -1,4 +1,4 @@
-"""The numbers of a training set that a plan needs: spacings, sizes, foreground HU, class sizes."""
+"""Statistics of a training set for the plan: spacings, sizes, foreground HU, label volumes."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
 from attunet3d.imaging import Grid, body_box
 
-SAMPLE = 10_000  # foreground voxels taken of each case, so that large organs do not outvote
+SAMPLE = 10_000  # foreground voxels sampled per case
 QUANTILES = 201  # 0, 0.5, 1, … 100 %
 MOST_WORKERS = 4  # each holds a scan and a label
 
@@ -35,11 +35,11 @@ class CaseFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """A training set in numbers."""
+    """Statistics of a training set."""
 
     cases: tuple[CaseFacts, ...]
     hu_quantiles: tuple[float, ...]
-    """HU of the foreground at 0, 0.5, 1, … 100 %; every case counts alike."""
+    """Quantiles of the foreground's HU at 0, 0.5, 1, … 100 %; all cases have the same weight."""
 
     @property
     def spacing_mm(self) -> Triple:
@@ -57,7 +57,7 @@ class Fingerprint:
         return tuple(sorted({value for case in self.cases for value in case.label_ml}))
 
     def hu_window(self) -> tuple[float, float]:
-        """The 0.5th and the 99.5th percentile of the foreground, in whole HU, 1 apart or more."""
+        """The 0.5th and 99.5th percentiles of the foreground, in whole HU, at least 1 apart."""
         low, high = (round(self.hu_quantiles[index]) for index in (1, -2))
         return float(low), float(max(high, low + 1))
 
@@ -71,7 +71,7 @@ class Fingerprint:
             (37.5, 16.1)
         """
         clipped = np.clip(self.hu_quantiles, *window)
-        middle = (clipped[1:] + clipped[:-1]) / 2  # each stands for half a percent
+        middle = (clipped[1:] + clipped[:-1]) / 2  # each represents half a percent of the voxels
         return float(middle.mean()), float(max(middle.std(), 1.0))
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def measure_fingerprint(
         cases: Labelled cases.
         labels: Names by label value.
         workers: Cases read at a time; None: up to four.
-        ignored: The label value of voxels that nobody has labelled.
+        ignored: The label value of unlabelled voxels.
 
     Raises:
         DataError: There is no case, or nothing is labelled in any of them.
@@ -112,7 +112,7 @@ def measure_fingerprint(
             f"{len(cases)} training cases: nothing is labelled in any of them",
             cure="check the manifest",
         )
-    # Resampled to one length, so that every case weighs the same.
+    # Resampled to one length, so that every case has the same weight.
     even = np.linspace(0, 1, QUANTILES)
     pooled = np.concatenate([np.quantile(hu, np.linspace(0, 1, SAMPLE)) for hu in samples])
     quantiles = np.quantile(pooled, even)
@@ -125,7 +125,7 @@ def measure_fingerprint(
 def _measure(
     case: Case, labels: Mapping[int, str], ignored: int | None
 ) -> tuple[CaseFacts, npt.NDArray[np.float32]]:
-    """A case's facts, and HU of some of its labelled voxels."""
+    """The facts of a case, and the HU of a sample of its labelled voxels."""
     image = read_image(case)
     label = read_case_label(case, image, labels)
     if label.array.shape != image.array.shape:

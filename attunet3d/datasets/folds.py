@@ -1,4 +1,4 @@
-"""Assigns cases to even folds, each patient to one; the result depends on the seed alone."""
+"""Assigns patients to folds of nearly equal size; the result depends only on the seed."""
 
 import random
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ def assign(groups: Mapping[str, str], count: int | None = None, seed: int = 0) -
 
     Args:
         groups: Patient of each case, by case id.
-        count: Number of folds; None: five, or as many as there are patients if fewer; a single
-            patient is in none.
+        count: Number of folds; None: five, or the number of patients if that is less; a single
+            patient is in no fold.
         seed: Seeds the shuffle.
 
     Returns:

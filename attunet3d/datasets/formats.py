@@ -9,8 +9,8 @@ The layout is recognised by what the folder contains, in this order:
     CASE/ct.nii.gz + CASE/segmentations/ORGAN.nii.gz      TotalSegmentator, AbdomenAtlas, SuPreM
     ImageTr/CASE/ct.nii.gz + LabelTr/CASE/segmentations   PanTS; test scans in ImageTe
 
-A scan without a label, or a label without a scan, becomes a case whose missing file the check of
-the pairs names. Junk (`._*`, hidden files) is ignored.
+A scan without a label, or a label without a scan, becomes a case with a missing file, which
+`pair_check` reports. Junk (`._*`, hidden files) is ignored.
 """
 
 import os
@@ -58,14 +58,14 @@ def read_data_set(
     root: Path | None = None,
     organs: Sequence[str] = (),
 ) -> Manifest:
-    """List the cases of a folder, in no folds.
+    """List the cases of a folder, without folds.
 
     The caller names the folder, so links in it are followed wherever they lead.
 
     Args:
-        folder: The data set as it lies.
-        names: Label names by value, as `{"1": "pancreas"}`; they replace the folder's for these
-            values. Folders without any get names such as "label 1" for the values that occur.
+        folder: The data set as downloaded.
+        names: Label names by value, as `{"1": "pancreas"}`, in place of the data set's own. Without
+            any names, the values that occur are called "label 1" and so on.
         root: A folder that contains all files, or None for the data set's own.
         organs: Those that are taken of labels which hold organs by name (see `imaging`'s
             `open_organ_masks`), as the labels 1, 2, …; none: all that any case has, by name.
@@ -164,7 +164,7 @@ def _placed(folder: Path, root: Path, path: str) -> Path:
     raise DataError(
         f"path {path[:80]!r}: lies outside the folder {root}",
         value=path,
-        cure="name a folder that holds all files by --root, or make the path relative",
+        cure="use --root to name a folder that contains all files, or make the path relative",
     )
 
 
@@ -188,7 +188,7 @@ def _nnunet(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _listed(case_id: str, entry: object) -> pairing.Entry:
-    """A case of the explicit list that newer nnU-Net files may hold."""
+    """A case of the explicit list that newer nnU-Net files may contain."""
     if not isinstance(entry, Mapping) or "images" not in entry:
         raise DataError(
             f"case {case_id!r}: must give images and label",
@@ -217,8 +217,8 @@ def _folders(folder: Path) -> dict[str, Any]:
         if cases := list(pairing.case_folders(folder)):
             return {"training": cases}
         raise DataError(
-            "holds neither dataset.json, nor a folder of scans (imagesTr, images, …) beside one of"
-            " labels (labelsTr, labels, …), nor folders CASE/ct.nii.gz",
+            "contains neither dataset.json, nor folders of scans (imagesTr, images, …) and labels"
+            " (labelsTr, labels, …), nor folders CASE/ct.nii.gz",
             cure="rename its folders",
         )
     test, test_label = _first(names, TEST_IMAGES), _first(names, TEST_LABELS)
@@ -231,7 +231,7 @@ def _first(names: Mapping[str, str], choices: tuple[str, ...]) -> str | None:
 
 
 def _found_labels(cases: Sequence[Case]) -> dict[str, str]:
-    """Names for the values that occur in the labels; the check of the pairs lists bad files."""
+    """Names for the values that occur in the labels; `pair_check` reports unreadable files."""
 
     def values(path: Path) -> set[int]:
         with suppress(UserError, OSError):

@@ -1,9 +1,9 @@
-"""Decides whether a label lies on its scan, and if not, whether a mirrored one would.
+"""Checks whether a label fits its scan and, if not, whether a mirrored label does.
 
 Three things are compared. Headers: the two grids are equal, mirrored along some voxel axes, or
-neither. Tissue: no organ lies in air, so labelled voxels below -200 HU speak against a label
+neither. Tissue: organs are not made of air, so labelled voxels below -200 HU count against a label
 (lungs: see `--tissue-hu`). Edges: HU change more across an organ's outline than inside it. On 24
-phantoms and 73 organs of two patients the edges point to the right one of the eight mirrorings in
+phantoms and 73 organs of two patients, the edges select the right one of the eight mirrorings in
 all but five cases, in which no mirroring is clearly best.
 
 NIH's labels, for instance, are stored with their rows in the reverse order of the scans' rows.
@@ -19,16 +19,16 @@ import numpy.typing as npt
 
 from attunet3d.imaging import Grid, Volume
 
-TISSUE_HU = (-200.0, math.inf)  # from fat to bone and metal; below lies air
+TISSUE_HU = (-200.0, math.inf)  # from fat to bone and metal; air is below
 EDGE_HU = 300.0  # values are clipped to this for the edges if the tissue has no upper bound
 FLIPS = tuple("".join(axes) for count in range(4) for axes in combinations("ijk", count))
-SAMPLE = 20_000  # labelled voxels, and pairs of neighbours along each axis, looked at
-ENOUGH = 0.8  # share on tissue below which there is a warning; organs beside gas have less than 1
-FEW = 0.5  # share on tissue below which a label is refused
-NOISE_HU = 5.0  # added to what changes inside, so that noiseless images give no infinite ratio
-SHARP = 2.0  # edge above which a label is right whatever the mirrored ones give
+SAMPLE = 20_000  # labelled voxels, and pairs of neighbours along each axis, that are compared
+ENOUGH = 0.8  # share of tissue below which there is a warning; organs beside gas have less than 1
+FEW = 0.5  # share of tissue below which a label is refused
+NOISE_HU = 5.0  # added to the change inside, so that noiseless images give no infinite ratio
+SHARP = 2.0  # edge above which a label is right, whatever the edges of the mirrored ones
 DULL = 1.2  # edge below which no label is right: random outlines have about 1
-LEAD = 1.25  # factor by which the right one of the eight mirrorings must beat all others
+LEAD = 1.25  # factor by which the right mirroring must exceed the seven others
 _DIRECTIONS = dict.fromkeys("RL", "left-right") | dict.fromkeys("AP", "front-back")
 _DIRECTIONS |= dict.fromkeys("SI", "head-foot")
 
@@ -41,7 +41,7 @@ class Fit:
     """How well a label, mirrored in one way, fits its scan.
 
     Args:
-        share: Share of the labelled voxels that lie on tissue.
+        share: Share of the labelled voxels that are tissue.
         edge: Mean change of HU across the outline, divided by that inside.
     """
 
@@ -51,12 +51,12 @@ class Fit:
 
 @dataclass(frozen=True)
 class Misfit:
-    """A label that does not lie on its scan's organs.
+    """A label that does not fit its scan.
 
     Args:
         text: The reason in words.
         flip: The `label_flip` that corrects it, or None if no mirroring does.
-        warning: Whether the label may be right all the same.
+        warning: Whether the label may still be right.
     """
 
     text: str
@@ -65,7 +65,7 @@ class Misfit:
 
 
 def find_misfit(image: Volume, label: Volume, tissue_hu: Span = TISSUE_HU) -> Misfit | None:
-    """Check by headers, tissue and edges whether a label of the scan's shape lies on it.
+    """Check by headers, tissue and edges whether a label of the scan's shape fits it.
 
     Args:
         image: The scan in HU.
@@ -73,7 +73,7 @@ def find_misfit(image: Volume, label: Volume, tissue_hu: Span = TISSUE_HU) -> Mi
         tissue_hu: Lowest and highest HU of the labelled tissue.
 
     Returns:
-        None if nothing speaks against the label.
+        None if nothing counts against the label.
 
     Example:
         >>> grid = Grid((8, 8, 8), np.eye(4))
@@ -92,13 +92,13 @@ def find_misfit(image: Volume, label: Volume, tissue_hu: Span = TISSUE_HU) -> Mi
     flip = _best_flip(fits)
     flip = header if flip is None else flip
     named = name_flip(image.grid, header or turned or "")
-    text = f"its header is mirrored against the scan's along {named}"
+    text = f"its header is mirrored relative to the scan's along {named}"
     if header is None:
-        text += " and lies elsewhere, too"
+        text += " and has another origin"
     if flip is None or (fits and fits[flip].share < FEW):
-        return Misfit(f"{text}, and the image does not tell which is right; correct the header")
+        return Misfit(f"{text}, and the image does not show which is right; correct the header")
     right = f"mirrored along {name_flip(image.grid, flip)}" if flip else "as they are stored"
-    return Misfit(f"{text}; its voxels fit {right}: --fix-flips reads it so", flip)
+    return Misfit(f"{text}; its voxels fit {right}; use --fix-flips to read them so", flip)
 
 
 def header_flip(image: Grid, label: Grid) -> str | None:
@@ -155,18 +155,18 @@ def _by_image(grid: Grid, fits: Mapping[str, Fit], tissue_hu: Span) -> Misfit | 
     if best and stored.edge < SHARP:
         return Misfit(
             f"looks mirrored along {name_flip(grid, best)}: its outline follows the scan's edges"
-            f" {fits[best].edge / max(stored.edge, 0.01):.1f} times as well that way;"
-            " --fix-flips reads it so",
+            f" {fits[best].edge / max(stored.edge, 0.01):.1f} times as well when mirrored; use"
+            " --fix-flips to mirror it",
             best,
         )
     low, high = tissue_hu
     span = f"{low:g} HU and more" if math.isinf(high) else f"{low:g} to {high:g} HU"
-    found = f"only {stored.share:.0%} of the labelled voxels lie on tissue ({span})"
+    found = f"only {stored.share:.0%} of the labelled voxels are tissue ({span})"
     if stored.share >= FEW:
         return None if stored.share >= ENOUGH else Misfit(found, warning=True)
     return Misfit(
-        f"{found}, and no mirroring helps; give the scan's own label, say what counts as tissue"
-        " with --tissue-hu, or keep the case as it is by --accept CASE"
+        f"{found}, and no mirroring fits better; give the scan's own label, set the HU of the"
+        " labelled tissue with --tissue-hu, or accept the label with --accept CASE"
     )
 
 
@@ -180,7 +180,7 @@ def _best_flip(fits: Mapping[str, Fit]) -> str | None:
 
 
 def _sample(mask: npt.NDArray[np.bool_]) -> Index:
-    """Indices of some of the voxels that are set, evenly drawn."""
+    """Indices of an even sample of the voxels that are set."""
     order = "F" if mask.flags.f_contiguous else "C"
     found = np.flatnonzero(mask.ravel(order=order))  # type: ignore[arg-type]  # a view
     found = found[:: len(found) // SAMPLE + 1]
@@ -227,7 +227,7 @@ def _mirrored(grid: Grid, flip: str) -> Grid:
 
 
 def _turned(image: Grid, label: Grid) -> str | None:
-    """Voxel axes that run against the scan's, if directions and spacings are equal otherwise."""
+    """Voxel axes opposite to the scan's, if directions and spacings are equal otherwise."""
     reach = np.array(image.shape)
     for flip in FLIPS:
         signs = [-1 if axis in flip else 1 for axis in "ijk"]
@@ -246,8 +246,8 @@ def _elsewhere(image: Grid, label: Grid) -> str:
         f", {what} {own} against {other}" for what, own, other in facts if own != other
     )
     return (
-        f"lies up to {label.distance_mm(image):.4g} mm off the scan{differ}; both must lie on one"
-        " grid within 0.001 mm: resample the label or correct its header"
+        f"is displaced by up to {label.distance_mm(image):.4g} mm from the scan{differ}; both must"
+        " have the same grid within 0.001 mm: resample the label or correct its header"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the values of label maps mean: names, regions of several values, and a value to ignore."""
+"""Meaning of the values in label maps: names, regions of several values, a value to ignore."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Any
 
 from attunet3d.core import DataError, case_names
 
-IGNORE = "ignore"  # the name, in nnU-Net's dataset.json and in ours, of voxels nobody has labelled
+IGNORE = "ignore"  # the name of unlabelled voxels, as in nnU-Net's dataset.json
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,9 @@ class LabelNames:
 
     Args:
         labels: Name of each label value; 0 is the background.
-        ignore: The value of voxels that nobody has labelled; it is not among `labels`.
+        ignore: The value of unlabelled voxels; it is not among `labels`.
         regions: Label values of each region, by its name, for data sets of overlapping regions;
-            `labels` then gives the value by which a region's own voxels are written.
+            `labels` then gives the value with which a region is written.
     """
 
     labels: dict[int, str]
@@ -30,11 +30,11 @@ def parse_labels(values: object, class_order: object = None) -> LabelNames:
 
     Args:
         values: As JSON gives them.
-        class_order: nnU-Net's `regions_class_order`: by which value each region is written.
+        class_order: nnU-Net's `regions_class_order`: the value with which each region is written.
 
     Raises:
-        DataError: A value is not a whole number of 0 … 255, a name comes twice, or the regions
-            lack their order.
+        DataError: A value is not a whole number from 0 to 255, a name is given twice, or the
+            regions have no order.
 
     Example:
         >>> parse_labels({"background": 0, "pancreas": 1, "ignore": 2})
@@ -68,7 +68,7 @@ def parse_labels(values: object, class_order: object = None) -> LabelNames:
     labels.setdefault(0, "background")
     if len(labels) < 2 or len(set(labels.values())) < len(labels) or len(ignore) > 1:
         raise DataError(
-            "labels: there must be one besides the background, and no name twice",
+            "labels: must have one besides the background, and no name twice",
             value=values,
             cure="correct them",
         )
@@ -102,7 +102,7 @@ def _regions(named: list[tuple[object, str]]) -> dict[str, tuple[int, ...]]:
             _whole(part, name) for part in (value if isinstance(value, list) else [value])
         )
         if not parts or name in regions:
-            rule = f"region {name!r}: must have values, and a name of its own"
+            rule = f"region {name!r}: must have values, and a name that no other region has"
             raise DataError(rule, value=value, cure="correct it")
         if parts != (0,):
             regions[name] = parts
@@ -110,7 +110,7 @@ def _regions(named: list[tuple[object, str]]) -> dict[str, tuple[int, ...]]:
 
 
 def _order(class_order: object, regions: Mapping[str, object]) -> list[int]:
-    """The value by which each region is written."""
+    """The value with which each region is written."""
     if not isinstance(class_order, list) or len(class_order) != len(regions):
         raise DataError(
             f"regions_class_order {class_order!r:.80}: must be a list of one value for each of the"
@@ -126,7 +126,7 @@ def _whole(value: object, name: object) -> int:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not (digits or whole) or not 0 <= int(str(value)) <= 255:
         raise DataError(
-            f"label {name!r:.80}: value {str(value)[:80]!r} must be a whole number of 0 … 255",
+            f"label {name!r:.80}: value {str(value)[:80]!r} must be a whole number from 0 to 255",
             value=value,
             cure="correct it",
         )

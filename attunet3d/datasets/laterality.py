@@ -1,7 +1,7 @@
-"""Label names that say left or right: a mirrored scan turns such labels into their partners.
+"""Finds labels of one side of the body, which are wrong in a mirrored scan.
 
 A name is split into words at spaces, punctuation and capitals ("KidneyLeft", "kidney_l"). The side
-is a word of its own; in a word such as "leftkidney" it may also be the beginning.
+is a separate word, or the beginning of one such as "leftkidney".
 """
 
 import re
@@ -21,7 +21,7 @@ _BEGINNING = re.compile("(left|right|links|rechts)(?=.)")
 
 
 def labels_with_side(labels: Mapping[int, str]) -> tuple[int, ...]:
-    """The values whose names say left or right, with or without a partner of the other side.
+    """The label values whose names contain a side, whether or not the other side has a label.
 
     Example:
         >>> labels_with_side({1: "left lung", 2: "liver", 3: "vertebra L1", 4: "bright lesion"})

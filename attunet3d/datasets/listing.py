@@ -1,4 +1,4 @@
-"""From a data set's folder to a manifest with folds, the files themselves unread."""
+"""Makes a manifest with folds from the folder of a data set, without reading scans."""
 
 import logging
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def list_cases(
     Args:
         data_dir: The data set as downloaded; see `formats`.
         template: A manifest that the data set completes.
-        names: Label names, as "1=pancreas"; the data set's own stand for the other values.
+        names: Label names, as "1=pancreas"; other values keep the data set's names.
         group: Regular expression that finds the patient in a case's id.
         root: A folder that contains all files of the data set; None: `data_dir` does.
         organs: Those that are taken where the labels hold organs by name; none: all.
@@ -45,14 +45,14 @@ def assign_folds(
 ) -> Manifest:
     """Assign the patients to folds.
 
-    The first of these that exists is taken: `folds` new ones; those that the cases have; nnU-Net's
-    `splits_final.json`; five new ones, or as many as there are patients if fewer. A single patient
-    gets no folds, nor does a data set that lists its own validation cases.
+    The first of these that exists is taken: `folds` new folds; those that the cases have; nnU-Net's
+    `splits_final.json`; five new folds, or as many as there are patients if that is less. A single
+    patient gets no fold, and neither does a data set that lists its own validation cases.
 
     Args:
-        cases: What is assigned to folds.
-        data_dir: Where nnU-Net's splits are looked for.
-        folds: Number of folds.
+        cases: The manifest.
+        data_dir: Where to look for nnU-Net's splits.
+        folds: Number of new folds.
         seed: Seeds the folds.
 
     Raises:
@@ -69,11 +69,11 @@ def assign_folds(
 
 
 def _log_unnamed(found: Manifest) -> None:
-    """Warn of labels without a name, by which two models could not recognise them as one organ."""
+    """Warn of labels without a name, which cannot be matched between models."""
     values = [value for value, name in found.labels.items() if name == f"label {value}"]
     if values:
         listed = ", ".join(map(str, values))
-        _log.warning("no name for label %s; give one by --label %s=NAME", listed, values[0])
+        _log.warning("no name for label %s; give one with --label %s=NAME", listed, values[0])
 
 
 def _names(texts: Sequence[str]) -> dict[str, str]:

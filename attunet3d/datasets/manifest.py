@@ -1,4 +1,4 @@
-"""Lists of cases: which scans and labels there are, and which fold each belongs to.
+"""Manifests: the scans and labels of a data set, and the fold of each case.
 
 A superset of MONAI's data list and of the `dataset.json` of the Medical Segmentation Decathlon:
 
@@ -8,9 +8,9 @@ A superset of MONAI's data list and of the `dataset.json` of the Medical Segment
      "validation": […], "test": […]}
 
 Paths are relative to the root: the file's own folder unless `root` (in the file, relative to it) or
-the caller says otherwise. `group` is the patient, never in two folds. `label_flip` corrects a label
-whose header does not fit its scan: its voxels, mirrored along the voxel axes named (letters of
-"ijk", or none), lie one to one on the scan's. Other keys of a file are ignored.
+the caller says otherwise. `group` is the patient, whose cases are all in one fold. `label_flip`
+corrects a label whose header does not fit its scan: mirrored along the voxel axes given (letters of
+"ijk", or none), its voxels correspond one to one to the scan's. Other keys of a file are ignored.
 """
 
 import json
@@ -42,13 +42,13 @@ MAKE = "make a manifest with attunet3d manifest DATA_DIR --out MANIFEST.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Cases of one data set, and what their labels mean."""
+    """The cases of a data set and the meaning of its labels."""
 
     name: str
     labels: dict[int, str]
     root: Path
     ignore: int | None = None
-    """The label value of voxels that nobody has labelled; it is not among `labels`."""
+    """The label value of unlabelled voxels; it is not among `labels`."""
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Label values of each region, by its name; see `LabelNames`."""
     modality: str = "CT"
@@ -70,8 +70,8 @@ class Manifest:
 
         Args:
             path: The JSON file.
-            root: Folder that its paths are relative to, instead of the one the file gives. As the
-                caller names it, links in it may lead out of it.
+            root: Folder that paths are relative to, instead of the file's. Links in it may lead out
+                of it, since the caller named it.
 
         Raises:
             DataError: The file is missing or not a manifest, or breaks a rule; the case is named.
@@ -86,7 +86,7 @@ class Manifest:
             raise error.within(path) from None
 
     def save(self, path: Path) -> None:
-        """Write JSON that `load` reads, paths relative to the root, the root to the file.
+        """Write JSON that `load` reads, with paths relative to the root and the root to the file.
 
         Raises:
             WriteError: The file cannot be written.
@@ -110,12 +110,12 @@ class Manifest:
 
     @property
     def value_names(self) -> dict[int, str]:
-        """Every value that a label map may hold, with what it means."""
+        """The meaning of every value that a label map may have."""
         names = {value: name for name, values in self.regions.items() for value in values}
         return names | self.labels | ({} if self.ignore is None else {self.ignore: IGNORE})
 
     def training_settings(self) -> list[str]:
-        """Settings that the labels require of a training, as `--set` takes them."""
+        """Settings of training that the labels require, in the form of `--set`."""
         settings = [] if self.ignore is None else [f"training.ignore_index={self.ignore}"]
         if self.regions:
             written = {name: value for value, name in self.labels.items()}
@@ -125,7 +125,7 @@ class Manifest:
         return settings
 
     def __str__(self) -> str:
-        """How many cases there are, and how many validate in each fold."""
+        """The number of cases, and the sizes of the folds."""
         folds = Counter(case.fold for case in self.training if case.fold is not None)
         sizes = "+".join(str(folds[number]) for number in sorted(folds))
         fold_of = f" in {len(folds)} folds ({sizes})" if folds else ""
@@ -136,10 +136,9 @@ class Manifest:
         """Training and validation cases.
 
         Args:
-            number: The fold that validates; all other training cases train. None: the
-                `training` and `validation` lists; without the latter the lowest fold validates,
-                and without folds one patient in five, always the same. A single patient leaves
-                none to validate on.
+            number: The fold to validate on; all other training cases are trained on. None: the
+                `training` and `validation` lists; without the latter the lowest fold, and without
+                folds always the same fifth of the patients. With a single patient there is none.
 
         Raises:
             DataError: There is no such fold, nothing to train on, or this is a template.
@@ -162,7 +161,7 @@ class Manifest:
         return self._whole(rest), tuple(case for case in self.training if case.fold == number)
 
     def changed(self, change: Callable[[Case], Case | None]) -> "Manifest":
-        """The same manifest with every case changed, or left out where `change` gives None."""
+        """The same manifest with every case changed, or removed where `change` returns None."""
         lists: dict[str, Any] = {
             part: tuple(new for case in getattr(self, part) if (new := change(case)) is not None)
             for part in _LISTS
@@ -170,7 +169,7 @@ class Manifest:
         return replace(self, **lists)
 
     def with_folds(self, fold_of: Mapping[str, int]) -> "Manifest":
-        """The same manifest, training cases in the folds given by id; others are in none."""
+        """The same manifest with training cases in the folds given by id, others in none."""
         cases = (replace(case, fold=fold_of.get(case.id)) for case in self.training)
         return replace(self, training=tuple(cases))
 
@@ -178,7 +177,7 @@ class Manifest:
         """The same manifest with its training cases assigned to folds by patient.
 
         Args:
-            count: Number of folds; None: five, or as many as there are patients if fewer.
+            count: Number of folds; None: five, or the number of patients if that is less.
             seed: Seeds the shuffle.
 
         Raises:
@@ -188,18 +187,18 @@ class Manifest:
         return self.with_folds(folds.assign(groups, count, seed))
 
     def require_files(self) -> "Manifest":
-        """This manifest, if at least one of its scans is where it should be.
+        """Return this manifest if at least one of its scans exists.
 
         Raises:
-            DataError: No scan is there: the manifest or the data set was moved.
+            DataError: None exists, since the manifest or the data set was moved.
         """
         cases = [case for part in _LISTS for case in getattr(self, part)]
         if not self.template and cases and not any(case.image.exists() for case in cases):
             raise DataError(
-                f"manifest {self.name!r}: none of its {len(cases)} scans is there, such as"
+                f"manifest {self.name!r}: none of its {len(cases)} scans exists, such as"
                 f" {cases[0].image}",
                 path=self.root,
-                cure="was it or the data set moved? Name the folder of the data set by --root",
+                cure="if it or the data set was moved, name the data set's folder with --root",
             )
         return self
 
@@ -233,8 +232,8 @@ def parse(values: object, root: Path, name: str = "", place: Place | None = None
         values: As JSON gives them.
         root: What the paths are relative to.
         name: The manifest's name if the values give none.
-        place: Turns a path of the lists into an absolute one beneath `root`; None: it is relative
-            to `root`, and no link leads out.
+        place: Turns a path of the lists into an absolute one below `root`; None: it is relative to
+            `root`, and links may not lead out.
 
     Raises:
         DataError: A rule is broken; the case is named.
@@ -261,12 +260,13 @@ def parse(values: object, root: Path, name: str = "", place: Place | None = None
 
 
 def _read(path: Path) -> object:
-    """Read the JSON of a manifest, with own messages for a missing file and a configuration."""
+    """Read the JSON of a manifest; a missing file and a configuration have their own messages."""
     if not path.exists():
         raise DataError("no such manifest", path=path, cure=f"check the path, or {MAKE}")
     swapped = "give MANIFEST first, then CONFIG"
     if path.suffix.lower() in (".yaml", ".yml"):
-        raise DataError("is not a manifest, which is JSON", path=path, cure=f"{swapped}; {MAKE}")
+        rule = "is not a manifest, which must be JSON"
+        raise DataError(rule, path=path, cure=f"{swapped}; {MAKE}")
     values = read_json(path)
     if isinstance(values, Mapping) and isinstance(values.get("training"), Mapping):
         raise DataError("is a configuration, not a manifest", path=path, cure=swapped)

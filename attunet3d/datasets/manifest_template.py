@@ -1,9 +1,9 @@
-"""Manifests that are shipped without their data, and how a download completes them.
+"""Templates of manifests, which ship without data and are completed from a download.
 
-A template names no file that may not exist. It holds names, licence and source; and either, for
-each case, patterns of its files (the ids are known, the folders are not: `*` stands for anything,
-slashes included), or empty lists and the numbers that are expected (the download lists its own
-cases). A pattern that ends in `.dcm` means the one folder that holds such files.
+A template contains names, licence and source; and either file patterns for each case, if the ids
+are known but the folders are not (`*` matches anything, including slashes), or empty lists and the
+expected numbers of cases, if the download lists its own. A pattern that ends in `.dcm` matches the
+one folder that contains such files.
 """
 
 import importlib.resources
@@ -41,7 +41,7 @@ def _find(template: Path) -> Path:
 
 
 def complete(template: Path, folder: Path) -> Manifest:
-    """The manifest of a download.
+    """Make the manifest of a download from a template.
 
     Args:
         template: A manifest with `"template": true`, or the name of one that ships with the
@@ -91,7 +91,7 @@ def _with_files(template: Path, plan: Manifest, folder: Path) -> Manifest:
             f"{template.name} expects one match for each pattern, but"
             f" {', '.join(problems[:_NAMED])}{more}",
             path=folder,
-            cure="fetch what is missing",
+            cure="download the missing files",
         )
     return replace(found, template=False)
 
@@ -107,7 +107,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _matches(pattern: str, names: Sequence[str]) -> list[str]:
-    """What a pattern finds; `*/` in front also stands for the top of the download."""
+    """The names that match a pattern; `*/` at its start also matches the top folder."""
     expression = re.compile(translate(pattern))
     found = [name for name in names if expression.match(name) or expression.match("./" + name)]
     if pattern.lower().endswith(".dcm"):
@@ -123,5 +123,5 @@ def _require_numbers(template: Path, folder: Path, lists: Mapping[str, Sequence[
                 f"lists {len(lists[part])} {part} cases, {template.name} expects {count}",
                 path=folder,
                 value=len(lists[part]),
-                cure="fetch the whole data set, or leave --template out",
+                cure="download the whole data set, or leave --template out",
             )

@@ -1,4 +1,4 @@
-"""Folds that nnU-Net made: `splits_final.json`, so that results compare fold by fold."""
+"""Reads nnU-Net's folds (`splits_final.json`), so that results can be compared fold by fold."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -9,7 +9,7 @@ NAME = "splits_final.json"
 
 
 def find_splits(folder: Path) -> Path | None:
-    """The splits of a raw data set: in it, or where nnU-Net keeps what it has prepared.
+    """Find the splits of a raw data set, in its folder or in that of its preprocessed data.
 
     Example:
         >>> find_splits(Path("nowhere/Dataset007_Pancreas")) is None
@@ -21,18 +21,18 @@ def find_splits(folder: Path) -> Path | None:
 
 
 def read_splits(path: Path, ids: Collection[str]) -> dict[str, int]:
-    """Fold of each case that validates in one.
+    """Read the fold in which each case is validated on.
 
     Args:
         path: A list of `{"train": [ids], "val": [ids]}`, one per fold.
         ids: The training cases; other names in the file are ignored.
 
     Returns:
-        Fold by id; a case that validates in none is left out and always trains.
+        Fold by id; cases that are in no "val" list are left out, and all folds train on them.
 
     Raises:
-        DataError: A case validates twice, a fold validates on none of the cases, or trains on
-            others than all that do not validate in it.
+        DataError: A case is in two "val" lists, or a fold validates on none of the cases, or it
+            does not train on exactly the others.
     """
     splits = read_json(path)
     if not isinstance(splits, list) or not all(map(_is_split, splits)) or not splits:
@@ -44,13 +44,13 @@ def read_splits(path: Path, ids: Collection[str]) -> dict[str, int]:
             raise _refusal(path, f"fold {number} validates on none of the cases")
         for case_id in validating:
             if folds.setdefault(case_id, number) != number:
-                twice = f"{case_id!r} validates in folds {folds[case_id]} and {number}"
+                twice = f"folds {folds[case_id]} and {number} both validate on {case_id!r}"
                 raise _refusal(path, twice)
     for number, split in enumerate(splits):
         rest = {case_id for case_id in ids if folds.get(case_id) != number}
         if odd := sorted((set(split["train"]) & set(ids)) ^ rest):
-            rule = f"fold {number} must train on all cases that do not validate in it"
-            raise _refusal(path, f"{rule}, which {odd[0]!r} contradicts")
+            rule = f"fold {number} must train on exactly the cases that it does not validate on"
+            raise _refusal(path, f"{rule}, but {odd[0]!r} is in both lists or in none")
     return folds
 
 

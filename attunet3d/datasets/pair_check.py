@@ -1,10 +1,9 @@
 """Checks every scan and label of a manifest, and lists all problems of each case.
 
-A case passes if both files can be read to the end, have one shape and one grid, the label's values
-are all named, the scan has no NaN and the label lies on tissue. What may be right all the same (an
-empty label, values that do not look like HU) is a warning. Whether a label lies on its organ is
-decided by a heuristic, which a person can overrule
-(`corrections.accept`).
+A case passes if both files can be read to the end and have the same shape and grid, all values of
+the label have a name, the scan has no NaN and the label covers tissue. What may still be right (an
+empty label, values that do not look like HU) is a warning. Whether a label fits its organ is
+decided by a heuristic, which a person can overrule (`corrections.accept`).
 """
 
 import json
@@ -33,7 +32,7 @@ from attunet3d.imaging import Volume, open_organ_masks, read_label, scan_warning
 
 _log = logging.getLogger(__name__)
 MOST_WORKERS = 4  # each holds a scan and a label
-SOFT_TISSUE_HU = (-200.0, 300.0)  # what may be labelled where values do not look like HU
+SOFT_TISSUE_HU = (-200.0, 300.0)  # the tissue's range if the scan's values do not look like HU
 MOST_LISTED = 20  # values without a name; a label map has fewer than a scan
 SWAPPED = "is this the scan, and the image the label map?"
 PARTS = ("training", "validation", "test")
@@ -46,7 +45,7 @@ class Problem:
     case_id: str
     text: str
     warning: bool = False
-    """Whether the case may be used all the same."""
+    """Whether the case may still be used."""
     flip: str | None = None
     """The `label_flip` that corrects it."""
     misfit: bool = False
@@ -63,7 +62,7 @@ def check_pairs(
 
     Args:
         cases: The manifest.
-        tissue_hu: Lowest and highest HU of what is labelled; None: those of soft tissue.
+        tissue_hu: Lowest and highest HU of the labelled tissue; None: `label_fit.TISSUE_HU`.
         workers: Cases read at a time; None: up to four.
 
     Returns:
@@ -128,7 +127,7 @@ def check_case(
     yield from (problem(f"{name}: {text}", **facts) for text, facts in _values(label, labels))
     if image is None:
         return
-    if cases.ignore is not None:  # voxels that nobody has labelled belong to no organ
+    if cases.ignore is not None:  # unlabelled voxels belong to no organ
         label = replace(label, array=np.where(label.array == cases.ignore, 0, label.array))
     if label.array.shape != image.array.shape:
         yield problem(
@@ -138,12 +137,12 @@ def check_case(
     elif found := label_fit.find_misfit(image, label, SOFT_TISSUE_HU if not_hu else tissue_hu):
         text = found.text
         if not_hu and found.flip is None and label.grid.matches(image.grid):
-            text = f"does not fit a CT scan's values ({not_hu}); only CT is read: is the scan MR?"
+            text = f"does not fit a CT scan's values ({not_hu}); only CT is supported: is it MR?"
         yield problem(f"{name}: {text}", warning=found.warning, flip=found.flip, misfit=True)
 
 
 def write_failures(out: Path, problems: Iterable[Problem]) -> Path | None:
-    """Write `OUT.failures.json`, reasons by case; without any, remove that of an earlier call.
+    """Write `OUT.failures.json` with the reasons by case, or delete an older one if there are none.
 
     Raises:
         WriteError: The file cannot be written.
@@ -157,7 +156,7 @@ def write_failures(out: Path, problems: Iterable[Problem]) -> Path | None:
         whole_file.make_folder(path.parent)
         whole_file.write_text(path, json.dumps(failures, indent=2, ensure_ascii=False) + "\n")
         return path
-    with suppress(OSError):  # no such file, or a folder where nothing can be: the save will say
+    with suppress(OSError):  # no such file; if the folder is unusable, saving the manifest says so
         path.unlink()
     return None
 
@@ -194,11 +193,8 @@ def _values(label: Volume, labels: dict[int, str]) -> Iterator[tuple[str, dict[s
         yield f"has {len(found)} values, of which {len(unknown)} have no name: {SWAPPED}", {}
     elif unknown:
         known = ", ".join(f"{value} {name}" for value, name in labels.items())
-        yield (
-            f"has {'values' if len(unknown) > 1 else 'value'} {', '.join(map(str, unknown))} that"
-            f" no label names (named: {known}); correct the label or name it",
-            {},
-        )
+        found_words = f"unnamed value{'s' * (len(unknown) > 1)} {', '.join(map(str, unknown))}"
+        yield f"has {found_words} (named: {known}); correct the label or use --label", {}
     if found <= {0}:
         yield "nothing is labelled", {"warning": True}
 

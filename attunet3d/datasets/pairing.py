@@ -22,7 +22,7 @@ Entry = dict[str, Any]
 
 
 def pairs(folder: Path, images: str, labels: str | None) -> Iterator[Entry]:
-    """Scans with the labels of their names, then labels without a scan.
+    """Scans with the labels that match by name, then labels without a scan.
 
     Args:
         folder: The data set.
@@ -55,7 +55,7 @@ def case_folders(folder: Path) -> Iterator[Entry]:
 
 
 def _case_id(name: str, scans: Mapping[str, str], masks: Mapping[str, str]) -> str:
-    """The scan's name less nnU-Net's channel, unless the number belongs to the name."""
+    """The scan's name without nnU-Net's channel, unless the number belongs to the name."""
     match = re.fullmatch(r"(.+)_(\d{4})", name)
     if match is None or name in masks:
         return name
@@ -85,7 +85,7 @@ def _stems(
         if name in found:
             other = found[name].split("/")[0]
             raise DataError(
-                f"{other} and {path.name} are one case", path=folder.name, cure="keep one"
+                f"{other} and {path.name} are the same case", path=folder.name, cure="keep one"
             )
         found[name] = path.name if part is None else f"{path.name}/{part}"
     return found

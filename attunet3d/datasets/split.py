@@ -1,4 +1,4 @@
-"""Records which cases a model was trained on, so that no score hides that it saw them."""
+"""Tells which cases a model was trained on, so that scores on such cases are marked."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ class Split:
     """The role of each case for a model, or for the members of an ensemble.
 
     Args:
-        roles: By case id: "training", the weights were fitted to its label; "validation", the best
-            weights were chosen by it; "none", neither.
+        roles: By case id: "training", the weights were fitted to its label; "validation", it was
+            used to choose the best weights; "none", neither.
         rest: The role of all other cases, or None if it is not known.
 
     Example:
@@ -34,14 +34,14 @@ class Split:
 
     @classmethod
     def of_models(cls, models: Iterable[str | Path]) -> "Split":
-        """Read the `plan.json` beside each model; a case counts as seen if one member saw it.
+        """Read the `plan.json` beside each model; a case is seen if any member was trained on it.
 
         Args:
             models: Run folders, cross-validations, or the weights in them.
         """
         splits = [_recorded(model) for model in Members.of(models).paths]
         roles: dict[str, Role] = {}
-        for role in ("validation", "training"):  # the latter outweighs the former
+        for role in ("validation", "training"):  # the latter replaces the former
             roles |= {name: role for split in splits if split for name in split[role]}
         return cls(roles=roles, rest="none" if all(splits) else None)
 
@@ -58,13 +58,13 @@ class Split:
 
         Example:
             >>> Split(roles={"a": "training"}, rest="none").remark(["a", "b"])
-            '1 of 2 cases were seen in training, which flatters the scores: a'
+            '1 of 2 cases were seen in training, which inflates the scores: a'
         """
         seen = self.seen(case_ids)
         if seen:
             more = f" and {len(seen) - _NAMED} more" if len(seen) > _NAMED else ""
             return (
-                f"{len(seen)} of {len(case_ids)} cases were seen in training, which flatters the"
+                f"{len(seen)} of {len(case_ids)} cases were seen in training, which inflates the"
                 f" scores: {', '.join(seen[:_NAMED])}{more}"
             )
         unknown = sum(self.role(case_id) is None for case_id in case_ids)
@@ -81,7 +81,7 @@ def held_out(
     everything: bool = False,
     labelled: bool = False,
 ) -> tuple[Case, ...]:
-    """Choose the cases of a manifest on which a model is tried.
+    """Choose the cases of a manifest on which a model is evaluated.
 
     By default these are the test cases, or, without any, those that the model was validated on (if
     that is not known, the manifest's validation list). If the model is known to have seen no case
@@ -91,8 +91,8 @@ def held_out(
         manifest: The data set.
         split: The cases that the model has seen.
         fold: The validation cases of this fold instead.
-        everything: All cases instead, those seen in training among them.
-        labelled: Only cases with a label count.
+        everything: All cases instead, including those seen in training.
+        labelled: Only cases with a label.
 
     Raises:
         DataError: There is no such fold, nothing is left, or the manifest is a template.
@@ -115,11 +115,11 @@ def held_out(
     chosen = _unseen(cases, manifest, split)
     if not chosen:
         seen = len(split.seen([case.id for case in cases]))
-        rest = f": {seen} of {len(cases)} were seen, by a member of an ensemble at least"
+        rest = f": {seen} of {len(cases)} were seen (by at least one member of an ensemble)"
         raise DataError(
             f"manifest {manifest.name!r}: no {kind} is known to be held out from training"
             f"{rest if seen else ''}",
-            cure="--fold K takes the cases that fold K validates on, --all takes every case",
+            cure="use --fold K for the cases that fold K validates on, or --all for every case",
         )
     return chosen
 

@@ -1,4 +1,4 @@
-"""What a manifest lists, in words and numbers."""
+"""Summarises a manifest as text."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from attunet3d.datasets.manifest import Manifest
 
 
 def manifest_summary(manifest: Manifest) -> str:
-    """Labels, and cases, patients and labelled cases per list and fold, of a manifest.
+    """The labels of a manifest, and its cases, patients and labelled cases per list and fold.
 
     Example:
         >>> from pathlib import Path
@@ -35,7 +35,7 @@ def manifest_summary(manifest: Manifest) -> str:
         "licence": manifest.licence,
         "source": manifest.source,
         "root": manifest.root,
-        "template": "complete it by `attunet3d manifest --template`" if manifest.template else "",
+        "template": "complete it with `attunet3d manifest --template`" if manifest.template else "",
     }
     parts = {"training": manifest.training}
     for fold in sorted(Counter(case.fold for case in manifest.training if case.fold is not None)):

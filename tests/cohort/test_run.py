@@ -376,7 +376,7 @@ def test_sidecars_say_whether_the_model_was_trained_on_a_case(
     split = Split(roles={"a": "training", "b": "validation"}, rest="none")
     segment_cohort(predictor(), find_cases(scans), tmp_path / "out", split=split)
     said = caplog.text
-    assert "1 of 3 cases were seen in training, which flatters the scores: a" in said
+    assert "1 of 3 cases were seen in training, which inflates the scores: a" in said
     roles = {"a": "training", "b": "validation", "-c": "none"}
     for case_id, role in roles.items():
         sidecar = results.read_sidecar(tmp_path / "out" / f"{case_id}.json")

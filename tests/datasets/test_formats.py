@@ -258,7 +258,7 @@ def test_other_refusals(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lists no case"):
         read_data_set(tmp_path, {"1": "a"})
     touch(tmp_path, "images/a.nii", "images/a.nii.gz", "labels/a.nii")
-    with pytest.raises(DataError, match=r"a.nii and a.nii.gz are one case"):
+    with pytest.raises(DataError, match=r"a.nii and a.nii.gz are the same case"):
         read_data_set(tmp_path, {"1": "a"})
 
 
@@ -280,7 +280,7 @@ def test_links_of_a_folder_that_the_user_names_are_followed(tmp_path: Path) -> N
     # Two links to one scan are one scan.
     (data / "images" / "b.nii.gz").symlink_to(tmp_path / "annex" / "x1.nii.gz")
     touch(tmp_path, "annex/labels/b.nii.gz")
-    with pytest.raises(DataError, match="are one scan"):
+    with pytest.raises(DataError, match="are the same scan"):
         read_data_set(data, {"1": "a"})
 
 
@@ -298,7 +298,7 @@ def test_absolute_paths_within_the_folder_are_read_and_others_refused_with_the_c
     assert found.training[0].label == (data / "l" / "a.nii.gz").resolve()
     entry["label"] = str(other / "a.nii.gz")
     (data / "dataset.json").write_text(json.dumps(listed))
-    with pytest.raises(DataError, match=r"lies outside the folder .* by --root"):
+    with pytest.raises(DataError, match=r"lies outside the folder .* --root"):
         read_data_set(data)
     found = read_data_set(data, root=tmp_path)
     assert found.root == tmp_path.resolve()
@@ -333,7 +333,7 @@ def test_other_modalities_than_ct_are_refused_by_name(
         touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
         (tmp_path / "dataset.json").write_text(json.dumps(values))
         if refused:
-            with pytest.raises(DataError, match="only CT is read"):
+            with pytest.raises(DataError, match="only CT is supported"):
                 read_data_set(tmp_path)
         else:
             assert read_data_set(tmp_path).modality == channel

@@ -112,7 +112,7 @@ def test_shifted_spaced_and_permuted_labels_are_no_flips() -> None:
     verdict = find_misfit(scan, replace(label, grid=Grid(SHAPE, moved)))
     assert verdict is not None
     assert verdict.flip is None
-    assert "8.66 mm off the scan; both must lie on one grid" in verdict.text
+    assert "8.66 mm from the scan; both must have the same grid" in verdict.text
     coarse = find_misfit(scan, replace(label, grid=Grid(SHAPE, AFFINE @ np.diag([2, 1, 1, 1]))))
     assert coarse is not None
     assert coarse.flip is None
@@ -127,7 +127,7 @@ def test_label_in_air() -> None:
     verdict = find_misfit(*organ(hu=-900, background=-900))
     assert verdict is not None
     assert (verdict.flip, verdict.warning) == (None, False)
-    assert "only 0% of the labelled voxels lie on tissue (-200 HU and more)" in verdict.text
+    assert "only 0% of the labelled voxels are tissue (-200 HU and more)" in verdict.text
     assert find_misfit(*organ(hu=-900, background=-1000), tissue_hu=(-1024, 300)) is None
 
 
@@ -145,7 +145,7 @@ def test_gas_in_an_organ_is_a_warning() -> None:
     verdict = find_misfit(scan, label)
     assert verdict is not None
     assert verdict.warning
-    assert "of the labelled voxels lie on tissue" in verdict.text
+    assert "of the labelled voxels are tissue" in verdict.text
 
 
 def test_shares_and_edges_by_hand() -> None:

@@ -73,7 +73,7 @@ def test_what_was_looked_for_in_a_case_is_kept(tmp_path: Path) -> None:
     assert annotated_values(found.training[0], found.labels) == (1,)
     text = (tmp_path / "m.json").read_text().replace('["liver"]', '["livre"]')
     (tmp_path / "m.json").write_text(text)
-    with pytest.raises(DataError, match="case a: annotated 'livre' is none of the labels"):
+    with pytest.raises(DataError, match="case a: annotated 'livre' is not one of the labels"):
         Manifest.load(tmp_path / "m.json")
 
 

@@ -136,9 +136,9 @@ def test_byte_order_mark_is_no_trouble(tmp_path: Path) -> None:
         ({"training": [entry("a", label="/etc/passwd")]}, "case 'a': path '/etc/passwd'"),
         ({"training": [entry("a/b")]}, "case 'a/b': id 'a/b': must be a plain file name"),
         ({"training": [{"image": "CON.nii"}]}, "training, entry 0: id 'CON'"),
-        ({"training": [entry("a"), entry("A")]}, "cases 'a' and 'A': have one file name"),
-        ({"test": [entry("a")]}, "cases 'a' and 'a': have one file name"),
-        ({"test": [entry("x", image="images/a.nii.gz")]}, "cases 'a' and 'x': are one scan"),
+        ({"training": [entry("a"), entry("A")]}, "cases 'a' and 'A': have the same name"),
+        ({"test": [entry("a")]}, "cases 'a' and 'a': have the same name"),
+        ({"test": [entry("x", image="images/a.nii.gz")]}, "cases 'a' and 'x': are the same scan"),
         ({"training": [entry("a", fold=-1)]}, "case 'a': fold -1"),
         ({"training": [entry("a", fold=True)]}, "case 'a': fold True"),
         ({"training": [entry("a", fold=1.5)]}, "case 'a': fold 1.5"),
@@ -184,7 +184,7 @@ def test_broken_rules_are_named_with_file_and_case(
         ("", "cannot be read as JSON"),
         ("[]", "must be an object"),
         ("{", "cannot be read as JSON"),
-        ('{"labels": {"1": "a", "1": "b"}}', "key '1' comes twice"),
+        ('{"labels": {"1": "a", "1": "b"}}', "duplicate key '1'"),
         ('{"fold": NaN}', "NaN is not a JSON number"),
         ("[" * 100_000, "cannot be read as JSON"),
         ("9" * 5000, "cannot be read as JSON"),
@@ -224,7 +224,7 @@ def test_a_moved_manifest_asks_for_its_root(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(json.dumps({"labels": {"1": "x"}, "training": [entry]}))
     found = Manifest.load(tmp_path / "m.json")  # its files need not be there to be looked at
     with pytest.raises(
-        DataError, match=r"none of its 1 scans is there, such as .*a.nii.gz"
+        DataError, match=r"none of its 1 scans exists, such as .*a.nii.gz"
     ) as caught:
         found.require_files()
     assert "by --root" in str(caught.value.cure)

@@ -114,14 +114,14 @@ def spoil(folder: Path, name: str) -> None:
     ("kind", "message"),
     [
         ("shape", "has shape (20, 18, 13), its scan (20, 18, 14)"),
-        ("shifted", "lies up to 5 mm off the scan"),
+        ("shifted", "displaced by up to 5 mm from the scan"),
         ("fraction", "label value 0.5 is not whole"),
-        ("unknown", "has value 7 that no label names (named: 0 background, 1 organ)"),
+        ("unknown", "has unnamed value 7 (named: 0 background, 1 organ)"),
         ("negative", "label value -1 is negative"),
         ("high", "label value 300 is too high"),
         ("nan", "NaN"),
         ("scan_nan", "voxels are NaN"),
-        ("air", "only 0% of the labelled voxels lie on tissue"),
+        ("air", "only 0% of the labelled voxels are tissue"),
         ("fourfold", "fourfold.nii.gz"),
     ],
 )
@@ -436,7 +436,7 @@ def test_a_file_of_another_ending_beside_a_missing_one_is_named(
     with pytest.raises(DataError, match="no case is left"):
         run(folder, tmp_path)
     said = capsys.readouterr().err
-    assert "good_0.nii: no such file; good_0.nii.gz lies beside it: correct the name" in said
+    assert "good_0.nii: no such file; good_0.nii.gz exists: correct the name" in said
 
 
 def test_a_link_whose_file_was_not_fetched_is_named(
@@ -445,7 +445,7 @@ def test_a_link_whose_file_was_not_fetched_is_named(
     (folder / "imagesTr" / "good_0.nii.gz").unlink()
     (folder / "imagesTr" / "good_0.nii.gz").symlink_to(tmp_path / "annex")
     assert run(folder, tmp_path)[0] == 1
-    assert "is a link to a file that is not there; fetch it (git annex" in capsys.readouterr().err
+    assert "is a link to a file that does not exist; fetch it (git annex" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("positive", [False, True])
@@ -467,7 +467,7 @@ def test_a_scan_that_is_no_ct_is_told_so_and_not_of_tissue(
     save(folder, "mr", scan=organ()[0] + 1000)
     assert run(folder, tmp_path)[0] == 1
     line = next(x for x in capsys.readouterr().err.splitlines() if "mr: error" in x)
-    assert "only CT is read: is the scan MR?" in line
+    assert "only CT is supported: is it MR?" in line
     assert "tissue" not in line
 
 

@@ -94,9 +94,9 @@ def test_ids_that_a_file_system_takes_for_one_are_refused(
 ) -> None:
     entries = [{"id": one, "image": "a.nii.gz"}, {"id": other, "image": "b.nii.gz"}]
     file = manifest_of(tmp_path / "data", training=entries)
-    assert "have one file name" in refused(Manifest.load, file, kind=DataError)
+    assert "have the same name" in refused(Manifest.load, file, kind=DataError)
     file = manifest_of(tmp_path / "data", training=entries[:1], test=entries[1:])
-    assert "have one file name" in refused(Manifest.load, file, kind=DataError)
+    assert "have the same name" in refused(Manifest.load, file, kind=DataError)
 
 
 @pytest.mark.parametrize("root", ["a\0b", "a\nb", 7, ["x"], {"a": 1}])
@@ -175,7 +175,7 @@ def test_pairs_of_odd_file_names_are_refused(tmp_path: Path, name: str) -> None:
 def test_pairs_whose_names_differ_in_case_only_are_refused(tmp_path: Path) -> None:
     data_set(tmp_path / "data", "case")
     data_set(tmp_path / "data", "CASE")
-    assert "have one file name" in refused(list_cases, tmp_path / "data")
+    assert "have the same name" in refused(list_cases, tmp_path / "data")
 
 
 # --- files of a folder → names of results --------------------------------------------------------
