@@ -143,7 +143,7 @@ class Events:
         """The scan's results are written."""
 
     def skipped(self, case_id: str) -> None:
-        """The scan was done before."""
+        """The scan was already done."""
 
     def failed(self, case_id: str, reason: str) -> None:
         """The scan cannot be segmented."""

@@ -67,7 +67,7 @@ def _line(volume: Volume, image: NetworkImage, found: Forecast) -> str:
 def _total(forecasts: Sequence[Forecast], outcome: Outcome, predictor: Predictor) -> str:
     seconds = sum(case.seconds for case in forecasts)
     parts = [f"{len(forecasts)} to do in about {seconds / 60:.1f} min of network time"]
-    parts += [f"{len(outcome.skipped)} done before"] * bool(outcome.skipped)
+    parts += [f"{len(outcome.skipped)} already done"] * bool(outcome.skipped)
     parts += [f"{len(outcome.failures)} would fail"] * bool(outcome.failures)
     if forecasts:
         most, free = max(case.bytes for case in forecasts), available_bytes(predictor.device)

@@ -1,4 +1,4 @@
-"""What became of the cases of a call: done, done before, or failed and why (`failures.json`)."""
+"""Which cases of a call are done, were already done, or failed and why (`failures.json`)."""
 
 import json
 import logging
@@ -14,14 +14,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """What became of the cases of a call, by id."""
+    """The ids of the cases of a call by their results."""
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        words = "done", "done before", "failed"
+        words = "done", "already done", "failed"
         counts = zip(map(len, (self.done, self.skipped, self.failures)), words, strict=True)
         return ", ".join(f"{count} {what}" for count, what in counts if count) or "no cases"
 
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
-    """Write `failures.json`, or take away an older call's when nothing failed now."""
+    """Write `failures.json`, or delete that of an older call if nothing failed."""
     path = Path(folder) / "failures.json"
     if failures:
         whole_file.write_text(path, json.dumps(dict(sorted(failures.items())), indent=2) + "\n")
@@ -49,7 +49,7 @@ def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
 
 
 def merge_failures(folder: Path, tried: Iterable[str], failures: Mapping[str, str]) -> None:
-    """Write the failures of the cases that were tried into those that others wrote."""
+    """Update `failures.json` for the cases that were tried, and keep all other cases."""
     path = Path(folder) / "failures.json"
     others = read_json(path) if path.exists() else {}
     gone = set(tried)

@@ -1,4 +1,4 @@
-"""A folder of results: what its files are called, and when a case counts as done.
+"""Folders of results: the names of the files, and which cases are done.
 
     OUT_DIR/CASE.nii.gz                  label map
     OUT_DIR/CASE.json                    sidecar, written last; a case without it is not done
@@ -7,10 +7,10 @@
     OUT_DIR/CASE/LABEL.nii.gz            on request, a mask per foreground label
     OUT_DIR/preview/CASE.png             on request, three slices with the labels
     OUT_DIR/statistics.csv               a row per case and label, see `statistics_table`
-    OUT_DIR/failures.json                reasons of the cases that failed, see `outcome`
+    OUT_DIR/failures.json                reasons by case, if any failed; see `outcome`
     OUT_DIR/.begun-CASE                  while a case is written; a killed call leaves it behind
 
-The sidecar holds a checksum of each of the case's files, so a torn, swapped or stale one is seen.
+The sidecar holds a checksum of each file of the case, so damaged and exchanged files are noticed.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ SIDECAR_BYTES = 2_000_000  # far above any that is written
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """Where the results of one case lie; see `case_files`."""
+    """Paths of the results of one case; see `case_files`."""
 
     folder: Path
     case_id: str
@@ -89,12 +89,12 @@ class CaseFiles:
 
     @property
     def begun(self) -> Path:
-        """Says that what stands of the case is ours though it has no sidecar yet."""
+        """Marks the files of a case without a sidecar as written by us."""
         return self.folder / f"{BEGUN}{self.case_id}"
 
 
 def case_files(folder: Path, case_id: str) -> CaseFiles:
-    """Name the files of a case, all of them inside `folder`.
+    """The paths of a case's files, all of them inside `folder`.
 
     Raises:
         WriteError: The id is not a plain file name, or is that of another file in the folder.
@@ -114,7 +114,7 @@ def case_files(folder: Path, case_id: str) -> CaseFiles:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed calls left half-written; files that others are writing stay."""
+    """Delete the unfinished files of killed calls; files that are being written are kept."""
     files = case_files(folder, "any")
     for path in files.all:
         whole_file.sweep(path.parent)
@@ -135,10 +135,10 @@ def write_sidecar(
 
     Args:
         files: The case.
-        segmentation: For the names of its labels.
-        written: The files that now stand for this case.
-        record: Everything else to tell; plain values.
-        measures: Of its labels; None: their voxels are counted.
+        segmentation: Gives the names of its labels.
+        written: The files that were written for this case.
+        record: All other entries, as plain values.
+        measures: Measures of its labels; None: their voxels are counted.
     """
     measures = measures or _counted(segmentation)
     content = {
@@ -156,7 +156,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     """Read a sidecar.
 
     Raises:
-        WriteError: It is missing or no sidecar.
+        WriteError: It is missing, or is not a sidecar.
     """
     try:
         content = read_json(path, SIDECAR_BYTES)
@@ -206,16 +206,16 @@ def spare_others_work(files: CaseFiles, segmentation: Segmentation) -> None:
         return
     with suppress(UserError):
         if np.array_equal(read_label(files.mask).array, segmentation.array):
-            return  # ours, its sidecar taken away; or nothing is lost
+            return  # nothing would be lost
     raise WriteError(
-        "is there already, has no sidecar and differs from the result",
+        "already exists, has no sidecar and differs from the result",
         path=files.mask,
         cure="move it away, or choose another output folder",
     )
 
 
 def intact(files: CaseFiles, content: Mapping[str, Any], wanted: Sequence[Path]) -> bool:
-    """Whether each wanted file of a case stands as its sidecar says, byte for byte."""
+    """Whether each wanted file of a case has the checksum that its sidecar gives."""
     for path in wanted:
         name = path.relative_to(files.folder).as_posix()
         if not path.is_file() or content["files"].get(name) != _sha256(path):
@@ -224,15 +224,15 @@ def intact(files: CaseFiles, content: Mapping[str, Any], wanted: Sequence[Path])
 
 
 def is_done(files: CaseFiles, wanted: Sequence[Path], origin: Mapping[str, Any]) -> bool:
-    """Whether the case stands whole and came from `origin`, so that nothing need be repeated.
+    """Whether the case is complete and was made from `origin`, so that it can be skipped.
 
     Args:
         files: The case.
         wanted: The files it must have.
-        origin: Entries that its sidecar must hold: model, settings, checksum of the scan.
+        origin: Entries that its sidecar must have: model, settings, checksum of the scan.
 
     Raises:
-        WriteError: The case stands whole but was made otherwise; it is not overwritten unasked.
+        WriteError: The case is complete but was made differently; overwriting must be requested.
     """
     try:
         content = read_sidecar(files.sidecar)

@@ -1,7 +1,7 @@
-"""The bytes of a file from elsewhere, unpacked where it is gzip, in bounded memory.
+"""Reads the bytes of untrusted files, decompressed if they are gzip, in bounded memory.
 
-No memory is taken for what a file claims: the caller asks for bytes that it has room for. A stream
-is read on to its end, so that every gzip checksum and length is verified.
+Memory does not depend on what a file claims: the caller provides the buffers. A stream is read to
+its end, so that every gzip checksum and length is verified.
 """
 
 import os
@@ -20,8 +20,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 READ_BYTES = 1 << 20
 LEAST_PIECE = 1 << 12
 CHUNK_BYTES = 1 << 22
-MOST_EXCESS = 1 << 20  # bytes after the voxels that are passed over, with a warning
-LARGEST_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
+MOST_EXCESS = 1 << 20  # bytes after the voxels that are ignored, with a warning
+LARGEST_RATIO = 1100  # deflate cannot compress more than 1032 bytes to one
 COPY = "copy the file again"
 
 
@@ -29,8 +29,8 @@ class ByteStream:
     """A regular file's bytes in order; gzip is recognised by its first two bytes, not by name.
 
     Attributes:
-        most_bytes: More bytes than these cannot come.
-        warnings: What was odd about the stream.
+        most_bytes: Upper limit of the number of bytes.
+        warnings: Irregularities of the stream.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -58,29 +58,28 @@ class ByteStream:
         """Fill `buffer` with the next bytes.
 
         Raises:
-            DataError: The stream ends before, or is damaged.
+            DataError: The stream ends too early, or is damaged.
         """
         filled = self._fill(buffer)
         if filled < len(buffer):
-            raise DataError(f"breaks off: {filled} of {len(buffer)} bytes of voxels", cure=COPY)
+            raise DataError(f"is truncated: {filled} of {len(buffer)} bytes of voxels", cure=COPY)
 
     def finish(self) -> None:
-        """Read on to the end of the stream.
+        """Read to the end of the stream.
 
         Raises:
-            DataError: It is damaged, or holds far more bytes than were asked for.
+            DataError: It is damaged, or contains far more bytes than were requested.
         """
         excess = 0
         while count := self._fill(memoryview(bytearray(LEAST_PIECE))):
             excess += count
             if excess > MOST_EXCESS:
-                rule = "unpacks to far more bytes than its header says; it is damaged or hostile"
-                raise DataError(rule)
+                raise DataError("contains far more bytes than its header says", cure=COPY)
         if excess:
-            self.warnings.append(f"{excess} bytes after the voxels were passed over")
+            self.warnings.append(f"{excess} bytes after the voxels were ignored")
 
     def _fill(self, buffer: memoryview) -> int:
-        """Fill `buffer` as far as the stream goes; return the number of bytes."""
+        """Fill `buffer` with as many bytes as there are, and return their number."""
         filled = 0
         while filled < len(buffer):
             self._chunk = self._chunk or memoryview(next(self._chunks, b""))
@@ -110,7 +109,7 @@ def open_stream(path: Path) -> Iterator[ByteStream]:
 
 
 def _unpacked(file: BinaryIO, warnings: list[str]) -> Iterator[bytes]:
-    """Pieces of a gzip file of one or more members; each member's checksum is verified."""
+    """Decompress a gzip file of one or more members piece by piece; verify all checksums."""
     decoder, pending, most = isal_zlib.decompressobj(31), memoryview(b""), LEAST_PIECE
     while True:
         pending = pending or memoryview(file.read(READ_BYTES))
@@ -127,21 +126,21 @@ def _unpacked(file: BinaryIO, warnings: list[str]) -> Iterator[bytes]:
             pending = _behind_member(file, pending)
             if pending[:2] != GZIP_MAGIC:
                 if pending:
-                    warnings.append("bytes after the gzip stream were passed over: not gzip")
+                    warnings.append("bytes after the gzip stream were ignored: not gzip")
                 return
-            # A decoder copies what it does not use: small pieces first, for members may be tiny.
+            # A decoder copies what it does not use, and members may be tiny: small pieces first.
             decoder, most = isal_zlib.decompressobj(31), LEAST_PIECE
         elif not chunk and not piece:
-            raise DataError("breaks off: the gzip stream has no end", cure=COPY)
+            raise DataError("is truncated: the gzip stream has no end", cure=COPY)
         else:
             most = min(2 * most, READ_BYTES)
 
 
 def _behind_member(file: BinaryIO, pending: memoryview) -> memoryview:
-    """What follows a gzip member, at least its first two bytes, without padding by zeros."""
+    """What follows a gzip member, without zero padding: at least two bytes if there are any."""
     if len(pending) < 2:
         pending = memoryview(bytes(pending) + file.read(READ_BYTES))
-    while pending and pending[0] == 0:  # tapes pad so; gzip itself passes over it, too
+    while pending and pending[0] == 0:  # padding of tapes, which gzip itself ignores, too
         rest = bytes(pending).lstrip(b"\0")
         pending = memoryview(rest if len(rest) > 1 else rest + file.read(READ_BYTES))
     return pending

@@ -172,7 +172,7 @@ def parse(descriptor: int, path: Path, *, header_only: bool) -> Dataset:
         DataError: It cannot be parsed.
     """
     if os.fstat(descriptor).st_size <= PREAMBLE:
-        raise DataError("breaks off", path=path, cure=COPY)
+        raise DataError("is truncated", path=path, cure=COPY)
     tags = TAGS if header_only else None
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
         source: Any = data  # an mmap reads and seeks like a file

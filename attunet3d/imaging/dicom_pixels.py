@@ -128,7 +128,7 @@ def _plain(data: bytes, pixels: Pixels, path: Path) -> Array:
     count = pixels.frames * pixels.rows * pixels.columns
     if len(data) < count * kind.itemsize:
         raise DataError(
-            f"breaks off: {len(data)} of {count * kind.itemsize} bytes of pixels",
+            f"is truncated: {len(data)} of {count * kind.itemsize} bytes of pixels",
             path=path,
             value=len(data),
             cure=COPY,

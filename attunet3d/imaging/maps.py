@@ -1,10 +1,10 @@
-"""Many maps on one grid in a 4-D NIfTI file, written and read a few planes at a time.
+"""Writes and reads several maps on one grid in a 4-D NIfTI file, a few planes at a time.
 
-A 4-D file holds map after map, while a network answers with a few planes of all maps at once. So
-what is written waits, compressed, in an unnamed temporary file beside the target and is put in
-order at the end; what is read is put there in one pass over the file. Memory holds a few planes.
+A 4-D file holds one map after the other, while a network gives a few planes of all maps at a time.
+So a writer first stores boxes, compressed, in an unnamed temporary file beside the target and sorts
+them at the end; a reader stores the planes in such a file in one pass. Memory holds a few planes.
 
-Values in [0, 1] are stored as steps of 1/65535 (uint16 and NIfTI's `scl_slope`).
+Values in [0, 1] are stored as multiples of 1/65535 (uint16 and NIfTI's `scl_slope`).
 """
 
 import struct
@@ -28,7 +28,7 @@ from attunet3d.imaging.nifti import open_nifti
 from attunet3d.imaging.nifti_writer import nifti_file, nifti_header
 from attunet3d.imaging.volume import MAX_VOXELS, Volume
 
-SLAB_VOXELS = 2**23  # of a map, put in order at once: 16 MB
+SLAB_VOXELS = 2**23  # of a map, sorted at a time: 16 MB
 STEPS = 65535
 PIECE = struct.Struct("<7I")  # start and stop along i, j, k; bytes that follow
 
@@ -106,12 +106,12 @@ class MapReader:
     Args:
         path: A 4-D NIfTI file, or a 3-D one for one map.
         grid: The grid that the maps must lie on.
-        count: Number of maps that it must hold.
-        folder: Where the unnamed temporary file lies, about as large as `path`; None: the
-            system's folder for such files.
+        count: Number of maps that it must contain.
+        folder: Folder of the unnamed temporary file, which is about as large as `path`; None: the
+            system's folder for temporary files.
 
     Raises:
-        DataError: The file is missing, damaged, or holds something else.
+        DataError: The file is missing, damaged, or has other content.
         WriteError: The temporary file does not fit on the disk.
     """
 
@@ -153,9 +153,9 @@ class MapReader:
 
 
 class _Spool:
-    """Boxes of maps, compressed one by one in a file without a name, read back slab by slab.
+    """Stores boxes of maps in an unnamed file, each compressed, and reads them back by slabs.
 
-    A slab is some planes of one map; no stored piece reaches beyond its slab.
+    A slab is a few planes of one map; boxes are split at the borders of slabs.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class _Spool:
         self._end = 0
 
     def close(self) -> None:
-        """Free the file's space."""
+        """Delete the temporary file."""
         self._file.close()
 
     def add(self, index: int, box: Box, values: Array) -> None:

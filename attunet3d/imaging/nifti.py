@@ -1,7 +1,7 @@
-"""NIfTI files read whole and checked: the header first, then exactly the bytes that it claims.
+"""Reads and checks NIfTI files: first the header, then exactly the bytes that it claims.
 
-Nothing is allocated that the header claims beyond the limit, or that a file of this size could not
-hold. A pair (`.hdr` and `.img`) is read by its header's name.
+No memory is allocated beyond the limit, or for more bytes than a file of this size can contain. A
+pair (`.hdr` and `.img`) is read by the name of its header.
 """
 
 from collections.abc import Iterator
@@ -48,9 +48,9 @@ def read_nifti(path: Path, *, max_voxels: int) -> tuple[Array, Grid, NiftiGeomet
 def open_nifti(
     path: Path, max_voxels: int, volumes: int = 1
 ) -> Iterator[tuple[NiftiHeader, ByteStream]]:
-    """Read and check a file's header; give it with the stream, which stands before the voxels.
+    """Read and check a file's header; yield it with the stream, positioned at the voxels.
 
-    Errors inside the block get the file's name.
+    The file's name is added to errors inside the block.
 
     Args:
         path: A regular file; the `.hdr` of a pair.
@@ -65,7 +65,7 @@ def open_nifti(
             streams = [stack.enter_context(open_stream(part)) for part in parts_of(Path(path))]
             yield _begin(streams, max_voxels, volumes)
     except OSError as error:
-        named = Path(error.filename or path).name  # of a pair it may be the other
+        named = Path(error.filename or path).name  # it may be the other file of a pair
         raise DataError(
             f"cannot be read ({named}: {error.strerror or error})",
             path=path,
@@ -86,7 +86,7 @@ def _begin(
     header = parse_header(start, max_voxels, pair=first is not last, volumes=volumes)
     skipped = header.offset - len(start)
     if first is not last:
-        first.finish()  # the header's checksum counts as well
+        first.finish()  # to verify the checksum of the header's file as well
         first.warnings.clear()
         skipped = header.offset
     claimed = header.offset + header.voxel_bytes
@@ -97,7 +97,7 @@ def _begin(
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files that make one scan: itself, or of a pair the `.hdr` and the `.img` beside it."""
+    """The files of one scan: the file itself, or the `.hdr` and the `.img` of a pair."""
     for ending in (".hdr", ".hdr.gz"):
         if path.name.lower().endswith(ending):
             stem = path.name[: -len(ending)]
@@ -116,12 +116,12 @@ def _scaled(raw: Array, header: NiftiHeader) -> Array:
         ends = [int(raw.min()) * int(header.slope) + int(header.intercept)]
         ends += [int(raw.max()) * int(header.slope) + int(header.intercept)]
         if min(ends) >= -(2**15) and max(ends) < 2**15 and abs(header.intercept) < 2**62:
-            # Wraps modulo 2^16 on the way, which ends right because the result fits.
+            # Intermediate values wrap modulo 2^16; the result is right because it fits.
             values = raw.astype(np.int16)
             values *= np.array(int(header.slope) % 2**16).astype(np.int16)
             values += np.array(int(header.intercept)).astype(np.int16)
             return values
-    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which the caller judges
+    with np.errstate(over="ignore"):  # the caller checks for values that become infinite
         scaled = raw.astype(np.float32)
         if (header.slope, header.intercept) != (1, 0):
             scaled *= np.float32(header.slope)

@@ -1,13 +1,13 @@
-"""What a NIfTI header says, taken at its word only where the word is sound.
+"""Reads and checks the header of a NIfTI file.
 
-The rules (those of nibabel and ITK where the two agree, else as stated):
+The rules, which are those of nibabel and ITK where the two agree:
 
 * The sform counts if its code is not 0, else the qform, else the voxel sizes with a warning that
   the patient's left and right are unknown. Where both count and differ by more than a tenth of a
   voxel at a corner, the sform counts and a warning says so; where they contradict each other on
   left and right (determinants of opposite sign), the file is refused.
-* Any invertible affine is accepted, gantry tilt, shear and left-handed axes included; nothing is
-  made orthonormal behind the user's back.
+* Any invertible affine is accepted, including gantry tilt, shear and left-handed axes; none is
+  silently made orthonormal.
 * Lengths are converted to millimetres by `xyzt_units` (metre, millimetre, micron; 0 counts as mm).
 * Trailing dimensions of size 1 are dropped; more than one volume, fewer than three dimensions and
   colour or complex voxels are refused.
@@ -56,7 +56,7 @@ class NiftiGeometry:
 
 @dataclass(frozen=True, eq=False)
 class NiftiHeader:
-    """What is needed to read the voxels and to place them."""
+    """What is needed to read the voxels and to locate them."""
 
     shape: Size
     volumes: int
@@ -75,7 +75,7 @@ class NiftiHeader:
 
 
 def header_size(start: bytes) -> int:
-    """Bytes that the header takes, by its first four.
+    """Size of the header in bytes, given its first four bytes.
 
     Raises:
         DataError: They are not those of NIfTI-1 or NIfTI-2 in either byte order.
@@ -92,12 +92,12 @@ def header_size(start: bytes) -> int:
 def parse_header(
     data: bytes, max_voxels: int, *, pair: bool = False, volumes: int = 1
 ) -> NiftiHeader:
-    """Read and check a header; nothing is allocated by what it claims.
+    """Read and check a header, without allocating memory for the voxels.
 
     Args:
         data: The first `header_size` bytes of the decompressed file.
         max_voxels: Largest volume accepted.
-        pair: The voxels lie in a file of their own, from its first byte on by default.
+        pair: Whether the voxels are in a separate file, by default from its first byte on.
         volumes: How many volumes the file must hold.
 
     Raises:
@@ -111,7 +111,7 @@ def parse_header(
     wanted = (b"ni" if pair else b"n+") + (b"1" if size == 348 else b"2")
     if magic != wanted:
         kind_of = "of a pair (Analyze is not read)" if pair else "of a single file"
-        # Other bytes are not quoted: what slipped there may be text, and text may name a patient.
+        # Other bytes are not quoted: they may be misplaced text, which may name a patient.
         found = repr(magic) if magic in (b"n+1", b"ni1", b"n+2", b"ni2") else "none of NIfTI's"
         raise DataError(
             f"has magic {found}: must be {wanted!r}, NIfTI {kind_of}", cure="convert it to .nii.gz"
@@ -202,7 +202,7 @@ def _offset(header: Any, least: int) -> int:
 
 
 def _affine_mm(header: Any, shape: Size) -> tuple[Floats, list[str]]:
-    """Voxel → RAS mm by the rules above, and what is odd about it."""
+    """Voxel → RAS mm by the rules above, and warnings."""
     unit = int(header["xyzt_units"]) & 7
     if unit not in MM_PER_UNIT:
         raise DataError(
@@ -240,7 +240,7 @@ def _qform(header: Any) -> Floats | None:
         qform = np.full((4, 4), np.nan)
     if not np.isfinite(qform).all():
         if int(header["sform_code"]) > 0:
-            return None  # the sform counts; a broken qform beside it says nothing
+            return None  # the sform counts, and an invalid qform is ignored
         raise DataError(
             "has an invalid qform: the quaternion must be finite and no longer than 1, the voxel"
             " sizes finite and not negative",
@@ -260,4 +260,4 @@ def _disagreement(sform: Floats, qform: Floats, shape: Size) -> list[str]:
     apart = np.linalg.norm(offsets, axis=1).max()
     if apart <= 0.1 * np.linalg.norm(sform[:3, :3], axis=0).min():
         return []
-    return [f"sform and qform lie {apart:.3g} apart (header's units); the sform counts"]
+    return [f"sform and qform differ by up to {apart:.3g} (in the header's unit); the sform counts"]

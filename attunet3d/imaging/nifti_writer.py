@@ -1,8 +1,8 @@
-"""NIfTI files, written whole or not at all, that lie in the same place for every reader.
+"""Writes NIfTI files atomically, with a geometry that all readers interpret alike.
 
-Two affines stand in a header. The sform holds any affine; the qform is a rotation, spacings and an
-offset only, so it cannot hold the sheared grid of a tilted gantry. Programs built on ITK read the
-qform: a sheared grid gets none, which they refuse, rather than one that puts labels elsewhere.
+A header has two affines. The sform can be any affine; the qform consists of a rotation, spacings
+and an offset, so it cannot represent the sheared grid of a tilted gantry. Programs built on ITK
+read the qform. A sheared grid gets none, so that they refuse the file instead of displacing it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ def write_nifti(
         array: (I, J, K), or (I, J, K, N) for N maps, best in Fortran order.
         geometry: Copied bit for bit, for an output on a source's voxels; None: made from `grid`.
         grid: Where the voxels lie; its shape is the array's.
-        slope: Value of one stored step.
+        slope: The values are the stored numbers times this.
 
     Raises:
         WriteError: The disk is full or the folder read-only; nothing is left behind.
@@ -56,7 +56,7 @@ def write_nifti_planes(
 
 @contextmanager
 def nifti_file(path: Path, header: Any) -> Iterator[BinaryIO]:
-    """Give a file that takes the voxels' bytes; it gets its name when the block ends.
+    """Open a file for the bytes of the voxels, which replaces `path` when the block ends.
 
     Raises:
         WriteError: The disk is full or the folder read-only; nothing is left behind.

@@ -88,7 +88,7 @@ def convert_label_maps(
             with bar.item(), outcome.trying(case_id):
                 target = out_dir / f"{case_id}{form.ending}"
                 if target.exists() and not overwrite:
-                    raise WriteError("is there already", path=target, cure="add --overwrite")
+                    raise WriteError("already exists", path=target, cure="add --overwrite")
                 if form.needs_source and source is not None and case_id not in moved:
                     rule = f"no series called {case_id!r} is in {source}"
                     raise DataError(rule, cure="name what was given to `infer`")

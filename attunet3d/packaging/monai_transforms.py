@@ -1,4 +1,4 @@
-"""The deterministic preprocessing and its way back as MONAI transforms, for other pipelines.
+"""The deterministic preprocessing and its inverse as MONAI transforms, for other pipelines.
 
     chain = Compose([
         LoadImaged(["image", "label"], ensure_channel_first=True),
@@ -7,9 +7,9 @@
         ToSourceGridd(["logits"], like="image", values=[0, 1]),
     ])
 
-What comes out is a `MetaTensor` with the affine of its voxels, in RAS. The way back reads the two
-grids, not the history, so both transforms leave `applied_operations` empty and MONAI's `Invertd`
-says so instead of undoing half a chain.
+The results are `MetaTensor`s with the affine of their voxels, in RAS. The inverse uses the two
+grids and not MONAI's history, so both transforms leave `applied_operations` empty, and MONAI's
+`Invertd` raises an error instead of inverting half a chain.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -36,11 +36,11 @@ SOURCE_AFFINE, SOURCE_SHAPE = "source_affine", "source_shape"  # in `MetaTensor.
 
 
 class ToNetworkGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped here
-    """Crop to the body, turn to RAS, resample, window and normalise; labels by class.
+    """Crop to the body, reorient to RAS, resample, window and normalise; labels become classes.
 
     Args:
-        keys: Entries to bring to the network's grid, each (1, I, J, K) with an affine; the first
-            one that is no label says where the body is.
+        keys: Entries to bring to the network's grid, each (1, I, J, K) with an affine; the body is
+            found in the first one that is not a label.
         config: The model's preprocessing.
         label_keys: Those of `keys` that are label maps; they become uint8 class indices.
         values: Label values, background first; class c is `values[c]`.
@@ -60,7 +60,7 @@ class ToNetworkGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped he
         self.config, self.label_keys, self.values = config, tuple(label_keys), tuple(values)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The entries on the network's grid; `data` and its tensors stay as they are.
+        """Return the entries on the network's grid; `data` and its tensors are not changed.
 
         Raises:
             DataError: An entry has several channels or no affine, or no entry is an image.
@@ -70,21 +70,24 @@ class ToNetworkGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped he
         volumes = {key: _volume(key, data[key]) for key in self.key_iterator(result)}
         images = [volume for key, volume in volumes.items() if key not in self.label_keys]
         if not images:
-            raise DataError(f"keys {list(self.keys)}: one must be an image, not a label")
+            raise DataError(
+                f"keys {list(self.keys)}: one must be an image, not a label",
+                value=self.keys,
+                cure="add the image's key, or take it out of label_keys",
+            )
         box, target = network_grid(images[0], self.config)
         for key, volume in volumes.items():
             # On the image's own voxels all entries are cropped alike, as in inference.
             same = volume.grid.matches(images[0].grid)
             inner = volume.cropped(box) if same else volume
-            tensor = self._resample(inner, target, key in self.label_keys)
+            if key in self.label_keys:
+                label = _whole_numbers(inner, _path(data[key]))
+                tensor = label_to_network_grid(label, target, self.values)[None]
+            else:
+                image = resample(torch.from_numpy(inner.array)[None], inner.grid, target)
+                tensor = normalise_(image, self.config)
             result[key] = _placed(tensor, target, data[key], volume.grid)
         return result
-
-    def _resample(self, volume: Volume, target: Grid, is_label: bool) -> Tensor:
-        if is_label:
-            return label_to_network_grid(_whole_numbers(volume), target, self.values)[None]
-        image = resample(torch.from_numpy(volume.array)[None], volume.grid, target)
-        return normalise_(image, self.config)
 
 
 class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped here
@@ -136,8 +139,10 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
             classes = 2 if len(logits) == 1 else len(logits)
             if tuple(logits.shape[1:]) != network.shape or classes != len(self.values):
                 raise DataError(
-                    f"{key}: logits of shape {tuple(logits.shape)} do not lie on the grid of"
-                    f" {self.like} {network.shape} with {len(self.values)} labels"
+                    f"{key}: logits of shape {tuple(logits.shape)} do not fit the grid of"
+                    f" {self.like} {network.shape} with {len(self.values)} labels",
+                    value=tuple(logits.shape),
+                    cure=f"give the network's logits for {self.like}, and a value per class",
                 )
             labels = self._decided(Slab(0, _plain(logits)), network, source)
             self.post_processing.apply_(labels, source)
@@ -164,9 +169,13 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _volume(key: Hashable, entry: Any) -> Volume:
     if not isinstance(entry, MetaTensor) or entry.ndim != 4 or len(entry) != 1:
+        shape = tuple(getattr(entry, "shape", ()))
         raise DataError(
             f"{key}: must be a MetaTensor of one channel (1, I, J, K), got {type(entry).__name__}"
-            f" {tuple(getattr(entry, 'shape', ()))}; load it with ensure_channel_first=True"
+            f" {shape}",
+            path=_path(entry),
+            value=shape,
+            cure="load it with LoadImaged and ensure_channel_first=True",
         )
     affine = np.asarray(entry.affine.cpu(), dtype=np.float64)
     if str(entry.meta.get("space", "RAS")).endswith("LPS"):
@@ -175,16 +184,27 @@ def _volume(key: Hashable, entry: Any) -> Volume:
     return Volume(_plain(entry)[0].cpu().numpy(), Grid((i, j, k), affine), name=str(key))
 
 
-def _whole_numbers(label: Volume) -> Volume:
+def _path(entry: Any) -> str | None:
+    """The file that MONAI loaded an entry from, if any."""
+    path = entry.meta.get("filename_or_obj") if isinstance(entry, MetaTensor) else None
+    return path if isinstance(path, str) else None
+
+
+def _whole_numbers(label: Volume, path: str | None) -> Volume:
     """The label as uint8; MONAI's readers make it float32."""
     array = label.array.astype(np.uint8)
-    if not np.array_equal(array, label.array):
-        raise DataError(f"{label.name}: label values must be whole numbers from 0 to 255")
+    if not (same := array == label.array).all():
+        raise DataError(
+            f"{label.name}: label values must be whole numbers from 0 to 255",
+            path=path,
+            value=label.array[~same].flat[0],
+            cure="load the label map without resampling or scaling it",
+        )
     return Volume(array, label.grid, name=label.name)
 
 
 def _placed(tensor: Tensor, grid: Grid, like: Any, source: Grid | None) -> Any:
-    """`tensor` (C, X, Y, Z) with the affine of `grid` and the rest of the metadata of `like`."""
+    """`tensor` (C, X, Y, Z) with the affine of `grid` and all other metadata of `like`."""
     meta = {name: value for name, value in like.meta.items() if name != "affine"}
     meta |= {"space": "RAS", "spatial_shape": np.array(grid.shape)}
     meta.pop(SOURCE_AFFINE, None)
@@ -196,9 +216,14 @@ def _placed(tensor: Tensor, grid: Grid, like: Any, source: Grid | None) -> Any:
 
 
 def _grids(key: Hashable, entry: Any) -> tuple[Grid, Grid]:
-    """The network's and the source's grid of what `ToNetworkGridd` made."""
+    """The network's and the source's grid of a result of `ToNetworkGridd`."""
     if not isinstance(entry, MetaTensor) or SOURCE_AFFINE not in entry.meta:
-        raise DataError(f"{key}: did not come from ToNetworkGridd; name the entry that did")
+        raise DataError(
+            f"{key}: is not a result of ToNetworkGridd",
+            path=_path(entry),
+            value=type(entry).__name__,
+            cure="give the key of an entry that is one as `like`",
+        )
     x, y, z = entry.shape[1:]
     network = Grid((x, y, z), np.asarray(entry.affine.cpu(), dtype=np.float64))
     i, j, k = (int(size) for size in entry.meta[SOURCE_SHAPE])

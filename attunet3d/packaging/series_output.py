@@ -15,7 +15,7 @@ from attunet3d.packaging.label_maps import writer
 def with_dicom_seg(engine: Engine, call: CohortCall) -> Engine:
     """The engine that also writes OUT_DIR/CASE.dcm, if the call asks for it.
 
-    Scans that were done before get theirs if it is missing or older than their label map. A scan
+    Scans that were already done get theirs if it is missing or older than their label map. A scan
     that is not a DICOM series fails.
 
     Raises:

@@ -1,10 +1,10 @@
-"""Where the voxels of a patch come from: one affine map and one smooth bend about both centres.
+"""Maps the voxels of a patch to the source region: an affine map and a smooth deformation.
 
-Rotation and zoom are drawn in millimetres, so that a rotation stays one on voxels that are no
-cubes. With D = diag(spacing), R the rotation and s the zoom, what lay at q appears at s·R·q (mm
-from the centre); hence the voxel at index i of the patch (from its centre) is read at
+Rotation and zoom act in millimetres, so that they do not shear anisotropic voxels. With
+D = diag(spacing), R the rotation and s the zoom, a point q moves to s·R·q (mm from the centre);
+hence the voxel at index i of the patch (from its centre) is read at
 
-    D⁻¹ · (R⁻¹ / s) · D · i + bend(i)        of the source region (from its centre).
+    D⁻¹ · (R⁻¹ / s) · D · i + displacement(i)        of the source region (from its centre).
 """
 
 import math
@@ -26,13 +26,13 @@ _SLAB_VOXELS = 2**17
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """The map from the voxels of a patch to those of the source region that it is read from.
+    """The map from the voxels of a patch to those of its source region.
 
     Args:
-        patch_size: Voxels of the patch.
+        patch_size: Size of the patch in voxels.
         matrix: (3, 3), patch voxels → source voxels, both from their centres.
-        bend: (3, a, b, c), source voxels: displacements at the control points of a cubic B-spline
-            that spans the patch; None for a straight map.
+        displacement: (3, a, b, c), source voxels, at the control points of a cubic B-spline that
+            spans the patch; None for an affine map.
 
     Example:
         >>> turned = rotated((96, 96, 32), (1.0, 1.0, 3.0), (0.0, 0.0, 45.0), zoom=1.0)
@@ -42,23 +42,23 @@ class Placement:
 
     patch_size: Size
     matrix: Floats
-    bend: Floats | None = None
+    displacement: Floats | None = None
 
     @property
     def is_identity(self) -> bool:
         """Whether patch and source region are the same voxels."""
-        return self.bend is None and bool((self.matrix == np.eye(3)).all())
+        return self.displacement is None and bool((self.matrix == np.eye(3)).all())
 
     @property
     def source_size(self) -> Size:
-        """Voxels of the smallest region that holds all that the patch is read from.
+        """Size in voxels of the smallest region that contains the source of the whole patch.
 
-        Each side is even where the patch's is, so that both centres fall on one point.
+        Each length is even where the patch's is, so that both centres coincide.
         """
         half = (np.array(self.patch_size) - 1) / 2
         reach = np.abs(self.matrix) @ half
-        if self.bend is not None:  # a B-spline stays within its control points
-            reach = reach + np.abs(self.bend).max(axis=(1, 2, 3))
+        if self.displacement is not None:  # a B-spline stays within its control points
+            reach = reach + np.abs(self.displacement).max(axis=(1, 2, 3))
         x, y, z = (
             size + 2 * math.ceil(more - 1e-6)
             for size, more in zip(self.patch_size, reach - half, strict=True)
@@ -66,7 +66,7 @@ class Placement:
         return max(x, 1), max(y, 1), max(z, 1)
 
     def lines(self, source_size: Size, device: torch.device) -> list[list[torch.Tensor]]:
-        """Source voxel indices without the bend, as outer sums.
+        """Source voxel indices of the affine map, as outer sums.
 
         Returns:
             For each axis of the source three tensors (X, 1, 1), (1, Y, 1) and (1, 1, Z), whose sum
@@ -83,13 +83,13 @@ class Placement:
                 line.append(to_device(part.astype(np.float32), device).view(shape))
         return lines
 
-    def bends(self, device: torch.device) -> list[torch.Tensor] | None:
-        """The bend along each axis of the source, three times (X, Y, Z), voxels; None: straight."""
-        if self.bend is None:
+    def displacements(self, device: torch.device) -> list[torch.Tensor] | None:
+        """Three tensors (X, Y, Z) in voxels, one per axis of the source; None if affine."""
+        if self.displacement is None:
             return None
-        # float64: how a matrix product is split among threads does not show once it is rounded.
-        values = to_device(self.bend, device).movedim(0, -1)  # (a, b, c, 3)
-        for size, points in zip(self.patch_size, self.bend.shape[1:], strict=True):
+        # float64, so that once rounded the result does not depend on the number of threads.
+        values = to_device(self.displacement, device).movedim(0, -1)  # (a, b, c, 3)
+        for size, points in zip(self.patch_size, self.displacement.shape[1:], strict=True):
             spans = points - 3
             at = (np.arange(size) + 0.5) / size * spans
             knots = np.arange(-3.0, spans + 4)
@@ -101,13 +101,13 @@ class Placement:
 
 
 def to_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """Copy an array to `device`; to a GPU from page-locked memory, without waiting."""
+    """Copy an array to `device`; to a GPU asynchronously, from page-locked memory."""
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def rotated(patch_size: Size, spacing_mm: Triple, degrees: Triple, zoom: float) -> Placement:
-    """The content turned by `degrees` about x, then y, then z (right-handed, mm), and magnified."""
+    """Rotate by `degrees` about x, then y, then z (right-handed, in mm), and magnify by `zoom`."""
     turn = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
     spacing = np.array(spacing_mm)
     return Placement(patch_size, (turn.T / zoom) * spacing[None, :] / spacing[:, None])
@@ -119,16 +119,16 @@ def draw(
     patch_size: Size,
     spacing_mm: Triple,
 ) -> Placement:
-    """A random placement; the identity where the patch is to be taken as it is."""
+    """Draw a random placement; the identity if neither a rotation nor a deformation is drawn."""
     turns = generator.random() < config.affine_probability
-    bends = generator.random() < config.elastic_probability and config.elastic_mm > 0
+    deforms = generator.random() < config.elastic_probability and config.elastic_mm > 0
     placement = Placement(patch_size, np.eye(3))
     if turns:
         x, y, z = (generator.uniform(-most, most) for most in config.rotation_degrees)
         low, high = np.log(config.scale)  # as often smaller as larger
         zoom = float(np.exp(generator.uniform(low, high)))
         placement = rotated(patch_size, spacing_mm, (x, y, z), zoom)
-    if not bends:
+    if not deforms:
         return placement
     # Control points four times the largest displacement apart: such a B-spline cannot fold
     # (it may reach 0.40 of the distance; Choi & Lee 2000).
@@ -136,19 +136,19 @@ def draw(
     extent = np.array(patch_size) * spacing_mm
     points = [math.ceil(length / apart) + 3 for length in extent]
     millimetres = generator.uniform(-config.elastic_mm, config.elastic_mm, (3, *points))
-    bend = millimetres / np.array(spacing_mm)[:, None, None, None]
-    return Placement(patch_size, placement.matrix, bend)
+    displacement = millimetres / np.array(spacing_mm)[:, None, None, None]
+    return Placement(patch_size, placement.matrix, displacement)
 
 
 def place(
     image: torch.Tensor, label: torch.Tensor, placement: Placement
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read a patch through `placement`: the image by trilinear, the label by nearest neighbour.
+    """Resample a patch: the image by trilinear, the label by nearest-neighbour interpolation.
 
     Args:
-        image: (C, I, J, K) float; beyond its border its border's values go on.
+        image: (C, I, J, K) float; outside, the values of its border are repeated.
         label: (1, I, J, K) of any dtype, on the image's device.
-        placement: Its centre is the region's centre.
+        placement: The map, about the centre of the image.
 
     Returns:
         (C, X, Y, Z) float32 and (1, X, Y, Z).
@@ -159,14 +159,14 @@ def place(
     size: Size = (image.shape[1], image.shape[2], image.shape[3])
     moved = image.new_empty(image.shape[0], x, y, z, dtype=torch.float32)
     labels = label.new_empty(1, x, y, z)
-    lines, bends = placement.lines(size, device), placement.bends(device)
+    lines, displacements = placement.lines(size, device), placement.displacements(device)
     # Slabs that stay in a core's cache take half the time; a GPU takes all at once.
     slab = max(_SLAB_VOXELS // (y * z), 1) if device.type == "cpu" else x
     for start in range(0, x, slab):
         part = slice(start, start + slab)
         positions = [first[part] + second + third for first, second, third in lines]
-        for position, bend in zip(positions, bends or (), strict=False):
-            position.add_(bend[part])
+        for position, displacement in zip(positions, displacements or (), strict=False):
+            position.add_(displacement[part])
         for position, length in zip(positions, size, strict=True):
             position.clamp_(0, length - 1)
         nearest = _flat([(position + 0.5).int() for position in positions], size)
@@ -176,7 +176,7 @@ def place(
 
 
 def _centre(tensor: torch.Tensor, size: Size) -> torch.Tensor:
-    """The middle of (C, I, J, K) at `size`, or as much as there is."""
+    """Crop (C, I, J, K) to `size` about its centre, where it is larger."""
     for axis, length in enumerate(size, start=1):
         spare = max(tensor.shape[axis] - length, 0)
         tensor = tensor.narrow(axis, spare // 2, tensor.shape[axis] - spare)
@@ -184,10 +184,11 @@ def _centre(tensor: torch.Tensor, size: Size) -> torch.Tensor:
 
 
 def _trilinear(image: torch.Tensor, positions: list[torch.Tensor], out: torch.Tensor) -> None:
-    """Fill `out` (C, x, y, z) from the image at the positions (x, y, z), all within its border.
+    """Interpolate the image at the positions (x, y, z), all inside it, into `out` (C, x, y, z).
 
-    Eight gathers: a third of the time of `F.grid_sample`, whose volumes are not vectorised. Plain
-    differences and products, as a fused step would round by where threads split the voxels.
+    Eight gathers take a third of the time of `F.grid_sample`, which is not vectorised for volumes.
+    Differences and products are separate operations, because the rounding of fused ones depends on
+    how threads split the voxels.
     """
     _, *size = image.shape
     lower = [

@@ -51,10 +51,10 @@ def memory_error_in_one_line(device: torch.device) -> Generator[None]:
 
 
 def one_core_threads(count: int, name: str) -> ThreadPoolExecutor:
-    """`count` threads whose torch operators run on one core; all other threads keep theirs.
+    """Start `count` threads whose torch operators use one core each; other threads keep theirs.
 
     Raises:
-        RuntimeError: The machine gives no more threads.
+        RuntimeError: The system cannot start so many threads.
 
     Example:
         >>> with one_core_threads(2, "example") as pool:
@@ -66,10 +66,10 @@ def one_core_threads(count: int, name: str) -> ThreadPoolExecutor:
     together = threading.Barrier(count)
     try:
         wait([pool.submit(together.wait) for _ in range(count)])
-    except BaseException:  # those that wait must not do so for ever
+    except BaseException:  # release the threads that wait at the barrier
         together.abort()
         pool.shutdown()
         raise
-    finally:  # each has its setting, which now also is the default of new threads: restore that
+    finally:  # the last number set is also the default of new threads, which is restored here
         torch.set_num_threads(threads)
     return pool

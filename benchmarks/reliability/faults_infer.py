@@ -89,7 +89,7 @@ def vanished(cohort: CohortCheck) -> list[str]:
         "gone": (Path.unlink, "No such file"),
         "folder": (replaced(Path.mkdir), "scan_3.nii.gz: "),
         "pipe": (replaced(os.mkfifo), "not a regular file"),
-        "half": (half, "breaks off|damaged"),
+        "half": (half, "is truncated|damaged"),
     }
     found = []
     for name, (change, words) in changes.items():
@@ -165,7 +165,7 @@ def output_is_input(cohort: CohortCheck) -> list[str]:
     content = {"name": "n", "labels": {"0": "background", "1": "noise"}, "training": []}
     manifest.write_text(json.dumps({**content, "test": entries}))
     status, said = cohort.call(manifest, scans)
-    right = status == 1 and "overwritten by" in said and "is there already" in said
+    right = status == 1 and "overwritten by" in said and "already exists" in said
     found += [] if right else [f"swapped: {status}: {said}"]
     found += [f"{p.name}: changed" for p, data in before.items() if p.read_bytes() != data]
     return found
@@ -180,7 +180,7 @@ def output_is_precious(cohort: CohortCheck) -> list[str]:
     other = out / "scan_2.nii.gz"
     shutil.copy(out / "scan_1.nii.gz", other)
     before = other.read_bytes()
-    found = cohort.troubles(cohort.call(scans, out), out, {"scan_2": "is there already"})
+    found = cohort.troubles(cohort.call(scans, out), out, {"scan_2": "already exists"})
     found += [] if other.read_bytes() == before else ["the label map was overwritten"]
     return found + cohort.troubles(cohort.call(scans, out, "--overwrite"), out, {})
 
@@ -195,7 +195,7 @@ def links(cohort: CohortCheck) -> list[str]:
     (out / "scan_1.json").symlink_to(precious)
     (out / "scan_2.nii.gz").symlink_to("nowhere")
     (out / "scan_3.nii.gz").symlink_to(scans / "scan_0.nii.gz")
-    bad = {"scan_0": "is there already", "scan_3": "is a scan and would be overwritten"}
+    bad = {"scan_0": "already exists", "scan_3": "is a scan and would be overwritten"}
     found = cohort.troubles(cohort.call(scans, out), out, bad)
     found += [] if precious.read_text() == "precious" else ["what a link points to was changed"]
     return found + ([] if not (out / "nowhere").exists() else ["written through a link"])
@@ -212,7 +212,7 @@ def blocked(cohort: CohortCheck) -> list[str]:
     stuck.write_bytes(b"torn")
     fixed = subprocess.run(["chattr", "+i", stuck], capture_output=True).returncode == 0
     try:
-        bad = {"scan_0": "scan_0.nii.gz: is there already"}
+        bad = {"scan_0": "scan_0.nii.gz: already exists"}
         bad |= {"scan_1": "scan_1.nii.gz: cannot be written"} if fixed else {}
         return cohort.troubles(cohort.call(scans, out), out, bad)
     finally:

@@ -251,8 +251,8 @@ def _finish(series: Series, out: Path, done: Files) -> None:
     before = series.tally.repeated
     now = _check(series, out, done)
     skipped = sum(name.endswith(".json") for name in done)
-    counts = {what: int(count) for count, what in re.findall(r"(\d+) (done before|done)\b", said)}
-    wanted = {"done": len(series.cases) - skipped, "done before": skipped}
+    counts = {what: int(count) for count, what in re.findall(r"(\d+) (already done|done)\b", said)}
+    wanted = {"done": len(series.cases) - skipped, "already done": skipped}
     problems = [f"status {status}"] if status != 0 else []
     if counts != {what: count for what, count in wanted.items() if count}:
         problems.append(f"said {counts}, not {wanted}")

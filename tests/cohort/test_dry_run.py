@@ -61,7 +61,7 @@ def test_what_is_done_is_not_counted(scans: Path, tmp_path: Path) -> None:
     segment_cohort(here, find_cases(scans)[:1], tmp_path / "out")
     lines = told(scans, tmp_path / "out")
     assert [line.split(":")[0] for line in lines[:-1]] == ["b"]
-    assert "1 done before" in lines[-1]
+    assert "1 already done" in lines[-1]
 
 
 def test_a_budget_that_is_too_small_is_said(scans: Path, tmp_path: Path) -> None:

@@ -126,5 +126,5 @@ def test_reason_is_one_line(error: Exception, text: str) -> None:
 
 
 def test_outcome_counts() -> None:
-    assert str(Outcome(["a", "b"], ["c"], {"d": "why"})) == "2 done, 1 done before, 1 failed"
+    assert str(Outcome(["a", "b"], ["c"], {"d": "why"})) == "2 done, 1 already done, 1 failed"
     assert str(Outcome()) == "no cases"

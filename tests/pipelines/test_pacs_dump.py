@@ -86,7 +86,7 @@ def test_the_same_call_makes_objects_that_are_missing_or_stale_and_no_others(
     assert call(dump, out) == 0
     assert not list(out.glob("*.dcm"))
     assert call(dump, out, "--dicom-seg") == 0
-    assert "3 done before" in capsys.readouterr().err
+    assert "3 already done" in capsys.readouterr().err
     times = {case: (out / f"{case}.dcm").stat().st_mtime_ns for case in CASES}
     (out / "PAT1.json").touch()
     (out / "PAT1_2.dcm").unlink()
