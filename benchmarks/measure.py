@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from argparse import ArgumentParser
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -216,6 +218,34 @@ def repeated(
         wait()
         seconds.append((time.perf_counter() - began) / batch)
     return seconds
+
+
+# A child's peak begins at its parent's memory, so that the parent is a bare interpreter.
+LAUNCHER = """
+import resource, subprocess, sys, time
+began = time.perf_counter()
+status = subprocess.call(sys.argv[1:], stdout=sys.stderr)
+print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+
+
+def launched(
+    call: Iterable[object], environment: Mapping[str, str] = MappingProxyType({})
+) -> tuple[float, float]:
+    """Seconds of a command, and the peak memory in MB of it or of its largest child."""
+    words = list(map(str, call))
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, *words],
+        env={**os.environ, **environment},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if done.returncode:
+        raise SystemExit(f"{words[0]}: {done.stderr[-2000:]}")
+    seconds, kilobytes = map(float, done.stdout.split())
+    return seconds, kilobytes * 1024 / 1e6
 
 
 def parser(about: str | None, repeats: int, small: str = "a run of seconds") -> ArgumentParser:

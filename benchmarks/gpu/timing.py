@@ -109,8 +109,7 @@ def kernels(work: Callable[[], Any], device: torch.device, count: int = 14) -> l
     found = [
         (row.key, float(getattr(row, name)), row.count)
         for row in profiler.key_averages()
-        if row.device_type
-        == torch._C._autograd.DeviceType.CPU  # kernels count with what calls them
+        if row.device_type == CPU_EVENTS
     ]
     total = sum(time_us for _, time_us, _ in found) or 1.0
     found.sort(key=lambda entry: -entry[1])

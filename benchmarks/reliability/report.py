@@ -1,7 +1,9 @@
 """The page of results."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from benchmarks import measure
 from benchmarks.reliability.corpus import OURS
 from benchmarks.reliability.peers import PEERS
 from benchmarks.reliability.verdicts import VERDICTS, WRONG
@@ -45,12 +47,14 @@ def markdown(results: dict[str, dict[str, Any]], machine: dict[str, Any], small:
 
 
 def _rows(results: dict[str, dict[str, Any]]) -> list[str]:
-    lines = ["| attunet3d | tried | as it should be | not | |", "|---|---|---|---|---|"]
-    for part in results.values():
-        for row in part["rows"]:
-            cells = [row["what"], row["tried"], row["good"], row["bad"], row["note"]]
-            lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
-    return [*lines, ""]
+    heads = "attunet3d", "tried", "as it should be", "not", ""
+    rows = [row for part in results.values() for row in part["rows"]]
+    names = "what", "tried", "good", "bad", "note"
+    return [_table(heads, ([row[name] for name in names] for row in rows)), ""]
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    return measure.markdown(dict(zip(heads, map(_cell, row), strict=True)) for row in rows)
 
 
 def _cell(value: object) -> str:
@@ -59,16 +63,15 @@ def _cell(value: object) -> str:
 
 
 def _corpora(part: dict[str, Any]) -> list[str]:
-    lines = ["## Odd, damaged and hostile files", ""]
-    lines += [f"| corpus | reader | files | {' | '.join(VERDICTS)} |"]
-    lines += ["|---" * (3 + len(VERDICTS)) + "|"]
+    rows = []
     for corpus, readers in part["files"].items():
         for reader, result in readers.items():
             counts = dict(result["counts"])
             no_scan = result["bad_accepted_but_sound_nifti"]
             counts["bad accepted"] = f"{counts['bad accepted']}" + (f" ({no_scan})" * bool(no_scan))
-            cells = [corpus, NAMES[reader], result["tried"], *counts.values()]
-            lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+            rows.append([corpus, NAMES[reader], result["tried"], *counts.values()])
+    table = _table(("corpus", "reader", "files", *VERDICTS), rows)
+    lines = ["## Odd, damaged and hostile files", "", table]
     lines += ["", NOTES, "", "Silently wrong in the own corpus:", ""]
     for reader in PEERS:
         wrong = [x for x in part["files"]["own"][reader]["not_right"] if x["verdict"] == WRONG]
@@ -88,17 +91,17 @@ def _faults(part: dict[str, Any]) -> list[str]:
 
 
 def _bombs(part: dict[str, Any]) -> list[str]:
-    peers = " | ".join(f"{name}: s | MB" for name in PEERS.values())
-    lines = ["## Bombs", "", f"| file | what | ours: s | MB | {peers} |", "|---" * 8 + "|"]
+    heads = ["file", "what"]
+    heads += [f"{name}: {unit}" for name in ("ours", *PEERS.values()) for unit in ("s", "MB")]
+    rows = []
     for row in part["bombs"]:
         cells = [row["file"].split("bomb_")[-1], row["why"], row["seconds"], row["peak_mb"]]
         for peer in PEERS:
             found = row[peer]
             cells += [f"{found['seconds']:.1f} {found['verdict']}", found["peak_mb"]]
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        rows.append(cells)
     return [
-        *lines,
-        "",
+        *("## Bombs", "", _table(heads, rows), ""),
         f"Ours: processor seconds beyond those of start-up ({part['start_seconds']} s), and the"
         " peak of the whole call. Peers: seconds of reading alone, in a process that has imported"
         " them, and its peak; they may take 3 GiB and 20 s.",

@@ -45,22 +45,18 @@ def row(name: str, services: Services, fleet: Fleet) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as markdown."""
-    heads = ["fleet", "network, GPU s", "slowest", "law, scans/s", "simulated", *COUNTS, "$ a scan"]
-    heads[-1] = "$ per scan"
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for found in rows:
-        hours = [spell(found["hours"][count]) for count in COUNTS]
-        cells = [
-            found["fleet"],
-            f"{found['network_s']:g}",
-            found["bottleneck"],
-            f"{found['law_scans_per_s']:.3g}",
-            f"{found['simulated_scans_per_s']:.3g}",
-            *hours,
-            f"{found['dollars_per_scan']:.2g}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return measure.markdown(
+        {
+            "fleet": found["fleet"],
+            "network, GPU s": f"{found['network_s']:g}",
+            "slowest": found["bottleneck"],
+            "law, scans/s": f"{found['law_scans_per_s']:.3g}",
+            "simulated": f"{found['simulated_scans_per_s']:.3g}",
+            **{count: spell(found["hours"][count]) for count in COUNTS},
+            "$ per scan": f"{found['dollars_per_scan']:.2g}",
+        }
+        for found in rows
+    )
 
 
 def spell(hours: float) -> str:

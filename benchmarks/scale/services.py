@@ -7,7 +7,6 @@ measures the stages around the network on a clinical scan in one thread and writ
 hardly changes them.
 """
 
-import argparse
 import contextlib
 import json
 import statistics
@@ -95,11 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and save."""
     from benchmarks.speed.clinical_scan import CLINICAL, SMALL
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a small scan, for tests")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
-    options = parser.parse_args(argv)
+    options = measure.parser(__doc__, repeats=5, small="a small scan").parse_args(argv)
     shape = SMALL if options.small else CLINICAL
     found = measured(shape, options.repeats)
     print(json.dumps(found, indent=1))

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import measure
+
 LINEAR, FLAT = 1.1, 0.1  # exponents up to which these words hold
 
 
@@ -54,9 +56,16 @@ def judge(question: Question, points: list[Point]) -> dict[str, Any]:
 
 
 def table(name: str, result: dict[str, Any]) -> str:
-    lines = [f"| {result['unit']} | seconds | peak MB |", "|---|---|---|"]
-    for point in result["points"]:
-        lines.append(f"| {point['size']:g} | {point['seconds']:.4f} | {point['peak_mb']:.1f} |")
+    lines = [
+        measure.markdown(
+            {
+                result["unit"]: f"{point['size']:g}",
+                "seconds": f"{point['seconds']:.4f}",
+                "peak MB": f"{point['peak_mb']:.1f}",
+            }
+            for point in result["points"]
+        )
+    ]
     for kind in ("time", "memory"):
         told = result[kind]
         most = "only told" if told["at_most"] is None else f"at most {told['at_most']}"

@@ -12,8 +12,6 @@ made for CUDA, does not load, and is not needed here.
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,13 +39,6 @@ WINDOW, SMALL_WINDOW = 96, 64  # nnU-Net's InstanceNorm needs more than one voxe
 DATASET = "Dataset900_Benchmark"
 PLANS = Path(__file__).with_name("nnunet_plans.json")
 BFLOAT16 = (*WINDOWS, "inference.precision=bfloat16")
-# A child's peak begins at its parent's memory, so the parent is a bare interpreter.
-WATCH = """
-import resource, subprocess, sys
-status = subprocess.call(sys.argv[1:], stdout=sys.stderr)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-sys.exit(status)
-"""
 
 
 def plans(window: int) -> dict[str, Any]:
@@ -95,7 +86,7 @@ def nnunet(scan: Path, folder: Path, window: int) -> Callable[[], float]:
     call: list[Any] = [program, "-i", source, "-o", target, "-d", DATASET, "-c", "3d_fullres"]
     call += ["-f", 0, "-device", "cpu", "--disable_tta", "-step_size", 0.5]
     places = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-    return lambda: run(call, dict.fromkeys(places, str(folder)))
+    return lambda: measure.launched(call, dict.fromkeys(places, str(folder)))[1]
 
 
 def ours(scan: Path, folder: Path, window: int, settings: tuple[str, ...]) -> Callable[[], float]:
@@ -105,18 +96,7 @@ def ours(scan: Path, folder: Path, window: int, settings: tuple[str, ...]) -> Ca
     save_model(model, network.state_dict(), config(False, window), LABELS)
     call: list[Any] = [sys.executable, "-m", "attunet3d", "infer", model, scan, out, "--overwrite"]
     call += ["--device", "cpu", *(part for setting in settings for part in ("--set", setting))]
-    return lambda: run(call, {})
-
-
-def run(call: list[Any], environment: dict[str, str]) -> float:
-    """Run a command; return the peak memory in MB of it or of its largest child, if larger."""
-    watched = [sys.executable, "-c", WATCH, *(str(part) for part in call)]
-    done = subprocess.run(
-        watched, env={**os.environ, **environment}, capture_output=True, text=True, errors="replace"
-    )
-    if done.returncode:
-        raise SystemExit(f"{call[0]}: {done.stderr[-2000:]}")
-    return int(done.stdout) * 1024 / 1e6
+    return lambda: measure.launched(call)[1]
 
 
 def main() -> None:

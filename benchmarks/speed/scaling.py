@@ -17,7 +17,6 @@ between the two largest is told too. Draws results/scaling.png.
 """
 
 import itertools
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -42,14 +41,6 @@ SHAPES: tuple[Size, ...] = (
 CLASSES = (2, 4, 8, 16, 32, 64, 118)
 CASES = (4, 12, 40, 120, 400)
 SCANS = (2, 4, 8, 16)
-# Linux counts what the starting process held into a new one's peak, so a small one starts it.
-LAUNCHER = """
-import resource, subprocess, sys, time
-began = time.perf_counter()
-status = subprocess.run(sys.argv[1:], stderr=subprocess.DEVNULL).returncode
-seconds = time.perf_counter() - began
-print(status, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
 
 
 # ---------------------------------------------------------------------------- voxels and classes
@@ -218,13 +209,11 @@ def write_model(path: Path) -> None:
 def infer(model: Path, scans: Path, out: Path, count: int) -> tuple[float, float]:
     """Seconds and peak MB of one call, after which `count` label maps must lie there."""
     call = [sys.executable, "-m", "attunet3d", "infer", model, scans, out, "--device", "cpu"]
-    launched = [sys.executable, "-c", LAUNCHER, *map(str, call)]
-    answer = subprocess.run(launched, stdout=subprocess.PIPE, check=True, text=True).stdout
-    status, seconds, kilobytes = map(float, answer.split())
+    taken = measure.launched(call)
     made = len(list(out.glob("*.nii.gz")))
-    if status or made != count:
-        raise SystemExit(f"infer: status {status:.0f}, {made} of {count} label maps")
-    return seconds, kilobytes * 1024 / 1e6
+    if made != count:
+        raise SystemExit(f"infer: {made} of {count} label maps")
+    return taken
 
 
 def by_scans(folder: Path, small: bool, repeats: int) -> list[Point]:

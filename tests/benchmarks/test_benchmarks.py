@@ -13,6 +13,7 @@ import torch
 
 from attunet3d.core import machine
 from attunet3d.imaging.volume import read_label, read_volume
+from benchmarks import measure
 
 TINY = (64, 60, 24)
 
@@ -67,7 +68,6 @@ def test_stitching_labels_as_the_network_does_on_the_whole(
 ) -> None:
     stitching = script("stitching")
     shape, window = (40, 36, 50), (16, 20, 24)
-    measure = importlib.import_module("benchmarks.measure")
     answer = getattr(stitching, side)(shape, window, classes, tmp_path / "labels.npy")()
     outcome = measure.Outcome(side, [1.0], 1.0, answer)
     assert len(np.unique(np.load(answer))) == classes
@@ -101,10 +101,9 @@ def test_nnunets_plans_are_json_for_the_windows_asked_for(script: Callable[..., 
     assert {len(kinds[name]) for name in ("features_per_stage", "kernel_sizes", "strides")} == {5}
 
 
-def test_a_commands_peak_memory_is_told_and_its_failure_shown(script: Callable[..., Any]) -> None:
-    run = script("nnunet").run
-    small = run([sys.executable, "-c", "pass"], {})
-    large = run([sys.executable, "-c", "bytearray(200_000_000)"], {})
+def test_a_commands_peak_memory_is_told_and_its_failure_shown() -> None:
+    _, small = measure.launched([sys.executable, "-c", "pass"])
+    _, large = measure.launched([sys.executable, "-c", "bytearray(200_000_000)"])
     assert 150 < large - small < 250
     with pytest.raises(SystemExit, match="what went wrong"):
-        run([sys.executable, "-c", "raise ValueError('what went wrong')"], {})
+        measure.launched([sys.executable, "-c", "raise ValueError('what went wrong')"])
