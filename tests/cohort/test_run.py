@@ -361,7 +361,7 @@ def test_a_manifest_gives_its_test_cases_or_what_the_model_did_not_see(
     content = {"name": "balls", "labels": {"0": "background", "5": "ball"}, "training": training}
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"--fold K takes .* --all takes every case"):
+    with pytest.raises(DataError, match=r"--fold K for .* --all for every case"):
         find_cases(path)
     split = Split(roles={"first": "validation"})
     for found in (find_cases(path, everything=True), find_cases(path, split=split)):

@@ -96,7 +96,11 @@ def refuses(name: str, value: str | float | None) -> bool:
         ("network.channels", [16], "a list [a, b, …] of length >= 2, got [16]"),
         ("network.channels[1]", [16, 0], "a whole number >= 1, got [16, 0]"),
         ("network.dropout", 1, "a number < 1.0, got 1"),
-        ("network.strides", [[2, 2, 2]], "4 triples, one between each two levels, got [(2, 2, 2)]"),
+        (
+            "network.strides",
+            [[2, 2, 2]],
+            "4 triples, one between neighbouring levels, got [(2, 2, 2)]",
+        ),
         ("network.strides[3][2]", [[2, 2, 2]] * 3 + [[2, 2, 0]], "a whole number >= 1, got [[2, "),
         ("network.gate", "triple", "one of double, single, none, got 'triple'"),
         ("network.norm", "layer", "one of batch, instance, group, got 'layer'"),

@@ -105,7 +105,7 @@ def test_what_the_download_lacks_or_has_twice_is_named(nih: Path) -> None:
     assert "2 match */PANCREAS_0003/*.dcm, 0 match */label0007.nii.gz" in str(error.value)
     for path in (nih / "TCIA_pancreas_labels-02-05-2017").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match="and 76 more; fetch what is missing"):
+    with pytest.raises(DataError, match="and 76 more; download the missing files"):
         complete(path_of("nih_pancreas_ct"), nih)
 
 

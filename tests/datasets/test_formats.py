@@ -244,7 +244,7 @@ def test_layout_of_the_papers_authors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [[], ["images/a.nii.gz"], ["labels/a.nii.gz"], ["a.nii.gz"]])
 def test_unknown_layouts_are_refused(names: list[str], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds neither dataset\.json"):
+    with pytest.raises(DataError, match=r"contains neither dataset\.json"):
         read_data_set(touch(tmp_path, *names))
 
 
@@ -275,7 +275,7 @@ def test_links_of_a_folder_that_the_user_names_are_followed(tmp_path: Path) -> N
     found.save(tmp_path / "m.json")
     with pytest.raises(DataError, match="leads out of the root") as caught:
         Manifest.load(tmp_path / "m.json")
-    assert caught.value.cure == f"follow it by --root {data} if the folder is your own"
+    assert caught.value.cure == f"if the folder is your own, follow its links with --root {data}"
     assert Manifest.load(tmp_path / "m.json", root=data) == replace(found, name="data")
     # Two links to one scan are one scan.
     (data / "images" / "b.nii.gz").symlink_to(tmp_path / "annex" / "x1.nii.gz")

@@ -227,7 +227,7 @@ def test_a_moved_manifest_asks_for_its_root(tmp_path: Path) -> None:
         DataError, match=r"none of its 1 scans exists, such as .*a.nii.gz"
     ) as caught:
         found.require_files()
-    assert "by --root" in str(caught.value.cure)
+    assert "with --root" in str(caught.value.cure)
     (tmp_path / "data" / "images").mkdir(parents=True)
     (tmp_path / "data" / "images" / "a.nii.gz").touch()
     assert Manifest.load(tmp_path / "m.json", tmp_path / "data").require_files().training

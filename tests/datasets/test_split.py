@@ -86,11 +86,11 @@ def test_test_cases_come_first_then_validation_cases_then_another_data_set(tmp_p
     with pytest.raises(DataError, match="no case is known to be held out") as caught:
         held_out(manifest("a", "b", "c"), Split())
     assert caught.value.cure == (
-        "--fold K takes the cases that fold K validates on, --all takes every case"
+        "use --fold K for the cases that fold K validates on, or --all for every case"
     )
     with pytest.raises(DataError, match="held out from training: 2 of 2 were seen") as caught:
         held_out(manifest("a", "b"), split)
-    assert "--all takes every case" in str(caught.value.cure)
+    assert "--all for every case" in str(caught.value.cure)
 
 
 def test_all_and_fold_take_what_they_say() -> None:

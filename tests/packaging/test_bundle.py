@@ -326,7 +326,7 @@ def test_wrong_calls_are_one_line(
     for arguments, words in (
         ([tmp_path / "missing", tmp_path / "out"], "a model is a run folder"),
         ([model, tmp_path / "out"], "holds no window"),
-        ([run, file / "out"], "no folder can be made"),
+        ([run, file / "out"], "cannot be created"),
         ([run, tmp_path / "..", "--format", "onnx"], "is a folder"),
     ):
         assert command_line.run(main, [str(argument) for argument in arguments]) == 2

@@ -134,11 +134,11 @@ def test_what_cannot_be_placed_is_named(files: dict[Any, str]) -> None:
         ToNetworkGridd(["image"], CONFIG)({"image": two})
     with pytest.raises(DataError, match="one must be an image"):
         ToNetworkGridd(["label"], CONFIG, label_keys=["label"])(loaded)
-    with pytest.raises(DataError, match="did not come from ToNetworkGridd"):
+    with pytest.raises(DataError, match="is not a result of ToNetworkGridd"):
         ToSourceGridd(["image"], like="image")(loaded)
     placed = forward()(loaded)
     placed["logits"] = torch.zeros(1, 3, 3, 3)
-    with pytest.raises(DataError, match=r"shape \(1, 3, 3, 3\) do not lie on the grid"):
+    with pytest.raises(DataError, match=r"shape \(1, 3, 3, 3\) do not fit the grid"):
         ToSourceGridd(["logits"], like="image")(placed)
     loaded["label"] = loaded["label"] + 0.25
     with pytest.raises(DataError, match="label: label values must be whole numbers"):

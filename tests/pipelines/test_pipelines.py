@@ -390,7 +390,7 @@ def test_labels_without_a_name_are_told(tmp_path: Path, capsys: pytest.CaptureFi
     write_phantoms(tmp_path / "data", 2, 1, matrix=32)
     (tmp_path / "data" / "dataset.json").unlink()
     call("manifest", tmp_path / "data", "--out", tmp_path / "m.json")
-    assert "warning: no name for label 1; give one by --label 1=NAME\n" in capsys.readouterr().err
+    assert "warning: no name for label 1; give one with --label 1=NAME\n" in capsys.readouterr().err
     call("manifest", tmp_path / "data", "--out", tmp_path / "n.json", "--label", "1=pancreas")
     assert "no name" not in capsys.readouterr().err
 
