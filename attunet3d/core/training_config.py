@@ -116,7 +116,7 @@ class TrainingConfig(Settings):
     step_size: PositiveCount = 10_000
     """Steps between two reductions of the learning rate in schedule "step" (StepLR)."""
     step_epochs: PositiveCount = 30
-    """Epochs between two reductions of the learning rate in schedule "step", where `epochs` is set."""
+    """The same in epochs, where `epochs` is set."""
     step_gamma: Annotated[float, Meta(gt=0, le=1)] = 0.5
     """Factor of each reduction of the learning rate in schedule "step"."""
     clip_gradient_norm: Annotated[float, Meta(ge=0, le=10**6)] = 12.0

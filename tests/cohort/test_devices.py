@@ -20,6 +20,8 @@ from attunet3d.cohort.dispatch import MOST_ATTEMPTS, Dispatcher
 from attunet3d.cohort.outcome import merge_failures
 from attunet3d.core import Config, SettingsError, WriteError
 from attunet3d.core.lock import locked_folder, locked_part
+from attunet3d.imaging import Volume
+from attunet3d.inference import Predictor
 from attunet3d.models import build_network, save_model
 from attunet3d.pipelines import infer
 from tests.known_network import ball, write_scan
@@ -108,22 +110,22 @@ def test_killed_workers_cost_no_scan_and_change_no_label_map(
 class DeadlyScan(ModelOptions):
     """Loads a model that one scan brings down with its process."""
 
-    def load(self):
+    def load(self) -> Predictor:
         predictor = super().load()
         read = predictor.read
 
-        def deadly(path, series=None):
+        def deadly(path: Path, series: str | None = None) -> Volume:
             if path.name.startswith("case_05"):
                 os.kill(os.getpid(), signal.SIGKILL)
             return read(path, series)
 
-        predictor.read = deadly
+        predictor.read = deadly  # type: ignore[method-assign]
         return predictor
 
 
 def test_a_scan_that_kills_its_process_thrice_fails_and_the_others_are_done(
-    scans, model, alone, tmp_path
-):
+    scans: Path, model: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
     call = CohortCall(cases=find_cases(scans), out_dir=tmp_path)
     outcome = segment_call(call, on_devices(DeadlyScan(models=[str(model)]), call, ["cpu", "cpu"]))
     assert set(outcome.failures) == {"case_05", "text"}

@@ -21,7 +21,9 @@ FAN_IN, FAN_OUT = 8 * 27, 32 * 27  # of Conv3d(8, 32, 3)
         ("orthogonal", 1 / math.sqrt(FAN_IN)),  # 32 orthonormal rows of 216
     ],
 )
-def test_kernels_are_spread_as_the_name_says_and_biases_are_zero(name, deviation):
+def test_kernels_are_spread_as_the_name_says_and_biases_are_zero(
+    name: str, deviation: float
+) -> None:
     torch.manual_seed(0)
     layer = nn.Conv3d(8, 32, 3)
     initialise_by_name(layer, name)
@@ -31,7 +33,7 @@ def test_kernels_are_spread_as_the_name_says_and_biases_are_zero(name, deviation
     assert not layer.bias.any()
 
 
-def test_rows_of_an_orthogonal_kernel_are_orthonormal():
+def test_rows_of_an_orthogonal_kernel_are_orthonormal() -> None:
     layer = nn.Conv2d(4, 8, 3)
     initialise_by_name(layer, "orthogonal")
     rows = layer.weight.detach().flatten(1)
@@ -39,8 +41,10 @@ def test_rows_of_an_orthogonal_kernel_are_orthonormal():
 
 
 @pytest.mark.parametrize("form", ["attention_unet", "2d_transposed", "3d_same_resolution"])
-def test_every_weight_of_a_network_is_drawn_anew_and_default_leaves_it(form):
-    network = build_network(NetworkConfig(form=form, width=2, channels=(2, 4)), 1, 2)
+def test_every_weight_of_a_network_is_drawn_anew_and_default_leaves_it(form: str) -> None:
+    network = build_network(
+        NetworkConfig.from_dict({"form": form, "width": 2, "channels": (2, 4)}), 1, 2
+    )
     before = {name: value.clone() for name, value in network.named_parameters()}
     initialise_by_name(network, "default")
     assert all(torch.equal(before[name], value) for name, value in network.named_parameters())

@@ -59,11 +59,11 @@ def test_a_network_without_batch_norm_draws_no_images() -> None:
     reestimate_statistics(AttentionUNet3D(channels=(4, 8), norm="instance"), draw())
 
 
-def test_statistics_stay_as_they_are_after_their_share_of_the_steps():
+def test_statistics_stay_as_they_are_after_their_share_of_the_steps() -> None:
     settings = ["training.steps=4", "training.fix_statistics=0.5", "training.batch_size=2"]
     config = presets.demo_cpu().with_overrides([*SETTINGS, *settings])
     update = TrainingStep(config, 2, CPU)
-    seen = []
+    seen: list[list[torch.Tensor]] = []
     for number, image in enumerate(images(4)):
         batch = Batch(image=image, label=(image[:, :1] > 0).long(), case_ids=("a", "b"))
         assert update.update([batch], number)[1]

@@ -1,6 +1,7 @@
 """Fingerprint and plan: numbers counted by hand, and rules that hold for every memory."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -333,12 +334,16 @@ def test_table_and_file_tell_every_number_and_why(tmp_path: Path) -> None:
         (presets.attunet3d_transposed, ((2, 2, 2),) * 3),
     ],
 )
-def test_published_forms_have_strides_of_their_own_and_patches_that_fit(preset, strides):
+def test_published_forms_have_strides_of_their_own_and_patches_that_fit(
+    preset: Callable[[], Config], strides: tuple[Size, ...]
+) -> None:
     plan = make_plan(facts(), preset(), 24 * GB)
     assert plan.config.network.strides == strides
     assert plan.reasons["network.strides"] == "the form's own"
     assert settled(plan.config)
     assert all(
         size % step == 0
-        for size, step in zip(plan.config.training.patch_size, divisor(plan.config), strict=True)
+        for size, step in zip(
+            present(plan.config.training.patch_size), divisor(plan.config), strict=True
+        )
     )
