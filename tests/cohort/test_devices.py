@@ -114,8 +114,8 @@ class DeadlyScan(ModelOptions):
         predictor = super().load()
         read = predictor.read
 
-        def deadly(path: Path, series: str | None = None) -> Volume:
-            if path.name.startswith("case_05"):
+        def deadly(path: str | Path, series: str | None = None) -> Volume:
+            if Path(path).name.startswith("case_05"):
                 os.kill(os.getpid(), signal.SIGKILL)
             return read(path, series)
 

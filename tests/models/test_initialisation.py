@@ -30,6 +30,7 @@ def test_kernels_are_spread_as_the_name_says_and_biases_are_zero(
     weight = layer.weight.detach()
     assert float(weight.std()) == pytest.approx(deviation, rel=0.05)
     assert float(weight.mean()) == pytest.approx(0, abs=deviation / 20)
+    assert layer.bias is not None
     assert not layer.bias.any()
 
 

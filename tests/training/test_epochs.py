@@ -57,7 +57,7 @@ def test_the_line_of_an_epoch_has_the_mean_loss_of_its_steps_and_all_its_seconds
         {"step": "25", "loss": "9", "seconds": "9"},  # the epoch before, read from the file
         {"step": 30, "loss": 1.0, "seconds": 1},
         {"step": 40, "loss": 2.0, "seconds": 2},
-        {"step": 50, "loss": 4.0, "seconds": 3.5} | scores,
+        {"step": 50, "loss": 4.0, "seconds": 3.5, **scores},
     ]
     mean = (5 * 1 + 10 * 2 + 10 * 4) / 25
     assert epoch_line(rows, config) == (
