@@ -109,7 +109,7 @@ def test_scores_are_sorted_by_dice_with_both_label_maps(folder: Path) -> None:
         assert [layer["name"] for layer in case["layers"]] == ["prediction", "reference"]
 
 
-def test_a_reliability_diagram_beside_the_scores_is_on_the_page(folder):
+def test_a_reliability_diagram_beside_the_scores_is_on_the_page(folder: Path) -> None:
     evaluate(folder / "predictions", folder / "references", folder / "scores")
     write_folder_report(folder / "scores")
     page = folder / "scores" / "report.html"
