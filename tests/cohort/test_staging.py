@@ -75,7 +75,7 @@ def test_results_are_those_of_a_call_here_and_what_is_missing_is_done(
     memory.rm_file("/out/labels/scan_2.json")
     memory.rm_file("/in/text.nii.gz")
     assert call(*MEMORY) == 0
-    assert f"memory://out/labels: 1 done, {CASES - 1} done before" in capsys.readouterr().err
+    assert f"memory://out/labels: 1 done, {CASES - 1} already done" in capsys.readouterr().err
     assert memory.cat_file("/out/labels/scan_1.json") == kept
     assert memory.exists("/out/labels/scan_2.json")
     assert not memory.exists("/out/labels/failures.json")

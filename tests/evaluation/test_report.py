@@ -58,7 +58,7 @@ def pictures() -> Pictures:
     return Pictures(volume(), layers, attention)
 
 
-def case(name, dice):
+def case(name: str, dice: float | None) -> ReportCase:
     return ReportCase(
         name=name,
         values={"mean Dice": dice, "volume ml": 12.25},
