@@ -65,14 +65,15 @@ def identity(path: Path) -> tuple[int, int]:
 
 
 def checksum(scan: Path) -> str:
-    """SHA-256 of a file, of the two of a pair, or of all files of a series.
+    """SHA-256 of the files that a scan consists of.
 
     Raises:
         FileError: A file cannot be read.
+        DataError: The voxels that a header names do not lie beside it.
     """
     digest = hashlib.sha256()
     try:
-        for part in _files(scan):
+        for part in parts_of(scan):
             with part.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
@@ -85,18 +86,13 @@ def version(scan: Path) -> list[tuple[str, int, int, int]]:
 
     Raises:
         FileError: A file is missing.
+        DataError: The voxels that a header names do not lie beside it.
     """
     try:
-        found = [(part, part.stat()) for part in _files(scan)]
+        found = [(part, part.stat()) for part in parts_of(scan)]
     except OSError as error:
         raise _unreadable(scan, error) from None
     return [(part.name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for part, stat in found]
-
-
-def _files(scan: Path) -> list[Path]:
-    if scan.is_dir():
-        return sorted(path for path in scan.rglob("*") if path.is_file())
-    return parts_of(scan)
 
 
 def _unreadable(scan: Path, error: OSError) -> FileError:

@@ -19,7 +19,6 @@ from .label_measures import measure_labels as measure_labels
 from .label_measures import measure_ranges as measure_ranges
 from .maps import MapReader as MapReader
 from .maps import MapWriter as MapWriter
-from .nifti import parts_of as parts_of
 from .nifti_writer import write_nifti as write_nifti
 from .nifti_writer import write_nifti_planes as write_nifti_planes
 from .organ_masks import OrganMasks as OrganMasks
@@ -38,6 +37,7 @@ from .scan_check import hounsfield_warnings as hounsfield_warnings
 from .scan_check import scan_warnings as scan_warnings
 from .scan_folder import find_scans as find_scans
 from .scan_folder import is_temporary as is_temporary
+from .scan_folder import parts_of as parts_of
 from .scan_folder import workspace as workspace
 from .straightening import straightened as straightened
 from .summary import scan_summary as scan_summary

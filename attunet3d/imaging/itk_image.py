@@ -19,14 +19,22 @@ HEADER_BYTES = 65_536  # read at most; headers have a few hundred
 MOST_INFLATED = 1100  # bytes from one byte of a deflated stream; its limit is 1032
 VOXELS_ENTRY = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(.*?)\s*$", re.I | re.M)
 SIZES_ENTRY = re.compile(rb"^(?:DimSize\s*=|sizes:)[ \t]*([0-9 \t]+?)\s*$", re.I | re.M)
+DIRECTION_ENTRY = re.compile(
+    rb"^(?:(?:TransformMatrix|Orientation|Rotation)\s*=|space directions:)", re.I | re.M
+)
 ENDINGS = (".mha", ".mhd", ".nrrd", ".nhdr")
+NO_DIRECTION = (
+    "the file gives no direction of its axes: the patient's left and right are unknown; the axes"
+    " are taken to run to left, posterior and superior"
+)
 
 
-def read_image(path: Path, max_voxels: int) -> tuple[Array, Grid]:
+def read_image(path: Path, max_voxels: int) -> tuple[Array, Grid, list[str]]:
     """Read a NRRD, MetaImage or other file that SimpleITK knows.
 
     Returns:
-        Voxels (I, J, K) in Fortran order, int16 where that is exact, else float32; their grid.
+        Voxels (I, J, K) in Fortran order, int16 where that is exact, else float32; their grid;
+        warnings.
 
     Raises:
         DataError: The file is missing, damaged, not 3D or too large, its voxels are in another
@@ -36,7 +44,7 @@ def read_image(path: Path, max_voxels: int) -> tuple[Array, Grid]:
 
     if not path.is_file():
         raise DataError("no such file", path=path, cure="check the path")
-    check_header(path)
+    warnings = check_header(path)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -52,7 +60,7 @@ def read_image(path: Path, max_voxels: int) -> tuple[Array, Grid]:
     except RuntimeError:
         raise DataError("cannot be read", path=path, cure="copy or convert it again") from None
     array: Array = SimpleITK.GetArrayFromImage(image).T  # (k, j, i) in C order is (i, j, k) in F
-    return int16_if_exact(array), Grid(size, itk_affine(image))
+    return int16_if_exact(array), Grid(size, itk_affine(image)), warnings
 
 
 def itk_affine(image: Any) -> Floats:
@@ -72,24 +80,21 @@ def int16_if_exact(array: Array) -> Array:
     return array.astype(np.int16 if whole else np.float32, order="K")
 
 
-def check_header(path: Path) -> None:
+def check_header(path: Path) -> list[str]:
     """Refuse a header that points out of its folder or claims more than its bytes can hold.
 
-    Files of other formats pass.
+    Files of other formats (GIPL) pass; of these SimpleITK reads no direction.
+
+    Returns:
+        A warning where the file does not give the direction of its axes.
 
     Raises:
         DataError: The header does so, or gives no size.
     """
     if not path.name.lower().endswith(ENDINGS):
-        return
-    with path.open("rb") as file:
-        text = file.read(HEADER_BYTES)
-    if text.startswith(b"NRRD"):
-        text = re.split(rb"\r?\n\r?\n", text, maxsplit=1)[0]  # then come the voxels
-    named = VOXELS_ENTRY.search(text)
-    voxels = path
-    if named is not None and named[1].upper() != b"LOCAL":
-        voxels = _beside(path, named[1])
+        return [NO_DIRECTION]
+    text = _header(path)
+    voxels = _voxel_file(path, text)
     sizes = SIZES_ENTRY.search(text)
     if sizes is None or len(sizes[1]) > 100:
         raise DataError("its header gives no size", path=path, cure="convert the scan again")
@@ -98,6 +103,30 @@ def check_header(path: Path) -> None:
     if count > MOST_INFLATED * held:
         rule = f"claims {count} voxels, more than its {held} bytes can hold"
         raise DataError(rule, path=path, value=count, cure="copy it again")
+    return [] if DIRECTION_ENTRY.search(text) else [NO_DIRECTION]
+
+
+def pair_of(path: Path) -> list[Path]:
+    """A MetaImage or NRRD file and, if its header names another one for the voxels, that one.
+
+    Raises:
+        DataError: That one does not lie beside it.
+    """
+    voxels = _voxel_file(path, _header(path))
+    return [path] if voxels == path else [path, voxels]
+
+
+def _header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        text = file.read(HEADER_BYTES)
+    if text.startswith(b"NRRD"):
+        text = re.split(rb"\r?\n\r?\n", text, maxsplit=1)[0]  # then come the voxels
+    return text
+
+
+def _voxel_file(path: Path, header: bytes) -> Path:
+    named = VOXELS_ENTRY.search(header)
+    return path if named is None or named[1].upper() == b"LOCAL" else _beside(path, named[1])
 
 
 def _beside(path: Path, name: bytes) -> Path:

@@ -62,7 +62,7 @@ def open_nifti(
     """
     try:
         with ExitStack() as stack:
-            streams = [stack.enter_context(open_stream(part)) for part in parts_of(Path(path))]
+            streams = [stack.enter_context(open_stream(part)) for part in pair_of(Path(path))]
             yield _begin(streams, max_voxels, volumes)
     except OSError as error:
         named = Path(error.filename or path).name  # it may be the other file of a pair
@@ -96,7 +96,7 @@ def _begin(
     return header, last
 
 
-def parts_of(path: Path) -> list[Path]:
+def pair_of(path: Path) -> list[Path]:
     """The files of one scan: the file itself, or the `.hdr` and the `.img` of a pair."""
     for ending in (".hdr", ".hdr.gz"):
         if path.name.lower().endswith(ending):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from attunet3d.core import ENDINGS, DataError, stem
+from attunet3d.imaging import itk_image, nifti
 from attunet3d.imaging.archive import beneath, is_archive, room_on_disk, unpack
 
 CHANNEL = "_0000"  # nnU-Net's ending of the first channel
@@ -78,6 +79,20 @@ def find_scans(
         path=path,
         cure="give a folder of .nii.gz files, or of DICOM files",
     )
+
+
+def parts_of(scan: Path) -> list[Path]:
+    """The files that a scan consists of: one, a header and its voxels, or all of a folder.
+
+    Raises:
+        OSError: A folder or a header cannot be read.
+        DataError: The voxels that a MetaImage or NRRD header names do not lie beside it.
+    """
+    if scan.is_dir():
+        return sorted(path for path in scan.rglob("*") if path.is_file())
+    if scan.is_file() and scan.name.lower().endswith(itk_image.ENDINGS):
+        return itk_image.pair_of(scan)
+    return nifti.pair_of(scan)
 
 
 def _unpacked(archive: Path, workspace: Path) -> Path:

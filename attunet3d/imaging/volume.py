@@ -177,7 +177,8 @@ def _read(path: Path, max_voxels: int, series: str | None = None) -> Volume:
     elif name.endswith(OTHER_ENDINGS):
         from attunet3d.imaging.itk_image import read_image
 
-        volume = Volume(*read_image(path, max_voxels), name=path.name)
+        array, grid, warnings = read_image(path, max_voxels)
+        volume = Volume(array, grid, None, tuple(warnings), path.name)
     else:
         array, grid, geometry, warnings = read_nifti(path, max_voxels=max_voxels)
         volume = Volume(array, grid, geometry, tuple(warnings), path.name)

@@ -38,7 +38,7 @@ from attunet3d.core import (
     whole_file,
 )
 from attunet3d.datasets import Case, label_needs_scan, read_case_label, read_image
-from attunet3d.imaging import preprocessing
+from attunet3d.imaging import parts_of, preprocessing
 from attunet3d.training.cached_case import (
     ARRAYS,
     FOREGROUND_VOXELS,
@@ -82,6 +82,7 @@ class Recipe:
 
         Raises:
             FileError: The case has no label, or a file is not there.
+            DataError: The voxels that a header names do not lie beside it.
         """
         if case.label is None:
             cure = "training needs one; leave the case out, or add its label"
@@ -174,14 +175,15 @@ def prepare(case: Case, recipe: Recipe, folder: Path) -> CachedCase:
 
 
 def _identity(case_id: str, path: Path) -> list[Any]:
-    """Path, size and time of change of a file, or of each file of a folder (DICOM)."""
+    """Path, and size and time of change of each file that the scan consists of."""
     try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        states = [(file.name, file.stat()) for file in files]
+        states = [(file.name, file.stat()) for file in parts_of(path)]
     except OSError as error:
         raise FileError(
             f"case {case_id}: {path} cannot be read ({error.strerror})", value=case_id
         ) from None
+    except DataError as error:
+        raise error.within(f"case {case_id}") from None
     return [str(path), [[name, state.st_size, state.st_mtime_ns] for name, state in states]]
 
 

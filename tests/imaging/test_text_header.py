@@ -47,6 +47,21 @@ def test_voxels_beside_the_header_are_read(tmp_path: Path, inside: str) -> None:
     assert read_volume(tmp_path / "scan.mhd").array.ravel("F").tolist() == list(range(8))
 
 
+@pytest.mark.parametrize("ending", [".mha", ".nrrd", ".gipl"])
+def test_a_scan_without_a_direction_is_read_with_a_warning(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"scan{ending}"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((2, 3, 4), np.int16)), str(path))
+    kept = [
+        line
+        for line in path.read_bytes().split(b"\n")
+        if not line.startswith((b"TransformMatrix", b"space"))
+    ]
+    path.write_bytes(b"\n".join(kept))
+    volume = read_volume(path)
+    assert "left and right are unknown" in volume.warnings[0]
+    assert np.allclose(np.diag(volume.grid.affine), (-1, -1, 1, 1))
+
+
 @pytest.mark.parametrize(
     "name",
     ["../secret.raw", "{root}/secret.raw", "LIST", "LIST 2D", "%d.raw", "link.raw", "no.raw"],

@@ -11,7 +11,7 @@ import SimpleITK
 from attunet3d.core import Array, DataError
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.scan_check import hounsfield_warnings
-from attunet3d.imaging.scan_folder import find_scans
+from attunet3d.imaging.scan_folder import find_scans, parts_of
 from attunet3d.imaging.volume import (
     Segmentation,
     Volume,
@@ -79,18 +79,20 @@ def test_a_lone_bright_voxel_is_not_nothing() -> None:
     assert "nothing" not in str(hounsfield_warnings(Volume(array, Grid(array.shape, AFFINE))))
 
 
-@pytest.mark.parametrize("ending", ["nrrd", "mha"])
+@pytest.mark.parametrize("ending", ["nrrd", "nhdr", "mha", "mhd"])
 def test_other_formats_lie_where_simpleitk_says(tmp_path: Path, ending: str) -> None:
     array = np.arange(120, dtype=np.int16).reshape(4, 5, 6)  # (k, j, i)
     image = SimpleITK.GetImageFromArray(array)
     image.SetSpacing((1.0, 2.0, 3.0))
     image.SetOrigin((10.0, 20.0, 30.0))
+    image.SetDirection((0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1))  # oblique
     SimpleITK.WriteImage(image, str(tmp_path / f"a.{ending}"))
     volume = read_volume(tmp_path / f"a.{ending}")
     assert (volume.array == array.T).all()
-    wanted = np.diag([-1.0, -2.0, 3.0, 1.0])
-    wanted[:3, 3] = -10, -20, 30
-    assert np.allclose(volume.grid.affine, wanted)
+    assert volume.warnings == ()
+    for index in ((0, 0, 0), (5, 0, 0), (5, 4, 3)):
+        place = np.array(image.TransformIndexToPhysicalPoint(index)) * (-1, -1, 1)
+        assert np.allclose(volume.grid.to_world(np.array(index)), place)
 
 
 # --- label maps ------------------------------------------------------------------------------
@@ -147,6 +149,24 @@ def test_a_pair_is_one_scan_and_a_folder_called_like_a_scan_is_named(tmp_path: P
     assert names(tmp_path) == ["a", "b", "c"]
     with pytest.raises(DataError, match=r"c\.nii: is a directory named like a scan"):
         read_volume(tmp_path / "c.nii")
+
+
+@pytest.mark.parametrize(("ending", "other"), [("mhd", "raw"), ("nhdr", "raw"), ("hdr", "img")])
+def test_voxels_in_a_file_of_their_own_are_part_of_the_scan(
+    tmp_path: Path, ending: str, other: str
+) -> None:
+    image = SimpleITK.GetImageFromArray(np.zeros((4, 5, 6), np.int16))
+    SimpleITK.WriteImage(image, str(tmp_path / f"a.{ending}"))
+    assert parts_of(tmp_path / f"a.{ending}") == [tmp_path / f"a.{ending}", tmp_path / f"a.{other}"]
+
+
+def test_a_scan_in_one_file_or_in_a_folder_has_these_parts(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name).touch()
+    SimpleITK.WriteImage(SimpleITK.Image(6, 5, 4), str(tmp_path / "c.mha"))
+    assert parts_of(tmp_path / "c.mha") == [tmp_path / "c.mha"]
+    assert parts_of(tmp_path / "none.mhd") == [tmp_path / "none.mhd"]
+    assert parts_of(tmp_path) == [tmp_path / name for name in ("a", "b", "c.mha")]
 
 
 def test_the_channel_is_left_out_where_all_have_it(tmp_path: Path) -> None:

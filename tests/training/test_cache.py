@@ -12,8 +12,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 
-from attunet3d.core import FileError, SettingsError
+from attunet3d.core import DataError, FileError, SettingsError
 from attunet3d.core.config import Config
 from attunet3d.core.model_config import PreprocessingConfig
 from attunet3d.core.training_config import TrainingConfig
@@ -157,6 +158,20 @@ def test_changed_files_labels_or_code_get_their_own_folder(
     monkeypatch.setattr(cache, "CACHE_VERSION", cache.CACHE_VERSION + 1)
     names.append(recipe.folder_name(dataclasses.replace(cases[0], label=moved)))
     assert len(set(names)) == len(names)
+
+
+def test_a_change_of_voxels_beside_their_header_gets_its_own_folder(
+    cases: list[Case], tmp_path: Path
+) -> None:
+    SimpleITK.WriteImage(SimpleITK.ReadImage(cases[0].image), tmp_path / "one.mhd")
+    case = dataclasses.replace(cases[0], image=tmp_path / "one.mhd")
+    recipe = Recipe(PREPROCESSING, (0, 3, 7))
+    before = recipe.folder_name(case)
+    (tmp_path / "one.raw").write_bytes(b"0" + (tmp_path / "one.raw").read_bytes())
+    assert recipe.folder_name(case) != before
+    (tmp_path / "one.raw").unlink()
+    with pytest.raises(DataError, match=r"case one: .*one\.mhd: its voxels must be"):
+        recipe.folder_name(case)
 
 
 @pytest.mark.parametrize("flip", ["i", "k", "ijk"])
