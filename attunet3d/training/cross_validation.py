@@ -29,7 +29,7 @@ from attunet3d.core import (
 from attunet3d.datasets import Case, Manifest, Split
 from attunet3d.evaluation import doubt_notes, folder, post_processing
 from attunet3d.inference import Predictor
-from attunet3d.training import distributed
+from attunet3d.training import distributed, plan_file, run_folder
 from attunet3d.training.calibration import merge_reliability
 from attunet3d.training.run import TrainingCall, begin_or_go_on, refuse_wrong_folders, with_steps_of
 from attunet3d.training.run_folder import Cases
@@ -41,7 +41,9 @@ _log = logging.getLogger(__name__)
 def cross_validate(call: TrainingCall, run_dir: Path, *, final: bool = False) -> None:
     """Train a model per fold, score all of them on what they have not seen, and make them one.
 
-    With `hours`, the first fold gets its share of them, and the others take as many steps.
+    Several processes of `torchrun` take a fold each at a time, which they train by themselves. With
+    `hours` they train each fold together: the first gets its share of the hours, and the others
+    take as many steps.
 
     Args:
         call: What to train.
@@ -58,12 +60,10 @@ def cross_validate(call: TrainingCall, run_dir: Path, *, final: bool = False) ->
     trainings = len(folds) + final
     with distributed.held_by_first(lambda: locked_folder(run_dir, "train")):
         call = replace(call, cache=call.cache or run_dir / "cache")
-        hours = None if call.hours is None else call.hours / trainings
-        for number, (name, cases) in enumerate(folds.items(), 1):
-            _log.info("%s: training %d of %d", run_dir / name, number, trainings)
-            if number > 1 and hours is not None:
-                call, hours = with_steps_of(call, run_dir / next(iter(folds))), None
-            begin_or_go_on(replace(call, hours=hours), run_dir / name, cases)
+        if call.hours is None and distributed.world_size() > 1:
+            _train_apart(call, run_dir, folds)
+        else:
+            call = _train(call, run_dir, folds, trainings)
         held_out = [case for _, validation in folds.values() for case in validation]
         _predict(call, run_dir, folds)
         _score(call.manifest, run_dir / RESULTS, held_out)
@@ -73,6 +73,40 @@ def cross_validate(call: TrainingCall, run_dir: Path, *, final: bool = False) ->
             call = replace(with_steps_of(call, run_dir / next(iter(folds))), hours=None)
             everyone = (*call.manifest.training, *call.manifest.validation)
             begin_or_go_on(call, run_dir / FINAL, (everyone, ()))
+
+
+def _train(
+    call: TrainingCall, run_dir: Path, folds: Mapping[str, Cases], trainings: int
+) -> TrainingCall:
+    """Train the folds one after the other; the call with the steps that hours came to."""
+    hours = None if call.hours is None else call.hours / trainings
+    for number, (name, cases) in enumerate(folds.items(), 1):
+        _log.info("%s: training %d of %d", run_dir / name, number, trainings)
+        if number > 1 and hours is not None:
+            call, hours = with_steps_of(call, run_dir / next(iter(folds))), None
+        begin_or_go_on(replace(call, hours=hours), run_dir / name, cases)
+    return call
+
+
+def _train_apart(call: TrainingCall, run_dir: Path, folds: Mapping[str, Cases]) -> None:
+    """Train the folds, each by one process; all of them wait for the last."""
+
+    @distributed.by_first
+    def prepare() -> None:
+        with distributed.apart():
+            plan = plan_file.shared_plan(
+                call.manifest, call.config, call.plan, call.device, call.memory
+            )
+            cases = next(iter(folds.values()))
+            run_folder.prepare(cases, call.manifest, plan.config, call.cache or run_dir / "cache")
+
+    prepare()
+    own = list(folds.items())[distributed.rank() :: distributed.world_size()]
+    with distributed.apart():
+        for name, cases in own:
+            _log.info("%s: is trained by this process", run_dir / name)
+            begin_or_go_on(call, run_dir / name, cases)
+    distributed.gathered([])
 
 
 def _numbers(manifest: Manifest) -> list[int]:

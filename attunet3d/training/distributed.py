@@ -22,6 +22,7 @@ from attunet3d.core import UserError, log, machine
 PATIENCE = timedelta(hours=24)  # of those that wait for the cache; `torchrun` watches over them
 P = ParamSpec("P")
 T = TypeVar("T")
+_apart = False  # whether each process trains by itself
 _messages: Any = None  # the gloo group of numbers and objects; gradients go by the default group
 
 
@@ -68,14 +69,30 @@ def _join(backend: str) -> None:
     dist.init_process_group(backend, timeout=PATIENCE, world_size=size, rank=number, store=store)
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """Let each process train by itself: within the block it is the only one."""
+    global _apart
+    _apart = True
+    try:
+        yield
+    finally:
+        _apart = False
+
+
+def parted() -> bool:
+    """Whether other processes work on other trainings."""
+    return _messages is not None and _apart
+
+
 def rank() -> int:
     """The number of this process, from 0."""
-    return int(dist.get_rank()) if _messages is not None else 0
+    return int(dist.get_rank()) if _messages is not None and not _apart else 0
 
 
 def world_size() -> int:
     """The number of processes."""
-    return int(dist.get_world_size()) if _messages is not None else 1
+    return int(dist.get_world_size()) if _messages is not None and not _apart else 1
 
 
 def is_first() -> bool:
@@ -85,7 +102,7 @@ def is_first() -> bool:
 
 def on_one_device(device: torch.device) -> int:
     """The number of processes that share the memory of `device`: those of a machine on its CPU."""
-    alone = device.type != "cpu" or world_size() == 1
+    alone = device.type != "cpu" or _messages is None
     return 1 if alone else int(os.environ["LOCAL_WORLD_SIZE"])
 
 

@@ -114,7 +114,7 @@ class TrainingStep:
             torch.manual_seed(self.settings.seed)
             network = build(1, classes)
             initialise_by_name(network, self.settings.initialisation)
-        if self.settings.sync_batch_norm:
+        if self.settings.sync_batch_norm and not distributed.parted():
             network = synchronised(network, device)
         self.network = self._in_layout(network)
         self.average = optimisation.moving_average(self.network, self.settings.ema_decay)

@@ -96,7 +96,7 @@ def start(*train_arguments: str, processes: int = 2, restarts: int = 0) -> subpr
 
 def run(*train_arguments: str, processes: int = 2) -> tuple[int, str]:
     with start(*train_arguments, processes=processes) as process:
-        _, error = process.communicate(timeout=240)
+        _, error = process.communicate(timeout=900)
     return process.returncode, error
 
 
@@ -134,7 +134,7 @@ def test_two_processes_give_the_weights_and_scores_of_one(
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not path.exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -162,7 +162,7 @@ def test_a_killed_process_restarts_the_run_from_its_last_state(
         workers = psutil.Process(process.pid).children()
         assert len(workers) == 2
         os.kill(workers[1].pid, signal.SIGKILL)
-        _, error = process.communicate(timeout=240)
+        _, error = process.communicate(timeout=900)
     assert process.returncode == 0, error
     assert largest_difference(weights(long), weights(run_dir)) < 1e-4
     rows = [read_rows(folder / "metrics.csv") for folder in (long, run_dir)]
@@ -176,7 +176,7 @@ def test_a_run_of_two_processes_that_was_stopped_goes_on_as_one(
     with start(*arguments(manifest, run_dir, settings=LONG)) as process:
         wait_for(run_dir / "last.pt", process)
         process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=900)
     assert process.returncode != 0
     assert error.count("--resume goes on from here") == 1
     assert not (run_dir / ".attunet3d.lock").exists()
@@ -191,6 +191,25 @@ def test_an_error_of_the_first_process_is_told_once_and_ends_all(
     status, error = run(*arguments(manifest, alone))
     assert status != 0
     assert error.count("add --resume to go on with it") == 1
+
+
+def test_two_processes_train_a_fold_each_as_one_process_trains_both(
+    manifest: Path, tmp_path: Path
+) -> None:
+    for name in ("alone", "two"):
+        call = arguments(manifest, tmp_path / name)
+        call[call.index("--fold") + 1] = "all"
+        if name == "alone":
+            assert train.main(call) == 0
+        else:
+            status, error = run(*call)
+            assert status == 0, error
+    for fold in ("fold0", "fold1"):
+        one, two = (weights(tmp_path / name / fold) for name in ("alone", "two"))
+        assert largest_difference(one, two) == 0
+    ensembles = [json.loads((tmp_path / n / "ensemble.json").read_text()) for n in ("alone", "two")]
+    assert ensembles[0]["members"] == ensembles[1]["members"] == ["fold0", "fold1"]
+    assert len(list((tmp_path / "two" / "cross_validation" / "predictions").glob("*.nii.gz"))) == 5
 
 
 # --- within one process ------------------------------------------------------------------------
