@@ -3,10 +3,11 @@
     python -m benchmarks.reliability [--small] [--adversarial DIR] [--only PART …] [--out FOLDER]
 
 The parts are `corpus` (odd, damaged and hostile files, through us, MONAI and SimpleITK), `bombs`,
-`kills`, `resumes`, `faults` and `fuzz`. All together take less than 15 minutes on 2 cores;
-`--small` about one. DIR is a folder of hostile scans and pairs with an `index.json`; it can be
-given as ATTUNET3D_ADVERSARIAL as well. Writes `reliability.md` and `results/reliability.json`
-beside the benchmarks, or into FOLDER; the exit status is 1 when anything is not as it should be.
+`kills`, `resumes`, `faults`, `fuzz`, `workers` (of a cohort, killed), `uploads` (to the service)
+and `store` (an S3 server behind a bad connection; needs moto and s3fs). `--small` does a part of
+each. DIR is a folder of hostile scans and pairs with an `index.json`; it can be given as
+ATTUNET3D_ADVERSARIAL as well. Writes `reliability.md` and `results/reliability.json` beside the
+benchmarks, or into FOLDER; the exit status is 1 when anything is not as it should be.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 from benchmarks import measure
 from benchmarks.reliability.report import markdown
 
-PARTS = ("corpus", "bombs", "kills", "resumes", "faults", "fuzz")
+PARTS = ("corpus", "bombs", "kills", "resumes", "faults", "fuzz", "workers", "uploads", "store")
 VARIABLE = "ATTUNET3D_ADVERSARIAL"
 
 
@@ -31,7 +32,7 @@ def run_part(name: str, folder: Path, small: bool, adversarial: Path | None) -> 
     part = import_module(f"benchmarks.reliability.{name}")
     folder.mkdir(parents=True)
     began = time.perf_counter()
-    extra = {"adversarial": adversarial} if name == "corpus" else {}
+    extra = {"adversarial": adversarial} if name in ("corpus", "uploads") else {}
     result = part.run(folder, small, **extra)
     return {**result, "part_seconds": round(time.perf_counter() - began, 1)}
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 LOADED = (
-    *("imaging.dicom", "inference.cohort", "inference.export", "inference.predictor"),
+    *("imaging.dicom", "cohort.run", "cohort.export", "inference.predictor"),
     *("training.run_folder", "training.trainer", "pipelines.train"),
 )
 # Optimisers import torch._dynamo; a user without rights to Python's folder has no other encodings.
