@@ -20,7 +20,7 @@ COMMANDS = {
     "serve": "segment scans that are sent over HTTP, with a page to drop them on",
     "doctor": "say whether this machine is fit, and what would mend it",
     "info": "say what a model, a configuration, a manifest or a scan is",
-    "convert-weights": "turn weights of the authors' network into a model of this one",
+    "convert-weights": "turn weights of the authors' network or of a published form into a model",
 }
 OPTIONS = """Any command takes
   --quiet          errors only on stderr, and no progress

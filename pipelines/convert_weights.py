@@ -1,8 +1,9 @@
-"""Turn weights of the authors' CT network into a model that `infer` takes.
+"""Turn weights of the authors' CT network, or of a published form, into a model for `infer`.
 
-AUTHORS.pth is a state_dict of unet_CT_multi_att_dsv_3D, unet_CT_single_att_dsv_3D or
-unet_CT_dsv_3D (github.com/ozan-oktay/Attention-Gated-Networks), saved by torch. The model prepares
-scans as preset `oktay2018` does. Nothing in the file is run.
+WEIGHTS.pth is a state_dict, saved by torch, of unet_CT_multi_att_dsv_3D, unet_CT_single_att_dsv_3D
+or unet_CT_dsv_3D (github.com/ozan-oktay/Attention-Gated-Networks), or of a form such as AttU_Net
+(see attunet3d info attunet2d_nearest). Which one it is, its names and shapes tell. Scans are
+prepared as by the preset of the network. Nothing in the file is run.
 """
 
 import logging
@@ -16,25 +17,28 @@ _log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert one file of the authors' weights."""
+    """Convert one file of weights."""
     parser = command_line.parser(__doc__)
-    parser.add_argument("authors", type=Path, metavar="AUTHORS.pth")
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS.pth")
     parser.add_argument("out", type=Path, metavar="OUT.safetensors")
-    corners = "for weights trained with torch 0.3, whose trilinear upsampling aligned corners"
+    corners = "for the authors' weights of torch 0.3, whose trilinear upsampling aligned corners"
     parser.add_argument("--align-corners", action="store_true", help=corners)
     names = "a class after the background, in order; once for each (default: class 1, class 2, …)"
     parser.add_argument("--label", action="append", default=[], metavar="NAME", help=names)
+    sets = "such as preprocessing.hu_window=-100,300; may be repeated"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=sets)
     arguments = parser.parse_args(argv)
 
     from attunet3d.models import conversion  # torch comes with it; --help does without
 
-    warnings = conversion.convert_weights(
-        arguments.authors,
+    name, warnings = conversion.convert_weights(
+        arguments.weights,
         arguments.out,
         align_corners=arguments.align_corners,
         names=arguments.label,
+        settings=arguments.set,
     )
     for warning in warnings:
         _log.warning("%s", warning)
-    print(f"{arguments.out}: a model for infer, package and train", file=sys.stderr)
+    print(f"{arguments.out}: {name}; a model for infer, package and train", file=sys.stderr)
     return 0

@@ -130,7 +130,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
         raise ModelError(
             "a model is a run folder or a .safetensors file; pickled weights are not loaded",
             path=path,
-            cure="for weights of the authors' network: attunet3d convert-weights",
+            cure="for published weights: attunet3d convert-weights",
         )
     try:
         if not path.is_file():

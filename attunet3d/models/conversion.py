@@ -1,35 +1,67 @@
-"""Weight files of the authors' network, turned into models of this package."""
+"""Weight files of the authors' network and of published forms, turned into models."""
 
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
 
-from attunet3d.core import FileError, ModelError, NetworkConfig, WriteError, presets
+from attunet3d.core import Config, FileError, ModelError, NetworkConfig, WriteError, presets
 from attunet3d.models import authors_weights, checkpoint
 from attunet3d.models.attention_unet import AttentionUNet3D
+from attunet3d.models.published.forms import (
+    FORMS,
+    form_of_state,
+    from_published_state_dict,
+    with_background,
+)
+from attunet3d.models.published.network import PublishedNetwork
+from attunet3d.models.slices import SliceNetwork
 
-_LARGEST_FILE = 1 << 30  # the authors' have 26 MB
+_LARGEST_FILE = 1 << 30  # the authors' have 26 MB, the largest form 556
+NOT_PUBLISHED = {  # what a model needs and no weights tell
+    "preprocessing.normalisation": "volume",
+    "preprocessing.spacing_mm": (2.0, 2.0, 2.0),
+    "training.patch_size": (96, 96, 96),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """A network with published weights, and what it becomes a model by."""
+
+    network: AttentionUNet3D | PublishedNetwork | SliceNetwork
+    config: Config
+    name: str
+    """Of the network, in words."""
+    warning: str = ""
 
 
 def convert_weights(
-    source: Path, out: Path, *, align_corners: bool = False, names: Sequence[str] = ()
-) -> list[str]:
-    """Write the weights of `source` as a model that prepares scans as the preset `oktay2018` does.
+    source: Path,
+    out: Path,
+    *,
+    align_corners: bool = False,
+    names: Sequence[str] = (),
+    settings: Sequence[str] = (),
+) -> tuple[str, list[str]]:
+    """Write the weights of `source` as a model; what the state is of is found from its names.
 
     Args:
-        source: A `state_dict` of one of the authors' CT networks, saved by torch.
+        source: A `state_dict` of one of the authors' CT networks or of a published form, saved by
+            torch.
         out: `….safetensors`; must not exist.
-        align_corners: The weights were trained with torch 0.3, whose trilinear upsampling did so.
+        align_corners: The authors' weights were trained with torch 0.3, whose trilinear upsampling
+            did so.
         names: Of the classes after the background, in order; (): "class 1", "class 2", …
+        settings: `section.name=value` over the preset's, such as how scans are prepared.
 
     Returns:
-        Warnings.
+        The network's name in words, and warnings.
 
     Raises:
         ModelError: The file or the names do not fit.
@@ -40,30 +72,72 @@ def convert_weights(
     if os.path.lexists(out):
         raise WriteError("exists already", path=out, cure="delete it or name another")
     state = load_state(source)
+    form = form_of_state(state)
     try:
-        found = authors_weights.read(state)
-        network = AttentionUNet3D.from_authors_state_dict(state, align_corners=align_corners)
+        found = _authors(state, align_corners) if form is None else _form(form, state)
     except ModelError as error:
         raise error.within(source) from None
-    if found.in_channels != 1:
-        rule = f"is for {found.in_channels} channels; CT must have 1"
-        raise ModelError(rule, path=source, value=found.in_channels)
-    classes = list(names) or [f"class {index}" for index in range(1, found.out_channels)]
-    if len(classes) != found.out_channels - 1:
+    network, config = found.network, found.config.with_overrides(settings)
+    if network.in_channels != 1:
+        rule = f"is for {network.in_channels} channels; CT must have 1"
+        raise ModelError(rule, path=source, value=network.in_channels)
+    count = network.out_channels - 1
+    classes = list(names) or [f"class {index}" for index in range(1, count + 1)]
+    if len(classes) != count:
         raise ModelError(
-            f"has {found.out_channels - 1} classes beside the background, but {len(classes)} names"
-            " are given",
+            f"has {count} classes beside the background, but {len(classes)} names are given",
             path=source,
             value=names,
             cure="give one each, or none",
         )
-    config = replace(presets.oktay2018(), network=NetworkConfig(**found.settings(align_corners)))
     labels = dict(enumerate(["background", *classes]))
-    notes = {"converted_from": "Attention-Gated-Networks", "gate": found.gate}
+    notes = {"converted_from": found.name}
     checkpoint.save_model(out, network.state_dict(), config, labels, notes)
-    if found.old and not align_corners:
-        return [f"{source}: was saved by torch 0.3, whose weights need --align-corners"]
-    return []
+    return found.name, [f"{source}: {found.warning}"] if found.warning else []
+
+
+def _authors(state: Mapping[str, Tensor], align_corners: bool) -> Converted:
+    """One of the authors' CT networks; scans are prepared as by preset `oktay2018`."""
+    found = authors_weights.read(state)
+    network = AttentionUNet3D.from_authors_state_dict(state, align_corners=align_corners)
+    config = replace(presets.oktay2018(), network=NetworkConfig(**found.settings(align_corners)))
+    old = found.old and not align_corners
+    warning = "was saved by torch 0.3, whose weights need --align-corners" if old else ""
+    return Converted(network, config, f"the authors' network with {found.gate} gates", warning)
+
+
+def _form(form: str, state: Mapping[str, Tensor]) -> Converted:
+    """A published form; its channels are neighbouring slices if it is 2D.
+
+    Raises:
+        ModelError: Shapes do not fit the form, or its channels are no number of slices.
+    """
+    network = from_published_state_dict(form, state)
+    if network.out_channels == 1:
+        network = from_published_state_dict(form, with_background(form, state))
+    config = presets.PRESETS[f"attunet{form}"]()
+    missing = {
+        name: value
+        for name, value in NOT_PUBLISHED.items()
+        if config.by_name()[name] in (None, "dataset")
+    }
+    settings = {"network.width": network.width}
+    if FORMS[form].axes == 3:
+        return Converted(network, config.replaced(missing | settings), form, _unknown(form))
+    slices = network.in_channels
+    if slices not in (1, 3, 5):
+        rule = f"has {slices} channels; a form that sees slices of CT must have 1, 3 or 5"
+        raise ModelError(rule, value=slices)
+    config = config.replaced(missing | settings | {"network.slices": slices})
+    name = f"{form} with {slices} slice{'s' * (slices > 1)} as channels"
+    return Converted(SliceNetwork(network, slices), config, name, _unknown(form))
+
+
+def _unknown(form: str) -> str:
+    return (
+        f"does not tell how images were prepared; scans are as by preset attunet{form}, each with"
+        " mean 0 and deviation 1 (--set preprocessing.… changes that)"
+    )
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

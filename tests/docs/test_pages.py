@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "llms.txt", *sorted(DOCS.rglob("*.md"))]
 RUN = [  # in this order: later pages use what earlier ones leave
     *("tutorial", "howto/five_folds", "howto/own_folders", "howto/fine_tuning", "howto/report"),
-    *("howto/deploying", "explanation/network", "explanation/plan"),
+    *("howto/published_forms", "howto/deploying", "explanation/network", "explanation/plan"),
 ]
 GENERATED = {"reference/commands.md", "reference/settings.md"}  # by docs/write_reference.py
 TINY = [  # added to each training and plan: seconds instead of hours

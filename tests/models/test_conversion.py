@@ -12,6 +12,7 @@ from attunet3d.core import FileError, ModelError, WriteError, presets
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.checkpoint import load_model
 from attunet3d.models.conversion import convert_weights, load_state
+from attunet3d.models.published.forms import FORMS, published_network
 from attunet3d.pipelines.convert_weights import main
 from tests.models.test_attention_unet import authors_state
 
@@ -35,7 +36,8 @@ def authors_file(tmp_path: Path) -> Path:
 
 def test_a_file_becomes_a_model_with_the_same_logits(authors_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
-    assert convert_weights(authors_file, out, names=["pancreas", "spleen"]) == []
+    name, warnings = convert_weights(authors_file, out, names=["pancreas", "spleen"])
+    assert (name, warnings) == ("the authors' network with double gates", [])
     model = load_model(out)
     assert model.labels == {0: "background", 1: "pancreas", 2: "spleen"}
     assert model.config.preprocessing == presets.oktay2018().preprocessing
@@ -82,9 +84,75 @@ def test_weights_of_torch_0_3_bring_a_warning_unless_corners_are_aligned(
     out.unlink()
     assert main([str(path), str(out), "--align-corners", "--label", "a", "--label", "b"]) == 0
     assert caplog.text == ""
-    assert capsys.readouterr().err == f"{out}: a model for infer, package and train\n"
+    assert capsys.readouterr().err == (
+        f"{out}: the authors' network with single gates; a model for infer, package and train\n"
+    )
     assert load_model(out).config.network.gate == "single"
     assert load_model(out).labels == {0: "background", 1: "a", 2: "b"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_published_form_becomes_a_model_with_the_same_logits(
+    form: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(0)
+    channels = 5 if FORMS[form].axes == 2 else 1
+    network = published_network(form, channels, 3, width=4).eval()
+    path, out = tmp_path / "weights.pth", tmp_path / "model.safetensors"
+    torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, path)
+    labels = ["--label", "pancreas", "--label", "spleen", "--set", "preprocessing.hu_window=-9,9"]
+    assert main([str(path), str(out), *labels]) == 0
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.startswith(f"{out}: {form}")
+    assert f"as by preset attunet{form}" in caplog.text
+    model = load_model(out)
+    assert model.labels == {0: "background", 1: "pancreas", 2: "spleen"}
+    assert model.config.network.form == form
+    assert model.config.preprocessing.hu_window == (-9, 9)
+    assert model.config.preprocessing.normalisation == "volume"
+    assert model.config.window is not None
+    image = torch.randn(1, 1, 16, 32, 16)
+    with torch.no_grad():
+        found = model.network(image)
+        if channels == 1:
+            assert torch.equal(found, network(image))
+        else:
+            torch.testing.assert_close(
+                found[..., 7], network(image[:, 0, ..., 5:10].movedim(-1, 1))
+            )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_class_gets_a_background_whose_logit_is_zero(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = published_network(form, 3 if FORMS[form].axes == 2 else 1, 1, width=4).eval()
+    path, out = tmp_path / "weights.pth", tmp_path / "model.safetensors"
+    torch.save(network.state_dict(), path)
+    convert_weights(path, out)
+    image = torch.randn(1, 1, 16, 16, 3)
+    with torch.no_grad():
+        found = load_model(out).network(image)
+        middle = network(image if FORMS[form].axes == 3 else image[:, 0].movedim(-1, 1))
+    assert not found[:, 0].any()
+    wanted = middle[:, 0, ..., 1] if FORMS[form].axes == 3 else middle[:, 0]
+    torch.testing.assert_close(found[:, 1, ..., 1], wanted)
+
+
+def test_a_form_must_see_slices_of_ct_and_be_whole(tmp_path: Path) -> None:
+    out, path = tmp_path / "model.safetensors", tmp_path / "weights.pth"
+    torch.save(published_network("2d_nearest", 4, 2, width=2).state_dict(), path)
+    with pytest.raises(ModelError, match="has 4 channels; a form that sees slices"):
+        convert_weights(path, out)
+    state = published_network("2d_nearest", 3, 2, width=2).state_dict()
+    state.pop("Att3.psi.0.bias")
+    torch.save(state, path)
+    with pytest.raises(ModelError, match=r"not of the network 2d_nearest .*Att3\.psi\.0\.bias"):
+        convert_weights(path, out)
+    assert not out.exists()
 
 
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from attunet3d.inference import make_engine
 from attunet3d.models.build import Network, build_network
 from attunet3d.models.checkpoint import load_model, save_model
 from attunet3d.models.mean_network import MeanNetwork
+from attunet3d.models.published.forms import FORMS
 from attunet3d.packaging import exported_program, onnx_model
 
 TINY: dict[str, Any] = {"channels": (4, 8, 8)}
@@ -56,6 +57,10 @@ def network(name: str, classes: int = 3) -> Network:
             nn.init.uniform_(part.weight, 0.5, 1.5)
             nn.init.normal_(part.bias, 0.5, 0.2)
     return made
+
+
+def test_every_published_form_is_asked() -> None:
+    assert set(FORMS) <= NETWORKS.keys()
 
 
 def test_sizes_that_the_strides_do_not_divide_come_out_as_they_went_in(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from attunet3d.core import ModelError, Size
@@ -73,6 +74,35 @@ def form_strides(name: str) -> tuple[Size, ...]:
     """
     form = FORMS[name]
     return ((2, 2, 2 if form.axes == 3 else 1),) * (form.factor.bit_length() - 1)
+
+
+def form_of_state(state_dict: Mapping[str, Tensor]) -> str | None:
+    """The form that shares most names with a state; None where that is less than half of them.
+
+    Example:
+        >>> form_of_state(published_network("2d_transposed", 3, 2, width=2).state_dict())
+        '2d_transposed'
+    """
+    names = {str(key).removeprefix("module.") for key in state_dict}
+    shared = {
+        form: len(names & published_network(form, 1, 1, width=1).state_dict().keys())
+        for form in FORMS
+    }
+    best = max(shared, key=lambda form: shared[form])
+    return best if 2 * shared[best] > len(names) else None
+
+
+def with_background(name: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a form of one class with a row for the background, whose logit is 0.
+
+    A sigmoid of the one logit is then the softmax of the two.
+    """
+    state = {str(key).removeprefix("module."): value for key, value in state_dict.items()}
+    for key, value in state.items():
+        if key.startswith(HEADS[FORMS[name]]) and value.ndim:
+            row = torch.ones_like(value) if key.endswith("running_var") else torch.zeros_like(value)
+            state[key] = torch.cat([row, value])
+    return state
 
 
 def from_published_state_dict(name: str, state_dict: Mapping[str, Tensor]) -> PublishedNetwork:
