@@ -12,6 +12,7 @@ GET    /health, /ready, /metrics, /
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -219,7 +220,9 @@ def _add_results(app: FastAPI, queue: JobQueue, signed: Any) -> None:
                 path = await run_in_threadpool(make, scan, queue.result(job_id))
             except UserError as error:
                 raise HTTPException(409, str(error)) from None
-            return FileResponse(path, media_type=media_type, filename=file)
+            left = max(0, int((job.ended or 0) + queue.limits.keep_s - time.time()))
+            kept = {"Cache-Control": f"private, max-age={left}"}
+            return FileResponse(path, media_type=media_type, filename=file, headers=kept)
 
     for kind in outputs.KINDS:
         fetch(kind.name, kind.make, kind.media_type, kind.file)

@@ -1,5 +1,6 @@
 """The queue with workers made for the test: order, limits, cancelling, restarts."""
 
+import asyncio
 import json
 import threading
 import time
@@ -7,8 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from attunet3d.serving import AppOptions, build_app
 from attunet3d.serving.jobs import Job, JobQueue, QueueFullError, QueueLimits
 
 
@@ -171,6 +174,21 @@ def test_old_results_are_forgotten(started: Callable[..., Any]) -> None:
     time.sleep(0.06)
     queue.forget_old()
     assert queue.get(job_id) is None
+
+
+def test_a_result_says_how_long_it_is_kept(started: Callable[..., Any], tmp_path: Path) -> None:
+    queue = started(Worker(), keep_s=100)
+    job_id = submit(queue, "a")
+    wait(queue, job_id, "done")
+    transport = httpx.ASGITransport(build_app(queue, AppOptions()))
+
+    async def fetch() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get(f"/jobs/{job_id}/sidecar")
+
+    answer = asyncio.run(fetch())
+    assert answer.json() == {}
+    assert answer.headers["cache-control"] in [f"private, max-age={n}" for n in range(90, 101)]
 
 
 def test_counts_are_by_state(started: Callable[..., Any]) -> None:
