@@ -123,8 +123,6 @@ class TrainingConfig(Settings):
     """Norm to which larger gradients are clipped; 0: no clipping."""
     ema_decay: ProperShare = 0.0
     """Decay of the weights' moving average, which is then validated and kept; 0: off."""
-    fix_statistics: Share = 1.0
-    """Share of the steps after which BatchNorm takes its running statistics, as in inference."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass; auto: float32 on CPUs, bfloat16 or else float16 on GPUs."""
     early_stop: Count = 0

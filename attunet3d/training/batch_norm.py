@@ -8,23 +8,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def fix_statistics(network: nn.Module) -> None:
-    """Normalise by the running statistics from now on, which then stay as they are.
-
-    Weights that go on learning so fit what inference computes; with small batches the statistics
-    of a batch are far from it. A call of `network.train()` ends it.
-
-    Example:
-        >>> layer = nn.BatchNorm3d(1).train()
-        >>> fix_statistics(layer)
-        >>> layer(torch.full((2, 1, 2, 2, 2), 5.0)).mean().item(), layer.running_mean.item()
-        (4.99997..., 0.0)
-    """
-    for part in network.modules():
-        if isinstance(part, _BatchNorm):
-            part.eval()
-
-
 @torch.no_grad()
 def reestimate_statistics(
     network: nn.Module, images: Iterable[Tensor], forward: Callable[[Tensor], Any] | None = None

@@ -17,7 +17,7 @@ from attunet3d.core import Config, TrainingError, machine
 from attunet3d.inference import activation, independent
 from attunet3d.models import build_network, initialise_by_name, memory_layout
 from attunet3d.training import distributed, loss, optimisation
-from attunet3d.training.batch_norm import fix_statistics, reestimate_statistics
+from attunet3d.training.batch_norm import reestimate_statistics
 from attunet3d.training.batches import Batch
 from attunet3d.training.checkpointing import checkpoint_blocks
 from attunet3d.training.components import Components
@@ -145,8 +145,6 @@ class TrainingStep:
             finite: the scaler skips that step and lowers its scale.
         """
         self.network.train()
-        if number >= self.settings.fix_statistics * self.settings.steps:
-            fix_statistics(self.network)
         optimisation.set_rate(self.optimiser, self.settings, number)
         skips = self.settings.on_nonfinite_loss == "skip"
         buffers = [part.clone() for part in self.network.buffers()] if skips else []
