@@ -541,6 +541,8 @@ def test_help_needs_no_torch() -> None:
         "try:\n    manifest.main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print([name for name in ('torch', 'monai', 'SimpleITK') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
+    )
     assert "--fix-flips" in done.stdout
     assert done.stdout.endswith("[]\n")
