@@ -1,7 +1,7 @@
 """What training minimises: losses of torch and MONAI by name, at one scale or several."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,11 +27,15 @@ class DeepSupervision:
         criterion: The loss of one scale.
         strides: Voxels of the finest scale per voxel of each scale, finest first; empty:
             inferred from the sizes, which is exact if the strides divide them.
+
+    Attributes:
+        latest: The loss of each scale that counted in the latest call, without its weight.
     """
 
     criterion: Criterion
     strides: Sequence[Sequence[int]] = ()
     targets: SoftmaxTargets | SigmoidTargets = SoftmaxTargets()  # noqa: RUF009 (frozen)
+    latest: list[Tensor] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def __call__(
         self,
@@ -64,11 +68,13 @@ class DeepSupervision:
         weights = [0.5**number for number in range(len(scales))]
         target = self.targets.label(label, classes)
         losses = []
-        for number, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
+        for number, scale in enumerate(scales):
             here = self.targets.logits(scale.float(), classes)
             there = at_scale(target, scale, self._stride(number))
-            losses.append(weight * self.criterion(here, there))
-        return torch.stack(losses).sum() / sum(weights)
+            losses.append(self.criterion(here, there))
+        self.latest[:] = [loss.detach() for loss in losses]
+        weighted = [weight * loss for weight, loss in zip(weights, losses, strict=True)]
+        return torch.stack(weighted).sum() / sum(weights)
 
     def _stride(self, number: int) -> Sequence[int] | None:
         return self.strides[number] if number < len(self.strides) else None

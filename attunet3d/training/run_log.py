@@ -6,10 +6,15 @@ A row per validation, and one of the training loss alone every some steps betwee
 import csv
 import io
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
 
 from attunet3d.core import whole_file
 from attunet3d.training import distributed
@@ -102,15 +107,33 @@ class RunLog:
         if self.writer is not None:
             self.writer.close()
 
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Add a row; it has a `step`. A value of None is left blank. One process alone writes."""
+    def write(
+        self,
+        row: Mapping[str, Any],
+        by_scale: Sequence[Tensor] = (),
+        pictures: Mapping[str, npt.NDArray[np.uint8]] = MappingProxyType({}),
+    ) -> None:
+        """Add a row; it has a `step`. A value of None is left blank. One process alone writes.
+
+        Args:
+            row: For metrics.csv, TensorBoard and the logger of one's own.
+            by_scale: For TensorBoard, the loss of each scale, finest first.
+            pictures: For TensorBoard, (rows, columns, 3) by name.
+        """
         if self.writer is None:
             return
         self.rows.append(dict(row))
         self._save()
-        for name, value in row.items():
-            if name != "step" and value is not None:
+        scalars = {name: value for name, value in row.items() if name != "step"}
+        if "waiting" in row:
+            scalars["waiting_seconds"] = row["waiting"] * row["seconds"]
+        if len(by_scale) > 1:
+            scalars |= {f"loss_by_scale/{n}": float(loss) for n, loss in enumerate(by_scale, 1)}
+        for name, value in scalars.items():
+            if value is not None:
                 self.writer.add_scalar(name, value, int(row["step"]))
+        for name, picture in pictures.items():
+            self.writer.add_image(name, picture, int(row["step"]), dataformats="HWC")
         self.writer.flush()
         if self.logger is not None:
             self.logger(dict(row))

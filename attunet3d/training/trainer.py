@@ -35,6 +35,7 @@ from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.components import Components
 from attunet3d.training.initial_weights import take_weights
 from attunet3d.training.label_classes import LabelClasses
+from attunet3d.training.pictures import validation_pictures
 from attunet3d.training.run_log import RunLog, Stopwatch
 from attunet3d.training.run_state import Result, RunState, nonfinite_error
 from attunet3d.training.step import TrainingStep
@@ -168,7 +169,7 @@ class Trainer:
             self.save()
             return
         if state.step % max(LEAST_STEPS, -(-settings.steps // MOST_ROWS)) == 0:
-            log.write(self._row())
+            log.write(self._row(), self.update.criterion.latest)
         if state.step % settings.save_every == 0:
             self.save()
 
@@ -212,7 +213,9 @@ class Trainer:
         found = {"dice_network_grid": dice, "iou": mean(scores.iou), "accuracy": scores.accuracy}
         found |= {f"dice_{names[index]}": score for index, score in scores.dice.items()}
         took = {"validation_seconds": round(time.monotonic() - began, 2)}
-        log.write(self._row() | found | took)
+        update, cases = self.update, self.data.validation
+        pictures = validation_pictures(cases, update, network, window, self.classes)
+        log.write(self._row() | found | took, update.criterion.latest, pictures)
         if self.config.training.epochs and distributed.is_first():
             write_line(epochs.epoch_line(log.rows, self.config), sys.stdout)
 

@@ -1,7 +1,9 @@
 """The page on parts of one's own runs as it stands, and each part is really used."""
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -37,8 +39,14 @@ def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert manifest_command.main(["data", "--out", "m.json", "--folds", "2"]) == 0
     Config().replaced(SETTINGS).save(tmp_path / "config.json")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 7
-    exec("\n".join(blocks), {"__name__": "page"})
+    assert len(blocks) == 8
+    mlflow, logged = ModuleType("mlflow"), []
+    mlflow.log_metrics = lambda numbers, step: logged.append((numbers, step))
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    variables = {"__name__": "page"}
+    exec("\n".join(blocks), variables)
+    variables["to_mlflow"]({"step": 3, "loss": 0.5, "dice_network_grid": None})
+    assert logged == [({"loss": 0.5}, 3)]
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 

@@ -1,0 +1,35 @@
+"""The page on MONAI, Lightning and DDP runs as it stands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "frameworks.md"
+DATA, MONAI, LIGHTNING, DDP = re.findall(
+    r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
+)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning, about workers and versions
+@pytest.mark.parametrize("block", [MONAI, LIGHTNING], ids=["MONAI", "Lightning"])
+def test_the_network_learns_in_another_framework(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    variables: dict[str, Any] = {"__name__": "page"}
+    exec(compile(DATA + block, PAGE, "exec"), variables)
+
+
+def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    (tmp_path / "ddp.py").write_text(DDP, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "ddp.py"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [
+        f"process {rank} of 2 has the weights of all" for rank in (0, 1)
+    ]
