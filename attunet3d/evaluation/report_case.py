@@ -10,7 +10,7 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attunet3d.core import Array, Float32s, LabelMap
+from attunet3d.core import Array, LabelMap
 from attunet3d.imaging import Grid, Volume, body_box, resample
 
 MOST_VOXELS = 1_500_000  # about 0.5 MB of a noisy abdomen at this quality
+MOST_OF_A_GATE = MOST_VOXELS // 8  # gates are no finer than half the network's grid
 QUALITY = 70
 WIDEST_PICTURE = 4096  # pixels; every browser decodes pictures of this size
 HU_OF_VALUES = np.interp(  # 256 stored values: 1.8 HU apart in soft tissue, 17 in lung, 39 in bone
@@ -62,8 +63,8 @@ class Pictures:
 
     scan: Volume
     layers: Mapping[str, LabelMap]
-    attention: Float32s | None = None
-    """(I, J, K) in [0, 1]."""
+    attention: Sequence[Array] = ()
+    """A map (I, J, K) in [0, 1] for each gate, the finest level's first."""
 
 
 def number(value: object) -> float | None:
@@ -85,11 +86,16 @@ def number(value: object) -> float | None:
 def payload(pictures: Pictures) -> str:
     """A case as JSON for the page's viewer, well under 1 MB."""
     box = body_box(pictures.scan)
-    source, grid = pictures.scan.grid, coarse_grid(pictures.scan.grid.cropped(box), MOST_VOXELS)
+    source, body = pictures.scan.grid, pictures.scan.grid.cropped(box)
+    grid, coarse = coarse_grid(body, MOST_VOXELS), coarse_grid(body, MOST_OF_A_GATE)
 
-    def sampled(array: Array, mode: Literal["linear", "nearest"]) -> Array:
-        found: Array = resample(torch.from_numpy(array)[None], source, grid, mode=mode)[0].numpy()
+    def sampled(array: Array, mode: Literal["linear", "nearest"], target: Grid = grid) -> Array:
+        found: Array = resample(torch.from_numpy(array)[None], source, target, mode=mode)[0].numpy()
         return found
+
+    def gate(array: Array) -> str:
+        steps = np.rint(sampled(array.astype(np.float32), "linear", coarse) * 15)  # 16 are enough
+        return _deflated((steps * 17).astype(np.uint8))
 
     hu = sampled(pictures.scan.array, "linear")
     content: dict[str, object] = {
@@ -100,11 +106,8 @@ def payload(pictures: Pictures) -> str:
             {"name": name, "data": _deflated(sampled(array, "nearest"))}
             for name, array in pictures.layers.items()
         ],
-        "attention": None,
+        "attention": {"shape": coarse.shape, "gates": list(map(gate, pictures.attention))},
     }
-    if pictures.attention is not None:
-        steps = np.rint(sampled(pictures.attention, "linear") * 15)  # 16 steps are all one sees
-        content["attention"] = _deflated((steps * 17).astype(np.uint8))
     return json.dumps(content).replace("</", "<\\/")  # "</script>" in a name ends nothing
 
 

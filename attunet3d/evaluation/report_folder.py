@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from attunet3d.cohort import Outcome, reason
-from attunet3d.core import DataError, Float32s, UserError, progress
+from attunet3d.core import Array, DataError, UserError, progress
 from attunet3d.evaluation.report import write_report
 from attunet3d.evaluation.report_case import Pictures, ReportCase
 from attunet3d.evaluation.report_predictions import of_predictions
@@ -85,23 +85,19 @@ def _load(case: ReportCase, path: Path | None) -> Pictures:
             rule = f"the {what} lies on another grid than this scan"
             raise DataError(rule, path=path, cure="name the scans that were segmented: --scans")
         layers[what] = label.array
-    attention = None if case.attention is None else finest_gate(case.attention)
-    return Pictures(scan, layers, attention)
+    return Pictures(scan, layers, () if case.attention is None else gates(case.attention))
 
 
-def finest_gate(path: Path) -> Float32s | None:
-    """The first of a case's attention maps (I, J, K), which is of the finest gated level.
-
-    None where a network without gated levels left no map.
+def gates(path: Path) -> list[Array]:
+    """A case's attention maps (I, J, K), the finest gated level's first, in little memory.
 
     Raises:
         DataError: The file cannot be read.
     """
     try:
         maps = nibabel.load(path)
-        if maps.ndim < 4 or not maps.shape[3]:
-            return None
-        return np.asarray(maps.dataobj[..., 0], np.float32)
+        count = maps.shape[3] if maps.ndim == 4 else 0
+        return [np.asarray(maps.dataobj[..., number], np.float16) for number in range(count)]
     except (ImageFileError, EOFError, OSError, ValueError, zlib.error) as error:
         rule = f"the attention maps cannot be read ({type(error).__name__})"
         raise DataError(rule, path=path, cure="run `infer --save-attention` again") from None

@@ -55,7 +55,7 @@ def pictures() -> Pictures:
     attention = np.zeros(SHAPE, np.float32)
     attention[10:25, 15:35, 4:20] = 1
     layers = {"prediction": label_map(), "reference": np.roll(label_map(), 3, 0)}
-    return Pictures(volume(), layers, attention)
+    return Pictures(volume(), layers, [attention, 1 - attention])
 
 
 def case(name: str, dice: float | None) -> ReportCase:
@@ -214,10 +214,15 @@ def test_the_window_presets_change_the_greys(opened: Page) -> None:
 def test_reference_and_attention_are_other_pictures(opened: Page) -> None:
     prediction = pixels(opened, "canvas-axial")
     opened.locator("select[aria-label='labels of']").select_option(label="reference")
-    assert (pixels(opened, "canvas-axial") != prediction).any()
-    opened.check("#attention")
-    orange = pixels(opened, "canvas-axial")[..., :3].astype(int)
-    assert ((orange[..., 0] - orange[..., 2]) > 40).mean() > 0.02
+    reference, shares = pixels(opened, "canvas-axial"), []
+    assert (reference != prediction).any()
+    for gate in ("gate 1", "gate 2"):
+        opened.locator("select[aria-label=attention]").select_option(label=gate)
+        orange = pixels(opened, "canvas-axial")[..., :3].astype(int)
+        shares.append(((orange[..., 0] - orange[..., 2]) > 40).mean())
+    assert 0.02 < shares[0] < 0.5 < shares[1]  # the second is open where the first is closed
+    opened.locator("select[aria-label=attention]").select_option(label="none")
+    assert (pixels(opened, "canvas-axial") == reference).all()
 
 
 @in_browser

@@ -71,7 +71,7 @@ def test_volumes_of_the_sidecars_fill_the_table_and_scans_are_found_by_them(fold
         assert row["values"] == [sidecar["volumes"]["ball"]["ml"], expected]
     for case in payloads(page):
         assert [layer["name"] for layer in case["layers"]] == ["prediction"]
-        assert case["attention"]
+        assert len(case["attention"]["gates"]) == 2
 
 
 def test_doubt_sorts_the_cases_and_marks_what_to_look_at(folder: Path) -> None:
@@ -207,5 +207,5 @@ def test_the_commands_page_opens_the_worst_case_with_prediction_and_reference(
     assert coloured(prediction) > 0.01
     tab.locator("select[aria-label='labels of']").select_option(label="reference")
     assert (pixels(tab, "canvas-axial") != prediction).any()
-    tab.check("#attention")
+    tab.locator("select[aria-label=attention]").select_option(label="gate 1")
     assert coloured(pixels(tab, "canvas-axial")) > 0.01

@@ -14,7 +14,7 @@ const PRESETS = { "soft tissue": [-160, 240], liver: [-40, 180], lung: [-1000, 2
 const DIMMED = 0.62; // how much of a surface's brightness its slope decides
 
 const state = { open: null, preset: "soft tissue", opacity: 0.5, layer: 0, hidden: new Set(),
-  at: [0, 0, 0], turn: [0.3, 0.2], attention: false };
+  at: [0, 0, 0], turn: [0.3, 0.2], gate: -1 };
 
 // ---- reading a case --------------------------------------------------------------------------
 
@@ -43,14 +43,14 @@ async function decodeScan(scan, [X, Y, Z]) {
 
 async function readCase(number) {
   const found = JSON.parse(element(`case-${number}`).textContent);
-  const [scan, attention, ...layers] = await Promise.all([
-    decodeScan(found.scan, found.shape),
-    found.attention ? inflate(found.attention) : null,
-    ...found.layers.map((layer) => inflate(layer.data)),
-  ]);
+  const { gates: packed, shape: gateShape } = found.attention;
+  const scan = await decodeScan(found.scan, found.shape);
+  const layers = await Promise.all(found.layers.map((layer) => inflate(layer.data)));
+  const gates = await Promise.all(packed.map(inflate)); // on a grid of their own
   const names = found.layers.map((layer) => layer.name);
   const { shape, spacing } = found;
-  return { number, shape, spacing, scan, attention, layers, names, ...frame(shape, spacing, layers) };
+  return { number, shape, spacing, scan, gates, gateShape, layers, names,
+    ...frame(shape, spacing, layers) };
 }
 
 // The middle (voxels) and the diagonal (mm) of the box around all labels, for the view in 3D.
@@ -78,8 +78,18 @@ function greyscale() { // stored value -> shade under the chosen window
 
 const strides = ([X, Y]) => [1, X, X * Y];
 
+// How far a gate is open, in [0, 1], by a voxel's position along each axis.
+function gateAt(position) {
+  const { shape, gates, gateShape } = state.open, step = strides(gateShape);
+  let from = 0;
+  position.forEach((at, axis) => {
+    from += step[axis] * Math.floor(((at + 0.5) * gateShape[axis]) / shape[axis]);
+  });
+  return gates[state.gate][from] / 255;
+}
+
 function drawPlane(canvas, plane) {
-  const { shape, scan, attention, layers } = state.open, step = strides(shape);
+  const { shape, scan, gates, layers } = state.open, step = strides(shape), at = [...state.at];
   const width = shape[plane.column], height = shape[plane.row];
   const start = state.at[plane.across] * step[plane.across];
   const shades = greyscale(), image = new ImageData(width, height), labels = layers[state.layer];
@@ -88,9 +98,10 @@ function drawPlane(canvas, plane) {
       const from = start + column * step[plane.column] + row * step[plane.row];
       const to = 4 * (row * width + column), grey = shades[scan[from]];
       let colour = [grey, grey, grey], weight = 0;
-      if (state.attention && attention) {
+      if (gates[state.gate]) {
+        [at[plane.column], at[plane.row]] = [column, row];
         colour = [255, 140, 0];
-        weight = state.opacity * (attention[from] / 255);
+        weight = state.opacity * gateAt(at);
       } else if (labels && labels[from] && !state.hidden.has(labels[from])) {
         colour = report.colours[labels[from]];
         weight = state.opacity;
@@ -225,10 +236,9 @@ function buildControls() {
     shown.append(make("label", {}, box, " ", swatch, name));
   });
   controls.push(shown);
-  if (state.open.attention) {
-    const box = make("input", { type: "checkbox", checked: state.attention, id: "attention" });
-    box.onchange = () => { state.attention = box.checked; draw(); };
-    controls.push(make("label", {}, box, " attention instead of labels"));
+  if (state.open.gates.length) { // the finest level's come first
+    const names = ["none", ...state.open.gates.map((_, n) => `gate ${n + 1}`)];
+    controls.push(choice("attention", names, state.gate + 1, (n) => { state.gate = n - 1; }));
   }
   element("controls").replaceChildren(...controls);
 }
@@ -299,6 +309,7 @@ async function open(number) {
   const facts = report.cases[number];
   state.open = await readCase(number);
   state.layer = Math.min(state.layer, Math.max(0, state.open.layers.length - 1));
+  state.gate = Math.min(state.gate, state.open.gates.length - 1);
   state.at = middleOfLabels(state.open);
   element("viewer").hidden = false;
   element("viewer-heading").textContent = facts.id;
