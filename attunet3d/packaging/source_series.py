@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
+from pydicom.uid import generate_uid
 
 from attunet3d.core import DataError, Size
 from attunet3d.imaging import find_series
@@ -34,7 +35,7 @@ class SourceSeries:
             DataError: There is no series, or there are several and none is chosen.
         """
         stack, _ = find_series(path, series)
-        datasets = tuple(pydicom.dcmread(file, stop_before_pixels=True) for file in stack.paths)
+        datasets = tuple(map(_header, stack.paths))
         if len(datasets) == len(stack.frames):
             return cls(datasets)
         if len(datasets) > 1:
@@ -76,3 +77,24 @@ class SourceSeries:
                 reference.ReferencedFrameNumber = self.frames[k] + 1
             found.append(reference)
         return found
+
+
+def _header(path: Path) -> Dataset:
+    """A file's header, with UIDs in the place of those that an anonymiser emptied.
+
+    The instance's are also in the file's meta group. Study and series, without whose UIDs no other
+    object can refer to an instance, get ones that follow from the frame of reference.
+    """
+    dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    for name in ("SOPClassUID", "SOPInstanceUID"):
+        if not dataset.get(name):
+            setattr(dataset, name, dataset.file_meta.get(f"MediaStorage{name}"))
+    for name in ("StudyInstanceUID", "SeriesInstanceUID"):
+        if not dataset.get(name):
+            known = [
+                name,
+                str(dataset.get("FrameOfReferenceUID")),
+                str(dataset.get("SeriesNumber")),
+            ]
+            setattr(dataset, name, generate_uid(entropy_srcs=known))
+    return dataset

@@ -1,15 +1,19 @@
 """Series on disk, read by us, and the label map's objects placed on them in the order we read."""
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from highdicom.seg import segread
 
 from attunet3d.core import DataError
 from attunet3d.imaging import Segmentation, read_volume
 from attunet3d.packaging.dicom_seg import write_dicom_seg
+from attunet3d.packaging.rtstruct import write_rtstruct
 from attunet3d.packaging.source_series import SourceSeries
 from tests.imaging.source_series import DIRECTIONS, make_series
 
@@ -64,3 +68,32 @@ def test_a_label_map_of_another_size_is_refused(tmp_path: Path) -> None:
     slices, _ = make_series("axial")
     with pytest.raises(DataError, match="20×16×8 voxels is not on the series of 20×16×7"):
         SourceSeries(tuple(slices)).require_size((20, 16, 8), tmp_path / "a.dcm")
+
+
+DCIODVFY = shutil.which("dciodvfy")
+
+
+@pytest.mark.skipif(DCIODVFY is None, reason="Debian's dicom3tools are not installed")
+@pytest.mark.parametrize("emptied", [False, True], ids=["as it was", "emptied UIDs"])
+def test_objects_of_a_series_break_no_rule_of_dicom(emptied: bool, tmp_path: Path) -> None:
+    slices, _ = make_series("oblique")
+    for slice_ in slices if emptied else ():
+        for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+            setattr(slice_, name, "")
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for k, slice_ in enumerate(slices):
+        slice_.preamble = bytes(128)
+        pydicom.dcmwrite(folder / f"{k}.dcm", slice_)
+    source, volume = SourceSeries.read(folder), read_volume(folder)
+    assert len({str(dataset.SOPInstanceUID) for dataset in source.datasets}) == len(slices)
+    assert len({str(dataset.StudyInstanceUID) for dataset in source.datasets}) == 1
+    array = np.zeros(volume.grid.shape, np.uint8)
+    array[4:9, 3:8, 2:5] = 1
+    labelled = Segmentation(array, volume.grid, {0: "background", 1: "liver"})
+    write_dicom_seg(tmp_path / "seg.dcm", labelled, source, "1.0")
+    write_rtstruct(tmp_path / "rt.dcm", labelled, source, "1.0")
+    for name in ("seg.dcm", "rt.dcm"):
+        done = subprocess.run([str(DCIODVFY), str(tmp_path / name)], capture_output=True)
+        said = (done.stdout + done.stderr).decode("utf-8", "replace")
+        assert [line for line in said.splitlines() if line.startswith("Error")] == []
