@@ -34,7 +34,7 @@ def program() -> str:
     ("settings", "least"),
     [
         (["preprocessing.crop_to_body=false"], 0.9999),
-        (["preprocessing.crop_to_body=true", "preprocessing.normalisation=volume"], 0.9),
+        (["preprocessing.crop_to_body=true", "preprocessing.normalisation=volume"], 0.7),
     ],
     ids=["whole scan", "body"],
 )
