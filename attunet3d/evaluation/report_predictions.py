@@ -37,7 +37,7 @@ def of_predictions(folder: Path) -> Report:
     ranks = {name: _rank(name, content) for name, content in sidecars.items()}
     return Report(
         title=f"Label maps: {folder.resolve().name}",
-        subtitle=f"{len(cases)} cases; labels: {', '.join(names)}.",
+        subtitle=f"Cases: {len(cases)}. Labels: {', '.join(names)}.",
         order="Most doubtful first." if doubted else "Cases with warnings first, then by name.",
         labels=labels,
         columns=columns,
