@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,10 +41,11 @@ def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     Config().replaced(SETTINGS).save(tmp_path / "config.json")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 8
-    mlflow, logged = ModuleType("mlflow"), []
+    mlflow: Any = ModuleType("mlflow")
+    logged: list[Any] = []
     mlflow.log_metrics = lambda numbers, step: logged.append((numbers, step))
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    variables = {"__name__": "page"}
+    variables: dict[str, Any] = {"__name__": "page"}
     exec("\n".join(blocks), variables)
     variables["to_mlflow"]({"step": 3, "loss": 0.5, "dice_network_grid": None})
     assert logged == [({"loss": 0.5}, 3)]

@@ -1,12 +1,15 @@
 """Pictures of a validation case: outlines where the label maps end, gates where they are open."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from attunet3d.training.pictures import COLOURS, validation_pictures
 from attunet3d.training.step import TrainingStep
-from attunet3d.training.trainer import Trainer
+from attunet3d.training.trainer import Trainer, TrainingData
 from tests.training.test_trainer import CLASSES, CONFIG, CPU, data  # noqa: F401 (fixture)
 from tests.training.test_trainer import case as make_case
 
@@ -14,16 +17,16 @@ from tests.training.test_trainer import case as make_case
 class Known(torch.nn.Module):
     """Foreground in the half to the patient's right; a gate that is open to the front."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         right = torch.arange(x.shape[2]).view(1, 1, -1, 1, 1) >= x.shape[2] // 2
         return torch.cat([torch.zeros_like(x), right.expand_as(x) * 2.0 - 1.0], 1)
 
-    def forward_with_attention(self, x):
+    def forward_with_attention(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         front = torch.arange(x.shape[3]).view(1, 1, 1, -1, 1) >= x.shape[3] // 2
         return self(x), [front.expand_as(x).float()]
 
 
-def test_the_patients_right_is_on_the_left_and_the_front_above(tmp_path):
+def test_the_patients_right_is_on_the_left_and_the_front_above(tmp_path: Path) -> None:
     update = TrainingStep(CONFIG, 2, CPU)
     case = make_case(tmp_path, "a", 0)
     found = validation_pictures([case], update, Known().eval(), (12, 12, 12), CLASSES)
@@ -39,7 +42,10 @@ def test_the_patients_right_is_on_the_left_and_the_front_above(tmp_path):
     assert (yellow[120:] == 0).all()
 
 
-def test_a_run_shows_losses_by_scale_waiting_and_pictures_over_time(data, tmp_path):  # noqa: F811
+def test_a_run_shows_losses_by_scale_waiting_and_pictures_over_time(
+    data: TrainingData,  # noqa: F811
+    tmp_path: Path,
+) -> None:
     settings = ["network.channels=[2, 4, 4, 4]", "network.deep_supervision=per-scale"]
     settings += ["network.strides=[[2, 2, 2], [2, 2, 2], [1, 1, 1]]"]
     (tmp_path / "run").mkdir()
