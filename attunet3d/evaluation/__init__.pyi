@@ -3,6 +3,7 @@ from . import figures as figures
 from . import folder as folder
 from . import metrics as metrics
 from . import post_processing as post_processing
+from . import slices as slices
 from . import statistics as statistics
 from .doubt_fit import doubt_notes as doubt_notes
 from .figures import Example as Example
