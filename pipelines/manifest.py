@@ -35,19 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--accept", action="append", default=[], metavar="CASE", help=accept)
     tissue = "lowest and highest HU of what is labelled (default: -200 and up; lungs: -1024 300)"
     add("--tissue-hu", type=float, nargs="+", metavar="HU", help=tissue)
-    a = arguments = parser.parse_args(argv)
+    given = parser.parse_args(argv)
 
     from attunet3d.datasets import corrections, listing, pair_check  # with NumPy: not for --help
 
-    found = listing.list_cases(a.data_dir, a.template, a.label, a.group, a.root, a.organs)
-    problems = pair_check.check_pairs(found, arguments.tissue_hu)
-    found, problems = corrections.accept(found, problems, arguments.accept)
-    if arguments.fix_flips:
+    names = ("data_dir", "template", "label", "group", "root", "organs")
+    found = listing.list_cases(*(vars(given)[name] for name in names))
+    problems = pair_check.check_pairs(found, given.tissue_hu)
+    found, problems = corrections.accept(found, problems, given.accept)
+    if given.fix_flips:
         found, problems = corrections.fix_flips(found, problems)
     pair_check.log_problems(problems)
-    failures = pair_check.write_failures(arguments.out, problems)
+    failures = pair_check.write_failures(given.out, problems)
     good = corrections.without_failures(found, problems)
-    good = listing.assign_folds(good, arguments.data_dir, arguments.folds, arguments.seed)
-    good.save(arguments.out)
-    print(f"{arguments.out}: {good}" + (f"; left out: see {failures}" if failures else ""))
+    good = listing.assign_folds(good, given.data_dir, given.folds, given.seed)
+    good.save(given.out)
+    print(f"{given.out}: {good}" + (f"; left out: see {failures}" if failures else ""))
     return 1 if failures else 0

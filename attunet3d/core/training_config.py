@@ -105,6 +105,8 @@ class TrainingConfig(Settings):
     """The optimiser; SGD has Nesterov momentum."""
     learning_rate: Annotated[float, Meta(gt=0, le=10)] = 1e-2
     """Learning rate after the warm-up."""
+    encoder_rate: Share = 1.0
+    """Factor of the learning rate in the encoder, for a start from another model; 0 freezes it."""
     momentum: ProperShare = 0.99
     """Momentum of SGD."""
     weight_decay: Share = 3e-5

@@ -26,6 +26,8 @@ class Transfer:
 
     taken: str
     new: str
+    labels: tuple[str, ...] = ()
+    """Those whose heads were taken."""
 
 
 @torch.no_grad()
@@ -57,6 +59,7 @@ def transfer_weights(
     return Transfer(
         f"{taken} of {len(state)} entries, heads of {', '.join(known) or 'no label'}",
         "; ".join(_lines(fresh, unknown)),
+        tuple(known),
     )
 
 
@@ -87,6 +90,7 @@ def _copy_classes(
         rows = value.view(new_count, -1, new_count)  # class, head, class
         old_rows = old.reshape(old_count, -1, old_count)
         for new_row, old_row in pairs:
+            rows[new_row] = 0  # so that a known label's logit is the old one, whatever is new
             for new_column, old_column in pairs:
                 rows[new_row, :, new_column] = old_rows[old_row, :, old_column]
     else:

@@ -1,9 +1,13 @@
 from . import dataset as dataset
+from .anatomy import random_anatomy as random_anatomy
 from .cohort import COHORTS as COHORTS
 from .cohort import Cohort as Cohort
 from .dataset import LABELS as LABELS
 from .dataset import make_phantom as make_phantom
+from .dataset import random_grid as random_grid
 from .dataset import write_phantoms as write_phantoms
 from .filling import fill_outlines as fill_outlines
 from .outlines import Outlines as Outlines
 from .outlines import read_outlines as read_outlines
+from .scanner import points_of as points_of
+from .scanner import scan_anatomy as scan_anatomy

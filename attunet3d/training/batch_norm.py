@@ -10,7 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @torch.no_grad()
 def reestimate_statistics(
-    network: nn.Module, images: Iterable[Tensor], forward: Callable[[Tensor], Any] | None = None
+    network: nn.Module,
+    images: Iterable[Tensor],
+    forward: Callable[[Tensor], Any] | None = None,
+    frozen: nn.Module | None = None,
 ) -> None:
     """Replace the running statistics of every BatchNorm layer by means over `images`.
 
@@ -23,6 +26,7 @@ def reestimate_statistics(
         images: (B, C, X, Y, Z) each; the same images in the same order give the same statistics.
             Images with NaN or infinities are left out.
         forward: How to run the network on an image; `network` itself by default.
+        frozen: A part of the network whose statistics stay.
 
     Example:
         >>> layer = nn.BatchNorm3d(1)
@@ -32,7 +36,8 @@ def reestimate_statistics(
     """
     network.eval()
     layers = [part for part in network.modules() if isinstance(part, _BatchNorm)]
-    layers = [layer for layer in layers if layer.track_running_stats]
+    kept = set() if frozen is None else {*frozen.modules()}
+    layers = [layer for layer in layers if layer.track_running_stats and layer not in kept]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]

@@ -38,13 +38,13 @@ from attunet3d.core import (
     whole_file,
 )
 from attunet3d.datasets import Case, label_needs_scan, read_case_label, read_image
-from attunet3d.imaging import parts_of, preprocessing
+from attunet3d.imaging import open_organ_masks, parts_of, preprocessing
 from attunet3d.training.cached_case import (
-    ARRAYS,
     FOREGROUND_VOXELS,
     CachedCase,
     foreground_voxels,
     load_case,
+    store_case,
 )
 from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.torch_state import one_core_threads
@@ -113,6 +113,7 @@ def build_cache(
         FileError: Some cases cannot be prepared; one message names the first five of them.
         WriteError: The folder cannot be made.
     """
+    _refuse_organs_as_regions(cases, config)
     values = LabelClasses.of(labels, config).values
     recipe = Recipe(config.preprocessing, values, config.training.ignore_index, labels)
     folder = whole_file.make_folder(Path(folder)).resolve()
@@ -129,6 +130,17 @@ def build_cache(
         more = f" (and {len(failures) - 5} more)" if len(failures) > 5 else ""
         raise FileError("; ".join(map(str, failures[:5])) + more)
     return [result for result in results if isinstance(result, CachedCase)]
+
+
+def _refuse_organs_as_regions(cases: Sequence[Case], config: Config) -> None:
+    """Organs by name become one label map, in which no voxel is in two regions."""
+    for case in cases if config.training.regions else ():
+        if case.label is not None and open_organ_masks(case.label) is not None:
+            raise DataError(
+                f"case {case.id}: overlapping regions cannot be learned from masks by name",
+                path=case.label,
+                cure="give a label map, or labels without regions",
+            )
 
 
 def report_unused(folder: Path, used: Iterable[CachedCase]) -> None:
@@ -235,14 +247,7 @@ def _write(working: Path, case: Case, recipe: Recipe) -> None:
     points, starts = foreground_voxels(label, len(recipe.values), recipe.ignored)
     air = _air(network.tensor, recipe.preprocessing)
     image = network.tensor[0].to(torch.float16).contiguous().numpy()
-    for name, array in zip(ARRAYS, (image, label, points), strict=True):
-        with (working / name).open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-    sizes = {name: (working / name).stat().st_size for name in ARRAYS}
-    meta = {"case": case.id, "shape": label.shape, "air": air, "starts": starts, "bytes": sizes}
-    whole_file.write_text(working / "meta.json", json.dumps(meta) + "\n")
+    store_case(working, case.id, (image, label, points), air, starts)
 
 
 def _air(image: torch.Tensor, config: PreprocessingConfig) -> float:

@@ -10,7 +10,10 @@ memory does not grow with the number of cases, and processes share the pages. `c
 folders.
 """
 
+import json
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -19,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core import FileError, Size, read_json
+from attunet3d.core import Array, FileError, Size, read_json, whole_file
 
 ARRAYS = {"image.npy": np.float16, "label.npy": np.uint8, "foreground.npy": np.int32}
 META_BYTES = 1_000_000
@@ -130,6 +133,33 @@ def foreground_voxels(
         starts.append(starts[-1] + len(voxels))
     points = np.stack(np.unravel_index(np.concatenate(flat), label.shape), axis=1)
     return points.astype(np.int32), starts
+
+
+def store_case(
+    folder: Path,
+    case_id: str,
+    arrays: tuple[Array, Array, Array],
+    air: float,
+    starts: Sequence[int],
+) -> None:
+    """Write the four files of a case into a folder; they are on disk when this returns.
+
+    Args:
+        folder: Must exist.
+        case_id: The case.
+        arrays: Image (X, Y, Z) float16, label (X, Y, Z) uint8, foreground (n, 3) int32.
+        air: See `CachedCase`.
+        starts: See `CachedCase`.
+    """
+    for name, array in zip(ARRAYS, arrays, strict=True):
+        with (folder / name).open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+    sizes = {name: (folder / name).stat().st_size for name in ARRAYS}
+    shape = list(arrays[0].shape)
+    meta = {"case": case_id, "shape": shape, "air": air, "starts": list(starts), "bytes": sizes}
+    whole_file.write_text(folder / "meta.json", json.dumps(meta) + "\n")
 
 
 def _open(path: Path) -> Any:

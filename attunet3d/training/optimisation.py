@@ -6,12 +6,13 @@ of a schedule, and one that is trained longer follows the schedule of its new le
 
 from collections.abc import Iterable
 from math import cos, pi
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from attunet3d.core import TrainingConfig
+from attunet3d.core import SettingsError, TrainingConfig
 
 POWER = 0.9  # of the polynomial decay (Isensee et al. 2021)
 RISE = 0.25  # share of the steps in which the rate of one_cycle rises
@@ -20,19 +21,57 @@ MOMENTUM = (0.85, 0.95)  # of one_cycle, at the highest rate and at the ends
 
 
 def build_optimiser(
-    parameters: Iterable[nn.Parameter], config: TrainingConfig
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], config: TrainingConfig
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, Adam, or AdamW (decoupled weight decay)."""
-    rate, decay, parameters = config.learning_rate, config.weight_decay, list(parameters)
-    fused = all(part.is_cuda for part in parameters) or None  # one kernel instead of hundreds
+    """SGD with Nesterov momentum, Adam, or AdamW (decoupled weight decay).
+
+    Args:
+        parameters: To update, or groups of them, see `parameter_groups`.
+        config: Which one, with which numbers.
+    """
+    rate, decay, given = config.learning_rate, config.weight_decay, list[Any](parameters)
+    each = [p for part in given for p in (part["params"] if isinstance(part, dict) else [part])]
+    fused = all(part.is_cuda for part in each) or None  # one kernel instead of hundreds
     if config.optimiser == "adam":
-        return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=fused)
+        return torch.optim.Adam(given, rate, weight_decay=decay, fused=fused)
     if config.optimiser == "adamw":
-        return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=fused)
+        return torch.optim.AdamW(given, rate, weight_decay=decay, fused=fused)
     momentum, nesterov = config.momentum, config.momentum > 0
     return torch.optim.SGD(
-        parameters, rate, momentum, weight_decay=decay, nesterov=nesterov, fused=fused
+        given, rate, momentum, weight_decay=decay, nesterov=nesterov, fused=fused
     )
+
+
+def parameter_groups(network: nn.Module, encoder_rate: float) -> list[dict[str, Any]]:
+    """The parameters of a network; those of its encoder with a rate of their own, or frozen.
+
+    Args:
+        network: With an attribute `encoder`, unless the factor is 1.
+        encoder_rate: Factor of the learning rate; 0: the encoder gets no gradient.
+
+    Raises:
+        SettingsError: The network has no encoder.
+
+    Example:
+        >>> network = nn.ModuleDict({"encoder": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+        >>> [(len(g["params"]), g["factor"]) for g in parameter_groups(network, 0.1)]
+        [(2, 1.0), (2, 0.1)]
+    """
+    if encoder_rate == 1:
+        return [{"params": list(network.parameters()), "factor": 1.0}]
+    encoder = dict(network.named_children()).get("encoder")
+    if encoder is None:
+        raise SettingsError(
+            f"training.encoder_rate {encoder_rate:g}: a {type(network).__name__} has no encoder",
+            value=encoder_rate,
+            cure="leave it (or --freeze) out",
+        )
+    own = {id(part) for part in encoder.parameters()}
+    rest = [part for part in network.parameters() if id(part) not in own]
+    encoder.requires_grad_(encoder_rate > 0)
+    inside = [part for part in encoder.parameters() if part.requires_grad]
+    groups = [{"params": rest, "factor": 1.0}, {"params": inside, "factor": encoder_rate}]
+    return groups if inside else groups[:1]
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -62,7 +101,7 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 def set_rate(optimiser: torch.optim.Optimizer, config: TrainingConfig, step: int) -> None:
     """Give an optimiser the rate of update number `step`; one_cycle also cycles the momentum."""
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate(config, step)
+        group["lr"] = learning_rate(config, step) * group.get("factor", 1.0)
         if config.schedule == "one_cycle":
             low, high = MOMENTUM
             momentum = _one_cycle(config.steps, step, high, low, high)

@@ -7,6 +7,7 @@ of the training cases, so that the scans are read once and not once per fold.
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,7 @@ from attunet3d.core import (
     whole_file,
 )
 from attunet3d.datasets import Case, Fingerprint, Manifest, labels_with_side, measure_fingerprint
+from attunet3d.models import checkpoint
 from attunet3d.training import distributed, epochs
 from attunet3d.training.plan import Plan, make_plan
 
@@ -63,12 +65,14 @@ def read_config(
         name: A preset or a file.
         settings: `section.name=value` each.
         manifest: Tells which labels are ignored, and which name a side.
-        init: The model that training starts from, if there is one: then the learning rate is a
-            tenth, after a short warm-up, unless `settings` say otherwise.
+        init: The model that training starts from, if there is one: then network and preprocessing
+            are the model's, and the learning rate is a tenth, after a short warm-up, unless
+            `settings` say otherwise.
     """
     config = find_config(name)
     if init is not None:
-        training = config.training
+        training, other = config.training, checkpoint.load_model(init).config
+        config = replace(config, network=other.network, preprocessing=other.preprocessing)
         changes: dict[str, object] = {"training.learning_rate": training.learning_rate / 10}
         if training.schedule != "one_cycle":  # which warms up by itself
             changes["training.warmup_steps"] = max(1, training.epochs or training.steps // 100)

@@ -10,7 +10,14 @@ import torch
 
 from attunet3d.core import Config, SettingsError, TrainingError
 from attunet3d.datasets import Manifest
-from attunet3d.training import distributed, epochs, plan_file, run_folder, run_report
+from attunet3d.training import (
+    distributed,
+    epochs,
+    plan_file,
+    run_folder,
+    run_report,
+    taught_labels,
+)
 from attunet3d.training.run_folder import Cases
 from attunet3d.training.trainer import Trainer
 
@@ -36,6 +43,8 @@ class TrainingCall:
     """Resume for so many steps beyond the run's end."""
     init: Path | None = None
     """The model whose weights are the first."""
+    keep_labels: bool = False
+    """Teach its labels, by its own answers, where a case lacks them."""
     hours: float | None = None
     """Train for as many steps as this takes."""
 
@@ -52,10 +61,15 @@ class TrainingCall:
         if flags["seeds"] and everything:
             raise SettingsError("--seeds goes with one fold", cure="name it by --fold K")
         manifest = Manifest.load(flags["manifest"], flags["root"]).require_files()
-        names = ("memory", "cache", "steps_more", "init", "hours")
+        if flags["keep_labels"]:
+            if flags["init"] is None:
+                raise SettingsError("--keep-labels goes with --init", cure="name the model by it")
+            manifest = taught_labels.with_labels_of(flags["init"], manifest)
+        settings = [*flags["set"], *(["training.encoder_rate=0"] if flags["freeze"] else [])]
+        names = ("memory", "cache", "steps_more", "init", "keep_labels", "hours")
         return cls(
             manifest=manifest,
-            config=plan_file.read_config(flags["config"], flags["set"], manifest, flags["init"]),
+            config=plan_file.read_config(flags["config"], settings, manifest, flags["init"]),
             plan=flags["plan"] or plan_file.default_path(flags["manifest"], flags["config"]),
             device=device,
             resume=flags["resume"] or flags["steps_more"] > 0,
@@ -80,6 +94,8 @@ def train_run(call: TrainingCall, run_dir: Path, cases: Cases) -> None:
             )
             config = run_folder.begin(run_dir, plan, cases, call.device)
         data = run_folder.prepare(cases, call.manifest, config, call.cache or run_dir / "cache")
+        if call.keep_labels and call.init is not None:
+            data = taught_labels.teach(data, config, call.init, call.device, run_dir / "taught")
         trainer = Trainer(data, config, run_dir, call.device)
         trainer.start(resume=resume, init=call.init)
         run_report.finish(trainer, trainer.fit(call.hours))

@@ -117,11 +117,13 @@ class TrainingStep:
         if self.settings.sync_batch_norm and not distributed.parted():
             network = synchronised(network, device)
         self.network = self._in_layout(network)
+        groups = optimisation.parameter_groups(self.network, self.settings.encoder_rate)
+        self.frozen = "encoder" if self.settings.encoder_rate == 0 else None
         self.average = optimisation.moving_average(self.network, self.settings.ema_decay)
         if self.settings.checkpoint_activations:
             checkpoint_blocks(self.network)
         self.replica = distributed.replicated(self.network, device)
-        self.optimiser = optimisation.build_optimiser(self.network.parameters(), self.settings)
+        self.optimiser = optimisation.build_optimiser(groups, self.settings)
         strides: Sequence[Sequence[int]] = getattr(network, "strides", [])
         self.sigmoid = activation(config) == "sigmoid"
         self.criterion = loss.build_loss(self.settings, classes, strides, regions)
@@ -145,6 +147,8 @@ class TrainingStep:
             finite: the scaler skips that step and lowers its scale.
         """
         self.network.train()
+        if self.frozen is not None:
+            self.network.get_submodule(self.frozen).eval()  # running statistics stay, too
         optimisation.set_rate(self.optimiser, self.settings, number)
         skips = self.settings.on_nonfinite_loss == "skip"
         buffers = [part.clone() for part in self.network.buffers()] if skips else []
@@ -221,11 +225,12 @@ class TrainingStep:
             images: (B, 1, X, Y, Z) training patches, from which an average gets its running
                 statistics; they are not drawn where there is no average.
         """
-        if self.average is None:
+        if self.average is None or not self.average.n_averaged:
             distributed.share_buffers(self.network)
             return self.network.eval()
         network = self.average.module
-        reestimate_statistics(network, images, lambda image: self.forward(network, image))
+        frozen = None if self.frozen is None else network.get_submodule(self.frozen)
+        reestimate_statistics(network, images, lambda image: self.forward(network, image), frozen)
         return network
 
     @torch.no_grad()

@@ -77,14 +77,13 @@ class Trainer:
     ) -> None:
         config = epochs.in_steps(config, len(data.training))
         self.data, self.config, self.run_dir, self.device = data, config, run_dir, device
-        self.classes = LabelClasses.of(data.labels, config)
+        self.classes, self.components = LabelClasses.of(data.labels, config), components
         self.labels = self.classes.names
-        self.components = components
         self.batches = PatchBatches(data.training, config, components)
         regions = self.classes.regions
         self.update = TrainingStep(config, len(self.labels), device, components, regions)
-        self.state = RunState()
-        self.stopwatch = Stopwatch()
+        self.state, self.stopwatch = RunState(), Stopwatch()
+        self.taken: tuple[int, ...] = ()  # classes whose heads another model gave
 
     def fit(self, hours: float | None = None) -> Result:
         """Train to the last step, or until early stop, SIGTERM or Ctrl-C (which save first).
@@ -203,20 +202,20 @@ class Trainer:
             self.classes,
             self.config.training.ignore_index,
         )
-        dice = mean(scores.dice)
-        if dice is None or state.best_dice is None or dice > state.best_dice:
+        scores = scores if state.step else scores.of(self.taken)  # of another model's labels
+        dice, whole = mean(scores.dice), state.step or len(self.taken) == len(self.labels) - 1
+        if whole and (dice is None or state.best_dice is None or dice > state.best_dice):
             self._save_model(network, dice)
             state.best_dice, state.best_step, state.validations_since_best = dice, state.step, 0
         else:
             state.validations_since_best += 1
-        names = list(self.labels.values())
         found = {"dice_network_grid": dice, "iou": mean(scores.iou), "accuracy": scores.accuracy}
-        found |= {f"dice_{names[index]}": score for index, score in scores.dice.items()}
-        took = {"validation_seconds": round(time.monotonic() - began, 2)}
+        found |= {f"dice_{list(self.labels.values())[i]}": s for i, s in scores.dice.items()}
+        found["validation_seconds"] = round(time.monotonic() - began, 2)
         update, cases = self.update, self.data.validation
         pictures = validation_pictures(cases, update, network, window, self.classes)
-        log.write(self._row() | found | took, update.criterion.latest, pictures)
-        if self.config.training.epochs and distributed.is_first():
+        log.write(self._row() | found, update.criterion.latest, pictures)
+        if state.step and self.config.training.epochs and distributed.is_first():
             write_line(epochs.epoch_line(log.rows, self.config), sys.stdout)
 
     def _row(self) -> dict[str, Any]:
@@ -248,8 +247,9 @@ class Trainer:
         """Resume the run, or else take the weights of the model `init`, if there is one."""
         if resume:
             self.resume()
-        if init is not None and self.state.step == 0:
-            take_weights(cast("Network", self.update.network), self.labels, init)
+        if init is not None and not self.state.step:
+            self.taken = take_weights(cast("Network", self.update.network), self.labels, init)
+            self.state.validation_due = bool(self.taken)
 
     def resume(self) -> None:
         """Go on from `last.pt`, from the one before where it is torn, or from the start.

@@ -4,8 +4,8 @@ Their Dice is `dice_network_grid`. The Dice that a paper reports (`dice`, see `e
 computed on the scanner's grid against the untouched reference; the two are never compared.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,19 @@ class NetworkGridScores:
     iou: dict[int, float]
     accuracy: float | None
     """Share of right voxels, background included, of the cases in which all was annotated."""
+
+    def of(self, classes: Collection[int]) -> "NetworkGridScores":
+        """The scores of some of the classes.
+
+        Example:
+            >>> NetworkGridScores({1: 0.5, 2: 0.0}, {1: 0.3, 2: 0.0}, 0.9).of((1,)).dice
+            {1: 0.5}
+        """
+        dice, iou = (
+            {index: score for index, score in scores.items() if index in classes}
+            for scores in (self.dice, self.iou)
+        )
+        return replace(self, dice=dice, iou=iou)
 
 
 def mean(scores: Mapping[int, float]) -> float | None:

@@ -1,11 +1,14 @@
 """Every kind of label goes from a manifest to scores, with answers known by hand."""
 
+import csv
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import pytest
 
 from attunet3d import __main__ as command
 from attunet3d.core import command_line
@@ -15,6 +18,9 @@ SETTINGS = ["network.channels=[8,16]", "network.strides=[[2,2,2]]", "training.st
 SETTINGS += ["training.validate_every=60", "training.patch_size=[16,16,16]"]
 SETTINGS += ["training.learning_rate=0.02", "preprocessing.spacing_mm=[2,2,2]"]
 SETTINGS += ["preprocessing.crop_to_body=false", "augmentation.affine_probability=0"]
+
+
+FROZEN_LABELS, FROZEN_REGIONS = [0.50101833, 0.49519930], [0.74163515, 0.49519930]
 
 
 def call(*arguments: Any) -> Any:
@@ -38,6 +44,36 @@ def nested(number: Any) -> Any:
     return image.astype(np.int16), label
 
 
+def write_nnunet(data: Path, labels: Any, cases: Any, **more: Any) -> None:
+    """A raw data set as nnU-Net's documentation describes it."""
+    for number, (image, label) in enumerate(cases):
+        write(data / "imagesTr" / f"case{number}_0000.nii.gz", image)
+        write(data / "labelsTr" / f"case{number}.nii.gz", label)
+    about = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz", "numTraining": len(cases)}
+    (data / "dataset.json").write_text(json.dumps(about | {"labels": labels} | more))
+
+
+def nnunet_dice(reference: Any, prediction: Any, labels: Any, ignore: Any = None) -> list[float]:
+    """Dice of each label, or region of several values, by nnU-Net's own evaluation."""
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    found = compute_metrics(str(reference), str(prediction), SimpleITKIO(), labels, ignore)
+    return [float(found["metrics"][label]["Dice"]) for label in labels]
+
+
+def assert_nnunet_agrees(home: Path, references: Any, labels: Any, ignore: Any = None) -> None:
+    """Every Dice in scores.csv is nnU-Net's, where it is installed."""
+    if importlib.util.find_spec("nnunetv2") is None:
+        return
+    with (home / "scores" / "scores.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for case in {row["case"] for row in rows}:
+        ours = [float(row["dice"]) for row in rows if row["case"] == case]
+        theirs = nnunet_dice(references(case), home / "out" / f"{case}.nii.gz", labels, ignore)
+        assert ours == pytest.approx(theirs, abs=1e-6)
+
+
 def trained(home: Any, data: Any, options: Any = ()) -> Any:
     """Train on a data set, segment its cases, and return the scores of all of them by name."""
     manifest, run, out = home / "m.json", home / "run", home / "out"
@@ -53,15 +89,10 @@ def trained(home: Any, data: Any, options: Any = ()) -> Any:
 def test_a_nnunet_data_set_with_regions_goes_from_manifest_to_scores(tmp_path: Path) -> None:
     """As nnU-Net's documentation has it: labels that overlap, written one over another."""
     data = tmp_path / "Dataset001_Nested"
-    for number in range(4):
-        image, label = nested(number)
-        write(data / "imagesTr" / f"case{number}_0000.nii.gz", image)
-        write(data / "labelsTr" / f"case{number}.nii.gz", label)
-    about = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz", "numTraining": 4}
-    about |= {"labels": {"background": 0, "whole": [1, 2], "mass": 2}}
-    about |= {"regions_class_order": [1, 2]}
-    (data / "dataset.json").write_text(json.dumps(about))
+    labels = {"background": 0, "whole": [1, 2], "mass": 2}
+    write_nnunet(data, labels, [*map(nested, range(4))], regions_class_order=[1, 2])
     scores = trained(tmp_path, data)
+    assert_nnunet_agrees(tmp_path, lambda c: data / "labelsTr" / f"{c}.nii.gz", [(1, 2), (2,)])
     assert scores["whole"]["dice"]["mean"] > 0.9
     assert scores["mass"]["dice"]["mean"] > 0.85
     config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
@@ -78,6 +109,64 @@ def test_a_nnunet_data_set_with_regions_goes_from_manifest_to_scores(tmp_path: P
     assert call("export", tmp_path / "out", tmp_path / "again") == 0
     again = np.asarray(nibabel.load(tmp_path / "again" / found.name).dataobj)
     assert (again == label)[sure].all()
+
+
+def test_a_nnunet_data_set_with_an_ignore_label_goes_from_manifest_to_scores(
+    tmp_path: Path,
+) -> None:
+    """Only every third slice was annotated; what lies between counts nowhere."""
+    data, cases = tmp_path / "Dataset002_Slices", []
+    for number in range(4):
+        image, label = nested(number)
+        label[:, :, np.arange(SIZE) % 3 > 0] = 3
+        cases.append((image, label))
+    write_nnunet(data, {"background": 0, "rest": 1, "mass": 2, "ignore": 3}, cases)
+    scores = trained(tmp_path, data)
+    assert scores["rest"]["dice"]["mean"] > 0.8
+    assert scores["mass"]["dice"]["mean"] > 0.8
+    assert_nnunet_agrees(tmp_path, lambda c: data / "labelsTr" / f"{c}.nii.gz", [1, 2], 3)
+
+
+def test_a_folder_of_masks_goes_from_manifest_to_scores(tmp_path: Path) -> None:
+    """As TotalSegmentator has it; the masks overlap, and the mass lies over the rest."""
+    data, whole = tmp_path / "data", tmp_path / "whole"
+    for number in range(4):
+        image, label = nested(number)
+        write(data / f"s{number}" / "ct.nii.gz", image)
+        write(data / f"s{number}" / "segmentations" / "whole.nii.gz", (label > 0).astype(np.uint8))
+        write(data / f"s{number}" / "segmentations" / "mass.nii.gz", (label == 2).astype(np.uint8))
+        write(whole / f"s{number}.nii.gz", label)
+    scores = trained(tmp_path, data, ["--organs", "whole", "mass"])
+    assert scores["whole"]["dice"]["mean"] > 0.8
+    assert scores["mass"]["dice"]["mean"] > 0.8
+    assert_nnunet_agrees(tmp_path, lambda c: whole / f"{c}.nii.gz", [1, 2])
+
+
+def test_dice_is_that_of_nnunet_with_ignored_voxels_and_regions(tmp_path: Path) -> None:
+    """Labels at random; the numbers were computed by nnU-Net 2.8.1 and are computed again."""
+    generator = np.random.default_rng(0)
+    reference, prediction = generator.integers(0, 4, (2, SIZE, SIZE, SIZE)).astype(np.uint8)
+    prediction[prediction == 3] = reference[prediction == 3] % 3
+    data = tmp_path / "data"
+    labels = {"background": 0, "a": 1, "b": 2, "ignore": 3}
+    write_nnunet(data, labels, [(np.zeros_like(reference, np.int16), reference)])
+    write(tmp_path / "out" / "case0.nii.gz", prediction)
+    regions: Any = {"background": 0, "whole": [1, 2], "b": 2, "ignore": 3}
+    for names, parts, frozen in (
+        (labels, [1, 2], FROZEN_LABELS),
+        (regions, [(1, 2), (2,)], FROZEN_REGIONS),
+    ):
+        content: Any = {"labels": names, "modality": "CT", "root": str(data)}
+        content |= {"regions_class_order": [1, 2]} if names is regions else {}
+        case = {"id": "case0", "image": "imagesTr/case0_0000.nii.gz"}
+        content["test"] = [case | {"label": "labelsTr/case0.nii.gz"}]
+        manifest = tmp_path / "m.json"
+        manifest.write_text(json.dumps(content), encoding="utf-8")
+        assert call("evaluate", tmp_path / "out", manifest, tmp_path / "scores") == 0
+        with (tmp_path / "scores" / "scores.csv").open(encoding="utf-8") as file:
+            ours = [float(row["dice"]) for row in csv.DictReader(file)]
+        assert ours == pytest.approx(frozen, abs=1e-6)
+        assert_nnunet_agrees(tmp_path, lambda c: data / "labelsTr" / f"{c}.nii.gz", parts, 3)
 
 
 def test_cases_that_were_annotated_in_part_are_scored_for_that_part(tmp_path: Path) -> None:

@@ -375,3 +375,14 @@ def test_a_scribble_thinner_than_a_voxel_of_the_network_is_not_background(tmp_pa
     assert near
     assert all(max(voxel) * 0.8 < 4 for voxel in near)
     assert (label == 1).any()
+
+
+def test_regions_are_not_learned_from_masks_by_name(cases: list[Case], tmp_path: Path) -> None:
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    assert cases[0].label is not None
+    shutil.copy(cases[0].label, folder)
+    settings = ["training.regions=[[3], [7]]", "inference.regions_class_order=[3, 7]"]
+    case = dataclasses.replace(cases[0], label=folder)
+    with pytest.raises(DataError, match=r"case .*: overlapping regions cannot be learned from"):
+        build_cache([case], LABELS, CONFIG.with_overrides(settings), tmp_path / "cache")

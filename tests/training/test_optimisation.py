@@ -1,19 +1,25 @@
 """Learning rates at known steps, and the moving average by hand."""
 
+import copy
 import math
 from typing import Any
 
 import pytest
 import torch
 
+from attunet3d.core import Config, NetworkConfig, SettingsError
 from attunet3d.core.training_config import TrainingConfig
+from attunet3d.models import build_network
+from attunet3d.training.batches import Batch
 from attunet3d.training.optimisation import (
     build_optimiser,
     learning_rate,
     moving_average,
+    parameter_groups,
     set_rate,
     update_average,
 )
+from attunet3d.training.step import TrainingStep
 from tests.conftest import present
 
 
@@ -101,3 +107,33 @@ def test_moving_average_by_hand() -> None:
 def test_no_average_for_a_decay_of_zero() -> None:
     layer = torch.nn.Linear(1, 1)
     assert moving_average(layer, 0.0) is None
+
+
+def test_the_encoder_gets_its_own_rate_or_none() -> None:
+    network: Any = build_network(NetworkConfig(channels=(2, 4)), 1, 2)
+    count = len(list(network.encoder.parameters()))
+    config = TrainingConfig(optimiser="sgd", learning_rate=0.5, schedule="constant")
+    optimiser = build_optimiser(parameter_groups(network, 0.1), config)
+    set_rate(optimiser, config, 0)
+    assert [group["lr"] for group in optimiser.param_groups] == [0.5, 0.05]
+    assert len(optimiser.param_groups[1]["params"]) == count
+    (rest,) = parameter_groups(network, 0.0)
+    assert len(rest["params"]) == len(list(network.parameters())) - count
+    assert not any(part.requires_grad for part in network.encoder.parameters())
+    with pytest.raises(SettingsError, match=r"encoder_rate 0.1: a Linear has no encoder"):
+        parameter_groups(torch.nn.Linear(1, 1), 0.1)
+
+
+def test_a_frozen_encoder_stays_as_it_is_with_its_statistics() -> None:
+    settings = ["network.channels=[2, 4]", "training.encoder_rate=0", "training.ema_decay=0.9"]
+    settings += ["training.patch_size=[8, 8, 8]", "training.batch_size=1"]
+    step = TrainingStep(Config().with_overrides(settings), 2, torch.device("cpu"))
+    before = copy.deepcopy(step.network.state_dict())
+    image, label = torch.rand(1, 1, 8, 8, 8), torch.ones(1, 1, 8, 8, 8, dtype=torch.uint8)
+    batch = Batch(image, label, ("a",), (None,))
+    for number in range(2):
+        step.update([batch], number)
+    for after in (step.network.state_dict(), step.evaluated([image]).state_dict()):
+        same = {name for name, value in before.items() if torch.equal(after[name], value)}
+        assert {name for name in before if name.startswith("encoder.")} <= same
+        assert not same & {"decoder.0.0.weight", "decoder.0.1.running_mean", "heads.0.weight"}
