@@ -9,6 +9,7 @@ import builtins
 import ctypes
 import io
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def as_on_windows() -> None:
             super().__init__(name, *arguments, **options)
 
     ctypes.CDLL = CDLL  # type: ignore[misc]
+    shutil._use_fd_functions = False  # type: ignore[attr-defined]  # rmtree opens no folder there
     _keep_open_files()
 
 
