@@ -24,7 +24,8 @@ def initialise_by_name(network: nn.Module, name: str) -> None:
     Example:
         >>> layer = nn.Conv3d(1, 64, 3)
         >>> initialise_by_name(layer, "normal")
-        >>> bool(0.018 < layer.weight.std() < 0.022), float(layer.bias.abs().max())
+        >>> weight, bias = layer.weight.detach(), layer.bias.detach()
+        >>> bool(0.018 < weight.std() < 0.022), float(bias.abs().max())
         (True, 0.0)
     """
     if name == "default":

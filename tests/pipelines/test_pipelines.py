@@ -405,16 +405,14 @@ def test_a_missing_model_is_told_with_what_a_model_is(
     assert "a model is" in error
 
 
-def test_version_and_direct_call(tmp_path: Path) -> None:
+def test_version_and_the_status_of_a_wrong_call(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "attunet3d", "--version"], capture_output=True, text=True
     )
     assert done.stdout == f"{version_text()}\n"
     assert done.stdout.splitlines()[0] == f"attunet3d {__version__}"
-    script = Path(__file__).parents[2] / "pipelines" / "evaluate.py"
-    done = subprocess.run(
-        [sys.executable, script, "a", "b", "c"], capture_output=True, text=True, cwd=tmp_path
-    )
+    command = [sys.executable, "-m", "attunet3d", "evaluate", "a", "b", "c"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("attunet3d: error: ")
 
