@@ -158,7 +158,7 @@ def read_flags(flags: Mapping[str, Any], workspace: Path) -> tuple[ModelOptions,
 
     Raises:
         SettingsError: Flags contradict each other, or name no shard or amount of memory.
-        UserError: There is no scan.
+        UserError: No scan was found.
     """
     options = CohortOptions(**{part.name: flags[part.name] for part in fields(CohortOptions)})
     shard = None if flags["shard"] is None else Shard.parse(flags["shard"])

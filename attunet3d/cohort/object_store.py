@@ -85,6 +85,7 @@ class ObjectStore:
         left = [url for url in dict.fromkeys(urls) if not self.path(url).exists()]
 
         def fetch(url: str) -> None:
+            """Copy one file, or note why it cannot be copied."""
             path = self.path(url)
             try:
                 self._fetch(url, path)

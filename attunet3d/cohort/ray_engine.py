@@ -64,6 +64,7 @@ def on_ray(model: ModelOptions, call: CohortCall, address: str | None) -> Engine
         )
 
     def run(found: Mapping[str, list[Path]], events: Events) -> None:
+        """Segment the scans on the cluster."""
         there = {case_id: [path.absolute() for path in paths] for case_id, paths in found.items()}
         options = _absolute(model, call)
         with _cluster(address) as machines:
@@ -210,6 +211,7 @@ class _Remote(PoolWorker):
         self.next = self._actor.hear.remote()
 
     def hear(self) -> list[tuple[Any, ...]]:
+        """Messages of the actor; raises EOFError when it has died."""
         import ray
 
         try:

@@ -138,6 +138,7 @@ def _held(call: CohortCall) -> Iterator[WriteTables]:
     out_dir = call.out_dir
 
     def write(tried: Mapping[str, list[Path]], failures: Mapping[str, str]) -> None:
+        """Write both tables, under the folder's lock where shards share it."""
         with brief():
             with _told("failures.json"):
                 if call.shard is None:

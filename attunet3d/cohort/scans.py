@@ -34,7 +34,7 @@ def find_cases(
         apart: See `imaging.find_scans`.
 
     Raises:
-        UserError: There is no scan.
+        UserError: No scan was found.
     """
     if path.suffix.lower() == ".json":
         manifest = Manifest.load(path, root).require_files()

@@ -163,6 +163,7 @@ def _sending(engine: Engine, store: ObjectStore, out_dir: Path, sends: bool) -> 
     """The engine without scans that were not fetched, and with results sent."""
 
     def run(found: Mapping[str, list[Path]], events: Events) -> None:
+        """Fail the scans that were not fetched, and segment the others."""
         there = {}
         for case_id, paths in found.items():
             lost = [

@@ -142,6 +142,7 @@ def grouped(found: Manifest, pattern: str | None) -> Manifest:
         ) from None
 
     def with_group(case: Case) -> Case:
+        """The case with the patient that its id names."""
         match = expression.search(case.id)
         if match is None:
             raise DataError(

@@ -57,6 +57,7 @@ def annotated(manifest: Manifest) -> Manifest:
     left_out = []
 
     def marked(case: Case) -> Case | None:
+        """The case with what was annotated in it; None: nothing was."""
         masks = _masks(case)
         if masks is None or case.annotated is not None:
             return case

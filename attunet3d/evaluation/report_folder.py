@@ -48,6 +48,7 @@ def write_folder_report(
     with progress(len(report.cases), "report") as bar:
 
         def loaded() -> Iterator[tuple[ReportCase, Pictures]]:
+            """Each case with its pictures, read when its turn comes."""
             for case in report.cases:
                 with bar.item():
                     try:

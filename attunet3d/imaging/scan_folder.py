@@ -47,7 +47,7 @@ def find_scans(
         path: The file or folder.
         workspace: Where a ZIP archive is unpacked, and where links to the slices of each of several
             series in one folder are made, which then count as scans `NAME`, `NAME_2` and so on;
-            see `workspace`. None: an archive is no scan, and several series count as one, of which
+            see `workspace`. None: archives are not read, and several series count as one, of which
             `read_volume` takes the one it is told.
         apart: Make those links.
 

@@ -52,6 +52,7 @@ def make_engine(
         return openvino.compiled(call, device, dtype)
 
     def engine(x: Tensor) -> Tensor:
+        """The network's output, as float32."""
         with torch.inference_mode(), _without_tf32():
             outputs: Tensor = call(x)
         return outputs.float()
@@ -105,6 +106,7 @@ def average(engines: Sequence[Engine], agreement: Agreement | None = None) -> En
         return engines[0]
 
     def engine(x: Tensor) -> Tensor:
+        """The mean output."""
         total = engines[0](x)
         chosen = [] if agreement is None else [agreement.winners(total)]
         for part in engines[1:]:

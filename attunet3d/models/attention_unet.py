@@ -17,7 +17,7 @@ the centre. The finest skip is not gated. Shapes: B batch, C channels, X Y Z spa
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from math import prod
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -106,45 +106,30 @@ class AttentionUNet3D(nn.Module):
         _require(len(counts) == len(channels), "blocks", blocks, "one number per level")
         numbers = (in_channels, out_channels, *channels, *counts)
         _require(min(numbers) > 0, "channels and blocks", numbers, "positive")
-
         self.in_channels, self.out_channels = in_channels, out_channels
         self.align_corners, self.deep_supervision, self.norm = align_corners, deep_supervision, norm
         # Factors of each level against the input: (1, 1, 1), (2, 2, 2), (4, 4, 4), …
         self.strides = [_product(factors[:level]) for level in range(len(channels))]
-
-        def make_block(kind: str, below: int, width: int, stride: Stride = NO_STRIDE) -> nn.Module:
-            return BLOCKS[kind](
-                below, width, norm=norm, activation=activation, dropout=dropout, stride=stride
-            )
-
-        def make_level(level: int, below: int, width: int) -> nn.Module:
-            stride = factors[level - 1] if level and downsampling == "strided" else NO_STRIDE
-            first = make_block(block, below, width, stride)
-            rest = [make_block(block, width, width) for _ in range(counts[level] - 1)]
-            return nn.Sequential(first, *rest) if rest else first
-
-        def make_skip(level: int, fine: int, coarse: int) -> nn.Module:
-            if gate == "none" or level == 0:  # the finest skip is not gated
-                return PlainSkip()
-            options = {"stride": factors[level], "norm": norm, "align_corners": align_corners}
-            gates = [
-                GridAttentionGate(fine, coarse, **options, bias=gate_bias)  # type: ignore[arg-type]
-                for _ in range(GATES[gate])
-            ]
-            return GatedSkip(gates, norm, activation)
-
-        self.encoder = nn.ModuleList(
-            make_level(level, below, width)
-            for level, (below, width) in enumerate(pairwise([in_channels, *channels]))
-        )
+        options: dict[str, Any] = {"norm": norm, "activation": activation, "dropout": dropout}
+        gating: dict[str, Any] = {"norm": norm, "align_corners": align_corners, "bias": gate_bias}
         pooled = downsampling == "max_pool"
+        steps = [NO_STRIDE, *([NO_STRIDE] * len(factors) if pooled else factors)]
+        widths = pairwise([in_channels, *channels])
+        self.encoder = nn.ModuleList(
+            _level(BLOCKS[block], *ends, count, step, options)
+            for ends, count, step in zip(widths, counts, steps, strict=True)
+        )
         self.pools = nn.ModuleList(nn.MaxPool3d(f) if pooled else nn.Identity() for f in factors)
         centre, gated = channels[-1], gate != "none"
         self.gating = PointBlock(centre, centre, norm, activation) if gated else nn.Identity()
         self.skips, self.decoder = nn.ModuleList(), nn.ModuleList()  # deepest first
         for level, (fine, coarse) in reversed(list(enumerate(pairwise(channels)))):
-            self.skips.append(make_skip(level, fine, coarse))
-            self.decoder.append(make_block("plain", fine + coarse, fine))
+            gates = [
+                GridAttentionGate(fine, coarse, stride=factors[level], **gating)
+                for _ in range(GATES[gate] if level else 0)  # the finest skip is not gated
+            ]
+            self.skips.append(GatedSkip(gates, norm, activation) if gates else PlainSkip())
+            self.decoder.append(ConvBlock(fine + coarse, fine, **options))
         heads = channels[:1] if deep_supervision == "none" else channels[:-1]
         self.heads = nn.ModuleList(nn.Conv3d(width, out_channels, 1) for width in heads)
         mixed, fused = len(heads) * out_channels, deep_supervision == "fused"
@@ -276,6 +261,15 @@ class AttentionUNet3D(nn.Module):
         """Cut off what padding added to `x`, features of a level, for an input of `size`."""
         a, b, c = (-(-n // step) for n, step in zip(size, self.strides[level], strict=True))
         return x[:, :, :a, :b, :c]
+
+
+def _level(
+    block: type[nn.Module], below: int, width: int, count: int, stride: Stride, options: Any
+) -> nn.Module:
+    """`count` blocks, of which the first changes channels and resolution."""
+    first = block(below, width, stride=stride, **options)
+    rest = [block(width, width, **options) for _ in range(count - 1)]
+    return nn.Sequential(first, *rest) if rest else first
 
 
 def _triples(strides: Sequence[Sequence[int]] | None, count: int) -> list[Stride]:

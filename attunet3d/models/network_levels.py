@@ -25,7 +25,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True)
 class NetworkLevel:
-    """What a network computes at one resolution for one patch; None: there is no such part."""
+    """What a network computes at one resolution for one patch; None where it lacks the part."""
 
     encoder: Shape
     gate: Shape | None = None

@@ -54,7 +54,7 @@ def run_piece(
     described = json.loads(json.dumps(asdict(recipe)))
     if file.exists() and json.loads(file.read_text())["recipe"] == described:
         return file
-    work = out / "work" / name
+    work = out / "runs" / name
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     manifest = material.manifests[split]
