@@ -222,7 +222,7 @@ def try_device(
         exact: Tensor = network.double()(image.double())
         try:
             found = (run or on_device)(network.float(), image)
-        except (NotImplementedError, RuntimeError) as error:
+        except (NotImplementedError, RuntimeError) as error:  # an operator that the device lacks
             words = one_line(error)[:120]
             return Finding(what, f"the network does not run ({words})", _cure(device))
     wrong = deviation(found.double(), exact)

@@ -89,6 +89,7 @@ def _trouble_with(device: "torch.device") -> str | None:
     try:
         deviation = float((compute(device) - compute(torch.device("cpu"))).abs().max())
     except (NotImplementedError, RuntimeError, TypeError) as error:
+        # What torch raises for an operator or a type that the device does not have.
         return f"it lacks an operator of the network ({' '.join(str(error).split())[:120]})"
     if deviation <= MOST_DEVIATION:
         return None

@@ -66,6 +66,7 @@ def unpack(
                             raise DataError(rule, cure="unpack it yourself and give the folder")
                         file.write(part)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        # NotImplementedError: an unknown compression; RuntimeError: a password is needed.
         rule = f"the archive cannot be unpacked ({one_line(error)[:100]})"
         raise DataError(rule, cure="pack it again, without a password") from None
     except FileExistsError:

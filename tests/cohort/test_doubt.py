@@ -24,19 +24,9 @@ from attunet3d.imaging.volume import Segmentation, Volume, read_label
 from attunet3d.inference.agreement import Agreement
 from attunet3d.inference.expected_dice import ArgmaxDice, expected_dice
 from attunet3d.inference.predictor import Predictor
-from tests.known_network import ThresholdNetwork, ball, ball_volume, checkpoint, write_scan
+from tests.known_network import ThresholdNetwork, ball, ball_volume, checkpoint
 
 NAMES = {0: "background", 5: "ball"}
-
-
-@pytest.fixture
-def scans(tmp_path: Path) -> Path:
-    """Two good scans."""
-    folder = tmp_path / "scans"
-    folder.mkdir()
-    for name in ("a", "b"):
-        write_scan(folder / f"{name}.nii.gz")
-    return folder
 
 
 def segment(

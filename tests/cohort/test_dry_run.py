@@ -13,18 +13,14 @@ from attunet3d.core import ModelError
 from attunet3d.inference.predictor import Predictor
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.pipelines import infer
-from tests.known_network import ThresholdNetwork, checkpoint, write_scan
+from tests.known_network import ThresholdNetwork, checkpoint
 
 
 @pytest.fixture
-def scans(tmp_path: Path) -> Path:
-    """Two good scans and one that is none."""
-    folder = tmp_path / "scans"
-    folder.mkdir()
-    for name in ("a", "b"):
-        write_scan(folder / f"{name}.nii.gz")
-    (folder / "c.nii.gz").write_bytes(b"no scan")
-    return folder
+def scans(scans: Path) -> Path:
+    """Two good scans and a file that is not one."""
+    (scans / "c.nii.gz").write_bytes(b"no scan")
+    return scans
 
 
 def told(scans: Path, out_dir: Path, *settings: str, network: Any = None, **options: Any) -> Any:

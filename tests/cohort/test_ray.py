@@ -17,7 +17,7 @@ import pytest
 from attunet3d.cohort.ray_engine import Place, workers
 from attunet3d.core import DeviceError, SettingsError
 from attunet3d.pipelines import infer
-from benchmarks.reliability import inputs
+from tests.cohort.conftest import write_and_segment
 
 CASES = 8
 ENVIRONMENT = {**os.environ, "RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled"}
@@ -33,13 +33,8 @@ def maps(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, dict[str, bytes]]:
     """A model, scans of which one cannot be read, and what one process makes of them."""
-    folder = tmp_path_factory.mktemp("ray")
-    inputs.write_model(str(folder / "model.safetensors"))
-    inputs.write_scans(str(folder / "scans"), CASES, 32)
-    (folder / "scans" / "text.nii.gz").write_text("not a scan")
-    names = [str(folder / name) for name in ("model.safetensors", "scans", "alone")]
-    assert infer.main([*names, "--device", "cpu"]) == 1
-    return names[0], names[1], maps(folder / "alone")
+    folder = write_and_segment(tmp_path_factory.mktemp("ray"), CASES)
+    return str(folder / "model.safetensors"), str(folder / "scans"), maps(folder / "alone")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import pytest
 from attunet3d.cohort.object_store import ObjectStore, is_url
 from attunet3d.core import DataError, FileError, SettingsError, WriteError
 from attunet3d.pipelines import infer
-from benchmarks.reliability import inputs
 from benchmarks.reliability.s3_server import BUCKET, Proxy, S3Server, environment
+from tests.cohort.conftest import write_and_segment
 
 CASES = 4
 needs_s3 = pytest.mark.skipif(
@@ -26,13 +26,7 @@ needs_s3 = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, scans of which one cannot be read, and what a call makes of them here."""
-    folder = tmp_path_factory.mktemp("here")
-    inputs.write_model(str(folder / "model.safetensors"))
-    inputs.write_scans(str(folder / "scans"), CASES, 32)
-    (folder / "scans" / "text.nii.gz").write_text("not a scan")
-    names = [str(folder / name) for name in ("model.safetensors", "scans", "alone")]
-    assert infer.main([*names, "--device", "cpu"]) == 1
-    return folder
+    return write_and_segment(tmp_path_factory.mktemp("here"), CASES)
 
 
 @pytest.fixture

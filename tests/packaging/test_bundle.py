@@ -228,14 +228,19 @@ def test_monai_runs_a_bundle_to_the_label_maps_of_inference(tmp_path: Path) -> N
         assert np.mean(labels == wanted) >= 0.999
 
 
-def uneven(network: Any) -> None:
-    """Random weights whose classes both win: labels change from voxel to voxel."""
+def uneven(network: Any) -> torch.Tensor:
+    """Random weights whose classes both win: labels change from voxel to voxel.
+
+    Returns:
+        Logits, before their means were made 0.
+    """
     for part in network.modules():
         if isinstance(part, torch.nn.BatchNorm3d):
             part.bias.uniform_(-0.5, 0.5)
     network.final.bias.zero_()
-    logits = network.eval()(torch.randn(1, 1, 16, 16, 16))
+    logits: torch.Tensor = network.eval()(torch.randn(1, 1, 16, 16, 16))
     network.final.bias.copy_(-logits.mean((0, 2, 3, 4)))
+    return logits
 
 
 COARSE = [(-4.0, -4.0, 4.0), (-3.0, -5.0, 9.0)]  # mm along the axes of two scanners, LPS

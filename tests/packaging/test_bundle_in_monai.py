@@ -22,7 +22,7 @@ from attunet3d.packaging import bundle
 from attunet3d.packaging.formats import package
 from attunet3d.phantoms.dataset import make_phantom, write_phantoms
 from tests.known_network import dice, write_scan
-from tests.packaging.test_bundle import LABELS, save
+from tests.packaging.test_bundle import LABELS, save, uneven
 
 SCHEMA = Path(__file__).with_name("meta_schema_20240725.json")
 AFFINE = np.array([[-6.0, 0, 0, 170], [0, -6, 0, 120], [0, 0, 7, -80], [0, 0, 0, 1]])
@@ -46,12 +46,7 @@ def test_metadata_and_schema_agree(tmp_path: Path) -> None:
 
 def faint(network: Any) -> None:
     """Random weights, and a foreground that is seldom the more probable class."""
-    for part in network.modules():
-        if isinstance(part, torch.nn.BatchNorm3d):
-            part.bias.uniform_(-0.5, 0.5)
-    network.final.bias.zero_()
-    logits = network.eval()(torch.randn(1, 1, 16, 16, 16))
-    network.final.bias.copy_(-logits.mean((0, 2, 3, 4)))
+    logits = uneven(network)
     network.final.bias[0] += 0.3 * float((logits[:, 1] - logits[:, 0]).std())
 
 
