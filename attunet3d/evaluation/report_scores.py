@@ -53,7 +53,8 @@ def of_scores(folder: Path) -> Report:
         for case_id, by_label in rows.items()
     ]
     remark = summary.get("training_remark")
-    parts = [f"{len(cases)} scored", f"{len(failed)} failed" if failed else "", remark or ""]
+    count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+    parts = [f"{count} scored", f"{len(failed)} failed" if failed else "", remark or ""]
     picture = folder / "calibration.png"
     return Report(
         title=f"Scores of {predictions.resolve().name}",

@@ -6,8 +6,9 @@ T minimises the negative log-likelihood of the validation cases' references (Guo
 equation 9). The last convolution is divided by it, so whatever reads the model has it: the doubt,
 `inference.decision=dice`, saved probabilities, a bundle. The largest logit stays the largest.
 
-Voxels count where a foreground class is, or has a probability of at least 0.01: the others are
-certain, and so many that they would hide the rest.
+All voxels count, also the many that are surely background: what they are left of probability adds
+up to more than an organ when T is too large. Of those one in 64 is looked at, and counts 64 times.
+The diagram shows the others: where a foreground class is, or has a probability of 0.01 or more.
 """
 
 import json
@@ -35,6 +36,7 @@ from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.validation import OVERLAP
 
 FAINT = 0.01
+SURE = 64  # of the voxels below it one is looked at
 MOST_VOXELS = 100_000  # of a case, drawn evenly
 TEMPERATURES = 0.1, 10.0
 BINS = 10
@@ -49,11 +51,13 @@ class Voxels:
     Args:
         margins: (K - 1, n) float64 logits of the foreground classes minus the background's.
         truth: (K - 1, n) whether the voxel belongs to the class.
+        weights: (n,) how many voxels each stands for: 1, or `SURE`.
         activation: What turns logits into probabilities.
     """
 
     margins: Tensor
     truth: Tensor
+    weights: Tensor
     activation: Activation
 
     def probabilities(self, temperature: float) -> Tensor:
@@ -64,11 +68,12 @@ class Voxels:
         """Mean negative log-likelihood."""
         found = self.probabilities(temperature)
         if self.activation == "sigmoid":
-            right = torch.where(self.truth, found, 1 - found)
+            right = torch.where(self.truth, found, 1 - found)  # (K - 1, n)
         else:
             inside = self.truth.any(0)
             right = torch.where(inside, (found * self.truth).sum(0), 1 - found.sum(0))
-        return float(-right.clamp_min(1e-12).log().mean())
+        losses = -right.clamp_min(1e-12).log() * self.weights
+        return float(losses.sum() / self.weights.sum())
 
 
 def sample_voxels(
@@ -80,7 +85,7 @@ def sample_voxels(
     activation: Activation,
     ignored: int | None = None,
 ) -> Voxels | None:
-    """Undecided voxels and foreground of the cases in which all classes were annotated.
+    """Voxels of the cases in which all classes were annotated.
 
     Args:
         cases: Not seen in training.
@@ -92,10 +97,9 @@ def sample_voxels(
         ignored: Label value of voxels that count nowhere.
 
     Returns:
-        None where no such voxel is found.
+        None where there is no undecided voxel.
     """
-    margins: list[Tensor] = []
-    truth: list[Tensor] = []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     classes = range(1, len(labels.names))
     for case in cases:
         if case.annotated is not None:
@@ -111,14 +115,16 @@ def sample_voxels(
             planes = slice(slab.start, slab.start + slab.logits.shape[-1])
             own = margins_of(slab.logits.double().cpu())  # (K - 1, X, Y, n)
             strongest = probabilities_of(own, activation)[1:].amax(0)
-            chosen = counted[..., planes] & ((strongest >= FAINT) | known[..., planes].any(0))
-            margins.append(own[:, chosen])
-            truth.append(known[..., planes][:, chosen])
-    if not any(part.shape[1] for part in margins):
+            open_ = counted[..., planes] & ((strongest >= FAINT) | known[..., planes].any(0))
+            sure = counted[..., planes] & ~open_
+            for chosen, weight in ((open_, 1), (sure, SURE)):
+                kept = own[:, chosen][:, ::weight], known[..., planes][:, chosen][:, ::weight]
+                parts.append((*kept, torch.full(kept[0].shape[1:], float(weight))))
+    if not any(bool((weights == 1).any()) for *_, weights in parts):
         return None
-    found = torch.cat(margins, 1), torch.cat(truth, 1)
-    step = -(-found[0].shape[1] // (MOST_VOXELS * len(cases)))
-    return Voxels(found[0][:, ::step], found[1][:, ::step], activation)
+    margins, truth, weights = (torch.cat(part, -1) for part in zip(*parts, strict=True))
+    step = -(-len(weights) // (MOST_VOXELS * len(cases)))
+    return Voxels(margins[:, ::step], truth[:, ::step], weights[::step], activation)
 
 
 def fit_temperature(voxels: Voxels) -> float:
@@ -127,7 +133,7 @@ def fit_temperature(voxels: Voxels) -> float:
     Example:
         >>> margins = torch.tensor([[2.0, 2.0, 2.0, 2.0]]).double()  # p = 0.88
         >>> truth = torch.tensor([[True, True, True, False]])        # right in 3 of 4
-        >>> voxels = Voxels(margins, truth, "softmax")
+        >>> voxels = Voxels(margins, truth, torch.ones(4), "softmax")
         >>> round(float(voxels.probabilities(fit_temperature(voxels))[0, 0]), 3)
         0.75
     """
@@ -139,14 +145,15 @@ def fit_temperature(voxels: Voxels) -> float:
 
 
 def reliability(voxels: Voxels, temperature: float) -> Floats:
-    """How often voxels of a probability belong to the class.
+    """How often undecided voxels of a probability belong to the class.
 
     Returns:
         (bins, 3): mean probability, share that belongs to the class, number of voxels; bins of
         equal width that no voxel falls into are left out.
     """
-    found = voxels.probabilities(temperature).flatten().numpy()
-    truth = voxels.truth.flatten().numpy()
+    undecided = voxels.weights == 1
+    found = voxels.probabilities(temperature)[:, undecided].flatten().numpy()
+    truth = voxels.truth[:, undecided].flatten().numpy()
     bins = np.minimum((found * BINS).astype(int), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
     sums = (np.bincount(bins, weights, BINS) for weights in (found, truth))

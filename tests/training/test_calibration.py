@@ -59,6 +59,21 @@ def test_finds_the_temperature_that_the_truth_was_drawn_at(
     assert temperature == 1.0 or before > 3 * after
 
 
+def test_the_probability_of_certain_background_does_not_add_up_to_an_organ(tmp_path: Path) -> None:
+    """As in a scan: few voxels at the organ, overconfident there, and very many far from it."""
+    rng = np.random.default_rng(1)
+    margins, label = np.full(SIZE, -8.0), np.zeros(SIZE)
+    near = margins[:, :4, :4].shape
+    margins[:, :4, :4] = rng.uniform(-6, 10, near)
+    label[:, :4, :4] = rng.random(near) < 1 / (1 + np.exp(-margins[:, :4, :4] / 3))
+    voxels = sample_voxels(
+        [case(tmp_path / "a", margins, label)], margins_as_logits, (16, 16, 16), CPU, TWO, "softmax"
+    )
+    assert voxels is not None
+    probability = voxels.probabilities(fit_temperature(voxels))[0]
+    assert float((probability * voxels.weights).sum()) == pytest.approx(label.sum(), rel=0.35)
+
+
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_several_classes_share_one_temperature(activation: Activation) -> None:
     rng = np.random.default_rng(0)
@@ -73,10 +88,12 @@ def test_several_classes_share_one_temperature(activation: Activation) -> None:
         truth = u < p
     else:
         truth = torch.stack([u[0] < p[0], (p[0] <= u[0]) & (u[0] < p.sum(0))])
-    assert fit_temperature(Voxels(margins, truth, activation)) == pytest.approx(3, rel=0.05)
+    assert fit_temperature(Voxels(margins, truth, torch.ones(20000), activation)) == pytest.approx(
+        3, rel=0.05
+    )
 
 
-def test_certain_background_ignored_voxels_and_partly_annotated_cases_do_not_count(
+def test_certain_background_counts_by_a_sample_ignored_voxels_and_partly_annotated_cases_do_not(
     tmp_path: Path,
 ) -> None:
     margins, label = np.full(SIZE, -9.0), np.zeros(SIZE)
@@ -87,8 +104,12 @@ def test_certain_background_ignored_voxels_and_partly_annotated_cases_do_not_cou
         [one, partly], margins_as_logits, (16, 16, 16), CPU, TWO, "softmax", ignored=7
     )
     assert voxels is not None
-    assert voxels.truth.shape == (1, 7)  # six that are likely, one that is missed
-    assert int(voxels.truth.sum()) == 3
+    undecided = voxels.weights == 1
+    assert int(undecided.sum()) == 7  # six that are likely, one that is missed
+    assert int(voxels.truth.sum()) == int(voxels.truth[:, undecided].sum()) == 3
+    assert float(voxels.weights.sum()) == pytest.approx(39 * 40 * 40, rel=0.01)
+    assert len(voxels.weights) < 1100
+    assert reliability(voxels, 1.0)[:, 2].sum() == 7
     nothing = [CachedCase("b", one.folder, SIZE, 0.0, (0, 0, 0), annotated=(1,))]
     assert sample_voxels(nothing, margins_as_logits, (16, 16, 16), CPU, TWO, "softmax") is None
 
@@ -97,7 +118,7 @@ def test_bins_hold_mean_probability_share_and_number() -> None:
     p = torch.tensor([[0.02, 0.08, 0.55, 1.0]]).double()
     margins = p.clamp(1e-9, 1 - 1e-9).logit()
     truth = torch.tensor([[False, True, True, True]])
-    found = reliability(Voxels(margins, truth, "softmax"), 1.0)
+    found = reliability(Voxels(margins, truth, torch.ones(4), "softmax"), 1.0)
     assert found.round(6).tolist() == [[0.05, 0.5, 2], [0.55, 1, 1], [1, 1, 1]]
 
 
@@ -106,7 +127,7 @@ def test_the_bins_of_several_runs_are_put_together(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         margins = torch.tensor([[logit, logit, 1.0]]).double()
         truth = torch.tensor([[True, False, False]])
-        save_reliability(Voxels(margins, truth, "softmax"), 2.0, tmp_path / name)
+        save_reliability(Voxels(margins, truth, torch.ones(3), "softmax"), 2.0, tmp_path / name)
     merge_reliability([tmp_path / "a", tmp_path / "b"], tmp_path)
     found = read_json(tmp_path / "calibration.json")
     assert found["temperatures"] == [2.0, 2.0]
