@@ -220,7 +220,7 @@ def repeated(
     return seconds
 
 
-# A child's peak begins at its parent's memory, so that the parent is a bare interpreter.
+# A child's peak begins at its parent's memory, so the parent is a bare interpreter.
 LAUNCHER = """
 import resource, subprocess, sys, time
 began = time.perf_counter()

@@ -110,7 +110,7 @@ def _form(form: str, state: Mapping[str, Tensor]) -> Converted:
     """A published form; its channels are neighbouring slices if it is 2D.
 
     Raises:
-        ModelError: Shapes do not fit the form, or its channels are no number of slices.
+        ModelError: Shapes do not fit the form, or its channels are not a number of slices.
     """
     network = from_published_state_dict(form, state)
     if network.out_channels == 1:

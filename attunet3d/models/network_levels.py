@@ -4,7 +4,7 @@ The shapes are those of the real modules, which run on torch's meta device.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from torch import nn
@@ -55,13 +55,7 @@ ATTU_NET = Names(
 )
 NAMES = {
     "2d_nearest": ATTU_NET,
-    "2d_transposed": Names(
-        ATTU_NET.encoder,
-        ATTU_NET.decoder,
-        ATTU_NET.gate,
-        ATTU_NET.head,
-        "4×4 transposed and 3×3 convolution",
-    ),
+    "2d_transposed": replace(ATTU_NET, upsampling="4×4 transposed and 3×3 convolution"),
     "3d_same_resolution": Names(
         encoder=lambda level: f"encoder{level + 1}" if level < 4 else "center.center_block.5",
         decoder=lambda level: (
@@ -77,7 +71,7 @@ NAMES = {
         gate=lambda level: f"decoder.attn{level + 1}",
         upsampling="2×2×2 transposed convolution",
     ),
-    "2d_unnormalised": Names(  # two convolutions a level down; three and two a level up
+    "2d_unnormalised": Names(  # per level, two convolutions going down; three and two going up
         encoder=lambda level: f"conv2d_{FIRST + 2 * level + 1}",
         decoder=lambda level: f"conv2d_{FIRST + 10 + 5 * (3 - level) + 4}",
         gate=lambda level: f"conv2d_{FIRST + 10 + 5 * (3 - level) + 2}",

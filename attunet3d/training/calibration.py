@@ -154,11 +154,16 @@ def reliability(voxels: Voxels, temperature: float) -> Floats:
     undecided = voxels.weights == 1
     found = voxels.probabilities(temperature)[:, undecided].flatten().numpy()
     truth = voxels.truth[:, undecided].flatten().numpy()
-    bins = np.minimum((found * BINS).astype(int), BINS - 1)
-    counts = np.bincount(bins, minlength=BINS)
-    sums = (np.bincount(bins, weights, BINS) for weights in (found, truth))
-    means = [total[counts > 0] / counts[counts > 0] for total in sums]
-    return np.stack([*means, counts[counts > 0].astype(float)], 1)
+    return _binned(found, truth, np.ones_like(found))
+
+
+def _binned(probabilities: Floats, shares: Floats, counts: Floats) -> Floats:
+    """The rows of `reliability`, from probabilities with the share that is right and a count."""
+    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    totals = np.bincount(bins, counts, BINS)
+    filled = totals > 0
+    sums = (np.bincount(bins, counts * part, BINS) for part in (probabilities, shares))
+    return np.stack([*(part[filled] / totals[filled] for part in sums), totals[filled]], 1)
 
 
 def calibration_error(bins: Floats) -> float:
@@ -183,15 +188,10 @@ def merge_reliability(runs: Sequence[Path], folder: Path) -> None:
     if not all(file.is_file() for file in files):
         return
     found = [read_json(file) for file in files]
-    bins = {}
-    for when in WHEN:
-        rows = np.array([row for one in found for row in one[when]["bins"]])
-        number = np.minimum((rows[:, 0] * BINS).astype(int), BINS - 1)
-        counts = np.bincount(number, rows[:, 2], BINS)
-        sums = (np.bincount(number, rows[:, 2] * rows[:, part], BINS) for part in (0, 1))
-        filled = counts > 0
-        means = [total[filled] / counts[filled] for total in sums]
-        bins[when] = np.stack([*means, counts[filled]], 1)
+    bins = {
+        when: _binned(*np.array([row for one in found for row in one[when]["bins"]]).T)
+        for when in WHEN
+    }
     _save(bins, {"temperatures": [one["temperature"] for one in found]}, folder)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import binary_erosion
 from torch import Tensor, nn
 
 from attunet3d.core import Float32s, Mask, Size
@@ -48,7 +49,8 @@ def validation_pictures(
     if not cases or not distributed.is_first():
         return {}
     case = cases[0]
-    middle = slices.middle(np.isin(case.label(), case.classes))
+    labelled = np.isin(case.label(), case.classes)
+    middle = slices.middle(labelled)
     starts = [
         max(0, min(m - w // 2, n - w)) for m, w, n in zip(middle, window, case.shape, strict=True)
     ]
@@ -60,7 +62,7 @@ def validation_pictures(
     found = winning_values(update.forward(network, patch)[0], labels.written, order)[..., k]
     grey = _grey(image[:, :, k])
     outlines = grey.copy()
-    outlines[_outline(np.isin(case.label()[x, y, z][:, :, k], case.classes))] = COLOURS["reference"]
+    outlines[_outline(labelled[x, y, z][:, :, k])] = COLOURS["reference"]
     outlines[_outline(found.cpu().numpy() > 0)] = COLOURS["prediction"]
     pictures = {"outlines": _upright(outlines)}
     for number, gate in enumerate(_gates(network, patch, k), 1):
@@ -87,9 +89,7 @@ def _grey(plane: Float32s) -> Picture:
 
 def _outline(mask: Mask) -> Mask:
     """The voxels (X, Y) of a mask that have a neighbour outside of it."""
-    wide = np.pad(mask, 1)
-    inner = wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
-    outline: Mask = mask & ~inner
+    outline: Mask = mask & ~binary_erosion(mask)  # outside the array counts as outside the mask
     return outline
 
 

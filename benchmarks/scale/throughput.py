@@ -4,7 +4,7 @@
 
 `attunet3d infer` segments the same scans with 1 and with 2 processes on the CPU, one thread each;
 the rate is that between the first and the last result, so start-up does not count. The simulation
-is given what the run with one process took of a scan, and a core per worker.
+is given the time per scan of the run with one process, and a core per worker.
 """
 
 import argparse
@@ -27,7 +27,7 @@ VOXELS = 96  # along each side of a scan
 
 
 def measured(folder: Path, scans: int) -> dict[str, Any]:
-    """Scans per second by workers, and the mean seconds of a scan by stage."""
+    """Scans per second by workers, and the mean seconds per scan, by stage."""
     inputs.write_model(str(folder / "model.safetensors"))
     inputs.write_scans(str(folder / "scans"), scans, VOXELS)
     rates, stages = {}, {}

@@ -5,7 +5,7 @@ Usage: python -m benchmarks.speed.around_network [--small] [--repeats N] [--out 
 The null network is a threshold, logits (-x, x) of the normalised scan, called once on the whole
 (`stitching.py` measures windows). Ours does all that `attunet3d infer` does: checked read, body box
 (or none, as the peer), decision, read-back write, sidecar with checksums; but for the statistics of
-the labels, which a threshold of noise has not (`end_to_end` has them). MONAI's is the chain of
+the labels, which a threshold of noise lacks (`end_to_end` has them). MONAI's is the chain of
 its tutorials (LoadImaged … Invertd of the logits, AsDiscreted, SaveImaged). Labels are held to a
 plain float64 computation of our own rule on every tenth plane.
 """
