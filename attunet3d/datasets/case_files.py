@@ -78,7 +78,7 @@ def _combined(masks: OrganMasks, case: Case, image: Volume, labels: Mapping[int,
                 f"case {case.id}: has no mask of {name!r}; it has {', '.join(masks.names)}",
                 path=masks.path,
                 value=name,
-                cure='correct the name, or say by "annotated" which labels were looked for',
+                cure='correct the name, or list in "annotated" the labels that were annotated',
             )
         mask = masks.mask(name, image.grid)
         twice += int(np.count_nonzero(array[mask]))

@@ -28,24 +28,31 @@ def chosen_labels(
         DataError: No case has one of the organs, organs are asked for and labels are label maps, or
             both kinds of labels occur.
     """
-    cases = [case for case in _cases(listed) if case.label is not None and case.label.exists()]
-    found = {case.id: masks for case in cases if (masks := _masks(case)) is not None}
-    others = [case.id for case in cases if case.id not in found]
     if organs and names:
         raise DataError("--organs and --label exclude each other", cure="give one of them")
-    if (found or organs) and others:
+    wanted = [*organs, *names.values()]
+    known, there, others = set[str](), set[str](), []
+    for case in _cases(listed):
+        if case.label is None or not case.label.exists():
+            continue
+        masks = _masks(case)  # of one case at a time: a SEG is held with its pixels
+        if masks is None:
+            others.append(case.id)
+        else:
+            known.update(masks.names)
+            there.update(name for name in wanted if name in masks)
+    if (known or organs) and others:
         rule = f"the label of case {others[0]!r} is a label map, which does not hold organs by name"
         raise DataError(rule, value=others[0], cure="leave --organs out" if organs else "move it")
-    if not found:
+    if not known:
         return None
-    known = sorted({name for masks in found.values() for name in masks.names})
-    for name in [*organs, *names.values()]:
-        if not any(name in masks for masks in found.values()):
+    for name in wanted:
+        if name not in there:
             rule = f"no case has a mask of {name!r}"
-            raise DataError(rule, value=name, cure=suggestion(name, known))
+            raise DataError(rule, value=name, cure=suggestion(name, sorted(known)))
     if names:
         return names
-    return {str(value): name for value, name in enumerate(organs or known, start=1)}
+    return {str(value): name for value, name in enumerate(organs or sorted(known), start=1)}
 
 
 def annotated(manifest: Manifest) -> Manifest:
@@ -80,7 +87,7 @@ def _cases(manifest: Manifest) -> list[Case]:
 
 
 def _masks(case: Case) -> OrganMasks | None:
-    """The organs of a case; None also where its label cannot be read, which the check tells."""
+    """The organs of a case; None also where its label cannot be read, which the check reports."""
     with suppress(UserError, OSError):
         return None if case.label is None else open_organ_masks(case.label)
     return None

@@ -21,11 +21,7 @@ import numpy as np
 from attunet3d.core import DataError, UserError, progress, whole_file
 from attunet3d.datasets import label_fit
 from attunet3d.datasets.case import Case
-from attunet3d.datasets.case_files import (
-    check_file,
-    read_case_label,
-    read_image,
-)
+from attunet3d.datasets.case_files import check_file, read_case_label, read_image
 from attunet3d.datasets.label_fit import TISSUE_HU
 from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging import Volume, open_organ_masks, read_label, scan_warnings

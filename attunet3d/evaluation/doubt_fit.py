@@ -87,7 +87,7 @@ def fit_doubt(rows: Sequence[Mapping[str, Any]]) -> DoubtRule:
     if len(rows) < FEWEST_ROWS:
         raise ValueError(f"{len(rows)} labels: at least {FEWEST_ROWS} are needed to fit a rule")
     names = list(doubt_features(rows[0]))
-    features: Floats = np.array([[doubt_features(row)[name] for name in names] for row in rows])
+    features: Floats = np.array([list(doubt_features(row).values()) for row in rows])
     dice: Floats = np.array([row["dice"] for row in rows], float)
     ridge = RIDGE * len(rows) * np.eye(len(names))
     weights = np.linalg.solve(features.T @ features + ridge, features.T @ dice).round(6)

@@ -42,7 +42,7 @@ def unpack(
         archive: A ZIP file.
         place: Says where a member is written, by its number from 0 and its name; see `beneath`.
         most_bytes: What all members together may unpack to.
-        most_files: The number of members that is accepted.
+        most_files: How many members it may have.
 
     Raises:
         DataError: The archive is damaged or encrypted, holds nothing or too much, or `place`
@@ -91,5 +91,5 @@ def beneath(folder: Path) -> Callable[[int, str], Path]:
 
 
 def room_on_disk(folder: Path) -> int:
-    """Bytes that an archive may unpack to in a folder: a fixed most, or what the disk has."""
+    """Bytes that an archive may unpack to in a folder: a fixed limit, or what is left on disk."""
     return max(0, min(MOST_BYTES, shutil.disk_usage(folder).free - KEPT_FREE))

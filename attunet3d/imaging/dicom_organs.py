@@ -6,7 +6,8 @@ of such a file that is ever shown.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def open_object(path: Path) -> OrganMasks:
     with path.open("rb") as file, dicom_file.refusing_damage(path):
         dataset = dicom_file.parse(file.fileno(), path, header_only=False)
         if _is_cut(dataset):
-            raise DataError("breaks off", path=path, cure=COPY)
+            raise DataError("is truncated", path=path, cure=COPY)
         kind = text(dataset, "SOPClassUID")
         if kind in READERS and (found := READERS[kind](path, dataset)).names:
             return found
@@ -99,7 +100,8 @@ class Segments(_DicomOrgans):
         self._least = 1 if most is None else most / 2
 
     def _add(self, part: int, mask: Mask, grid: Grid) -> None:
-        wanted = [n for n, frame in enumerate(self._frames) if self._shows(frame, part)]
+        every = range(len(self._frames))
+        wanted = list(every if self._is_label_map else self._frames_of.get(part, ()))
         if not wanted:
             return
         pixels = iter_pixels(self._dataset, indices=wanted)
@@ -108,13 +110,15 @@ class Segments(_DicomOrgans):
             places = self._voxels(inside, [self._frames[number], *self._shared], grid)
             mask[tuple(places.T)] = True
 
-    def _shows(self, frame: Dataset, segment: int) -> bool:
-        """Whether a frame may show a segment."""
-        if self._is_label_map:
-            return True
-        groups = [frame, *self._shared]
-        found = [item for group in groups for item in items(group, "SegmentIdentificationSequence")]
-        return bool(found) and integer(found[0], "ReferencedSegmentNumber") == segment
+    @cached_property
+    def _frames_of(self) -> Mapping[int | None, list[int]]:
+        """The frames of each segment, by its number."""
+        keyword, frames_of = "SegmentIdentificationSequence", defaultdict(list)
+        for number, frame in enumerate(self._frames):
+            found = [item for group in (frame, *self._shared) for item in items(group, keyword)]
+            if found:
+                frames_of[integer(found[0], "ReferencedSegmentNumber")].append(number)
+        return frames_of
 
     def _voxels(self, inside: Mask, groups: list[Dataset], grid: Grid) -> np.ndarray:
         """Indices (N, 3) of the scan's voxels that a frame (rows, columns) covers."""

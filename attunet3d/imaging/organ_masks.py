@@ -13,7 +13,6 @@ from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import read_label
 
 ONE = ({0, 1}, {0, 255})  # the values that a mask may hold
-_PREAMBLE = 128
 
 
 class OrganMasks(ABC):
@@ -102,9 +101,10 @@ def open_organ_masks(path: Path) -> OrganMasks | None:
         path = files[0]
     if path.name.lower().endswith(ENDINGS) or not path.is_file():
         return None
-    with path.open("rb") as file:
-        if file.read(_PREAMBLE + 4)[_PREAMBLE:] != b"DICM":
-            return None
+    from pydicom.misc import is_dicom
+
+    if not is_dicom(path):
+        return None
     from attunet3d.imaging.dicom_organs import open_object
 
     return open_object(path)

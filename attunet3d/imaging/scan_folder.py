@@ -102,7 +102,7 @@ def _unpacked(archive: Path, workspace: Path) -> Path:
         unpack(archive, beneath(folder), room_on_disk(workspace))
     except DataError as error:
         raise error.within(archive) from None
-    found = [entry for entry in folder.iterdir() if entry.name[0] not in "._"]  # less __MACOSX
+    found = [entry for entry in folder.iterdir() if entry.name[0] not in "._"]  # without __MACOSX
     while len(found) == 1 and found[0].is_dir():  # as where a folder was packed
         folder, found = found[0], list(found[0].iterdir())
     return folder

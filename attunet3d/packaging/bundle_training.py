@@ -7,7 +7,6 @@ zoo, which MONAI Label sets when it trains.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from attunet3d.core import Size
@@ -16,6 +15,9 @@ from attunet3d.packaging.config_items import chain, monai, target
 
 PARTS_OF_LOSS = (  # of `TrainingConfig`
     *("loss", "dice_background", "dice_batch", "ignore_index", "tversky", "focal_gamma"),
+)
+SHARED = (  # of inference.json
+    *("device", "label_values", "scan_settings", "network_settings", "network_def", "network"),
 )
 BOTH = ["image", "label"]
 
@@ -46,15 +48,10 @@ def training(model: Checkpoint, window: Size, shared: Mapping[str, Any]) -> dict
         "images": "$sorted(glob.glob(glob.escape(@dataset_dir) + '/imagesTr/*.nii*'))",
         "labels": "$sorted(glob.glob(glob.escape(@dataset_dir) + '/labelsTr/*.nii*'))",
         "cases": "$[{'image': i, 'label': l} for i, l in zip(@images, @labels, strict=True)]",
-        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        **{
-            name: shared[name]
-            for name in ("label_values", "scan_settings", "network_settings", "network_def")
-        },
-        "network": "$@network_def.to(@device)",
+        **{name: shared[name] for name in SHARED},
         "loss_settings": target(
             "attunet3d.TrainingConfig",
-            **{name: asdict(model.config.training)[name] for name in PARTS_OF_LOSS},
+            **{name: getattr(model.config.training, name) for name in PARTS_OF_LOSS},
         ),
         "loss": target(
             "attunet3d.build_loss",
