@@ -43,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = command_line.parse(parser, argv)
 
     from attunet3d.cohort import dry_run, make_engine, read_flags, segment_call, staged
-    from attunet3d.evaluation import write_folder_report
     from attunet3d.imaging import workspace
     from attunet3d.packaging import with_dicom_seg
 
@@ -55,5 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         engine = make_engine(model, call, args.engine, args.address)
         outcome = segment_call(call, here.send(with_dicom_seg(engine, call)))
         if args.report and (outcome.done or outcome.skipped):
+            from attunet3d.evaluation import write_folder_report  # takes a second to import
+
             write_folder_report(call.out_dir, scans=dict(call.cases))
     return command_line.told(args.out_dir, outcome)

@@ -25,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # --help does without them
     from attunet3d.core import SettingsError, find_config, json_schema, kind_of
     from attunet3d.datasets import Manifest, manifest_summary
-    from attunet3d.evaluation import save_network_picture
     from attunet3d.imaging import read_volume, scan_summary
     from attunet3d.inference import load_as_one
     from attunet3d.models import config_summary, model_summary
@@ -51,5 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(scan_summary(read_volume(Path(subject))))
     if arguments.picture:
+        from attunet3d.evaluation import save_network_picture  # takes a second to import
+
         save_network_picture(config, classes, arguments.picture)
     return 0

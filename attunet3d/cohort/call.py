@@ -149,6 +149,11 @@ class Events:
         """The scan cannot be segmented."""
 
 
+def split_of(flags: Mapping[str, Any]) -> Split:
+    """What the models that a command's flags name have seen."""
+    return Split.of_models([*flags["model"], *filter(None, [flags["locator"]])])
+
+
 def read_flags(flags: Mapping[str, Any], workspace: Path) -> tuple[ModelOptions, CohortCall]:
     """The model and the call that a command's flags describe.
 
@@ -172,7 +177,7 @@ def read_flags(flags: Mapping[str, Any], workspace: Path) -> tuple[ModelOptions,
         locator=flags["locator"],
         memory=parse_memory(flags["memory"]),
     )
-    split = Split.of_models([*flags["model"], *filter(None, [flags["locator"]])])
+    split = split_of(flags)
     cases = find_cases(
         flags["input"],
         flags["root"],

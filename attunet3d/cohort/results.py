@@ -6,6 +6,7 @@
     OUT_DIR/attention/CASE.nii.gz        on request, gates from the finest level down
     OUT_DIR/CASE/LABEL.nii.gz            on request, a mask per foreground label
     OUT_DIR/preview/CASE.png             on request, three slices with the labels
+    OUT_DIR/CASE.dcm                     on request, a DICOM Segmentation
     OUT_DIR/statistics.csv               a row per case and label, see `statistics_table`
     OUT_DIR/failures.json                reasons by case, if any failed; see `outcome`
     OUT_DIR/.begun-CASE                  while a case is written; a killed call leaves it behind
@@ -81,6 +82,11 @@ class CaseFiles:
     def preview(self) -> Path:
         """A picture of the label map on the scan."""
         return self.folder / "preview" / f"{self.case_id}.png"
+
+    @property
+    def dicom_seg(self) -> Path:
+        """A DICOM Segmentation of the series."""
+        return self.folder / f"{self.case_id}.dcm"
 
     @property
     def all(self) -> tuple[Path, ...]:

@@ -59,6 +59,7 @@ class ScanLoop:
     ) -> None:
         self.predictor, self.call, self.events = predictor, call, events
         self.options = call.options
+        self._doubt_rule = DoubtRule.of(predictor.notes)
         # With few cores the network needs them; beside a GPU they are there for reading.
         self.ahead = max(1, min(MOST_AHEAD, (cores or os.cpu_count() or 1) // 4))
 
@@ -188,7 +189,7 @@ class ScanLoop:
         }
         judgement = Judgement(
             loaded.volume,
-            DoubtRule.of(self.predictor.notes),
+            self._doubt_rule,
             self.predictor.notes.get("label_ranges", {}),
             mask_files=self.options.mask_files,
             preview=self.options.preview,

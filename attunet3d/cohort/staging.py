@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d.cohort import outcome, results
-from attunet3d.cohort.call import Events
+from attunet3d.cohort.call import Events, split_of
 from attunet3d.cohort.object_store import AT_ONCE, ObjectStore, is_url
 from attunet3d.cohort.run import Engine
 from attunet3d.core import SettingsError, UserError, case_names, whole_file
-from attunet3d.datasets import Manifest, Split, held_out
+from attunet3d.datasets import Manifest, held_out
 
 MODEL_ENDINGS = (".json", ".safetensors")  # what inference reads of a run folder
 TABLES = ("statistics.csv", "report.html", "failures.json")
@@ -52,7 +52,10 @@ def staged(flags: Mapping[str, Any], workspace: Path) -> Iterator[Staged]:
     try:
         yield from _staged(flags, store)
     except UserError as error:
-        raise type(error)(store.named(str(error))) from error
+        text = store.named(str(error))
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
 
 
 def _staged(flags: Mapping[str, Any], store: ObjectStore) -> Iterator[Staged]:
@@ -96,7 +99,7 @@ def _fetch_scans(store: ObjectStore, flags: Mapping[str, Any]) -> None:
         store.fetch(store.listed(url), patient=True)
         return
     store.fetch([url])
-    split = Split.of_models([*flags["model"], *filter(None, [flags["locator"]])])
+    split = split_of(flags)
     manifest = Manifest.load(source, flags["root"])
     cases = held_out(manifest, split, fold=flags["fold"], everything=flags["all"])
     scans = [store.url(case.image) for case in cases if store.folder in case.image.parents]
@@ -108,7 +111,7 @@ def _send_case(store: ObjectStore, files: results.CaseFiles) -> None:
     """Send what belongs to a case, the sidecar last."""
     content = results.read_sidecar(files.sidecar)
     parts = [case_names.inside(files.folder, name) for name in content["files"]]
-    parts += filter(Path.exists, [files.folder / f"{files.case_id}.dcm"])
+    parts += filter(Path.exists, [files.dicom_seg])
     parts = [path for path in [*parts, files.sidecar] if not store.has(path)]
     if parts:
         files.begun.touch()

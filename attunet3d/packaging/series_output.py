@@ -45,7 +45,7 @@ def with_dicom_seg(engine: Engine, call: CohortCall) -> Engine:
 
         def _written(self, case_id: str) -> bool:
             files, (scan, *_) = case_files(call.out_dir, case_id), self._found[case_id]
-            target = files.folder / f"{case_id}.dcm"
+            target = files.dicom_seg
             try:
                 if not _is_current(target, files.sidecar):
                     if not scan.is_dir():

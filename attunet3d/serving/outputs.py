@@ -38,11 +38,12 @@ def _sidecar(scan: Path, result: Path) -> Path:
 
 
 def _dicom_seg(scan: Path, result: Path) -> Path:
-    path = result / f"{CASE}.dcm"
+    files = case_files(result, CASE)
+    path = files.dicom_seg
     if not path.exists():
         if not scan.is_dir():
             raise DataError("the scan was not a DICOM series", cure="fetch label-map")
-        label_maps.writer("dicom-seg")(case_files(result, CASE), path, scan)
+        label_maps.writer("dicom-seg")(files, path, scan)
     return path
 
 
