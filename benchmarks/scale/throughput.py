@@ -86,13 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scans", type=int, default=40)
     parser.add_argument("--out", type=Path, default=measure.RESULTS)
-    parser.add_argument("--figure", type=Path, default=measure.RESULTS / "throughput.png")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         found = measured(Path(folder), options.scans)
     beyond = simulated(found)
     print(json.dumps({**found, "simulated": beyond}, indent=1))
-    draw(found, beyond, options.figure)
+    draw(found, beyond, options.out / "throughput.png")
     print(measure.save("throughput", {**found, "simulated": beyond}, options.out))
     return 0
 
