@@ -21,6 +21,7 @@ from attunet3d.evaluation import Example, dice, figures
 from attunet3d.imaging import read_label, read_volume
 from attunet3d.phantoms import write_phantoms
 from benchmarks import measure
+from benchmarks.checkout import commit
 
 TRAINING, UNSEEN, UNSEEN_SEED = 16, 4, 1000
 SHORT = {
@@ -103,19 +104,6 @@ def train(work: Path, preset: str, small: bool) -> dict[str, Any]:
     }
     done.write_text(json.dumps(row), encoding="utf-8")
     return row
-
-
-def commit() -> str:
-    """The commit of this checkout, with a + where it was changed."""
-
-    def git(*words: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(
-            ["git", *words], cwd=here, check=True, stdout=subprocess.PIPE, encoding="utf-8"
-        ).stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "../attunet3d", "../pipelines")
-    return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
 
 
 def draw(work: Path, presets: list[str], path: Path) -> None:

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
     add("--resume", action="store_true", help="go on with the run in RUN_DIR")
     add("--steps-more", type=int, default=0, metavar="N", help="resume for N steps beyond its end")
-    add("--init", type=Path, metavar="MODEL", help="start from its weights, at a tenth of the rate")
+    add("--init", type=Path, metavar="MODEL", help="start from its weights")
     add("--keep-labels", action="store_true", help="and teach its labels where cases lack them")
     add("--freeze", choices=["encoder"], help="leave this part as it is in MODEL")
     add("--hours", type=float, metavar="H", help="as many steps as this takes")

@@ -82,8 +82,9 @@ def reliability_figure(curves: Mapping[str, Floats]) -> Figure:
     figure = Figure(figsize=(4.2, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
-    for colour, (name, rows) in zip((ACCENT, INK), curves.items(), strict=False):
-        axes.plot(rows[:, 0], rows[:, 1], "o-", color=colour, markersize=4, label=name)
+    axes.set_prop_cycle(color=[ACCENT, INK, "#3c763d", "#7b4fa3"])
+    for name, rows in curves.items():
+        axes.plot(rows[:, 0], rows[:, 1], "o-", markersize=4, label=name)
     axes.set(xlabel="probability", ylabel="share of voxels in the class", xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.25)
     axes.legend(loc="upper left", frameon=False)

@@ -19,9 +19,9 @@ from .label_measures import measure_labels as measure_labels
 from .label_measures import measure_ranges as measure_ranges
 from .maps import MapReader as MapReader
 from .maps import MapWriter as MapWriter
+from .named_masks import OrganMasks as OrganMasks
 from .nifti_writer import write_nifti as write_nifti
 from .nifti_writer import write_nifti_planes as write_nifti_planes
-from .organ_masks import OrganMasks as OrganMasks
 from .organ_masks import open_organ_masks as open_organ_masks
 from .preprocessing import NetworkImage as NetworkImage
 from .preprocessing import body_box as body_box

@@ -29,7 +29,7 @@ from attunet3d.imaging.dicom_tags import (
     text,
 )
 from attunet3d.imaging.geometry import LPS_TO_RAS, Grid
-from attunet3d.imaging.organ_masks import OrganMasks
+from attunet3d.imaging.named_masks import OrganMasks
 from attunet3d.imaging.polygons import fill_polygons
 
 LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # Label Map Segmentation, since 2024

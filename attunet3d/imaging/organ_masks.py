@@ -1,60 +1,15 @@
 """Labels that hold organs by name: a folder with a mask file for each, a DICOM SEG, an RTSTRUCT."""
 
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from attunet3d.core import ENDINGS, DataError, Mask, stem
 from attunet3d.imaging.geometry import Grid
+from attunet3d.imaging.named_masks import OrganMasks
 from attunet3d.imaging.volume import read_label
 
 ONE = ({0, 1}, {0, 255})  # the values that a mask may hold
-
-
-class OrganMasks(ABC):
-    """Masks by the names of organs.
-
-    Args:
-        path: Of the file or folder.
-        parts: What there is, with its name. Names that differ in case, spaces or punctuation only
-            are one; its mask then consists of all its parts.
-
-    Attributes:
-        path: As given.
-        names: Each once, as first spelled.
-    """
-
-    def __init__(self, path: Path, parts: Iterable[tuple[str, Any]]) -> None:
-        self.path = path
-        self._parts: dict[str, list[Any]] = {}
-        names: dict[str, str] = {}
-        for name, part in parts:
-            names.setdefault(_folded(name), name)
-            self._parts.setdefault(_folded(name), []).append(part)
-        self.names = tuple(names.values())
-
-    def __contains__(self, name: str) -> bool:
-        """Whether there is a mask of this name."""
-        return _folded(name) in self._parts
-
-    def mask(self, name: str, grid: Grid) -> Mask:
-        """The voxels (I, J, K) of a scan's grid that belong to an organ, in Fortran order.
-
-        Raises:
-            DataError: The mask does not lie on this grid, or is damaged.
-        """
-        found = np.zeros(grid.shape, bool, order="F")
-        for part in self._parts[_folded(name)]:
-            self._add(part, found, grid)
-        return found
-
-    @abstractmethod
-    def _add(self, part: Any, mask: Mask, grid: Grid) -> None:
-        """Add the voxels of one part to a mask."""
 
 
 class MaskFolder(OrganMasks):
@@ -108,7 +63,3 @@ def open_organ_masks(path: Path) -> OrganMasks | None:
     from attunet3d.imaging.dicom_organs import open_object
 
     return open_object(path)
-
-
-def _folded(name: str) -> str:
-    return re.sub(r"[\W_]+", " ", name).strip().casefold()

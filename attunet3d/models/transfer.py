@@ -28,6 +28,8 @@ class Transfer:
     new: str
     labels: tuple[str, ...] = ()
     """Those whose heads were taken."""
+    entries: tuple[str, ...] = ()
+    """Names of those in which nothing is new; heads are new where a label is."""
 
 
 @torch.no_grad()
@@ -42,7 +44,7 @@ def transfer_weights(
     old_names = [old_labels[value] for value in sorted(old_labels)]
     pairs = [(n, old_names.index(name)) for n, name in enumerate(new_names) if name in old_names]
     heads = head_prefixes(network)
-    taken, fresh = 0, []
+    taken, fresh = [], []
     state = network.state_dict()
     for name, value in state.items():
         old = old_state.get(name)
@@ -52,14 +54,14 @@ def transfer_weights(
             fits = old is not None and old.shape == value.shape
             if fits and old is not None:
                 value.copy_(old)
-        taken += fits
-        fresh += [] if fits else [name]
+        (taken if fits else fresh).append(name)
     known = [new_names[index] for index, _ in pairs]
     unknown = [name for name in new_names if name not in known]
     return Transfer(
-        f"{taken} of {len(state)} entries, heads of {', '.join(known) or 'no label'}",
+        f"{len(taken)} of {len(state)} entries, heads of {', '.join(known) or 'no label'}",
         "; ".join(_lines(fresh, unknown)),
         tuple(known),
+        tuple(name for name in taken if not (unknown and name.startswith(heads))),
     )
 
 

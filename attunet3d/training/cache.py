@@ -40,10 +40,13 @@ from attunet3d.core import (
 from attunet3d.datasets import Case, label_needs_scan, read_case_label, read_image
 from attunet3d.imaging import open_organ_masks, parts_of, preprocessing
 from attunet3d.training.cached_case import (
+    BUILDING,
+    DAMAGED,
     FOREGROUND_VOXELS,
     CachedCase,
     foreground_voxels,
     load_case,
+    publish_case,
     store_case,
 )
 from attunet3d.training.label_classes import LabelClasses
@@ -51,7 +54,6 @@ from attunet3d.training.torch_state import one_core_threads
 
 ABANDONED_SECONDS = 24 * 3600
 MOST_WORKERS = 4  # cases prepared side by side: each holds its scan and label
-BUILDING, DAMAGED = ".building-", ".damaged-"
 CACHE_VERSION = 2  # to be raised with any change of what reading and preprocessing make
 _NAME = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{24}")
 _log = logging.getLogger(__name__)
@@ -170,7 +172,7 @@ def prepare(case: Case, recipe: Recipe, folder: Path) -> CachedCase:
     try:
         working.mkdir()
         _write(working, case, recipe)
-        return _publish(case.id, working, target)
+        return publish_case(case.id, working, target)
     except OSError as error:
         reason = error.strerror or f"the disk is full: {error}"  # NumPy's has no number
         raise FileError(
@@ -255,28 +257,6 @@ def _air(image: torch.Tensor, config: PreprocessingConfig) -> float:
     if config.normalisation == "volume" or config.hu_window is None:
         return float(image.min())
     return float(preprocessing.normalise_(torch.tensor([config.hu_window[0]]), config))
-
-
-def _publish(case_id: str, working: Path, target: Path) -> CachedCase:
-    """Rename the complete folder; where another process was first, take its folder."""
-    for _ in range(10):
-        try:
-            os.rename(working, target)  # fails where a folder with content has the name
-        except OSError:
-            if not target.exists():
-                raise
-        found = load_case(case_id, target)
-        if found is not None:
-            return found
-        aside = target.with_name(f"{DAMAGED}{uuid.uuid4().hex}")
-        with suppress(OSError):  # another builder may have moved it first
-            os.rename(target, aside)
-        shutil.rmtree(aside, ignore_errors=True)
-    raise FileError(
-        f"case {case_id}: {target} is damaged and cannot be moved away",
-        value=case_id,
-        cure="delete it",
-    )
 
 
 def _sweep(folder: Path) -> None:

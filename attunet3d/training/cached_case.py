@@ -13,7 +13,10 @@ folders.
 import json
 import math
 import os
+import shutil
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -26,6 +29,7 @@ from attunet3d.core import Array, FileError, Size, read_json, whole_file
 
 ARRAYS = {"image.npy": np.float16, "label.npy": np.uint8, "foreground.npy": np.int32}
 META_BYTES = 1_000_000
+BUILDING, DAMAGED = ".building-", ".damaged-"  # begin the names of folders that are not a case
 FOREGROUND_VOXELS = 10_000  # kept of each class; as many centres per case are as good as all
 UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, EOFError, ValueError, TypeError, MemoryError, RecursionError),
@@ -160,6 +164,37 @@ def store_case(
     shape = list(arrays[0].shape)
     meta = {"case": case_id, "shape": shape, "air": air, "starts": list(starts), "bytes": sizes}
     whole_file.write_text(folder / "meta.json", json.dumps(meta) + "\n")
+
+
+def publish_case(case_id: str, working: Path, target: Path) -> CachedCase:
+    """Rename the complete folder; where another process was first, take its folder.
+
+    Args:
+        case_id: The case.
+        working: Holds what `store_case` wrote, beside `target`.
+        target: The folder's name from now on; one of that name that is damaged is deleted.
+
+    Raises:
+        FileError: That one cannot be moved away.
+    """
+    for _ in range(10):
+        try:
+            os.rename(working, target)  # fails where a folder with content has the name
+        except OSError:
+            if not target.exists():
+                raise
+        found = load_case(case_id, target)
+        if found is not None:
+            return found
+        aside = target.with_name(f"{DAMAGED}{uuid.uuid4().hex}")
+        with suppress(OSError):  # another builder may have moved it first
+            os.rename(target, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    raise FileError(
+        f"case {case_id}: {target} is damaged and cannot be moved away",
+        value=case_id,
+        cure="delete it",
+    )
 
 
 def _open(path: Path) -> Any:

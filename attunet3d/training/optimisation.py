@@ -4,7 +4,7 @@ A rate is a function of the settings and the number of the step alone. A resumed
 of a schedule, and one that is trained longer follows the schedule of its new length.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import cos, pi
 from typing import Any
 
@@ -42,36 +42,42 @@ def build_optimiser(
     )
 
 
-def parameter_groups(network: nn.Module, encoder_rate: float) -> list[dict[str, Any]]:
-    """The parameters of a network; those of its encoder with a rate of their own, or frozen.
+def parameter_groups(
+    network: nn.Module, config: TrainingConfig, taken: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """The parameters of a network, by the factor of their learning rate, the largest first.
 
     Args:
-        network: With an attribute `encoder`, unless the factor is 1.
-        encoder_rate: Factor of the learning rate; 0: the encoder gets no gradient.
+        network: With an attribute `encoder`, unless `encoder_rate` is 1; where that is 0, the
+            encoder is left out, and gets no gradient.
+        config: Has the factors.
+        taken: Names of the parameters that another model gave.
 
     Raises:
         SettingsError: The network has no encoder.
 
     Example:
         >>> network = nn.ModuleDict({"encoder": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
-        >>> [(len(g["params"]), g["factor"]) for g in parameter_groups(network, 0.1)]
+        >>> config = TrainingConfig(encoder_rate=0.1)
+        >>> [(len(g["params"]), g["factor"]) for g in parameter_groups(network, config)]
         [(2, 1.0), (2, 0.1)]
     """
-    if encoder_rate == 1:
-        return [{"params": list(network.parameters()), "factor": 1.0}]
-    encoder = dict(network.named_children()).get("encoder")
-    if encoder is None:
+    encoder_rate, groups = config.encoder_rate, dict[float, list[nn.Parameter]]()
+    if encoder_rate != 1 and "encoder" not in dict(network.named_children()):
         raise SettingsError(
             f"training.encoder_rate {encoder_rate:g}: a {type(network).__name__} has no encoder",
             value=encoder_rate,
             cure="leave it (or --freeze) out",
         )
-    own = {id(part) for part in encoder.parameters()}
-    rest = [part for part in network.parameters() if id(part) not in own]
-    encoder.requires_grad_(encoder_rate > 0)
-    inside = [part for part in encoder.parameters() if part.requires_grad]
-    groups = [{"params": rest, "factor": 1.0}, {"params": inside, "factor": encoder_rate}]
-    return groups if inside else groups[:1]
+    for name, parameter in network.named_parameters():
+        factor = encoder_rate if name.startswith("encoder.") else 1.0
+        factor *= config.taken_rate if name in taken else 1.0
+        if factor:
+            groups.setdefault(factor, []).append(parameter)
+        else:
+            parameter.requires_grad_(False)
+    found = sorted(groups.items(), reverse=True)
+    return [{"params": params, "factor": factor} for factor, params in found]
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

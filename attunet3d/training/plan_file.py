@@ -66,17 +66,15 @@ def read_config(
         settings: `section.name=value` each.
         manifest: Tells which labels are ignored, and which name a side.
         init: The model that training starts from, if there is one: then network and preprocessing
-            are the model's, and the learning rate is a tenth, after a short warm-up, unless
-            `settings` say otherwise.
+            are the model's, and there is a short warm-up, unless `settings` say otherwise.
     """
     config = find_config(name)
     if init is not None:
         training, other = config.training, checkpoint.load_model(init).config
         config = replace(config, network=other.network, preprocessing=other.preprocessing)
-        changes: dict[str, object] = {"training.learning_rate": training.learning_rate / 10}
         if training.schedule != "one_cycle":  # which warms up by itself
-            changes["training.warmup_steps"] = max(1, training.epochs or training.steps // 100)
-        config = config.replaced(changes)
+            warmup = max(1, training.epochs or training.steps // 100)
+            config = config.replaced({"training.warmup_steps": warmup})
     config = config.with_overrides([*manifest.training_settings(), *settings])
     epochs.refuse_steps(config, settings)
     return without_wrong_flips(config, manifest.labels)

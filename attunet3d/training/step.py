@@ -5,7 +5,7 @@ numbers (dropout), which `Trainer` seeds by the step.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -117,13 +117,12 @@ class TrainingStep:
         if self.settings.sync_batch_norm and not distributed.parted():
             network = synchronised(network, device)
         self.network = self._in_layout(network)
-        groups = optimisation.parameter_groups(self.network, self.settings.encoder_rate)
         self.frozen = "encoder" if self.settings.encoder_rate == 0 else None
         self.average = optimisation.moving_average(self.network, self.settings.ema_decay)
         if self.settings.checkpoint_activations:
             checkpoint_blocks(self.network)
         self.replica = distributed.replicated(self.network, device)
-        self.optimiser = optimisation.build_optimiser(groups, self.settings)
+        self.slow_down(())
         strides: Sequence[Sequence[int]] = getattr(network, "strides", [])
         self.sigmoid = activation(config) == "sigmoid"
         self.criterion = loss.build_loss(self.settings, classes, strides, regions)
@@ -134,6 +133,12 @@ class TrainingStep:
         if self.dtype == torch.bfloat16 and device.type == "cpu":
             refuse_wrong_gradients(strides, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def slow_down(self, taken: Collection[str]) -> None:
+        """Begin the optimiser anew; `taken` names the parameters that another model gave."""
+        self.taken = sorted(taken)
+        groups = optimisation.parameter_groups(self.network, self.settings, self.taken)
+        self.optimiser = optimisation.build_optimiser(groups, self.settings)
 
     def update(self, batches: Sequence[Batch], number: int) -> tuple[float, bool]:
         """Update the weights, unless the loss or the gradient is not finite.
@@ -215,7 +220,7 @@ class TrainingStep:
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate of the latest update."""
+        """Learning rate of the latest update; where parts have their own, the largest."""
         return float(self.optimiser.param_groups[0]["lr"])
 
     def evaluated(self, images: Iterable[Tensor]) -> nn.Module:
@@ -252,6 +257,7 @@ class TrainingStep:
         return {
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "taken": self.taken,
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
@@ -261,5 +267,6 @@ class TrainingStep:
         self.network.load_state_dict(state["network"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        self.slow_down(state.get("taken", ()))
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])

@@ -7,7 +7,6 @@ annotated an organ, that counts.
 """
 
 import logging
-import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +18,14 @@ import torch
 from attunet3d.core import Config, LabelMap, SettingsError, progress, whole_file
 from attunet3d.datasets import Manifest
 from attunet3d.models import Checkpoint, checkpoint
-from attunet3d.training.cached_case import CachedCase, foreground_voxels, load_case, store_case
+from attunet3d.training.cached_case import (
+    BUILDING,
+    CachedCase,
+    foreground_voxels,
+    load_case,
+    publish_case,
+    store_case,
+)
 from attunet3d.training.distributed import by_first
 from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.trainer import TrainingData
@@ -115,13 +121,10 @@ def _taught(
             answer = predict_classes(case, model.network, config.window, device, classes)
         label = _merged(case, known[answer], lacking, config.training.ignore_index)
         points, starts = foreground_voxels(label, count, config.training.ignore_index)
-        working = whole_file.make_folder(folder) / f".building-{uuid.uuid4().hex}"
+        working = whole_file.make_folder(folder) / f"{BUILDING}{uuid.uuid4().hex}"
         working.mkdir()
         store_case(working, case.id, (np.array(case.image()), label, points), case.air, starts)
-        shutil.rmtree(target, ignore_errors=True)
-        working.rename(target)
-        found = load_case(case.id, target)
-        assert found is not None
+        found = publish_case(case.id, working, target)
     if len(annotated) == count - 1:
         return found
     return replace(found, annotated=annotated, sampled=annotated)

@@ -248,7 +248,9 @@ class Trainer:
         if resume:
             self.resume()
         if init is not None and not self.state.step:
-            self.taken = take_weights(cast("Network", self.update.network), self.labels, init)
+            network = cast("Network", self.update.network)
+            self.taken, parameters = take_weights(network, self.labels, init)
+            self.update.slow_down(parameters)
             self.state.validation_due = bool(self.taken)
 
     def resume(self) -> None:

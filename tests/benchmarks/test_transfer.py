@@ -1,11 +1,17 @@
 """The phantoms' organs, and the tables, of the measurements of transfer."""
 
+import json
+import sys
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from attunet3d.imaging import Grid
 from attunet3d.phantoms.anatomy import random_anatomy
 from attunet3d.phantoms.scanner import label_anatomy
-from benchmarks.transfer import LABELS, label_organs, table
+from benchmarks import transfer
+from benchmarks.transfer import LABELS, differences, label_organs, table
 
 
 def test_the_pancreas_is_that_of_the_phantom_and_the_organs_are_there() -> None:
@@ -19,10 +25,35 @@ def test_the_pancreas_is_that_of_the_phantom_and_the_organs_are_there() -> None:
     assert liver[0] > spleen[0]  # x grows towards the patient's right
 
 
-def test_tables_give_mean_and_deviation_over_seeds() -> None:
-    found = {"scratch": [{"pancreas": 0.5}, {"pancreas": 0.7}], "before": [{"liver": 0.9}]}
+def test_tables_give_mean_deviation_and_gains_over_seeds() -> None:
+    found = {
+        "scratch": [{"dice": {"pancreas": 0.5}}, {"dice": {"pancreas": 0.7}}],
+        "start": [{"dice": {"pancreas": 0.7, "liver": 0.9}}, {"dice": {"pancreas": 0.6}}],
+    }
     assert table(found).splitlines() == [
         "         liver       pancreas           mean",
         "scratch      –  0.600 ± 0.141  0.600 ± 0.141",
-        "before   0.900              –          0.900",
+        "start    0.900  0.650 ± 0.071  0.700 ± 0.141",
     ]
+    assert differences(found) == {"start": [0.2, -0.1]}
+
+
+def test_a_small_run_trains_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--small", "--seeds", "1", "--results", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["transfer", str(tmp_path / "out"), *options])
+    transfer.main()
+    found = json.loads((tmp_path / "transfer.json").read_text(encoding="utf-8"))
+    assert {name: list(runs) for name, runs in found["trainings"].items()} == {
+        "start": [
+            "from scratch",
+            "from other organs",
+            "from other organs, full rate",
+            "from other organs, encoder frozen",
+        ],
+        "added": ["the model before", "others not annotated", "others taught by the model"],
+        "halves": ["all labels", "two halves"],
+    }
+    (taught,) = found["trainings"]["added"]["others taught by the model"]
+    assert list(taught["dice"]) == list(LABELS.values())[1:]
+    transfer.main()  # trains nothing again
+    assert json.loads((tmp_path / "transfer.json").read_text(encoding="utf-8")) == found

@@ -228,6 +228,17 @@ def test_curves_leave_out_what_is_blank_or_not_finite() -> None:
         charts.curves_figure(rows[1:])
 
 
+def test_every_reliability_curve_is_drawn_in_a_colour_of_its_own() -> None:
+    names = ("a", "b", "c", "d")
+    curves = {name: np.array([[0.1, 0.2, 5], [0.8, 0.9, 7]]) for name in names}
+    figure = charts.reliability_figure(curves)
+    rendered(figure)
+    _, *lines = figure.axes[0].lines  # the first is the diagonal
+    assert [line.get_label() for line in lines] == list(names)
+    assert points(lines[2]) == [[0.1, 0.2], [0.8, 0.9]]
+    assert len({str(line.get_color()) for line in lines}) == 4
+
+
 def test_boxes_have_the_median_and_every_case() -> None:
     scores = {
         "Dice": {"pancreas": [0.5, 0.7, 0.9], "li$v$er": [0.8]},

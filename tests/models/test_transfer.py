@@ -7,7 +7,7 @@ import torch
 
 from attunet3d.core import NetworkConfig
 from attunet3d.models.build import Network, build_network
-from attunet3d.models.transfer import transfer_weights
+from attunet3d.models.transfer import head_prefixes, transfer_weights
 
 OLD = {0: "background", 1: "spleen", 2: "pancreas"}
 NEW = {0: "background", 3: "pancreas", 4: "tumour", 7: "spleen"}
@@ -38,6 +38,8 @@ def test_logits_of_known_labels_are_those_of_the_old_model(settings: dict[str, A
     assert transfer.taken == f"{count} of {count} entries, heads of background, pancreas, spleen"
     assert transfer.new == "heads of tumour"
     assert transfer.labels == ("background", "pancreas", "spleen")
+    heads = {name for name in new.state_dict() if name.startswith(head_prefixes(new))}
+    assert {*transfer.entries} == {*new.state_dict()} - heads  # in which the tumour is new
 
 
 def test_equal_labels_take_everything() -> None:
@@ -46,6 +48,7 @@ def test_equal_labels_take_everything() -> None:
         new.get_parameter("heads.0.weight").zero_()
     transfer = transfer_weights(new, OLD, old.state_dict(), OLD)
     assert transfer.new == ""
+    assert transfer.entries == tuple(new.state_dict())
     for name, value in old.state_dict().items():
         assert torch.equal(new.state_dict()[name], value)
 

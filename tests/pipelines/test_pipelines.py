@@ -231,7 +231,7 @@ def test_a_finished_run_trains_longer(road: Path, tmp_path: Path) -> None:
     assert config["training"]["steps"] == 6
 
 
-def test_training_starts_from_another_model_at_a_tenth_of_the_rate(
+def test_training_starts_from_the_weights_and_logits_of_another_model(
     road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sets = [part for setting in FAST for part in ("--set", setting)]
@@ -242,7 +242,8 @@ def test_training_starts_from_another_model_at_a_tenth_of_the_rate(
     assert "heads of background, pancreas" in error
     assert "not taken" not in error
     config = Config.load(tmp_path / "run" / "config.json")
-    assert config.training.learning_rate == pytest.approx(5e-4)
+    assert config.training.learning_rate == pytest.approx(5e-3)
+    assert config.training.taken_rate == 0.3
     old, new = (load_model(folder).network for folder in (road / "run", tmp_path / "run"))
     # The last layer is left out: each finished model has it divided by a temperature of its own.
     names = [name for name, _ in old.named_parameters() if not name.startswith("final.")]

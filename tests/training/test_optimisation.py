@@ -112,16 +112,52 @@ def test_no_average_for_a_decay_of_zero() -> None:
 def test_the_encoder_gets_its_own_rate_or_none() -> None:
     network: Any = build_network(NetworkConfig(channels=(2, 4)), 1, 2)
     count = len(list(network.encoder.parameters()))
-    config = TrainingConfig(optimiser="sgd", learning_rate=0.5, schedule="constant")
-    optimiser = build_optimiser(parameter_groups(network, 0.1), config)
+    config = TrainingConfig(learning_rate=0.5, schedule="constant", encoder_rate=0.1)
+    optimiser = build_optimiser(parameter_groups(network, config), config)
     set_rate(optimiser, config, 0)
     assert [group["lr"] for group in optimiser.param_groups] == [0.5, 0.05]
     assert len(optimiser.param_groups[1]["params"]) == count
-    (rest,) = parameter_groups(network, 0.0)
+    (rest,) = parameter_groups(network, TrainingConfig(encoder_rate=0))
     assert len(rest["params"]) == len(list(network.parameters())) - count
     assert not any(part.requires_grad for part in network.encoder.parameters())
     with pytest.raises(SettingsError, match=r"encoder_rate 0.1: a Linear has no encoder"):
-        parameter_groups(torch.nn.Linear(1, 1), 0.1)
+        parameter_groups(torch.nn.Linear(1, 1), config)
+
+
+def test_weights_of_another_model_get_a_rate_of_their_own() -> None:
+    network = torch.nn.ModuleDict({part: torch.nn.Linear(1, 1) for part in ("encoder", "head")})
+    config = TrainingConfig(encoder_rate=0.5, taken_rate=0.2)
+    taken = {"encoder.weight", "head.weight"}
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    found = {
+        group["factor"]: [names[id(parameter)] for parameter in group["params"]]
+        for group in parameter_groups(network, config, taken)
+    }
+    one_each = {1: "head.bias", 0.5: "encoder.bias", 0.2: "head.weight", 0.1: "encoder.weight"}
+    assert found == {factor: [name] for factor, name in one_each.items()}
+    assert list(found) == sorted(found, reverse=True)
+    rates = parameter_groups(network, TrainingConfig())
+    assert [(group["factor"], len(group["params"])) for group in rates] == [(1.0, 4)]
+
+
+def test_rates_of_taken_weights_are_resumed() -> None:
+    """By the state alone: it tells which weights were taken."""
+    settings = ["network.channels=[2, 4]", "training.patch_size=[8, 8, 8]", "training.batch_size=1"]
+    config = Config().with_overrides([*settings, "training.schedule=constant"])
+    image, label = torch.rand(1, 1, 8, 8, 8), torch.ones(1, 1, 8, 8, 8, dtype=torch.uint8)
+    batch = Batch(image, label, ("a",), (None,))
+    steps = [TrainingStep(config, 2, torch.device("cpu")) for _ in range(2)]
+    steps[0].slow_down(["encoder.0.0.weight", "decoder.0.0.weight"])
+    steps[0].update([batch], 0)
+    steps[1].load(copy.deepcopy(steps[0].state()))
+    for step in steps:
+        step.update([batch], 1)
+        assert [len(group["params"]) for group in step.optimiser.param_groups][1:] == [2]
+        rates = [group["lr"] for group in step.optimiser.param_groups]
+        assert rates == pytest.approx([1e-2, 3e-3])
+        assert step.learning_rate == pytest.approx(1e-2)
+    one, other = (step.network.state_dict() for step in steps)
+    assert all(torch.equal(other[name], value) for name, value in one.items())
 
 
 def test_a_frozen_encoder_stays_as_it_is_with_its_statistics() -> None:
