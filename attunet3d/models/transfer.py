@@ -44,7 +44,7 @@ def transfer_weights(
     old_names = [old_labels[value] for value in sorted(old_labels)]
     pairs = [(n, old_names.index(name)) for n, name in enumerate(new_names) if name in old_names]
     heads = head_prefixes(network)
-    taken, fresh = [], []
+    taken, fresh = list[str](), list[str]()
     state = network.state_dict()
     for name, value in state.items():
         old = old_state.get(name)
