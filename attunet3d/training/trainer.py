@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from attunet3d.core import (
     whole_file,
     write_line,
 )
-from attunet3d.models import Network, checkpoint
+from attunet3d.models import checkpoint
 from attunet3d.training import distributed, epochs
 from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
@@ -248,9 +248,7 @@ class Trainer:
         if resume:
             self.resume()
         if init is not None and not self.state.step:
-            network = cast("Network", self.update.network)
-            self.taken, parameters = take_weights(network, self.labels, init)
-            self.update.slow_down(parameters)
+            self.taken = take_weights(self.update, self.labels, init)
             self.state.validation_due = bool(self.taken)
 
     def resume(self) -> None:
