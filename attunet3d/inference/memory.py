@@ -39,8 +39,8 @@ def pass_bytes(
     """
     first, second = finest_channels(config)
     coarser = config.strides is None or config.strides[0][0] > 1
-    if split and coarser and config.norm != "instance":
-        features = 4 * first + second + (3 * first if config.norm == "group" else 0)
+    if split and coarser:
+        features = 4 * first + second + (0 if config.norm == "batch" else 3 * first)
     else:
         features = 5 * first + 3 * second
     size = 2 if dtype == torch.bfloat16 else 4

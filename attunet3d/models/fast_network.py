@@ -176,20 +176,6 @@ class FoldedResidualBlock(nn.Module):
         return rectify_(self.second(self.first(x)).add_(self.shortcut(x)), self.negative_slope)
 
 
-class GroupNormFloat32(nn.Module):
-    """A GroupNorm of bfloat16 features: CUDA's takes features of its weights' type only."""
-
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        super().__init__()
-        self.norm = copy.deepcopy(norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, X, Y, Z) normalised, in the type and layout it came in."""
-        if not x.is_cuda:
-            return self.norm(x)  # type: ignore[no-any-return]
-        return self.norm(x.float()).to(x.dtype, memory_format=memory_layout.CHANNELS_LAST)  # type: ignore[no-any-return]
-
-
 def rewrite_level(level: nn.Module) -> nn.Module:
     """Rewrite a level of the encoder: a block, or several in a row."""
     if isinstance(level, ResidualBlock):
@@ -214,8 +200,7 @@ def rewrite_block(layers: nn.Module) -> nn.Sequential:
             weights = fold_batchnorm(layer, norm)
             parts += [FoldedConvolution(weights, **where, negative_slope=slope)]  # type: ignore[arg-type]
         else:
-            kept = GroupNormFloat32(norm) if isinstance(norm, nn.GroupNorm) else copy.deepcopy(norm)
-            parts += [FoldedConvolution(weight_and_bias(layer), **where), kept]  # type: ignore[arg-type]
+            parts += [FoldedConvolution(weight_and_bias(layer), **where), copy.deepcopy(norm)]  # type: ignore[arg-type]
             parts += [] if after is None or slope is None else [copy.deepcopy(after)]
     return nn.Sequential(*parts)
 

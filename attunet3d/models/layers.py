@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attunet3d.core import ModelError
+from attunet3d.models.normalisation import GroupNorm, InstanceNorm3d
 
 Stride = tuple[int, int, int]
 NO_STRIDE: Stride = (1, 1, 1)
@@ -29,10 +30,10 @@ def normaliser(norm: str, channels: int) -> nn.Module:
     if norm == "batch":
         return nn.BatchNorm3d(channels)
     if norm == "instance":
-        return nn.InstanceNorm3d(channels, affine=True)
+        return InstanceNorm3d(channels, affine=True)
     if norm == "group":
         groups = max(n for n in range(1, max(1, channels // 8) + 1) if channels % n == 0)
-        return nn.GroupNorm(groups, channels)
+        return GroupNorm(groups, channels)
     raise ModelError(f"norm must be one of batch, instance, group, got {norm!r}", value=norm)
 
 

@@ -17,8 +17,8 @@ CHANNELS_LAST, CONTIGUOUS = torch.channels_last_3d, torch.contiguous_format
 
 
 def fastest_layout(network: nn.Module) -> torch.memory_format:
-    """Return channels last, unless a layer would copy back and forth: InstanceNorm, or 2D."""
-    other = any(isinstance(m, nn.InstanceNorm3d | nn.Conv2d) for m in network.modules())
+    """Return channels last, unless layers are 2D."""
+    other = any(isinstance(m, nn.Conv2d) for m in network.modules())
     return CONTIGUOUS if other else CHANNELS_LAST
 
 

@@ -335,11 +335,11 @@ def test_wrong_arguments_are_named(options: dict[str, Any], words: str) -> None:
         AttentionUNet3D(**options)
 
 
-def test_it_needs_torch_and_its_own_three_files_only() -> None:
+def test_it_needs_torch_and_its_own_four_files_only() -> None:
     code = "import sys, attunet3d.models.attention_unet; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     ours = {name for name in done.stdout.split() if name.startswith("attunet3d.")}
-    models = {"", ".attention_unet", ".gate", ".layers"}
+    models = {"", ".attention_unet", ".gate", ".layers", ".normalisation"}
     wanted = {f"attunet3d.models{name}" for name in models} | {"attunet3d.core"}
     assert ours == wanted | {"attunet3d.core.errors"}
 

@@ -15,6 +15,7 @@ from attunet3d.inference.openvino import compiled
 from attunet3d.inference.predictor import Predictor
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.fast_network import rewrite_for_inference
+from attunet3d.models.normalisation import GroupNorm
 from tests.conftest import present
 from tests.known_network import ball_volume, checkpoint
 
@@ -142,7 +143,7 @@ def test_batch_normalisation_disappears_and_weights_are_of_the_type_asked_for() 
         type(part)
         for part in rewrite_for_inference(network(norm="group"), CPU, torch.float32).modules()
     }
-    assert nn.GroupNorm in kinds
+    assert GroupNorm in kinds
 
 
 @pytest.mark.parametrize("settings", [{}, {"norm": "instance"}, {"norm": "group"}], ids=str)
