@@ -8,6 +8,8 @@ from .dataset import random_grid as random_grid
 from .dataset import write_phantoms as write_phantoms
 from .filling import fill_outlines as fill_outlines
 from .outlines import Outlines as Outlines
+from .outlines import pancreas_directions as pancreas_directions
 from .outlines import read_outlines as read_outlines
+from .outlines import turned as turned
 from .scanner import points_of as points_of
 from .scanner import scan_anatomy as scan_anatomy

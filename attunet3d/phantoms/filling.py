@@ -3,6 +3,7 @@
 The organs have the shapes that people drew. Their HU follow the phase of contrast; kidneys get a
 cortex, stomach and duodenum a wall, fluid and gas. Everything else (wall, spine, vessels, bowel) is
 a phantom's, fitted to the patient by the middles of the organs, with lungs above the diaphragm.
+Where only the pancreas is outlined, its neighbours are the phantom's too, unlabelled.
 Nothing here is a patient's CT.
 """
 
@@ -101,10 +102,13 @@ def _surroundings(
     shares: dict[str, Float32s], anatomy: Anatomy, world: Grid, contrast: Contrast, ascites: bool
 ) -> Float32s:
     """HU (I, J, K) around the outlines: the phantom without the outlined organs, and lungs."""
-    drawn = replace(anatomy, tissues=in_phase(remaining(anatomy.tissues, HIDDEN), *contrast))
+    alone = "liver" not in shares
+    hidden = {"pancreas"} if alone else HIDDEN
+    drawn = replace(anatomy, tissues=in_phase(remaining(anatomy.tissues, hidden), *contrast))
     drawn = drawn.with_cavity(FLUID_HU) if ascites else drawn
     values = draw_tissues(drawn, world, min(world.spacing_mm)).T
-    _add_lungs_(values, shares, anatomy, world)
+    if not alone:
+        _add_lungs_(values, shares, anatomy, world)
     return values
 
 
@@ -151,7 +155,9 @@ def _phantom_grid(outlines: Outlines, grid: Grid) -> Grid:
     centres = outlines.centres_mm()
     known = [name for name in PLACES if name in centres]
     ours, theirs = (np.array([table[n] for n in known], float) for table in (centres, PLACES))
-    scale = np.clip(theirs.std(axis=0) / np.maximum(ours.std(axis=0), 1.0), 0.85, 1.15)
+    scale = np.ones(3)
+    if len(known) > 1:
+        scale = np.clip(theirs.std(axis=0) / np.maximum(ours.std(axis=0), 1.0), 0.85, 1.15)
     weights = [KIDNEY_WEIGHT if name == "left kidney" else 1.0 for name in known]
     to_phantom = np.diag([*scale, 1.0])
     to_phantom[:3, 3] = np.average(theirs - scale * ours, axis=0, weights=weights)

@@ -7,6 +7,10 @@ further right, further in front or further up in every patient whose organs lie 
 * right: the liver, against the spleen;
 * front: stomach and gallbladder, against the left kidney and the spleen;
 * head: liver, spleen and oesophagus, against the left kidney and the duodenum.
+
+Where only the pancreas is outlined, its shape tells, on average over the patients of a source,
+whose arrays are all stored alike: the bulky head lies right of the thin tail, further in front and
+lower.
 """
 
 from collections.abc import Mapping, Sequence
@@ -63,8 +67,7 @@ def read_outlines(path: Path, names: Mapping[int, str]) -> Outlines:
         signs = directions(organ_centres(array, grid, names))
     except DataError as error:
         raise error.within(path) from None
-    flips = tuple(axis for axis, sign in enumerate(signs) if sign < 0)
-    return Outlines(np.flip(array, flips), grid, dict(names))
+    return turned(Outlines(array, grid, dict(names)), signs)
 
 
 def organ_centres(array: Array, grid: Grid, names: Mapping[int, str]) -> dict[str, Floats]:
@@ -104,6 +107,35 @@ def directions(centres: Mapping[str, Floats]) -> tuple[int, int, int]:
             )
         signs.append(1 if apart > 0 else -1)
     return signs[0], signs[1], signs[2]
+
+
+def pancreas_directions(patients: Sequence[Floats]) -> tuple[int, int, int]:
+    """+1 or −1 for each axis: whether it grows towards R, A and S, in all patients of one source.
+
+    Right is where the tail is not: there the third moment of the voxels is negative. Towards right
+    the pancreas comes forward and descends. One patient misleads easily; the mean over many does
+    not.
+
+    Args:
+        patients: For each, the voxels of the pancreas (n, 3) in mm along the array's own axes.
+
+    Example:
+        >>> x = np.repeat(np.arange(-3.0, 2.0), [1, 1, 1, 9, 9])  # a thin tail, a bulky head
+        >>> pancreas_directions([np.stack([x, x / 2, -x], axis=1)])
+        (1, 1, 1)
+    """
+    tells = np.zeros(3)
+    for points in patients:
+        x, y, z = ((points - points.mean(axis=0)) / points.std(axis=0)).T
+        tells += [-(x**3).mean(), (x * y).mean(), -(x * z).mean()]
+    right, forward, up = (1 if value > 0 else -1 for value in tells)
+    return right, right * forward, right * up
+
+
+def turned(outlines: Outlines, signs: Sequence[int]) -> Outlines:
+    """Outlines of an array whose axes grow towards R, A and S where the sign is +1."""
+    flips = tuple(axis for axis, sign in enumerate(signs) if sign < 0)
+    return Outlines(np.flip(outlines.array, flips), outlines.grid, outlines.names)
 
 
 def coarsened(outlines: Outlines, factors: Sequence[int]) -> tuple[Float32s, Grid]:

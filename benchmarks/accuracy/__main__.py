@@ -1,7 +1,7 @@
 """Train recipes on equal terms, score them on unseen cases, and write what differs how surely.
 
-Usage: python -m benchmarks.accuracy RECIPE… [--out DIR] [--material hard|easy|anatomy|patients]
-       [--data DIR] [--seeds 3] [--steps N | --minutes M]
+Usage: python -m benchmarks.accuracy RECIPE… [--out DIR] [--seeds 3] [--steps N | --minutes M]
+       [--material hard|easy|anatomy|pancreas|patients] [--data DIR]
 
 The first recipe is what the others are compared with, case by case. Pieces that are in DIR already
 are not trained again. With --steps all recipes take the same number of steps; with --minutes the
@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("recipes", nargs="+", metavar="RECIPE")
     parser.add_argument("--out", type=Path, default=measure.RESULTS / "accuracy", metavar="DIR")
     parser.add_argument("--material", choices=MATERIALS, default="hard")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="of anatomy and patients")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="of anatomy, pancreas and patients"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, default=0)

@@ -13,9 +13,14 @@ from typing import Any
 
 from attunet3d.core import SettingsError
 from attunet3d.phantoms import LABELS, write_phantoms
-from benchmarks.accuracy.outlined_material import ORGANS, write_anatomy, write_patients
+from benchmarks.accuracy.outlined_material import (
+    ORGANS,
+    write_anatomy,
+    write_pancreas,
+    write_patients,
+)
 
-MATERIALS = ("hard", "easy", "anatomy", "patients")
+MATERIALS = ("hard", "easy", "anatomy", "pancreas", "patients")
 HARD_SIZES = (24, 4, 16)  # training, validation, test
 TEST_SEED = 5000  # patients of the test set; those before it train
 
@@ -43,7 +48,7 @@ def prepare(name: str, folder: Path, data: Path | None = None) -> Material:
     if name not in MATERIALS:
         raise SettingsError(f"there is no material {name!r}", cure=f"choose of {MATERIALS}")
     if not (folder / "labels.json").exists():
-        if name in ("anatomy", "patients") and data is None:
+        if name not in ("hard", "easy") and data is None:
             raise SettingsError(f"material {name!r} is made of files", cure="add --data DIR")
         shutil.rmtree(folder, ignore_errors=True)
         labels = _write(name, folder, data)
@@ -57,9 +62,9 @@ def _write(name: str, folder: Path, data: Path | None) -> dict[int, str]:
         labels, splits = LABELS, [_write_phantoms(folder, name)]
     else:
         assert data is not None
-        makers = {"anatomy": write_anatomy, "patients": write_patients}
+        makers = {"anatomy": write_anatomy, "pancreas": write_pancreas, "patients": write_patients}
         splits = makers[name](folder, data)
-        labels = {0: "background", **ORGANS}
+        labels = {0: "background", **({1: "pancreas"} if name == "pancreas" else ORGANS)}
     for number, parts in enumerate(splits):
         write_split(folder, number, labels, parts)
     return labels

@@ -1,5 +1,6 @@
 """Materials made of files: outlines of real organs filled with tissue, and real patients' scans.
 
+Pancreas: a folder of label maps in which every value but 0 is the pancreas with its tumour.
 Outlines: a folder of label maps `NAME.nii.gz` with the values of `ORGANS`, and of
 `NAME_labels.nii.gz` with those of a file `labels.txt` beside them (lines of value and name).
 Patients: a folder of scans `NAME.nii.gz`, each with `NAME_machine_labels.nii.gz`. Those labels were
@@ -11,8 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from attunet3d.imaging import Segmentation, Volume, write_nifti
-from attunet3d.phantoms import Outlines, fill_outlines, read_outlines
+from attunet3d.imaging import Grid, Segmentation, Volume, read_label, write_nifti
+from attunet3d.phantoms import (
+    Outlines,
+    fill_outlines,
+    pancreas_directions,
+    read_outlines,
+    turned,
+)
 
 ORGANS = {
     1: "spleen",
@@ -44,7 +51,7 @@ def write_anatomy(folder: Path, data: Path) -> list[Parts]:
             scan, label = fill_outlines(
                 outlines, seed, cohort=cohort, spacing_mm=SPACING_MM, name=name
             )
-            _save(folder, name, scan, label)
+            _save(folder, name, scan, label, ORGANS)
             parts[part].append(name)
     return [parts]
 
@@ -63,12 +70,41 @@ def _read(path: Path) -> Outlines:
     return Outlines(lookup[outlines.array], outlines.grid, ORGANS)
 
 
-def _save(folder: Path, name: str, scan: Volume, label: Volume) -> None:
+def _save(folder: Path, name: str, scan: Volume, label: Volume, names: dict[int, str]) -> None:
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     write_nifti(folder / "imagesTr" / f"{name}.nii.gz", scan.array, None, scan.grid)
-    labels = {0: "background", **ORGANS}
+    labels = {0: "background", **names}
     Segmentation(label.array, label.grid, labels).save(folder / "labelsTr" / f"{name}.nii.gz")
+
+
+def write_pancreas(folder: Path, data: Path) -> list[Parts]:
+    """Fill every patient's pancreas; each third patient tests, seen by other scanners."""
+    names = {1: "pancreas"}
+    patients = {path: _pancreas(path) for path in sorted(data.glob("*.nii.gz"))}
+    points = [outlines.grid.to_world(np.argwhere(outlines.array)) for outlines in patients.values()]
+    signs = pancreas_directions(points)
+    parts: Parts = ([], [], [])
+    for number, (path, outlines) in enumerate(patients.items()):
+        part = 2 if number % 3 == 1 else 1 if number % 9 == 0 else 0
+        name = path.name.removesuffix(".nii.gz")
+        scan, label = fill_outlines(
+            turned(outlines, signs),
+            number,
+            cohort="hard_elsewhere" if part == 2 else "hard",
+            spacing_mm=SPACING_MM,
+            name=name,
+        )
+        _save(folder, name, scan, label, names)
+        parts[part].append(name)
+    return [parts]
+
+
+def _pancreas(path: Path) -> Outlines:
+    """A patient's pancreas; the spacing is believed, the directions are the array's."""
+    label = read_label(path)
+    grid = Grid(label.grid.shape, np.diag([*label.grid.spacing_mm, 1.0]))
+    return Outlines((label.array > 0).astype(np.uint8), grid, {1: "pancreas"})
 
 
 def write_patients(folder: Path, data: Path) -> list[Parts]:

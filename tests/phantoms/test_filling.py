@@ -9,8 +9,16 @@ from attunet3d.core import DataError
 from attunet3d.imaging import Volume, write_nifti
 from attunet3d.imaging.geometry import Grid
 from attunet3d.phantoms.cohort import Cohort
+from attunet3d.phantoms.dataset import make_phantom
 from attunet3d.phantoms.filling import fill_outlines
-from attunet3d.phantoms.outlines import Outlines, coarsened, directions, read_outlines
+from attunet3d.phantoms.outlines import (
+    Outlines,
+    coarsened,
+    directions,
+    pancreas_directions,
+    read_outlines,
+    turned,
+)
 
 NAMES = {
     1: "spleen",
@@ -63,6 +71,32 @@ def test_directions_are_found_whatever_way_the_array_is_stored(
     found = read_outlines(tmp_path / "label.nii.gz", NAMES)
     np.testing.assert_array_equal(found.array, upright.array)
     assert found.grid.axis_codes == "RAS"
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (1, -1, -1), (-1, -1, -1)])
+def test_the_shape_of_many_pancreases_tells_the_directions_of_their_source(
+    signs: tuple[int, int, int],
+) -> None:
+    points = []
+    affine = np.diag([4.0, 4, 4, 1])
+    affine[:3, 3] = -140, -120, -110
+    for seed in range(6):  # of the phantoms' own pancreases, stored in another way
+        _, label = make_phantom(seed, grid=Grid((60, 60, 60), affine))
+        points.append(label.grid.to_world(np.argwhere(label.array)) * signs)
+    assert pancreas_directions(points) == signs
+
+
+def test_a_pancreas_alone_is_drawn_among_a_phantoms_organs() -> None:
+    whole = patient()
+    alone = Outlines((whole.array == 2).astype(np.uint8), whole.grid, {1: "pancreas"})
+    scan, label = fill_outlines(alone, 0, cohort=QUIET, spacing_mm=(STEP_MM,) * 3)
+    inside = label.array == 1
+    assert abs(inside.sum() * STEP_MM**3 / 1000 - 4 / 3 * np.pi * 5.5 * 1.2 * 1.3) < 2  # ml
+    assert 40 < np.median(scan.array[inside]) < 140
+    body = scan.array > -150
+    assert body.sum() > 20 * inside.sum(), "a body of fat, muscle and other organs around it"
+    twice = turned(turned(alone, (-1, 1, -1)), (-1, 1, -1))
+    np.testing.assert_array_equal(twice.array, alone.array)
 
 
 def test_organs_that_tell_nothing_are_refused() -> None:
