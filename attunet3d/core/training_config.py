@@ -107,7 +107,7 @@ class TrainingConfig(Settings):
     """Learning rate after the warm-up."""
     encoder_rate: Share = 1.0
     """Factor of the learning rate in the encoder, for a start from another model; 0 freezes it."""
-    taken_rate: Annotated[float, Meta(gt=0, le=1)] = 0.3
+    taken_rate: Annotated[float, Meta(gt=0, le=1)] = 0.5
     """Factor of the learning rate of weights that `--init` takes; new ones have the full rate."""
     momentum: ProperShare = 0.99
     """Momentum of SGD."""

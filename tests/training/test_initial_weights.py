@@ -35,4 +35,4 @@ def test_logits_are_those_before_the_temperature(
         assert take_weights(update, LABELS, tmp_path / "a.safetensors") == (1,)
         torch.testing.assert_close(update.network.eval()(x), wanted)
     (group,) = update.optimiser.param_groups
-    assert group["factor"] == 0.3  # nothing is new
+    assert group["factor"] == 0.5  # nothing is new

@@ -154,7 +154,7 @@ def test_rates_of_taken_weights_are_resumed() -> None:
         step.update([batch], 1)
         assert [len(group["params"]) for group in step.optimiser.param_groups][1:] == [2]
         rates = [group["lr"] for group in step.optimiser.param_groups]
-        assert rates == pytest.approx([1e-2, 3e-3])
+        assert rates == pytest.approx([1e-2, 5e-3])
         assert step.learning_rate == pytest.approx(1e-2)
     one, other = (step.network.state_dict() for step in steps)
     assert all(torch.equal(other[name], value) for name, value in one.items())
