@@ -24,8 +24,17 @@ def one_line(text: object) -> str:
         >>> one_line("not a\n    scan\x1b[2J")
         'not a scan\\x1b[2J'
     """
-    line = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return printable(" ".join(str(text).split()))
+
+
+def printable(text: str) -> str:
+    r"""A text, for example a name, with control characters and line breaks escaped.
+
+    Example:
+        >>> printable("scan\n1")
+        'scan\\n1'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class UserError(ValueError):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attunet3d.core import progress_bar
-from attunet3d.core.errors import WriteError, one_line
+from attunet3d.core.errors import WriteError, one_line, printable
 
 ROOT = logging.getLogger("attunet3d")
 
@@ -93,7 +93,7 @@ class _Line(logging.Formatter):
         """The line, with control characters escaped."""
         words = record.message
         if record.levelno >= logging.WARNING:
-            place = getattr(record, "case", "attunet3d")
+            place = printable(str(getattr(record, "case", "attunet3d")))
             words = f"{place}: {record.levelname.lower()}: {words}"
         record.message = one_line(words)
         return super().formatMessage(record)

@@ -37,21 +37,21 @@ def run_out_of_memory(calls: list[int], on_gpu: bool) -> None:
     from attunet3d.inference import sliding_window
 
     row: Any = sliding_window._Row
-    gpu = SimpleNamespace(type="cuda")
+    gpu = SimpleNamespace(type="cuda")  # `_make_room` then moves to the CPU
     predict, initialise = row._predict, row.__init__
     number = iter(range(10**9))
 
     def failing(self: Any, *arguments: Any) -> Any:
         if next(number) in calls:
             raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
-        believed, self.home = self.home, torch.device("cpu")
+        believed, self.sums_device = self.sums_device, torch.device("cpu")
         outputs = predict(self, *arguments)
-        self.home = believed
+        self.sums_device = believed
         return outputs
 
     def believing(self: Any, *arguments: Any) -> None:
         initialise(self, *arguments)
-        self.home = gpu if on_gpu else self.home
+        self.sums_device = gpu if on_gpu else self.sums_device
 
     row._predict, row.__init__ = failing, believing
 
@@ -65,11 +65,13 @@ def lose_the_number(call: int) -> None:
 
     def building(*arguments: Any) -> Any:
         criterion = build(*arguments)
+        kind = type(criterion)
 
-        def losing(*values: Any) -> Any:
-            value = criterion(*values)
+        def losing(self: Any, *values: Any) -> Any:
+            value = kind.__call__(self, *values)
             return value * float("nan") if next(number) == call else value
 
-        return losing
+        object.__setattr__(criterion, "__class__", type("Losing", (kind,), {"__call__": losing}))
+        return criterion
 
     vars(loss)["build_loss"] = building

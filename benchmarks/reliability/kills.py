@@ -160,7 +160,8 @@ def _kill_one(series: Series, out: Path, rng: random.Random, number: signal.Sign
     series.tally.kills[moment] += 1
     series.tally.leftovers += bool(_names(out, whole_file.PREFIX))
     if status != (-signal.SIGKILL if number == signal.SIGKILL else 128 + number):
-        series.trouble(out.name, f"status {status} after {number.name}")
+        said = (series.folder / "said.txt").read_text(encoding="utf-8", errors="replace")
+        series.trouble(out.name, f"status {status} after {number.name}: {said[-500:]}")
     return True
 
 

@@ -17,7 +17,7 @@ def speak() -> None:
     LOG.debug("detail")
     LOG.info("3 done")
     LOG.warning("not HU", extra={"case": "b"})
-    LOG.error("is torn", extra={"case": "c"})
+    LOG.error("is torn", extra={"case": "c\nd"})
     LOG.error("a\nb\x1b[0m")
 
 
@@ -34,7 +34,7 @@ def test_stderr_gets_what_was_asked_for_one_line_each(
 ) -> None:
     with log.messages(**options):
         speak()
-    errors = ["c: error: is torn", r"attunet3d: error: a b\x1b[0m"]
+    errors = [r"c\nd: error: is torn", r"attunet3d: error: a b\x1b[0m"]
     assert capsys.readouterr().err.splitlines() == lines + errors
 
 
