@@ -51,11 +51,12 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
         except UserError as error:
             print(f"attunet3d: error: {error}", file=sys.stderr)
             return 2
-        stack.enter_context(signals.prompt_end())
+        came = stack.enter_context(signals.prompt_end())
         _log.debug("attunet3d %s: %s", __version__, shlex.join(arguments))
         keep_freed_memory()
         warnings.simplefilter("default" if options["debug"] else "ignore")
-        return _status(main, arguments, debug=options["debug"])
+        status = _status(main, arguments, debug=options["debug"])
+        return 128 + came[0] if came else status
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

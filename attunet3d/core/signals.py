@@ -23,22 +23,31 @@ _deferred = threading.Event()  # the command decides when it ends, see `stop_req
 
 
 @contextlib.contextmanager
-def prompt_end() -> Iterator[None]:
+def prompt_end() -> Iterator[list[int]]:
     """Within the block, which is a whole command, signals end the process in time.
 
     SIGINT raises KeyboardInterrupt as usual, and SIGTERM raises SystemExit. Outside the main
     thread, which alone can handle signals, nothing changes.
+
+    Yields:
+        The SIGTERMs that have come. A library in C may turn what they raise into another error.
     """
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        came.append(number)
+        raise SystemExit(128 + number)
+
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    handler = signal.signal(signal.SIGTERM, _terminate)
+    handler = signal.signal(signal.SIGTERM, terminate)
     descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), daemon=True, name="signals").start()
     try:
-        yield
+        yield came
     finally:
         signal.set_wakeup_fd(descriptor)
         signal.signal(signal.SIGTERM, handler)
@@ -144,10 +153,6 @@ def _next_stop(reader: socket.socket) -> int | None:
         if byte[0] in _STOPS:
             return byte[0]
     return None
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 def _say(words: str) -> None:

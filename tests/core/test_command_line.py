@@ -125,6 +125,19 @@ def process(code: str, **changes: Any) -> subprocess.Popen[str]:
     )
 
 
+def test_sigterm_keeps_its_status_where_a_library_raises_another_error() -> None:
+    code = """
+    import signal
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except SystemExit:
+        raise SystemError("returned a result with an exception set") from None
+"""
+    child = process(code)
+    _, err = child.communicate(timeout=20)
+    assert (child.returncode, "Traceback" in err) == (143, False)
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
 )
