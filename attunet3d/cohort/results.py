@@ -192,14 +192,14 @@ def label_names(content: Mapping[str, Any]) -> dict[int, str]:
     return {int(value): str(name) for value, name in content["labels"].items()}
 
 
-def read_segmentation(files: CaseFiles) -> Segmentation:
-    """Read a case's label map with the names of its labels.
+def read_segmentation(files: CaseFiles, sidecar: Mapping[str, Any]) -> Segmentation:
+    """Read a case's label map with the names of its labels, which its sidecar holds.
 
     Raises:
-        UserError: The label map or the sidecar cannot be read.
+        UserError: The label map cannot be read.
     """
-    volume, labels = read_label(files.mask), label_names(read_sidecar(files.sidecar))
-    return Segmentation(volume.array, volume.grid, labels, volume.geometry)
+    volume = read_label(files.mask)
+    return Segmentation(volume.array, volume.grid, label_names(sidecar), volume.geometry)
 
 
 def spare_others_work(files: CaseFiles, segmentation: Segmentation) -> None:

@@ -29,7 +29,7 @@ def chosen_labels(
             both kinds of labels occur.
     """
     if organs and names:
-        raise DataError("--organs and --label exclude each other", cure="give one of them")
+        raise DataError("--organs and --label cannot be used together", cure="give one of them")
     wanted = [*organs, *names.values()]
     known, there, others = set[str](), set[str](), []
     for case in _cases(listed):
@@ -43,7 +43,8 @@ def chosen_labels(
             there.update(name for name in wanted if name in masks)
     if (known or organs) and others:
         rule = f"the label of case {others[0]!r} is a label map, which does not hold organs by name"
-        raise DataError(rule, value=others[0], cure="leave --organs out" if organs else "move it")
+        cure = "leave --organs out" if organs else "move that label elsewhere"
+        raise DataError(rule, value=others[0], cure=cure)
     if not known:
         return None
     for name in wanted:
@@ -78,7 +79,7 @@ def annotated(manifest: Manifest) -> Manifest:
     if left_out:
         more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
         listed = ", ".join(left_out[:_NAMED]) + more
-        _log.warning("left out, as they have a mask of no label: %s", listed)
+        _log.warning("left out, because they have no mask of any label: %s", listed)
     return found
 
 

@@ -99,7 +99,7 @@ def held_out(
     """
     manifest.refuse_template()
     if everything and fold is not None:
-        raise DataError("--all and --fold exclude each other", cure="give one of them")
+        raise DataError("--all and --fold cannot be used together", cure="give one of them")
     cases = (*manifest.training, *manifest.validation, *manifest.test)
     if fold is not None:
         cases = manifest.fold(fold)[1]

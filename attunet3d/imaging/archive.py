@@ -54,7 +54,8 @@ def unpack(
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
             if not 0 < len(members) <= most_files:
-                raise DataError(f"the archive holds {len(members)} files; from 1 to {most_files}")
+                rule = f"the archive holds {len(members)} files; it must hold 1 to {most_files}"
+                raise DataError(rule)
             for number, member in enumerate(members):
                 target = place(number, member.filename)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,9 @@ def unpack(
         rule = f"the archive cannot be unpacked ({one_line(error)[:100]})"
         raise DataError(rule, cure="pack it again, without a password") from None
     except FileExistsError:
-        raise DataError("the archive holds a file twice", cure="pack it again") from None
+        raise DataError(
+            "the archive holds two files of the same name", cure="pack it again"
+        ) from None
     except OSError as error:
         rule = f"the archive cannot be unpacked here ({error.strerror})"
         raise WriteError(rule, path=archive, cure="name a larger disk by TMPDIR") from None

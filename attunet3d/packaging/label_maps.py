@@ -121,9 +121,9 @@ def writer(name: str) -> Callable[[CaseFiles, Path, Path | None], None]:
         raise DependencyError(f"{name} needs {error.name}", cure=cure) from None
 
     def write(files: CaseFiles, target: Path, series: Path | None) -> None:
-        segmentation = results.read_segmentation(files)
+        sidecar = results.read_sidecar(files.sidecar)
+        segmentation = results.read_segmentation(files, sidecar)
         if form.needs_source:
-            sidecar = results.read_sidecar(files.sidecar)
             found = SourceSeries.read(series or _series(files, sidecar), sidecar.get("series"))
             getattr(module, f"write_{form.module}")(target, segmentation, found, __version__)
         elif form.module == "mesh":

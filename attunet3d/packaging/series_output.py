@@ -74,6 +74,6 @@ def _is_current(target: Path, sidecar: Path) -> bool:
     except (InvalidDicomError, AttributeError):
         ours = False
     if not ours:
-        rule = "is there already and is no DICOM Segmentation of attunet3d"
+        rule = "exists already and is not a DICOM Segmentation of attunet3d"
         raise WriteError(rule, path=target, cure="choose another output folder")
     return target.stat().st_mtime_ns >= sidecar.stat().st_mtime_ns

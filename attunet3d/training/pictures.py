@@ -1,7 +1,6 @@
 """Pictures of a validation case for TensorBoard: outlines on a slice, and where the gates open."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -59,26 +58,40 @@ def validation_pictures(
     image = np.asarray(case.image()[x, y, z], np.float32)
     patch = torch.from_numpy(image)[None, None].to(update.device)
     order = [labels.values.index(value) for value in labels.order]
-    found = winning_values(update.forward(network, patch)[0], labels.written, order)[..., k]
+    gates: list[Tensor] = []
+    logits = update.forward(_keeping(network, gates), patch)
+    found = winning_values(logits[0], labels.written, order)[..., k]
     grey = _grey(image[:, :, k])
     outlines = grey.copy()
     outlines[_outline(labelled[x, y, z][:, :, k])] = COLOURS["reference"]
     outlines[_outline(found.cpu().numpy() > 0)] = COLOURS["prediction"]
     pictures = {"outlines": _upright(outlines)}
-    for number, gate in enumerate(_gates(network, patch, k), 1):
-        bright = gate[..., None] * np.array([255, 200, 0])
+    for number, gate in enumerate(gates, 1):
+        bright = _plane(gate, window, k)[..., None] * np.array([255, 200, 0])
         pictures[f"gate {number}"] = _upright((grey * 0.5 + bright * 0.5).astype(np.uint8))
     return pictures
 
 
-def _gates(network: Any, patch: Tensor, k: int) -> list[Float32s]:
-    """Plane k (X, Y) of each level's coefficients, the mean of its gates."""
+def _keeping(network: nn.Module, gates: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    """The network, which leaves the coefficients of its levels in `gates`, if it has any."""
     if not hasattr(network, "forward_with_attention"):
-        return []
-    _, levels = network.forward_with_attention(patch)  # (1, gates, x, y, z) each
-    size = patch.shape[2:]
-    full = [F.interpolate(m.mean(1, keepdim=True), size, mode="trilinear") for m in levels]
-    return [level[0, 0, :, :, k].float().cpu().numpy() for level in full]
+        return network
+
+    def compute(x: Tensor) -> Tensor:
+        levels: list[Tensor]
+        logits: Tensor
+        logits, levels = network.forward_with_attention(x)  # type: ignore[operator]
+        gates.extend(levels)
+        return logits
+
+    return compute
+
+
+def _plane(level: Tensor, size: Size, k: int) -> Float32s:
+    """Plane k (X, Y) of a level's coefficients (1, gates, x, y, z), the mean of its gates."""
+    mean = level.float().mean(1, keepdim=True)
+    plane: Float32s = F.interpolate(mean, size, mode="trilinear")[0, 0, :, :, k].cpu().numpy()
+    return plane
 
 
 def _grey(plane: Float32s) -> Picture:

@@ -5,7 +5,7 @@ numbers (dropout), which `Trainer` seeds by the step.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -239,7 +239,7 @@ class TrainingStep:
         return network
 
     @torch.no_grad()
-    def forward(self, network: nn.Module, patch: Tensor) -> Tensor:
+    def forward(self, network: Callable[[Tensor], Tensor], patch: Tensor) -> Tensor:
         """Logits (B, C, X, Y, Z) float32 of `network`, at the precision of training.
 
         The background's is 0 where each class has a sigmoid of its own, as in inference.

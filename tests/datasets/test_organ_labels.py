@@ -75,7 +75,7 @@ def test_chosen_organs_become_labels_and_what_is_missing_was_not_annotated(
         "s0002": ("liver",),
         "s0004": None,
     }
-    assert "left out, as they have a mask of no label: s0003" in caplog.text
+    assert "left out, because they have no mask of any label: s0003" in caplog.text
     assert cases["s0001"].image == folder / "s0001" / "ct.nii.gz"
     np.testing.assert_array_equal(label_of(cases["s0001"]), box(1, 5) + 2 * box(5, 9))
     np.testing.assert_array_equal(label_of(cases["s0002"]), box(1, 4))
@@ -169,7 +169,7 @@ def test_masks_that_are_none_of_this_scan_are_refused(
 def test_organs_that_nobody_annotated_are_refused_with_the_nearest_name(folder: Path) -> None:
     with pytest.raises(DataError, match=r"no case has a mask of 'pancraes'.*pancreas"):
         read_data_set(folder, organs=["pancraes"])
-    with pytest.raises(DataError, match="--organs and --label exclude each other"):
+    with pytest.raises(DataError, match="--organs and --label cannot be used together"):
         read_data_set(folder, {"1": "liver"}, organs=["liver"])
 
 

@@ -98,7 +98,7 @@ def test_all_and_fold_take_what_they_say() -> None:
     folds = manifest("a", "b", "c", test=("d",)).with_folds({"a": 0, "b": 0, "c": 1})
     assert ids(folds, Split(), everything=True) == ["a", "b", "c", "d"]
     assert ids(folds, Split(), fold=0) == ["a", "b"]
-    with pytest.raises(DataError, match="exclude each other"):
+    with pytest.raises(DataError, match="cannot be used together"):
         held_out(folds, Split(), fold=0, everything=True)
 
 

@@ -107,7 +107,7 @@ def test_a_scan_that_is_no_series_and_a_name_that_is_taken_fail_by_name(
     failures = json.loads((out / "failures.json").read_text(encoding="utf-8"))
     assert sorted(failures) == ["PAT1", "nifti"]
     assert "leave --dicom-seg out" in failures["nifti"]
-    assert "is no DICOM Segmentation of attunet3d" in failures["PAT1"]
+    assert "is not a DICOM Segmentation of attunet3d" in failures["PAT1"]
     assert (out / "PAT1.dcm").read_bytes() == before
 
 

@@ -78,30 +78,29 @@ function greyscale() { // stored value -> shade under the chosen window
 
 const strides = ([X, Y]) => [1, X, X * Y];
 
-// How far a gate is open, in [0, 1], by a voxel's position along each axis.
-function gateAt(position) {
-  const { shape, gates, gateShape } = state.open, step = strides(gateShape);
-  let from = 0;
-  position.forEach((at, axis) => {
-    from += step[axis] * Math.floor(((at + 0.5) * gateShape[axis]) / shape[axis]);
-  });
-  return gates[state.gate][from] / 255;
+// Offset in a gate's array, which is coarser, of each position along one axis of the scan.
+function gateOffsets(axis) {
+  const { shape, gateShape } = state.open, step = strides(gateShape)[axis];
+  return Array.from({ length: shape[axis] },
+    (_, at) => step * Math.floor(((at + 0.5) * gateShape[axis]) / shape[axis]));
 }
 
 function drawPlane(canvas, plane) {
-  const { shape, scan, gates, layers } = state.open, step = strides(shape), at = [...state.at];
+  const { shape, scan, gates, layers } = state.open, step = strides(shape);
   const width = shape[plane.column], height = shape[plane.row];
   const start = state.at[plane.across] * step[plane.across];
   const shades = greyscale(), image = new ImageData(width, height), labels = layers[state.layer];
+  const gate = gates[state.gate], [across, columns, rows] =
+    gate ? [plane.across, plane.column, plane.row].map(gateOffsets) : [];
   for (let row = 0; row < height; row += 1) {
     for (let column = 0; column < width; column += 1) {
       const from = start + column * step[plane.column] + row * step[plane.row];
       const to = 4 * (row * width + column), grey = shades[scan[from]];
       let colour = [grey, grey, grey], weight = 0;
-      if (gates[state.gate]) {
-        [at[plane.column], at[plane.row]] = [column, row];
+      if (gate) {
+        const open = gate[across[state.at[plane.across]] + columns[column] + rows[row]] / 255;
         colour = [255, 140, 0];
-        weight = state.opacity * gateAt(at);
+        weight = state.opacity * open;
       } else if (labels && labels[from] && !state.hidden.has(labels[from])) {
         colour = report.colours[labels[from]];
         weight = state.opacity;
@@ -186,9 +185,16 @@ function shade(image, depth, kind, size, scale) {
 }
 
 function draw() {
-  if (!state.open) return;
-  PLANES.forEach((plane) => drawPlane(element(`canvas-${plane.name}`), plane));
+  drawPlanes();
   drawSurfaces(element("canvas-surfaces"));
+}
+
+function drawPlanes() {
+  PLANES.forEach((plane) => {
+    const canvas = element(`canvas-${plane.name}`);
+    drawPlane(canvas, plane);
+    canvas.ariaValueNow = state.at[plane.across] + 1;
+  });
   const millimetres = state.at.map((n, axis) => Math.round(n * state.open.spacing[axis]));
   const [z, y, x] = [state.at[2], state.at[1], state.at[0]];
   element("position").textContent = `Axial ${z + 1} of ${state.open.shape[2]}, coronal ${y + 1} of ` +
@@ -222,7 +228,7 @@ function buildControls() {
   controls.push(choice("labels of", state.open.names, state.layer, (n) => { state.layer = n; }));
   const slider = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: state.opacity,
     id: "opacity" });
-  slider.oninput = () => { state.opacity = Number(slider.value); draw(); };
+  slider.oninput = () => { state.opacity = Number(slider.value); drawPlanes(); };
   controls.push(make("label", {}, "opacity ", slider));
   const shown = make("fieldset", {}, make("legend", {}, "show"));
   Object.entries(report.labels).forEach(([value, name]) => {
@@ -246,7 +252,7 @@ function buildControls() {
 function move(axis, by) {
   const last = state.open.shape[axis] - 1;
   state.at[axis] = Math.max(0, Math.min(last, state.at[axis] + by));
-  draw();
+  drawPlanes();
 }
 
 function buildPlane(plane) {
@@ -254,8 +260,8 @@ function buildPlane(plane) {
   const width = shape[plane.column] * spacing[plane.column];
   const height = shape[plane.row] * spacing[plane.row];
   const canvas = make("canvas", { id: `canvas-${plane.name}`, tabIndex: 0, width: 480,
-    height: Math.round((480 * height) / width), role: "img",
-    ariaLabel: `${plane.name} slice; arrow keys change the slice` });
+    height: Math.round((480 * height) / width), role: "slider", ariaOrientation: "vertical",
+    ariaValueMin: 1, ariaValueMax: shape[plane.across], ariaLabel: `${plane.name} slice` });
   canvas.onwheel = (event) => { event.preventDefault(); move(plane.across, Math.sign(event.deltaY)); };
   canvas.onkeydown = (event) => {
     const by = { ArrowUp: -1, ArrowDown: 1, PageUp: -10, PageDown: 10 }[event.key];
@@ -268,14 +274,14 @@ function buildPlane(plane) {
     [plane.column, plane.row].forEach((axis, n) => {
       state.at[axis] = Math.max(0, Math.min(shape[axis] - 1, Math.floor(share[n] * shape[axis])));
     });
-    draw();
+    drawPlanes();
   };
   return make("figure", {}, canvas, make("figcaption", {}, plane.name));
 }
 
 function buildSurfaces() {
   const canvas = make("canvas", { id: "canvas-surfaces", tabIndex: 0, width: 480, height: 480,
-    role: "img", ariaLabel: "surfaces in 3D; arrow keys turn them" });
+    role: "application", ariaLabel: "surfaces in 3D; arrow keys turn them" });
   const turn = (yaw, pitch) => {
     state.turn = [state.turn[0] + yaw, Math.max(-1.5, Math.min(1.5, state.turn[1] + pitch))];
     drawSurfaces(canvas);
@@ -321,6 +327,7 @@ async function open(number) {
   document.querySelectorAll("#cases tr").forEach((row) => {
     row.classList.toggle("open", row.dataset.number === String(number));
   });
+  element("viewer-heading").focus({ preventScroll: true }); // what Tab reaches next is the viewer
   element("viewer").scrollIntoView({ block: "start" });
 }
 
@@ -339,7 +346,10 @@ function buildTable(sortBy = null, descending = false) {
   const heading = (text, column) => {
     const chosen = sortBy === column;
     const button = make("button", {}, text);
-    button.onclick = () => buildTable(column, chosen ? !descending : false);
+    button.onclick = () => {
+      buildTable(column, chosen ? !descending : false);
+      element("cases").querySelectorAll("th button")[column + 1].focus();
+    };
     const sorted = chosen ? (descending ? "descending" : "ascending") : "none";
     return make("th", { scope: "col", "aria-sort": sorted }, button);
   };
