@@ -28,7 +28,7 @@ from attunet3d.core import (
 from attunet3d.inference import deviation
 from attunet3d.models import AttentionUNet3D
 
-DEVELOPERS_EXTRAS = {"benchmarks", "dev", "docs"}
+DEVELOPERS_EXTRAS = {"benchmarks", "dev", "docs", "mutants"}
 SMALLEST_CLASS_GB = 8
 FREE_DISK_GB = 10  # prepared cases of a training and label maps of a cohort easily take more
 QUOTA = Path("/sys/fs/cgroup/cpu.max")

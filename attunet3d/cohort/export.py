@@ -24,6 +24,7 @@ from attunet3d.core import (
     DataError,
     Float32s,
     SettingsError,
+    case_names,
     label_values,
     locked_folder,
     progress,
@@ -244,9 +245,18 @@ class _CaseExport:
         segmentation.save(self.target.mask)
         seconds = {"export": round(time.perf_counter() - begin, 4)}
         facts = {"warnings": self.contents[0].get("warnings", []), "seconds": seconds}
+        facts |= self._scan()
         results.write_sidecar(
             self.target, segmentation, [self.target.mask], {**self.origin, **facts}
         )
+
+    def _scan(self) -> dict[str, Any]:
+        """Where the scan lies that the first folder's case was made from, as far as it is known."""
+        known = {name: self.contents[0].get(name) for name in ("scan", "series", "scan_checksum")}
+        if isinstance(known["scan"], str):
+            scan = self.sources[0].folder / known["scan"]
+            known["scan"] = case_names.path_from(self.target.folder, scan)
+        return {name: value for name, value in known.items() if value is not None}
 
 
 def _mean(readers: Sequence[MapReader], k: int) -> Float32s:

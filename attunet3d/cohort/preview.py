@@ -8,7 +8,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from attunet3d.core import Array, LabelMap, whole_file
@@ -16,9 +15,8 @@ from attunet3d.imaging import Grid, Segmentation, Volume, axis_map, colour_of
 
 WINDOW_HU = (-160.0, 240.0)  # of soft tissue
 OPACITY = 0.45
-HEIGHT = 320  # pixels of each slice
-
-Picture = npt.NDArray[np.uint8]
+HEIGHT = 320  # pixels of the axial slice
+TALLEST = 4 * HEIGHT  # of any slice; a scan that is longer is drawn smaller
 
 
 def draw_preview(path: Path, scan: Volume, segmentation: Segmentation) -> None:
@@ -36,9 +34,16 @@ def draw_preview(path: Path, scan: Volume, segmentation: Segmentation) -> None:
         (hu[:, y].T, labels[:, y].T, (a, c)),
         (hu[x].T, labels[x].T, (b, c)),
     ]
-    pictures = [_drawn(*part) for part in slices]
+    sides = np.array(grid.spacing_mm) * grid.shape
+    scale = min(HEIGHT / sides[1], TALLEST / sides.max())  # pixels per mm, the same in all slices
+    pictures = [_drawn(*part, scale) for part in slices]
+    width, height = sum(part.width for part in pictures), max(part.height for part in pictures)
+    sheet, left = Image.new("RGB", (width, height)), 0
+    for picture in pictures:
+        sheet.paste(picture, (left, (height - picture.height) // 2))
+        left += picture.width
     file = io.BytesIO()
-    Image.fromarray(np.concatenate(pictures, 1)).save(file, "PNG")
+    sheet.save(file, "PNG")
     whole_file.write_bytes(path, file.getvalue())
 
 
@@ -60,15 +65,15 @@ def _busiest(labels: LabelMap) -> list[int]:
     return [int(line.argmax()) if line.any() else len(line) // 2 for line in lines]
 
 
-def _drawn(hu: Array, labels: LabelMap, pixel_mm: tuple[float, float]) -> Picture:
-    """A slice (rows, columns) as RGB, its pixels square and `HEIGHT` of them high."""
+def _drawn(hu: Array, labels: LabelMap, pixel_mm: tuple[float, float], scale: float) -> Image.Image:
+    """A slice (rows, columns) as RGB, with `scale` pixels per mm."""
     low, high = WINDOW_HU
     grey = (hu.astype(np.float32).clip(low, high) - low) / (high - low) * 255
     colours = np.array([(0, 0, 0), *(colour_of(value) for value in range(1, 256))], np.float32)
     share = OPACITY * (labels != 0)[..., None]
     mixed = (1 - share) * grey[..., None] + share * colours[labels]
-    rows, columns = labels.shape
-    width = max(1, round(HEIGHT * columns * pixel_mm[0] / (rows * pixel_mm[1])))
-    size = min(width, 4 * HEIGHT), HEIGHT
-    image = Image.fromarray(np.rint(mixed).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    width, height = (
+        round(n * mm * scale) for n, mm in zip(labels.shape[::-1], pixel_mm, strict=True)
+    )
+    size = max(1, width), max(1, height)
+    return Image.fromarray(np.rint(mixed).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)

@@ -94,10 +94,12 @@ def predicted_case(folder: Path, name: str, content: Mapping[str, Any]) -> Repor
 
 
 def _how(content: Mapping[str, Any]) -> str:
-    mode = {"whole": "one pass over the body", "window": "overlapping windows"}
-    model, seconds = str(content.get("model", ""))[:8], content.get("seconds")
+    modes = {"whole": "one pass over the body", "window": "overlapping windows"}
+    models, seconds = content.get("model"), content.get("seconds")
     taken = sum(filter(None, map(number, seconds.values()))) if isinstance(seconds, dict) else 0
-    return (
-        f"{mode.get(str(content.get('mode')), 'unknown mode')} in {content.get('precision')}"
-        f" on {content.get('device')}, {taken:.1f} s; model {model}"
-    )
+    mode = modes.get(str(content.get("mode")))
+    way = f"{mode} in {content.get('precision')} on {content.get('device')}"
+    if mode is None:  # `export` made it
+        way = "from saved probabilities"
+    known = ", ".join(str(m)[:8] for m in (models if isinstance(models, list) else [models]))
+    return f"{way}, {taken:.1f} s; model {known}"

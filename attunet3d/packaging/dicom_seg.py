@@ -70,7 +70,7 @@ def write_dicom_seg(
         device_serial_number="1",
         series_description="attunet3d segmentation",
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        omit_empty_frames=True,
+        omit_empty_frames=bool(frames.any()),  # an object has at least one frame
     )
     content = io.BytesIO()
     dcmwrite(content, seg, enforce_file_format=True)

@@ -1,6 +1,7 @@
 """A folder of label maps in the form that another program reads: DICOM, 3D Slicer, meshes."""
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from attunet3d.core import (
     whole_file,
 )
 from attunet3d.imaging import find_scans, workspace
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ def writer(name: str) -> Callable[[CaseFiles, Path, Path | None], None]:
             getattr(module, f"write_{form.module}")(target, segmentation, found, __version__)
         elif form.module == "mesh":
             kind = "stl" if name == "mesh" else name.removeprefix("mesh-")
-            module.write_meshes(target, segmentation, kind)
+            if not module.write_meshes(target, segmentation, kind):
+                _log.warning("no voxel is labelled: no mesh", extra={"case": files.case_id})
         else:
             module.write_seg_nrrd(target, segmentation)
 

@@ -58,7 +58,7 @@ def write_meshes(folder: Path, segmentation: Segmentation, form: str = "stl") ->
     """Write a mesh for each label with voxels, as `folder`/NAME.FORM.
 
     Args:
-        folder: Made if it is missing.
+        folder: Made if it is missing and a label has voxels.
         segmentation: A label map on a scan's grid.
         form: "stl", "ply" or "glb"; the latter two keep colours.
 
@@ -68,7 +68,6 @@ def write_meshes(folder: Path, segmentation: Segmentation, form: str = "stl") ->
     Raises:
         WriteError: The disk is full or the folder read-only.
     """
-    whole_file.make_folder(folder)
     written = []
     for value, name in sorted(segmentation.labels.items()):
         mask = segmentation.array == value
@@ -76,7 +75,7 @@ def write_meshes(folder: Path, segmentation: Segmentation, form: str = "stl") ->
             continue
         mesh = surface(mask, segmentation.grid)
         mesh.visual.vertex_colors = [*colour_of(value), 255]
-        path = folder / f"{'_'.join(name.split()).replace('/', '_')}.{form}"
+        path = whole_file.make_folder(folder) / f"{'_'.join(name.split()).replace('/', '_')}.{form}"
         content = mesh.export(file_type=form)
         whole_file.write_bytes(path, content.encode() if isinstance(content, str) else content)
         written.append(path)

@@ -274,3 +274,13 @@ def test_the_patients_right_is_on_the_left_of_the_preview(tmp_path: Path) -> Non
     width = round(HEIGHT * 30 / 26)  # of the axial slice, which comes first
     columns = np.flatnonzero((picture.max(2) - picture.min(2) > 40)[:, :width].any(0))
     assert columns.max() < width / 4
+
+
+def test_all_slices_of_a_preview_have_one_scale(tmp_path: Path) -> None:
+    volume = ball_volume(shape=(60, 40, 3))  # of 2 mm, 3 of them high
+    labels = np.zeros(volume.array.shape, np.uint8, order="F")
+    draw_preview(tmp_path / "p.png", volume, Segmentation(labels, volume.grid, NAMES))
+    with Image.open(tmp_path / "p.png") as picture:
+        width, height = picture.size
+    assert height == HEIGHT
+    assert width == pytest.approx(HEIGHT * (60 + 60 + 40) / 40, abs=2)

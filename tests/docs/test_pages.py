@@ -185,6 +185,15 @@ def test_the_reference_names_every_command_and_setting() -> None:
     assert "`spacing_mm`" in settings
 
 
+def test_the_reference_of_python_has_every_public_name() -> None:
+    face = (ROOT / "attunet3d" / "__init__.pyi").read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    for name in re.findall(r" as (\w+)$", face, re.M):
+        assert re.search(rf"\.{name}$|`{name}`", page, re.M) or name == "UserError", name
+    for path in re.findall(r"^::: (.*)\.(\w+)$", page, re.M):
+        assert hasattr(import_module(path[0]), path[1]), path
+
+
 def test_every_dependency_has_its_reason() -> None:
     import tomllib
 

@@ -162,7 +162,11 @@ def test_the_table_lists_cases_marks_the_bad_and_sorts(opened: Page) -> None:
         "case_b",
         "<b>bold",
     ]
-    assert opened.get_attribute("#cases thead th:nth-child(2)", "aria-sort") == "descending"
+    heading = opened.locator("#cases thead th:nth-child(2)")
+    assert heading.get_attribute("aria-sort") == "descending"
+    mark = "button => getComputedStyle(button, '::after').content"
+    assert "↓" in heading.locator("button").evaluate(mark)
+    assert heading.locator("button").evaluate("button => button === document.activeElement")
 
 
 @in_browser
@@ -198,9 +202,18 @@ def test_wheel_and_keys_change_the_slice(opened: Page) -> None:
     opened.mouse.wheel(0, 120)
     after = opened.inner_text("#position")
     assert after != before
-    opened.focus("#canvas-axial")
+    slider = opened.get_by_role("slider", name="axial slice")
+    below = int(str(slider.get_attribute("aria-valuenow")))
+    slider.focus()
     opened.keyboard.press("ArrowUp")
     assert opened.inner_text("#position") == before
+    assert int(str(slider.get_attribute("aria-valuenow"))) == below - 1
+
+
+@in_browser
+def test_tab_goes_on_in_the_viewer_once_a_case_is_open(opened: Page) -> None:
+    opened.keyboard.press("Tab")
+    assert opened.evaluate("document.activeElement.getAttribute('aria-label')") == "window"
 
 
 @in_browser

@@ -100,11 +100,14 @@ def test_segments_are_coded_and_refer_to_their_study(tmp_path: Path) -> None:
     assert pancreas.SegmentAlgorithmType == "AUTOMATIC"
 
 
-def test_an_empty_label_map_is_written(tmp_path: Path) -> None:
+def test_an_empty_label_map_is_written_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     slices, grid = make_series("axial")
     empty = np.zeros(SHAPE, np.uint8)
     write_dicom_seg(tmp_path / "seg.dcm", segmentation(grid, empty), series(slices), "1.0")
     assert not pydicom.dcmread(tmp_path / "seg.dcm").pixel_array.any()
+    assert not caplog.records
 
 
 def test_a_label_map_of_another_series_is_refused(tmp_path: Path) -> None:

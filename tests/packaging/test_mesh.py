@@ -59,5 +59,7 @@ def test_files_are_read_back_by_name(form: str, tmp_path: Path) -> None:
     labels = {0: "background", 3: "left kidney", 4: "spleen"}
     (path,) = write_meshes(tmp_path / "meshes", Segmentation(array, grid, labels), form)
     assert path.name == f"left_kidney.{form}"
+    assert not write_meshes(tmp_path / "none", Segmentation(array * 0, grid, labels), form)
+    assert not (tmp_path / "none").exists()
     mesh = trimesh.load(path, force="mesh")
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * RADIUS**3, rel=0.02)

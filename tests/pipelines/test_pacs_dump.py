@@ -119,6 +119,17 @@ def test_a_series_is_chosen_among_several(dump: Path, tmp_path: Path) -> None:
     assert export.main([str(out), str(tmp_path / "seg"), "--format", "dicom-seg"]) == 0
 
 
+def test_label_maps_of_another_threshold_know_their_series(dump: Path, tmp_path: Path) -> None:
+    out, low = tmp_path / "out", tmp_path / "other" / "low"
+    assert call(dump / "PAT1", out, "--series", "4", "--save-probabilities") == 0
+    assert export.main([str(out), str(low), "--threshold", "0.2"]) == 0
+    assert export.main([str(low), str(tmp_path / "seg"), "--format", "dicom-seg"]) == 0
+    seg, slice_ = pydicom.dcmread(tmp_path / "seg" / "PAT1.dcm"), dump / "PAT1" / "4_0.dcm"
+    wanted = pydicom.dcmread(slice_).SeriesInstanceUID
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == wanted
+    assert report.main([str(low)]) == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

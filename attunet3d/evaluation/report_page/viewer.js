@@ -5,9 +5,9 @@
 const report = JSON.parse(document.getElementById("report").textContent);
 const element = (id) => document.getElementById(id);
 const PLANES = [
-  { name: "axial", across: 2, column: 0, row: 1 },
-  { name: "coronal", across: 1, column: 0, row: 2 },
-  { name: "sagittal", across: 0, column: 1, row: 2 },
+  { name: "axial", across: 2, column: 0, row: 1, sides: "RLAP" }, // left, right, top, bottom
+  { name: "coronal", across: 1, column: 0, row: 2, sides: "RLSI" },
+  { name: "sagittal", across: 0, column: 1, row: 2, sides: "APSI" },
 ];
 const PRESETS = { "soft tissue": [-160, 240], liver: [-40, 180], lung: [-1000, 200],
   bone: [-300, 1200], wide: [-1000, 1000] };
@@ -126,62 +126,67 @@ function drawCross(context, canvas, plane, width, height) {
   context.moveTo(x, 0); context.lineTo(x, canvas.height);
   context.moveTo(0, y); context.lineTo(canvas.width, y);
   context.stroke();
+  context.fillStyle = "#ddd";
+  [context.shadowColor, context.shadowBlur] = ["#000", 4];
+  context.font = "16px system-ui, sans-serif";
+  [context.textAlign, context.textBaseline] = ["center", "middle"];
+  const [middle, centre] = [canvas.width / 2, canvas.height / 2];
+  const places = [[12, centre], [canvas.width - 12, centre], [middle, 12], [middle, canvas.height - 12]];
+  places.forEach((place, n) => context.fillText(plane.sides[n], ...place));
+  context.shadowBlur = 0;
 }
 
-// The nearest labelled voxel along each pixel's ray, shaded by the slope of its depth.
+// The nearest labelled voxel along each pixel's ray.
 function drawSurfaces(canvas) {
   const { shape, spacing, layers } = state.open, labels = layers[state.layer];
-  const size = 180, image = new ImageData(size, size), depth = new Float32Array(size * size);
-  const kind = new Uint8Array(size * size), step = strides(shape);
+  const size = 180, image = new ImageData(size, size), step = strides(shape);
   const centre = state.open.middle.map((at, axis) => at * spacing[axis]);
   const reach = state.open.reach, scale = reach / size;
   const stride = Math.min(...spacing) * 0.9;
   const [yaw, pitch] = state.turn, [cy, sy] = [Math.cos(yaw), Math.sin(yaw)];
   const [cp, sp] = [Math.cos(pitch), Math.sin(pitch)];
   const right = [cy, sy, 0], down = [-sy * sp, cy * sp, cp], into = [-sy * cp, cy * cp, -sp];
-  depth.fill(Infinity);
+  const light = right.map((part, n) => -(0.4 * part + 0.6 * down[n] + into[n]) / 1.24);
+  const box = spacing.map((mm) => Math.max(1, Math.round((3 * Math.min(...spacing)) / mm)));
   for (let v = 0; v < size; v += 1) {
     for (let u = 0; u < size; u += 1) {
-      const a = (u - size / 2) * scale, b = (v - size / 2) * scale;
+      const a = (u - size / 2) * scale, b = (v - size / 2) * scale, to = 4 * (v * size + u);
+      image.data[to + 3] = 255;
       for (let t = -reach / 2; t < reach / 2; t += stride) {
-        const x = (centre[0] + a * right[0] + b * down[0] + t * into[0]) / spacing[0];
-        const y = (centre[1] + a * right[1] + b * down[1] + t * into[1]) / spacing[1];
-        const z = (centre[2] + a * right[2] + b * down[2] + t * into[2]) / spacing[2];
+        const x = Math.floor((centre[0] + a * right[0] + b * down[0] + t * into[0]) / spacing[0]);
+        const y = Math.floor((centre[1] + a * right[1] + b * down[1] + t * into[1]) / spacing[1]);
+        const z = Math.floor((centre[2] + a * right[2] + b * down[2] + t * into[2]) / spacing[2]);
         if (x < 0 || y < 0 || z < 0 || x >= shape[0] || y >= shape[1] || z >= shape[2]) continue;
-        const value = labels[Math.floor(x) + Math.floor(y) * step[1] + Math.floor(z) * step[2]];
+        const value = labels[x + y * step[1] + z * step[2]];
         if (value && !state.hidden.has(value)) {
-          depth[v * size + u] = t;
-          kind[v * size + u] = value;
+          const shade = 1 - DIMMED + DIMMED * facing([x, y, z], value, box, light);
+          report.colours[value].forEach((part, n) => { image.data[to + n] = part * shade; });
           break;
         }
       }
     }
   }
-  shade(image, depth, kind, size, scale);
   const small = new OffscreenCanvas(size, size);
   small.getContext("2d").putImageData(image, 0, 0);
   canvas.getContext("2d").drawImage(small, 0, 0, canvas.width, canvas.height);
 }
 
-function shade(image, depth, kind, size, scale) {
-  const near = (v, u, other) => { // depth of a neighbour on the same surface, else its own
-    const there = depth[v * size + u];
-    return Math.abs(there - other) < 12 * scale ? there : other;
-  };
-  for (let v = 0; v < size; v += 1) {
-    for (let u = 0; u < size; u += 1) {
-      const at = v * size + u, own = depth[at];
-      image.data[4 * at + 3] = 255;
-      if (!kind[at]) continue;
-      const [l, r] = [Math.max(u - 2, 0), Math.min(u + 2, size - 1)];
-      const [t, b] = [Math.max(v - 2, 0), Math.min(v + 2, size - 1)];
-      const across = (near(v, r, own) - near(v, l, own)) / ((r - l) * scale);
-      const along = (near(b, u, own) - near(t, u, own)) / ((b - t) * scale);
-      const facing = (1 + 0.4 * across + 0.6 * along) / Math.hypot(across, along, 1) / 1.24;
-      const light = 1 - DIMMED + DIMMED * Math.max(0, Math.min(1, facing));
-      report.colours[kind[at]].forEach((part, n) => { image.data[4 * at + n] = part * light; });
+// How far the surface at a voxel faces the light, in [0, 1]: its normal leads away from the mean of
+// the label's voxels nearby, which is smooth where single voxels are steps.
+function facing([x, y, z], value, box, light) {
+  const { shape, spacing, layers } = state.open, labels = layers[state.layer], step = strides(shape);
+  let dx = 0, dy = 0, dz = 0;
+  for (let k = Math.max(z - box[2], 0); k <= Math.min(z + box[2], shape[2] - 1); k += 1) {
+    for (let j = Math.max(y - box[1], 0); j <= Math.min(y + box[1], shape[1] - 1); j += 1) {
+      for (let i = Math.max(x - box[0], 0); i <= Math.min(x + box[0], shape[0] - 1); i += 1) {
+        if (labels[i + j * step[1] + k * step[2]] !== value) continue;
+        dx += i - x; dy += j - y; dz += k - z;
+      }
     }
   }
+  const normal = [-dx * spacing[0], -dy * spacing[1], -dz * spacing[2]];
+  const length = Math.hypot(...normal) || 1;
+  return Math.max(0, normal.reduce((sum, part, n) => sum + part * light[n], 0) / length);
 }
 
 function draw() {
