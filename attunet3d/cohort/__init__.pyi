@@ -5,6 +5,7 @@ from .call import CohortCall as CohortCall
 from .call import CohortOptions as CohortOptions
 from .call import Events as Events
 from .call import ModelOptions as ModelOptions
+from .call import Relay as Relay
 from .call import Shard as Shard
 from .call import read_flags as read_flags
 from .case_writer import CaseMaps as CaseMaps

@@ -149,6 +149,29 @@ class Events:
         """The scan cannot be segmented."""
 
 
+class Relay(Events):
+    """Passes what it hears on to `events`; what a subclass overrides is heard by it alone."""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+
+    def reached(self, case_id: str, share: float) -> None:
+        """Pass it on."""
+        self.events.reached(case_id, share)
+
+    def done(self, case_id: str) -> None:
+        """Pass it on."""
+        self.events.done(case_id)
+
+    def skipped(self, case_id: str) -> None:
+        """Pass it on."""
+        self.events.skipped(case_id)
+
+    def failed(self, case_id: str, reason: str) -> None:
+        """Pass it on."""
+        self.events.failed(case_id, reason)
+
+
 def split_of(flags: Mapping[str, Any]) -> Split:
     """What the models that a command's flags name have seen."""
     return Split.of_models([*flags["model"], *filter(None, [flags["locator"]])])

@@ -1,11 +1,12 @@
 """Files in an object store (`s3://…`) and their copies here, each copied whole or not at all.
 
-A store shows an object when all of it has come; what was sent is read again and its checksum
-compared.
+A store shows an object when all of it has come, a large one when its parts are declared complete;
+what was sent is read again and its checksum compared.
 """
 
 import contextlib
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,10 @@ from attunet3d.core import (
 )
 
 AT_ONCE = 8  # transfers
+PART_BYTES = 8 << 20  # of a large file's upload; what a connection that is cut costs
+IN_PARTS = 2 * PART_BYTES  # size from which s3fs sends a file in parts
 EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs"}  # of this package, by what URLs begin with
+_log = logging.getLogger(__name__)
 
 
 def is_url(text: object) -> bool:
@@ -124,11 +128,42 @@ class ObjectStore:
         with _told(url, "cannot be written", WriteError), path.open("rb") as file:
             wanted = hashlib.file_digest(file, "sha256").digest()
             system, name = _system(url)
-            system.put_file(str(path), name)
-            with system.open(name, "rb") as there:
-                if hashlib.file_digest(there, "sha256").digest() != wanted:
-                    raise OSError("what is there is not what was sent")
+            parts = {"chunksize": PART_BYTES} if url.partition("://")[0] in EXTRAS else {}
+            try:
+                system.put_file(str(path), name, **parts)
+            except Exception:
+                if path.stat().st_size < IN_PARTS or not self._came(url, wanted):
+                    raise
+            if _digest(system, name) != wanted:
+                raise OSError("what is there is not what was sent")
         self._versions[path] = _version(path)
+
+    def _came(self, url: str, wanted: bytes) -> bool:
+        """Whether an upload in parts was completed, and only the answer lost; else discard them."""
+        system, name = _system(url)
+        with contextlib.suppress(Exception):
+            if _digest(system, name) == wanted:
+                return True
+        self.sweep(url)
+        return False
+
+    def sweep(self, url: str) -> None:
+        """Discard the parts of uploads to a URL, or below it, that were never completed.
+
+        S3 keeps, and charges for, what a call that was cut off or killed has sent; other stores
+        forget it by themselves.
+        """
+        system, name = _system(url)
+        if not hasattr(system, "list_multipart_uploads"):
+            return
+        bucket, _, key = name.partition("/")
+        try:
+            found = system.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
+            for upload in found.get("Uploads", []):
+                if f"{upload['Key']}/".startswith(f"{key}/"):
+                    system.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+        except Exception as error:
+            _log.warning("%s: parts of earlier uploads may be left (%s)", url, one_line(error))
 
     def remove(self, path: Path) -> None:
         """Delete a file here and in the store, if that is known to have it."""
@@ -146,6 +181,12 @@ def _system(url: str) -> tuple[Any, str]:
     import fsspec
 
     return fsspec.core.url_to_fs(url, use_listings_cache=False)  # type: ignore[no-any-return]
+
+
+def _digest(system: Any, name: str) -> bytes:
+    """SHA-256 of what the store gives."""
+    with system.open(name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _version(path: Path) -> tuple[int, int]:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d.cohort import outcome, results
-from attunet3d.cohort.call import Events, split_of
+from attunet3d.cohort.call import Events, Relay, split_of
 from attunet3d.cohort.object_store import AT_ONCE, ObjectStore, is_url
 from attunet3d.cohort.run import Engine
 from attunet3d.core import SettingsError, UserError, case_names, whole_file
 from attunet3d.datasets import Manifest, held_out
+from attunet3d.imaging import voxel_files
 
 MODEL_ENDINGS = (".json", ".safetensors")  # what inference reads of a run folder
 TABLES = ("statistics.csv", "report.html", "failures.json")
@@ -52,10 +53,12 @@ def staged(flags: Mapping[str, Any], workspace: Path) -> Iterator[Staged]:
     try:
         yield from _staged(flags, store)
     except UserError as error:
-        text = store.named(str(error))
-        if text == str(error):
-            raise
-        raise type(error)(text) from error
+        told = error.reworded(store.named(str(error)))
+        told.path = error.path and store.named(str(error.path))
+        told.cure = error.cure and store.named(error.cure)
+        if isinstance(error.value, str | Path):
+            told.value = store.named(str(error.value))
+        raise told from error
 
 
 def _staged(flags: Mapping[str, Any], store: ObjectStore) -> Iterator[Staged]:
@@ -75,6 +78,7 @@ def _staged(flags: Mapping[str, Any], store: ObjectStore) -> Iterator[Staged]:
         _fetch_scans(store, here)
     if sends:
         whole_file.make_folder(here["out_dir"])
+        store.sweep(flags["out_dir"])
         store.fetch(store.listed(flags["out_dir"], missing_ok=True))
     yield Staged(here, lambda engine: _sending(engine, store, here["out_dir"], sends))
     if sends:
@@ -95,16 +99,27 @@ def _fetch_model(store: ObjectStore, model: str) -> str:
 def _fetch_scans(store: ObjectStore, flags: Mapping[str, Any]) -> None:
     """Copy the scans here: all of INPUT, or those of a manifest that are asked for."""
     source, url = flags["input"], store.url(flags["input"])
-    if source.suffix.lower() != ".json":
-        store.fetch(store.listed(url), patient=True)
-        return
-    store.fetch([url])
-    split = split_of(flags)
-    manifest = Manifest.load(source, flags["root"])
-    cases = held_out(manifest, split, fold=flags["fold"], everything=flags["all"])
-    scans = [store.url(case.image) for case in cases if store.folder in case.image.parents]
-    listed = (store.listed(scan, missing_ok=True) for scan in scans)
+    if source.suffix.lower() == ".json":
+        store.fetch([url])
+        split = split_of(flags)
+        manifest = Manifest.load(source, flags["root"])
+        cases = held_out(manifest, split, fold=flags["fold"], everything=flags["all"])
+        scans = [case.image for case in cases if store.folder in case.image.parents]
+        urls = [name for scan in scans for name in store.listed(store.url(scan), missing_ok=True)]
+    else:
+        urls = store.listed(url)
+    store.fetch(urls, patient=True)
+    beside = [path for url in urls for path in _voxel_files(store.path(url))]
+    listed = (store.listed(store.url(path), missing_ok=True) for path in beside)
     store.fetch((name for names in listed for name in names), patient=True)
+
+
+def _voxel_files(scan: Path) -> list[Path]:
+    """The files that a header may name for its voxels."""
+    try:
+        return voxel_files(scan)
+    except (UserError, OSError):  # which reading the scan tells
+        return []
 
 
 def _send_case(store: ObjectStore, files: results.CaseFiles) -> None:
@@ -129,26 +144,27 @@ def _send_tables(store: ObjectStore, folder: Path) -> None:
             store.remove(path)
 
 
-class _Sending(Events):
+class _Sending(Relay):
     """Sends the results of each case before it tells that the case is done."""
 
     def __init__(self, store: ObjectStore, out_dir: Path, events: Events, pool: ThreadPoolExecutor):
-        self._store, self._out_dir, self._events, self._pool = store, out_dir, events, pool
+        super().__init__(events)
+        self._store, self._out_dir, self._pool = store, out_dir, pool
         self._lock = threading.Lock()
 
     def reached(self, case_id: str, share: float) -> None:
         with self._lock:
-            self._events.reached(case_id, share)
+            super().reached(case_id, share)
 
     def failed(self, case_id: str, reason: str) -> None:
         with self._lock:
-            self._events.failed(case_id, self._store.named(reason))
+            super().failed(case_id, self._store.named(reason))
 
     def done(self, case_id: str) -> None:
-        self._pool.submit(self._send, case_id, self._events.done)
+        self._pool.submit(self._send, case_id, super().done)
 
     def skipped(self, case_id: str) -> None:
-        self._pool.submit(self._send, case_id, self._events.skipped)
+        self._pool.submit(self._send, case_id, super().skipped)
 
     def _send(self, case_id: str, tell: Callable[[str], None]) -> None:
         files = results.case_files(self._out_dir, case_id)
@@ -169,11 +185,8 @@ def _sending(engine: Engine, store: ObjectStore, out_dir: Path, sends: bool) -> 
         """Fail the scans that were not fetched, and segment the others."""
         there = {}
         for case_id, paths in found.items():
-            lost = [
-                why
-                for path, why in store.failed.items()
-                if any(path == scan or scan in path.parents for scan in paths)
-            ]
+            parts = {part for scan in paths for part in (scan, *_voxel_files(scan))}
+            lost = [why for path, why in store.failed.items() if parts & {path, *path.parents}]
             if lost:
                 events.failed(case_id, lost[0])
             else:

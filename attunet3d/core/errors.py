@@ -78,10 +78,20 @@ class UserError(ValueError):
             >>> str(DataError("has no voxel", cure="check it").within("case pancreas_001"))
             'case pancreas_001: has no voxel; check it'
         """
-        error = type(self)(f"{place}: {self}")
-        error.path, error.value, error.cure = self.path, self.value, self.cure
+        error = self.reworded(f"{place}: {self}")
         if error.path is None and isinstance(place, Path):
             error.path = place
+        return error
+
+    def reworded(self, line: str) -> Self:
+        """The same error with another line.
+
+        Example:
+            >>> str(DataError("is empty", path="/tmp/x1/a.nii").reworded("a.nii: is empty"))
+            'a.nii: is empty'
+        """
+        error = type(self)(line)
+        error.path, error.value, error.cure = self.path, self.value, self.cure
         return error
 
 

@@ -38,6 +38,7 @@ from .scan_check import scan_warnings as scan_warnings
 from .scan_folder import find_scans as find_scans
 from .scan_folder import is_temporary as is_temporary
 from .scan_folder import parts_of as parts_of
+from .scan_folder import voxel_files as voxel_files
 from .scan_folder import workspace as workspace
 from .straightening import straightened as straightened
 from .summary import scan_summary as scan_summary

@@ -116,6 +116,16 @@ def pair_of(path: Path) -> list[Path]:
     return [path] if voxels == path else [path, voxels]
 
 
+def voxel_files(path: Path) -> list[Path]:
+    """The file, there or not, that a MetaImage or NRRD header names for the voxels, if it does.
+
+    Raises:
+        DataError: It would not lie beside the header.
+    """
+    voxels = _named(path, _header(path))
+    return [] if voxels == path else [voxels]
+
+
 def _header(path: Path) -> bytes:
     with path.open("rb") as file:
         text = file.read(HEADER_BYTES)
@@ -125,17 +135,24 @@ def _header(path: Path) -> bytes:
 
 
 def _voxel_file(path: Path, header: bytes) -> Path:
-    named = VOXELS_ENTRY.search(header)
-    return path if named is None or named[1].upper() == b"LOCAL" else _beside(path, named[1])
-
-
-def _beside(path: Path, name: bytes) -> Path:
-    """The file in the folder of `path` to which its header refers."""
-    # LIST is not a name: it announces a list of paths, which may lead anywhere.
-    plain = re.fullmatch(rb"\w[\w .+-]*", name) and not name.upper().startswith(b"LIST")
-    voxels = path.parent / name.decode("ascii") if plain else path
-    inside = plain and voxels.is_file() and voxels.resolve().parent == path.resolve().parent
-    if not inside:
-        rule = "its voxels must be in the file itself or in one beside it"
-        raise DataError(rule, path=path, cure="convert the scan to a single file")
+    """The file itself, or the one in its folder to which its header refers."""
+    voxels = _named(path, header)
+    if not voxels.is_file() or voxels.resolve().parent != path.resolve().parent:
+        raise _elsewhere(path)
     return voxels
+
+
+def _named(path: Path, header: bytes) -> Path:
+    """As `_voxel_file`, whether it is there or not."""
+    named = VOXELS_ENTRY.search(header)
+    if named is None or named[1].upper() == b"LOCAL":
+        return path
+    # LIST is not a name: it announces a list of paths, which may lead anywhere.
+    if not re.fullmatch(rb"\w[\w .+-]*", named[1]) or named[1].upper().startswith(b"LIST"):
+        raise _elsewhere(path)
+    return path.parent / named[1].decode("ascii")
+
+
+def _elsewhere(path: Path) -> DataError:
+    rule = "its voxels must be in the file itself or in one beside it"
+    return DataError(rule, path=path, cure="convert the scan to a single file")

@@ -98,13 +98,19 @@ def _begin(
 
 def pair_of(path: Path) -> list[Path]:
     """The files of one scan: the file itself, or the `.hdr` and the `.img` of a pair."""
+    images = voxel_files(path)
+    there = [image for image in images if image.exists()]
+    return [path, *(there or images)[:1]]
+
+
+def voxel_files(path: Path) -> list[Path]:
+    """The names that the `.img` of a `.hdr` may have, the usual one first; none for other files."""
     for ending in (".hdr", ".hdr.gz"):
         if path.name.lower().endswith(ending):
             stem = path.name[: -len(ending)]
             endings = (".img", ".img.gz", ".IMG", ".IMG.GZ")
-            images = [path.with_name(stem + end) for end in endings]
-            return [path, next((image for image in images if image.exists()), images[0])]
-    return [path]
+            return [path.with_name(stem + end) for end in endings]
+    return []
 
 
 def _scaled(raw: Array, header: NiftiHeader) -> Array:

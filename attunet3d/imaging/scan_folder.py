@@ -95,6 +95,24 @@ def parts_of(scan: Path) -> list[Path]:
     return nifti.pair_of(scan)
 
 
+def voxel_files(scan: Path) -> list[Path]:
+    """The names that a file with a scan's voxels may have, beside its header; there or not.
+
+    Empty where the scan is one file or a folder.
+
+    Raises:
+        OSError: A header cannot be read.
+        DataError: The voxels that a MetaImage or NRRD header names do not lie beside it.
+
+    Example:
+        >>> [path.name for path in voxel_files(Path("ct.hdr"))][:2], voxel_files(Path("ct.nii"))
+        (['ct.img', 'ct.img.gz'], [])
+    """
+    if scan.is_file() and scan.name.lower().endswith(itk_image.ENDINGS):
+        return itk_image.voxel_files(scan)
+    return nifti.voxel_files(scan)
+
+
 def _unpacked(archive: Path, workspace: Path) -> Path:
     folder = workspace / "archive" / (archive.stem or "archive")
     folder.mkdir(parents=True)

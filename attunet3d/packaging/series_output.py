@@ -7,7 +7,7 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import SegmentationStorage
 
-from attunet3d.cohort import CohortCall, Engine, Events, case_files, reason
+from attunet3d.cohort import CohortCall, Engine, Events, Relay, case_files, reason
 from attunet3d.core import DataError, WriteError
 from attunet3d.packaging.label_maps import writer
 
@@ -25,23 +25,18 @@ def with_dicom_seg(engine: Engine, call: CohortCall) -> Engine:
         return engine
     write = writer("dicom-seg")
 
-    class _Writing(Events):
+    class _Writing(Relay):
         def __init__(self, found: Mapping[str, list[Path]], events: Events) -> None:
-            self._found, self._events = found, events
-
-        def reached(self, case_id: str, share: float) -> None:
-            self._events.reached(case_id, share)
-
-        def failed(self, case_id: str, why: str) -> None:
-            self._events.failed(case_id, why)
+            super().__init__(events)
+            self._found = found
 
         def done(self, case_id: str) -> None:
             if self._written(case_id):
-                self._events.done(case_id)
+                self.events.done(case_id)
 
         def skipped(self, case_id: str) -> None:
             if self._written(case_id):
-                self._events.skipped(case_id)
+                self.events.skipped(case_id)
 
         def _written(self, case_id: str) -> bool:
             files, (scan, *_) = case_files(call.out_dir, case_id), self._found[case_id]
@@ -53,7 +48,7 @@ def with_dicom_seg(engine: Engine, call: CohortCall) -> Engine:
                         raise DataError(rule, path=scan, cure="leave --dicom-seg out")
                     write(files, target, scan)
             except Exception as error:
-                self._events.failed(case_id, reason(error))
+                self.events.failed(case_id, reason(error))
                 return False
             return True
 

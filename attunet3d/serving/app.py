@@ -12,7 +12,6 @@ GET    /health, /ready, /metrics, /
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -48,6 +47,7 @@ class AppOptions:
         most_bytes: Largest upload.
         most_unpacked_bytes: What an archive may unpack to.
         silence_s: Seconds after which a client that sends nothing is cut off.
+        upload_s: Seconds that an upload may take.
         grace_s: Seconds that running jobs get when the server is stopped.
     """
 
@@ -55,6 +55,7 @@ class AppOptions:
     most_bytes: int = 1 << 30
     most_unpacked_bytes: int = 4 << 30
     silence_s: float = 20
+    upload_s: float = 900
     grace_s: float = 60
 
 
@@ -68,6 +69,10 @@ class JobState(BaseModel):
     started: float | None
     ended: float | None
     error: str | None
+    share: float
+    """Of the segmentation that is done, from 0 to 1."""
+    results: list[str]
+    """What can be fetched, by the end of its address."""
 
 
 JobId = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_-]{22}$", description="from POST /jobs")]
@@ -155,7 +160,7 @@ def _add_submission(
         openapi_extra={"requestBody": {**body, "required": True}},
         responses={
             401: ANSWERS[401],
-            408: {"description": "The client stopped sending."},
+            408: {"description": "The client sent too slowly, or stopped."},
             413: {"description": "The upload is too large."},
             422: {"description": "The upload is not a scan."},
             429: {"description": "The queue is full; try again later."},
@@ -220,7 +225,7 @@ def _add_results(app: FastAPI, queue: JobQueue, signed: Any) -> None:
                 path = await run_in_threadpool(make, scan, queue.result(job_id))
             except UserError as error:
                 raise HTTPException(409, str(error)) from None
-            left = max(0, int((job.ended or 0) + queue.limits.keep_s - time.time()))
+            left = max(0, int(queue.seconds_kept(job)))
             kept = {"Cache-Control": f"private, max-age={left}"}
             return FileResponse(path, media_type=media_type, filename=file, headers=kept)
 
@@ -248,18 +253,20 @@ def _signed(token: str | None) -> Callable[..., Awaitable[None]]:
 async def _receive(request: Request, path: Path, options: AppOptions) -> None:
     """Write the request's body to a file, as it comes and no more than is allowed."""
     size, stream = 0, request.stream().__aiter__()
-    with path.open("wb") as file:
-        while True:
-            try:
-                part = await asyncio.wait_for(anext(stream), options.silence_s)
-            except StopAsyncIteration:
-                break
-            except TimeoutError:
-                raise HTTPException(408, "nothing came for too long") from None
-            size += len(part)
-            if size > options.most_bytes:
-                raise HTTPException(413, f"more than {options.most_bytes} bytes")
-            await run_in_threadpool(file.write, part)
+    try:
+        with path.open("wb") as file:
+            async with asyncio.timeout(options.upload_s):
+                while True:
+                    part = await asyncio.wait_for(anext(stream), options.silence_s)
+                    size += len(part)
+                    if size > options.most_bytes:
+                        raise HTTPException(413, f"more than {options.most_bytes} bytes")
+                    await run_in_threadpool(file.write, part)
+    except StopAsyncIteration:
+        return
+    except TimeoutError:
+        longest = f"{options.silence_s:g} s without a byte, or {options.upload_s:g} s in all"
+        raise HTTPException(408, f"the upload took too long: {longest}") from None
 
 
 async def _forget_old(queue: JobQueue) -> None:
@@ -284,4 +291,6 @@ def _state(queue: JobQueue, job: Job) -> JobState:
         started=job.started,
         ended=job.ended,
         error=job.error,
+        share=job.share,
+        results=outputs.kinds(queue.folder / job.id / job.scan) if job.state == "done" else [],
     )

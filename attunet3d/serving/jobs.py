@@ -6,6 +6,7 @@ has not finished as it is, and the next one with the same folder goes on with it
 
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -37,6 +38,7 @@ class Job:
         started: When a worker took it.
         ended: When it ended.
         error: Why it failed.
+        share: How much of it is done, from 0 to 1; not kept on disk while it runs.
     """
 
     id: str
@@ -46,6 +48,7 @@ class Job:
     started: float | None = None
     ended: float | None = None
     error: str | None = None
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class JobQueue:
         for path in sorted(self.folder.glob("*/job.json")):
             job = Job(**json.loads(path.read_text(encoding="utf-8")))
             if job.state not in ENDED:
-                job = replace(job, state="queued", started=None)
+                job = replace(job, state="queued", started=None, share=0.0)
                 self._waiting.append(job.id)
             self._jobs[job.id] = job
         for thread in self._threads:
@@ -188,11 +191,14 @@ class JobQueue:
 
     def forget_old(self) -> None:
         """Delete what ended longer ago than results are kept."""
-        oldest = time.time() - self.limits.keep_s
         with self._changed:
-            old = [job.id for job in self._jobs.values() if (job.ended or oldest + 1) < oldest]
+            old = [job.id for job in self._jobs.values() if self.seconds_kept(job) < 0]
         for job_id in old:
             self.cancel(job_id)
+
+    def seconds_kept(self, job: Job) -> float:
+        """How long its result will still be kept; below 0 it is due to be deleted."""
+        return math.inf if job.ended is None else job.ended + self.limits.keep_s - time.time()
 
     def _run(self, worker: Worker) -> None:
         while True:
@@ -213,12 +219,17 @@ class JobQueue:
         def unwanted() -> bool:
             return self._jobs.get(job_id, job).state == "cancelled"
 
+        def reached(share: float) -> None:
+            with self._changed:
+                if (known := self._jobs.get(job_id)) is not None and known.state == "running":
+                    self._jobs[job_id] = replace(known, share=share)
+
         try:
             error = worker.segment(
-                folder / job.scan, folder / "result", self.limits.seconds, unwanted
+                folder / job.scan, folder / "result", self.limits.seconds, unwanted, reached
             )
         except Exception as failure:  # ours: the job must end, and the others go on
-            _log.exception("job %s", job_id)
+            _log.exception("job=%s", job_id)
             error = f"internal error ({type(failure).__name__})"
         if self._closing and error is not None and not unwanted():
             return  # killed with the server: it stays on disk as running, and is taken up again
@@ -233,7 +244,7 @@ class JobQueue:
         ended = replace(job, state=state, error=error, ended=time.time())
         self._save(ended)
         seconds = ended.ended - (job.started or job.submitted) if ended.ended else 0.0
-        _log.info("job %s %s after %.1f s", job_id, state, seconds)
+        _log.info("job=%s state=%s seconds=%.1f", job_id, state, seconds)
         return ended
 
     def _save(self, job: Job, instead_of: State | None = None) -> bool:
@@ -247,6 +258,6 @@ class JobQueue:
             except (
                 UserError
             ) as error:  # a full disk: the job goes on, a restart will not know of it
-                _log.error("job %s: %s", job.id, error)
+                _log.error("job=%s error=%s", job.id, error)
             self._jobs[job.id] = job
         return True

@@ -54,6 +54,11 @@ def _report(scan: Path, result: Path) -> Path:
     return path
 
 
+def kinds(scan: Path) -> list[str]:
+    """Names of the forms that there are for a scan: a DICOM Segmentation needs a series."""
+    return [kind.name for kind in KINDS if kind.make is not _dicom_seg or scan.is_dir()]
+
+
 KINDS = (
     Kind("label-map", _label_map, "application/gzip", "segmentation.nii.gz"),
     Kind("sidecar", _sidecar, "application/json", "segmentation.json"),

@@ -11,8 +11,12 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from attunet3d.cohort import ModelOptions
+from attunet3d.cohort import ModelOptions, Relay
+
+if TYPE_CHECKING:
+    from attunet3d.inference import Predictor
 
 POLL_S = 0.05
 
@@ -49,7 +53,12 @@ class Worker:
             raise RuntimeError("the worker ended while it loaded the model") from None
 
     def segment(
-        self, scan: Path, out_dir: Path, limit_s: float, unwanted: Callable[[], bool]
+        self,
+        scan: Path,
+        out_dir: Path,
+        limit_s: float,
+        unwanted: Callable[[], bool],
+        reached: Callable[[float], None],
     ) -> str | None:
         """Segment a scan into `out_dir`, as `attunet3d infer` does.
 
@@ -58,6 +67,7 @@ class Worker:
             out_dir: Where label map and sidecar are written, as `scan.nii.gz` and `scan.json`.
             limit_s: Seconds after which the process is killed.
             unwanted: Asked now and then; once it is true the process is killed.
+            reached: Told now and then which share of the scan is done, from 0 to 1.
 
         Returns:
             None when it is done, otherwise why it failed.
@@ -70,18 +80,22 @@ class Worker:
         ends = time.monotonic() + limit_s
         try:
             self._pipe.send((scan, out_dir))
-            while not self._pipe.poll(POLL_S):
+            while True:
+                if self._pipe.poll(POLL_S):
+                    share, why = self._pipe.recv()
+                    if share is None:
+                        failure: str | None = why
+                        return failure
+                    reached(share)
                 if unwanted():
                     self.kill()
                     return "cancelled"
                 if time.monotonic() > ends:
                     self.kill()
                     return f"took longer than {limit_s:g} s and was stopped"
-            answer: str | None = self._pipe.recv()
         except (EOFError, OSError):
             self.kill()
             return "the process that segmented it ended; it may have run out of memory"
-        return answer
 
     def kill(self) -> None:
         """End the process at once; the next scan starts another."""
@@ -96,7 +110,6 @@ class Worker:
 def _work(options: ModelOptions, pipe: Connection) -> None:
     """The process: load the model, then segment what the pipe names until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when its workers end
-    from attunet3d.cohort import segment_cohort
     from attunet3d.core import keep_freed_memory
 
     keep_freed_memory()
@@ -107,5 +120,18 @@ def _work(options: ModelOptions, pipe: Connection) -> None:
             scan, out_dir = pipe.recv()
         except EOFError:
             return
-        outcome = segment_cohort(predictor, [("scan", scan)], out_dir)
-        pipe.send(outcome.failures.get("scan"))
+        pipe.send((None, _segment(predictor, scan, out_dir, pipe)))
+
+
+def _segment(predictor: "Predictor", scan: Path, out_dir: Path, pipe: Connection) -> str | None:
+    """Segment a scan, telling the pipe (share, None) meanwhile; why it failed, if it did."""
+    from attunet3d.cohort import CohortCall, here, segment_call
+
+    class _Telling(Relay):
+        def reached(self, case_id: str, share: float) -> None:
+            pipe.send((share, None))
+
+    call = CohortCall(cases=[("scan", scan)], out_dir=out_dir)
+    engine = here(predictor, call)
+    outcome = segment_call(call, lambda found, events: engine(found, _Telling(events)))
+    return outcome.failures.get("scan")

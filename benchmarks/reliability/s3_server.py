@@ -12,11 +12,9 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 HOST, BUCKET = "127.0.0.1", "hospital"
-CHUNK = 2048
 
 
 def free_port() -> int:
@@ -36,7 +34,7 @@ def environment(port: int) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_MAX_ATTEMPTS": "2",
+        "AWS_MAX_ATTEMPTS": "1",  # s3fs tries again by itself
     }
 
 
@@ -88,6 +86,14 @@ class S3Server:
         """Delete an object."""
         self._ask("DELETE", f"{BUCKET}/{key}")
 
+    def begin_upload(self, key: str) -> None:
+        """Begin an upload in parts, as a call that is killed before it completes it."""
+        self._ask("POST", f"{BUCKET}/{key}?uploads")
+
+    def unfinished(self) -> list[str]:
+        """Keys of the uploads that were begun and neither completed nor aborted."""
+        return re.findall("<Key>([^<]+)</Key>", self._ask("GET", f"{BUCKET}?uploads").decode())
+
     def objects(self, prefix: str) -> dict[str, bytes]:
         """The objects below a prefix, by the rest of their key."""
         listing = self._ask("GET", f"{BUCKET}?list-type=2&max-keys=1000&prefix={prefix}/").decode()
@@ -104,7 +110,8 @@ class Proxy:
             None: no limit.
         connection: Bytes after which each connection is cut, for as often as `cuts`.
         cuts: Connections that are cut so.
-        delay_s: Seconds that it waits with every 2 kB of an answer.
+        delay_s: Seconds that it waits with every chunk of an answer.
+        chunk: Bytes that it passes on at once.
     """
 
     def __init__(
@@ -115,9 +122,10 @@ class Proxy:
         connection: int | None = None,
         cuts: int = 0,
         delay_s: float = 0,
+        chunk: int = 2048,
     ) -> None:
         self._target, self.budget, self.connection = port, budget, connection
-        self.cuts, self.delay_s = cuts, delay_s
+        self.cuts, self.delay_s, self._chunk = cuts, delay_s, chunk
         self.was_cut = 0
         self._lock = threading.Lock()
 
@@ -142,7 +150,7 @@ class Proxy:
     def _pass_on(self, pair: "_Pair", back: bool) -> None:
         source, target = (pair.server, pair.client) if back else (pair.client, pair.server)
         with contextlib.suppress(OSError):
-            for part in _parts(source):
+            while part := source.recv(self._chunk):
                 if back and self.delay_s:
                     time.sleep(self.delay_s)
                 if not self._allows(pair, len(part)):
@@ -176,8 +184,3 @@ class _Pair:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
                 end.close()
-
-
-def _parts(source: socket.socket) -> Iterator[bytes]:
-    while part := source.recv(CHUNK):
-        yield part

@@ -1,6 +1,6 @@
 """Scans per second against workers: measured on this machine, and simulated beyond.
 
-    python -m benchmarks.scale.throughput [--scans N] [--out FOLDER]
+    python -m benchmarks.scale.throughput [--scans N]
 
 `attunet3d infer` segments the same scans with 1 and with 2 processes on the CPU, one thread each;
 the rate is that between the first and the last result, so start-up does not count. The simulation
@@ -86,13 +86,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scans", type=int, default=40)
     parser.add_argument("--out", type=Path, default=measure.RESULTS)
+    figure = Path(__file__).parents[2] / "docs" / "throughput.png"
+    parser.add_argument("--figure", type=Path, default=figure)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         found = measured(Path(folder), options.scans)
     beyond = simulated(found)
     print(json.dumps({**found, "simulated": beyond}, indent=1))
-    draw(found, beyond, options.out / "throughput.png")
-    print(measure.save("throughput", {**found, "simulated": beyond}, options.out))
+    draw(found, beyond, options.figure)
+    command = f"python -m benchmarks.scale.throughput --scans {options.scans}"
+    content = {"command": command, **found, "simulated": beyond}
+    print(measure.save("throughput", content, options.out))
     return 0
 
 

@@ -8,6 +8,8 @@ from attunet3d.pipelines import infer
 from benchmarks.reliability import inputs
 from tests.known_network import write_scan
 
+CASES = 4
+
 
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
@@ -27,3 +29,14 @@ def write_and_segment(folder: Path, cases: int) -> Path:
     names = [str(folder / name) for name in ("model.safetensors", "scans", "alone")]
     assert infer.main([*names, "--device", "cpu"]) == 1
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, scans of which one cannot be read, and what a call makes of them here."""
+    return write_and_segment(tmp_path_factory.mktemp("here"), CASES)
+
+
+def maps(folder: Path) -> dict[str, bytes]:
+    """The label maps of a folder."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")}

@@ -24,6 +24,7 @@ from attunet3d.imaging import Volume
 from attunet3d.inference import Predictor
 from attunet3d.models import build_network, save_model
 from attunet3d.pipelines import infer
+from tests.cohort.conftest import maps
 from tests.known_network import ball, write_scan
 
 CASES = [f"case_{number:02}" for number in range(8)]
@@ -56,10 +57,6 @@ def alone(scans: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("alone")
     assert infer.main([str(model), str(scans), str(out), "--device", "cpu"]) == 1
     return maps(out)
-
-
-def maps(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")}
 
 
 def failures(folder: Path) -> Any:

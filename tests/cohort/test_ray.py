@@ -17,17 +17,13 @@ import pytest
 from attunet3d.cohort.ray_engine import Place, workers
 from attunet3d.core import DeviceError, SettingsError
 from attunet3d.pipelines import infer
-from tests.cohort.conftest import write_and_segment
+from tests.cohort.conftest import maps, write_and_segment
 
 CASES = 8
 ENVIRONMENT = {**os.environ, "RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled"}
 needs_ray = pytest.mark.skipif(
     not Path(sys.executable).with_name("ray").exists(), reason="the extra [ray] is not installed"
 )
-
-
-def maps(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")}
 
 
 @pytest.fixture(scope="module")

@@ -1,32 +1,17 @@
 """Scans and results in object stores: nothing torn counts as done, and the next call goes on."""
 
-import hashlib
-import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
+import SimpleITK
 
 from attunet3d.cohort.object_store import ObjectStore, is_url
 from attunet3d.core import DataError, FileError, SettingsError, WriteError
 from attunet3d.pipelines import infer
-from benchmarks.reliability.s3_server import BUCKET, Proxy, S3Server, environment
-from tests.cohort.conftest import write_and_segment
-
-CASES = 4
-needs_s3 = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("moto", "s3fs"))), reason="the extra [s3] is missing"
-)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, scans of which one cannot be read, and what a call makes of them here."""
-    return write_and_segment(tmp_path_factory.mktemp("here"), CASES)
+from tests.cohort.conftest import CASES, maps
 
 
 @pytest.fixture
@@ -39,10 +24,6 @@ def memory(folder: Path) -> Iterator[fsspec.AbstractFileSystem]:
     yield system
     system.store.clear()
     system.pseudo_dirs[:] = [""]
-
-
-def maps(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "alone").glob("*.nii.gz")}
 
 
 def call(*arguments: str) -> int:
@@ -59,7 +40,7 @@ def test_results_are_those_of_a_call_here_and_what_is_missing_is_done(
     assert call(*MEMORY) == 1
     names = {name.removeprefix("/out/labels/") for name in memory.find("/out")}
     assert names == {path.name for path in (folder / "alone").iterdir()}
-    for name, content in maps(folder).items():
+    for name, content in maps(folder / "alone").items():
         assert memory.cat_file(f"/out/labels/{name}") == content
     failures = json.loads(memory.cat_file("/out/labels/failures.json"))
     assert failures["text"].startswith("memory://in/text.nii.gz: is not a NIfTI file")
@@ -83,6 +64,38 @@ def test_a_manifest_in_a_store_names_scans_beside_it(memory: fsspec.AbstractFile
     assert [name for name in memory.find("/out") if name.endswith("gz")] == [
         "/out/labels/one.nii.gz"
     ]
+
+
+@pytest.mark.parametrize(
+    ("ending", "other"), [("mhd", "raw"), ("mhd", "zraw"), ("nhdr", "raw"), ("hdr", "img")]
+)
+def test_voxels_in_a_file_of_their_own_are_fetched_with_their_header(
+    folder: Path, memory: fsspec.AbstractFileSystem, tmp_path: Path, ending: str, other: str
+) -> None:
+    image = SimpleITK.ReadImage(str(folder / "scans" / "scan_0.nii.gz"))
+    SimpleITK.WriteImage(image, str(tmp_path / f"a.{ending}"), useCompression=other == "zraw")
+    for path in tmp_path.iterdir():
+        memory.pipe_file(f"/pairs/{path.name}", path.read_bytes())
+    case = {"id": "one", "image": f"a.{ending}"}
+    content = {"name": "two", "labels": {"0": "background", "1": "noise"}, "test": [case]}
+    memory.pipe_file("/pairs/cases.json", json.dumps(content).encode())
+    assert call(MEMORY[0], "memory://pairs/cases.json", MEMORY[2]) == 0
+    assert memory.exists("/out/labels/one.nii.gz")
+    memory.rm_file(f"/pairs/a.{other}")
+    assert call(MEMORY[0], "memory://pairs/cases.json", "memory://out/torn") == 1
+    failure = json.loads(memory.cat_file("/out/torn/failures.json"))["one"]
+    assert failure.startswith(f"memory://pairs/a.{ending}")
+
+
+def test_an_error_keeps_its_value_and_cure_and_names_the_url(
+    memory: fsspec.AbstractFileSystem,
+) -> None:
+    memory.pipe_file("/in/cases.json", b"[]")
+    with pytest.raises(DataError, match=r"^memory://in/cases\.json: ") as caught:
+        call(MEMORY[0], "memory://in/cases.json", MEMORY[2])
+    assert str(caught.value.path) == "memory://in/cases.json"
+    assert caught.value.cure is not None
+    assert caught.value.cure in str(caught.value)
 
 
 def test_what_is_damaged_on_its_way_is_told_and_the_case_is_not_done(
@@ -138,68 +151,6 @@ def test_no_object_leads_out_of_the_folder_of_copies(
 def test_a_shard_needs_a_folder_of_its_own(memory: fsspec.AbstractFileSystem) -> None:
     with pytest.raises(SettingsError, match="which has no locks"):
         call(*MEMORY, "--shard", "1/2")
-
-
-# --- S3 over HTTP ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[S3Server]:
-    with S3Server() as server:
-        server.put_folder("in", folder / "scans")
-        server.put("model.safetensors", (folder / "model.safetensors").read_bytes())
-        yield server
-
-
-def infer_s3(port: int, out: str) -> tuple[int, str]:
-    names = [f"s3://{BUCKET}/{name}" for name in ("model.safetensors", "in", out)]
-    command = [sys.executable, "-m", "attunet3d", "infer", *names, "--device", "cpu"]
-    done = subprocess.run(
-        command, env=environment(port), stderr=subprocess.PIPE, encoding="utf-8", timeout=300
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stderr
-
-
-def finished(server: S3Server, out: str, wanted: dict[str, bytes]) -> int:
-    """How many cases count as done; each must be whole."""
-    objects = server.objects(out)
-    sidecars = [name for name in objects if name.startswith("scan_") and name.endswith(".json")]
-    for name in sidecars:
-        for part, checksum in json.loads(objects[name])["files"].items():
-            assert hashlib.sha256(objects[part]).hexdigest() == checksum
-            assert objects[part] == wanted[part]
-    return len(sidecars)
-
-
-@needs_s3
-def test_a_network_that_fails_midway_leaves_nothing_torn_and_the_next_call_goes_on(
-    folder: Path, server: S3Server
-) -> None:
-    scans = sum(path.stat().st_size for path in (folder / "scans").iterdir())
-    model = (folder / "model.safetensors").stat().st_size
-    with Proxy(server.port, budget=scans + model + 40_000) as proxy:
-        status, said = infer_s3(proxy.port, "cut")
-    assert proxy.was_cut
-    assert status in (1, 2), said
-    before = finished(server, "cut", maps(folder))
-    assert before < CASES
-    status, said = infer_s3(server.port, "cut")
-    assert status == 1
-    assert finished(server, "cut", maps(folder)) == CASES
-    assert not [name for name in server.objects("cut") if name.startswith(".")]
-
-
-@needs_s3
-def test_connections_that_are_cut_now_and_then_and_slow_answers_cost_only_time(
-    folder: Path, server: S3Server
-) -> None:
-    with Proxy(server.port, connection=20_000, cuts=4, delay_s=0.002) as proxy:
-        status, said = infer_s3(proxy.port, "slow")
-    assert proxy.was_cut == 4
-    assert status == 1, said
-    assert f"{CASES} done, 1 failed" in said
-    assert finished(server, "slow", maps(folder)) == CASES
 
 
 def test_an_error_of_the_store_is_one_of_writing(

@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,15 @@ class Worker:
             self.go.set()
 
     def segment(
-        self, scan: Path, out_dir: Path, limit_s: int, unwanted: Callable[..., Any]
+        self,
+        scan: Path,
+        out_dir: Path,
+        limit_s: int,
+        unwanted: Callable[..., Any],
+        reached: Callable[[float], None],
     ) -> str | None:
         self.scans.append(scan.read_text())
+        reached(0.25)
         while not self.go.wait(0.005):
             if unwanted():
                 return "cancelled"
@@ -142,6 +148,8 @@ def test_a_restarted_queue_goes_on_with_what_was_left(started: Callable[..., Any
     queue = started(first)
     running, waiting = submit(queue, "a"), submit(queue, "b")
     wait(queue, running, "running")
+    while queue.get(running).share != 0.25:
+        time.sleep(0.002)
     queue.close(0)
     assert first.killed == 1
     states = [
@@ -189,6 +197,36 @@ def test_a_result_says_how_long_it_is_kept(started: Callable[..., Any], tmp_path
     answer = asyncio.run(fetch())
     assert answer.json() == {}
     assert answer.headers["cache-control"] in [f"private, max-age={n}" for n in range(90, 101)]
+
+
+async def drip(pause_s: float) -> AsyncIterator[bytes]:
+    while True:
+        yield b"x"
+        await asyncio.sleep(pause_s)
+
+
+@pytest.mark.parametrize(
+    ("options", "content", "status"),
+    [
+        (AppOptions(silence_s=0.05), drip(5), 408),
+        (AppOptions(upload_s=0.1), drip(0.01), 408),
+        (AppOptions(most_bytes=1000), bytes(1001), 413),
+    ],
+    ids=["silent", "slow", "large"],
+)
+def test_an_upload_beyond_a_limit_is_cut_off_and_gives_its_place_back(
+    started: Callable[..., Any], options: AppOptions, content: Any, status: int
+) -> None:
+    queue = started(Worker(), waiting=1)
+    transport = httpx.ASGITransport(build_app(queue, options))
+
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.post("/jobs", content=content)
+
+    assert asyncio.run(send()).status_code == status
+    assert queue.room == 1
+    assert list(queue.folder.iterdir()) == []
 
 
 def test_counts_are_by_state(started: Callable[..., Any]) -> None:

@@ -1,109 +1,29 @@
 """The service over HTTP, with real worker processes and a model whose answer is known."""
 
-import gzip
 import io
 import json
 import os
+import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
-import nibabel
 import numpy as np
 import pydicom
 import pytest
-from httpx import Response
 
 from attunet3d.cohort import ModelOptions
-from attunet3d.core import Mask, SettingsError
+from attunet3d.core import SettingsError
 from attunet3d.serving import ServerOptions, serve
-from benchmarks.reliability.model import make_model
-from tests.known_network import write_scan
+from tests.serving.conftest import TOKEN, Server, scan_of, zipped_series
 
-ROOT = Path(__file__).parents[2]
-TOKEN = "a token of this test"
-SHAPE = (36, 32, 24)
 CLIENTS = 50
-
-
-def scan_of(number: int, folder: Path) -> tuple[bytes, Mask]:
-    """A ball of 400 HU in 0 HU whose place and size belong to this number alone."""
-    rng = np.random.default_rng(number)
-    middle = rng.uniform(10, np.array(SHAPE) - 10)
-    index = np.moveaxis(np.indices(SHAPE), 0, -1)
-    inside = np.linalg.norm(index - middle, axis=-1) < rng.uniform(4, 8)
-    array = np.where(inside, 400, 0).astype(np.int16)
-    return write_scan(folder / f"scan{number}.nii.gz", array).read_bytes(), inside
-
-
-class Server:
-    """`attunet3d serve` in a process of its own."""
-
-    def __init__(self, model: Path, folder: Path, *options: Any, token: Any = TOKEN) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "attunet3d", "serve", str(model), "--device", "cpu"]
-        command += ["--port", str(port), "--folder", str(folder), *options]
-        env = os.environ | {"PYTHONPATH": str(ROOT), "ATTUNET3D_TOKEN": token}
-        self.log = folder.with_suffix(".log")
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, env=env, stderr=log, stdout=log)
-        headers = {"Authorization": f"Bearer {token}"}
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60)
-        ends = time.monotonic() + 120
-        while True:
-            try:
-                self.client.get("/health").raise_for_status()
-                return
-            except httpx.TransportError:
-                assert self.process.poll() is None, self.said()
-                assert time.monotonic() < ends, self.said()
-                time.sleep(0.1)
-
-    def said(self) -> str:
-        return self.log.read_text(encoding="utf-8")
-
-    def submit(self, content: bytes) -> Response:
-        return self.client.post("/jobs", content=content)
-
-    def wait(self, job_id: str) -> dict[str, Any]:
-        while (job := self.client.get(f"/jobs/{job_id}").json())["state"] in ("queued", "running"):
-            time.sleep(0.05)
-        found: dict[str, Any] = job
-        return found
-
-    def label_map(self, job_id: str) -> Mask:
-        answer = self.client.get(f"/jobs/{job_id}/label-map").raise_for_status()
-        image = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content))
-        return np.asarray(image.dataobj) > 0
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(60)
-        self.client.close()
-        return status
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model") / "run")
-
-
-@pytest.fixture(scope="module")
-def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(model, tmp_path_factory.mktemp("serve") / "jobs", "--waiting", "60")
-    yield running
-    running.stop()
+MOST_MB = 2000  # of any process of the service
 
 
 def test_fifty_clients_at_once_each_get_their_own_answer(server: Server, tmp_path: Path) -> None:
@@ -123,6 +43,7 @@ def test_fifty_clients_at_once_each_get_their_own_answer(server: Server, tmp_pat
         answers = list(pool.map(one, scans))
     assert len({job_id for job_id, _ in answers}) == CLIENTS
     assert all(right for _, right in answers)
+    assert server.peak_mb() < MOST_MB
 
 
 def test_sidecar_report_and_states_are_there(server: Server, tmp_path: Path) -> None:
@@ -229,22 +150,17 @@ def test_other_machines_need_a_token() -> None:
         serve(ModelOptions(models=["run"]), ServerOptions(host="0.0.0.0"))
 
 
-def test_a_series_is_taken_as_an_archive(server: Server) -> None:
-    from tests.imaging.source_series import make_series
-
-    stream = io.BytesIO()
-    slices, grid = make_series("axial")
-    with zipfile.ZipFile(stream, "w") as archive:
-        for number, slice_ in enumerate(slices):
-            part = io.BytesIO()
-            slice_.save_as(part, enforce_file_format=True)
-            archive.writestr(f"PAT/{number}.dcm", part.getvalue())
-    job_id = server.submit(stream.getvalue()).json()["id"]
+def test_a_series_is_taken_as_an_archive_and_no_log_names_its_patient(server: Server) -> None:
+    content, slices = zipped_series()
+    job_id = server.submit(content).json()["id"]
     job = server.wait(job_id)
     assert job["state"] == "done", job
-    assert server.label_map(job_id).shape == grid.shape
+    assert job["results"] == ["label-map", "sidecar", "dicom-seg", "report"]
+    assert server.label_map(job_id).shape == (slices[0].Columns, slices[0].Rows, len(slices))
     seg = pydicom.dcmread(io.BytesIO(server.client.get(f"/jobs/{job_id}/dicom-seg").content))
     assert seg.Modality == "SEG"
     assert seg.StudyInstanceUID == slices[0].StudyInstanceUID
+    said = server.said()
+    assert re.search(f"job={job_id} state=done seconds=[0-9.]+$", said, re.MULTILINE)
     for tag in ("Doe", "Jane", "4711", "PAT"):  # of the series' patient, and of the archive
-        assert tag not in server.said()
+        assert tag not in said
