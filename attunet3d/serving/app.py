@@ -12,6 +12,7 @@ GET    /health, /ready, /metrics, /
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -253,15 +254,16 @@ def _signed(token: str | None) -> Callable[..., Awaitable[None]]:
 async def _receive(request: Request, path: Path, options: AppOptions) -> None:
     """Write the request's body to a file, as it comes and no more than is allowed."""
     size, stream = 0, request.stream().__aiter__()
+    ends = time.monotonic() + options.upload_s
     try:
         with path.open("wb") as file:
-            async with asyncio.timeout(options.upload_s):
-                while True:
-                    part = await asyncio.wait_for(anext(stream), options.silence_s)
-                    size += len(part)
-                    if size > options.most_bytes:
-                        raise HTTPException(413, f"more than {options.most_bytes} bytes")
-                    await run_in_threadpool(file.write, part)
+            while True:
+                patience = min(options.silence_s, ends - time.monotonic())
+                part = await asyncio.wait_for(anext(stream), patience)
+                size += len(part)
+                if size > options.most_bytes:
+                    raise HTTPException(413, f"more than {options.most_bytes} bytes")
+                await run_in_threadpool(file.write, part)
     except StopAsyncIteration:
         return
     except TimeoutError:
