@@ -86,7 +86,7 @@ def test_a_series_is_chosen_and_its_objects_are_fetched_by_keyboard(
     opened.get_by_label("Drop a scan here").set_input_files(tmp_path / "series.zip")
     expect(opened.get_by_role("button", name="DICOM SEG")).to_be_visible(timeout=60_000)
     opened.get_by_label("Drop a scan here").focus()
-    reached = []
+    reached = list[str]()
     while reached[-1:] != ["DICOM SEG"]:
         opened.keyboard.press("Tab")
         reached.append(str(opened.evaluate("() => document.activeElement.textContent")))
