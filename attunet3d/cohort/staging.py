@@ -53,7 +53,10 @@ def staged(flags: Mapping[str, Any], workspace: Path) -> Iterator[Staged]:
     try:
         yield from _staged(flags, store)
     except UserError as error:
-        told = error.reworded(store.named(str(error)))
+        text = store.named(str(error))
+        if text == str(error):
+            raise
+        told = error.reworded(text)
         told.path = error.path and store.named(str(error.path))
         told.cure = error.cure and store.named(error.cure)
         if isinstance(error.value, str | Path):
@@ -109,8 +112,9 @@ def _fetch_scans(store: ObjectStore, flags: Mapping[str, Any]) -> None:
     else:
         urls = store.listed(url)
     store.fetch(urls, patient=True)
-    beside = [path for url in urls for path in _voxel_files(store.path(url))]
-    listed = (store.listed(store.url(path), missing_ok=True) for path in beside)
+    beside = [_voxel_files(store.path(url)) for url in urls]
+    lacking = [path for paths in beside if not any(map(Path.exists, paths)) for path in paths]
+    listed = (store.listed(store.url(path), missing_ok=True) for path in lacking)
     store.fetch((name for names in listed for name in names), patient=True)
 
 
@@ -178,6 +182,13 @@ class _Sending(Relay):
             tell(case_id)
 
 
+def _why_lost(store: ObjectStore, paths: list[Path]) -> str | None:
+    """Why a part of a case's scans could not be fetched; None: all of them were."""
+    parts = {part for scan in paths for part in (scan, *_voxel_files(scan))}
+    found = (why for path, why in store.failed.items() if parts & {path, *path.parents})
+    return next(found, None)
+
+
 def _sending(engine: Engine, store: ObjectStore, out_dir: Path, sends: bool) -> Engine:
     """The engine without scans that were not fetched, and with results sent."""
 
@@ -185,10 +196,9 @@ def _sending(engine: Engine, store: ObjectStore, out_dir: Path, sends: bool) -> 
         """Fail the scans that were not fetched, and segment the others."""
         there = {}
         for case_id, paths in found.items():
-            parts = {part for scan in paths for part in (scan, *_voxel_files(scan))}
-            lost = [why for path, why in store.failed.items() if parts & {path, *path.parents}]
-            if lost:
-                events.failed(case_id, lost[0])
+            lost = _why_lost(store, paths) if store.failed else None
+            if lost is not None:
+                events.failed(case_id, lost)
             else:
                 there[case_id] = paths
         if not sends:

@@ -122,16 +122,19 @@ def test_what_cannot_be_fetched_fails_alone(
     memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     get = type(memory).get_file
+    memory.pipe_file("/in/pair.mhd", b"ElementDataFile = pair.raw\n")
+    memory.pipe_file("/in/pair.raw", b"voxels")
 
     def refuse(self: fsspec.AbstractFileSystem, there: str, here: str) -> None:
-        if there.endswith("scan_1.nii.gz"):
+        if there.endswith(("scan_1.nii.gz", "pair.raw")):
             raise PermissionError("403 Forbidden")
         get(self, there, here)
 
     monkeypatch.setattr(type(memory), "get_file", refuse)
     assert call(*MEMORY) == 1
     failures = json.loads(memory.cat_file("/out/labels/failures.json"))
-    assert set(failures) == {"scan_1", "text"}
+    assert set(failures) == {"pair", "scan_1", "text"}
+    assert "memory://in/pair.raw: cannot be fetched (403 Forbidden)" in failures["pair"]
     assert "memory://in/scan_1.nii.gz: cannot be fetched (403 Forbidden)" in failures["scan_1"]
 
 
