@@ -13,11 +13,11 @@ from torch import Tensor
 from attunet3d.core import DeviceError, InferenceConfig, NetworkConfig, Size, machine
 from attunet3d.inference import memory
 from attunet3d.inference.agreement import Agreement
-from attunet3d.inference.engine import (
-    Engine,
+from attunet3d.inference.forward_pass import (
+    ForwardPass,
     average,
     independent,
-    make_engine,
+    make_forward_pass,
     mirrored,
     mixes_before_upsampling,
 )
@@ -89,12 +89,12 @@ class Inferer:
         a, b, c = zip(*(member.network.divisor for member in members), strict=True)
         self.divisor = math.lcm(*a), math.lcm(*b), math.lcm(*c)
         self.slices = SlicePasses.of([member.network for member in members], classes)
-        self._engines: dict[tuple[torch.dtype, bool], list[Engine]] = {}  # one per member
+        self._passes: dict[tuple[torch.dtype, bool], list[ForwardPass]] = {}  # one per member
         self._lock = threading.RLock()
 
-    def engine(
+    def forward_pass(
         self, dtype: torch.dtype, attention: bool = False, agreement: Agreement | None = None
-    ) -> Engine:
+    ) -> ForwardPass:
         """All members and mirrorings as one function (B, 1, x, y, z) → (B, K, x, y, z).
 
         Args:
@@ -103,19 +103,19 @@ class Inferer:
             agreement: Told what the members say or, of a single one, its mirrorings.
         """
         with self._lock:
-            if (dtype, attention) not in self._engines:
-                parts = [self._member_engine(part, dtype, attention) for part in self.members]
-                self._engines[dtype, attention] = parts
-            engines = self._engines[dtype, attention]
+            if (dtype, attention) not in self._passes:
+                parts = [self._member_pass(part, dtype, attention) for part in self.members]
+                self._passes[dtype, attention] = parts
+            passes = self._passes[dtype, attention]
         axes = [member.mirror_axes for member in self.members]
-        if len(engines) == 1:
-            return mirrored(engines[0], axes[0], agreement)
-        return average([mirrored(*pair) for pair in zip(engines, axes, strict=True)], agreement)
+        if len(passes) == 1:
+            return mirrored(passes[0], axes[0], agreement)
+        return average([mirrored(*pair) for pair in zip(passes, axes, strict=True)], agreement)
 
-    def _member_engine(self, member: Member, dtype: torch.dtype, attention: bool) -> Engine:
+    def _member_pass(self, member: Member, dtype: torch.dtype, attention: bool) -> ForwardPass:
         runtime = self.config.engine
-        engine = make_engine(member.network, self.device, dtype, attention, runtime)
-        return independent(engine) if self.activation == "sigmoid" else engine
+        forward = make_forward_pass(member.network, self.device, dtype, attention, runtime)
+        return independent(forward) if self.activation == "sigmoid" else forward
 
     def slabs(
         self,
@@ -144,9 +144,9 @@ class Inferer:
         dtype = self._precision(image, execution)
         if len(self.members) > 1 or self.members[0].mirror_axes:
             execution.agreement = Agreement(self.classes)
-        engine = self.engine(dtype, attention, execution.agreement)
+        forward = self.forward_pass(dtype, attention, execution.agreement)
         run = self._whole if whole else self._windows
-        for slab in run(image, engine, all_logits or attention, execution):
+        for slab in run(image, forward, all_logits or attention, execution):
             if attention:
                 parts = slab.logits[: self.classes], slab.logits[self.classes :]
                 yield Slab(slab.start, *parts)
@@ -159,10 +159,10 @@ class Inferer:
         execution = Execution()
         whole = self._in_one_pass(image, execution)
         dtype = self._precision(image, execution)
-        engine, sample = self.engine(dtype, attention), self._middle(image)
-        engine(sample)  # whatever a first call does besides
+        forward, sample = self.forward_pass(dtype, attention), self._middle(image)
+        forward(sample)  # whatever a first call does besides
         begin = time.perf_counter()
-        float(engine(sample).sum())  # a GPU has finished only when the sum is known
+        float(forward(sample).sum())  # a GPU has finished only when the sum is known
         seconds = time.perf_counter() - begin
         axes = zip(image.shape[1:], self.window, strict=True)
         windows = math.prod(
@@ -183,7 +183,7 @@ class Inferer:
         dtype = choose_precision(
             self.config.precision,
             self.device,
-            self.engine,
+            self.forward_pass,
             self._middle(image),
             execution.fallbacks.append,
         )
@@ -191,11 +191,11 @@ class Inferer:
         return dtype
 
     def _whole(
-        self, image: Tensor, engine: Engine, all_logits: bool, execution: Execution
+        self, image: Tensor, forward: ForwardPass, all_logits: bool, execution: Execution
     ) -> Iterator[Slab]:
         run = whole_volume if self.slices is None else self.slices.slabs
         try:
-            yield from run(image, engine, divisor=self.divisor, all_channels=all_logits)
+            yield from run(image, forward, divisor=self.divisor, all_channels=all_logits)
         except RuntimeError as error:
             if not machine.ran_out_of_memory(error):
                 raise
@@ -205,11 +205,11 @@ class Inferer:
             ) from error
 
     def _windows(
-        self, image: Tensor, engine: Engine, all_logits: bool, execution: Execution
+        self, image: Tensor, forward: ForwardPass, all_logits: bool, execution: Execution
     ) -> Iterator[Slab]:
         return sliding_window_slabs(
             image,
-            engine,
+            forward,
             window=self.window,
             overlap=self.config.overlap,
             window_batch=self.config.window_batch,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attunet3d.core import machine
-from attunet3d.inference.engine import Engine
+from attunet3d.inference.forward_pass import ForwardPass
 
 RELATIVE_ERROR = 0.02  # of bfloat16 logits against the largest float32 logit
 AGREEMENT = 0.999  # least share of voxels with the same class
@@ -41,7 +41,7 @@ def uses_bfloat16(wanted: str, device: torch.device) -> bool:
 def choose_precision(
     wanted: str,
     device: torch.device,
-    engine: Callable[[torch.dtype], Engine],
+    forward: Callable[[torch.dtype], ForwardPass],
     sample: Tensor,
     note: Callable[[str], None],
 ) -> torch.dtype:
@@ -50,7 +50,7 @@ def choose_precision(
     Args:
         wanted: `inference.precision`.
         device: Where the networks run.
-        engine: The networks as one function that computes in the given precision.
+        forward: The networks as one function that computes in the given precision.
         sample: (B, C, x, y, z) of the scan, as large as its windows.
         note: Called with the reason for float32 where bfloat16 was asked for.
     """
@@ -60,7 +60,7 @@ def choose_precision(
         return torch.float32
     if wanted == "bfloat16":
         return torch.bfloat16
-    fast, exact = (engine(dtype)(sample) for dtype in (torch.bfloat16, torch.float32))
+    fast, exact = (forward(dtype)(sample) for dtype in (torch.bfloat16, torch.float32))
     found = deviation(fast, exact)
     if found is None:
         return torch.bfloat16

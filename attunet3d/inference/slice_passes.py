@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attunet3d.core import Size
-from attunet3d.inference.engine import Engine
+from attunet3d.inference.forward_pass import ForwardPass
 from attunet3d.inference.sliding_window import Slab, decisive_channels, pad, without_padding
 from attunet3d.models import CHUNK_PIXELS, SliceNetwork
 
@@ -55,13 +55,13 @@ class SlicePasses:
 
     @torch.no_grad()
     def slabs(
-        self, image: Tensor, engine: Engine, *, divisor: Size, all_channels: bool = False
+        self, image: Tensor, forward: ForwardPass, *, divisor: Size, all_channels: bool = False
     ) -> Iterator[Slab]:
         """The logits of `image`; every plane once, in order.
 
         Args:
             image: (C, X, Y, Z).
-            engine: (1, C, x, y, z) → (1, K, x, y, z).
+            forward: (1, C, x, y, z) → (1, K, x, y, z).
             divisor: Factor of the coarsest level along x, y, z; 1 along z.
             all_channels: Keep both channels of a two-channel output.
         """
@@ -73,6 +73,6 @@ class SlicePasses:
         padded, margins = pad(image, (x, y, depth))
         for start in range(0, depth, planes):
             first, stop = max(0, start - self.reach), min(depth, start + planes)
-            logits = engine(padded[None, ..., first : min(depth, stop + self.reach)])
+            logits = forward(padded[None, ..., first : min(depth, stop + self.reach)])
             part = decisive_channels(logits, all_channels)[0, ..., start - first : stop - first]
             yield from without_padding(Slab(start, part.float()), margins, image.shape)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attunet3d.core import Size, machine
-from attunet3d.inference.engine import Engine
+from attunet3d.inference.forward_pass import ForwardPass
 from attunet3d.inference.stitching import WindowSums, slab_planes
 
 SIGMA = 1 / 8  # of the window's length, as nnU-Net and MONAI have it
@@ -59,7 +59,7 @@ class Stitching:
 
 def sliding_window_slabs(
     image: Tensor,
-    predictor: Engine,
+    predictor: ForwardPass,
     *,
     window: Size,
     overlap: float = 0.5,
@@ -100,7 +100,7 @@ def sliding_window_slabs(
 
 @torch.no_grad()
 def whole_volume(
-    image: Tensor, predictor: Engine, *, divisor: Size, all_channels: bool = False
+    image: Tensor, predictor: ForwardPass, *, divisor: Size, all_channels: bool = False
 ) -> Iterator[Slab]:
     """Run `predictor` once over the whole `image`, padded to multiples of `divisor`.
 
@@ -127,7 +127,12 @@ class _Row:
     """One row of windows along z at a time, and the sums of the planes that it touches."""
 
     def __init__(
-        self, image: Tensor, predictor: Engine, window: Size, overlap: float, stitching: Stitching
+        self,
+        image: Tensor,
+        predictor: ForwardPass,
+        window: Size,
+        overlap: float,
+        stitching: Stitching,
     ) -> None:
         self.image = image
         self.device = image.device

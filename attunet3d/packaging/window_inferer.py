@@ -63,15 +63,15 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped here
             logits: Tensor = network(x, *args, **kwargs)
             return logits
 
-        engine = mirrored(compute, self.mirror_axes) if self.mirror_axes else compute
-        engine = independent(engine) if self.sigmoid else engine
+        forward = mirrored(compute, self.mirror_axes) if self.mirror_axes else compute
+        forward = independent(forward) if self.sigmoid else forward
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        return torch.stack([self._logits(image, engine) for image in plain])
+        return torch.stack([self._logits(image, forward) for image in plain])
 
-    def _logits(self, image: Tensor, engine: Callable[[Tensor], Tensor]) -> Tensor:
+    def _logits(self, image: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
         slabs = sliding_window_slabs(
             image,
-            engine,
+            forward,
             window=self.roi_size,
             overlap=self.overlap,
             window_batch=self.sw_batch_size,

@@ -72,7 +72,7 @@ def correctness(setting: Setting) -> Section:
     inferer = predictor(setting).inferer
 
     def against(dtype: torch.dtype) -> Result:
-        fast = inferer.engine(dtype)(image.to(setting.device)).cpu()
+        fast = inferer.forward_pass(dtype)(image.to(setting.device)).cpu()
         margin, reference = (part[:, 1] - part[:, 0] for part in (fast, exact))
         return {
             "relative_error": rounded(float((fast - exact).abs().max() / exact.abs().max())),

@@ -42,12 +42,12 @@ def passes(setting: Setting) -> Section:
     batches = WINDOW_BATCHES[:1] if setting.small else WINDOW_BATCHES
     for number in batches:
         x = torch.randn(number, 1, *size, device=setting.device)
-        yield f"windows, {number} a pass", partial(windows, setting, part.engine, x)
+        yield f"windows, {number} a pass", partial(windows, setting, part.forward_pass, x)
     for name, shape in (SMALL_ABDOMENS if setting.small else ABDOMENS).items():
         image = torch.randn(1, *shape, device=setting.device)
         yield f"whole {name}", partial(whole, setting, image)
         if name in ("2 mm", "small"):
-            forward, x = part.engine(torch.bfloat16), padded(image, part.divisor)
+            forward, x = part.forward_pass(torch.bfloat16), padded(image, part.divisor)
             yield f"operations {name}", partial(kernels, partial(forward, x), setting.device)
 
 
@@ -83,7 +83,8 @@ def padded(image: torch.Tensor, divisor: Sequence[int]) -> torch.Tensor:
 def whole(setting: Setting, image: torch.Tensor) -> Result:
     """The network alone over all, and the same as `infer` calls it."""
     part = predictor(setting, WHOLE, "inference.precision=bfloat16").inferer
-    forward, x, execution = part.engine(torch.bfloat16), padded(image, part.divisor), Execution()
+    forward, x = part.forward_pass(torch.bfloat16), padded(image, part.divisor)
+    execution = Execution()
 
     def as_infer_does() -> None:
         for _ in part.slabs(image, execution):

@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.speed.forward_pass [--out FOLDER] [--repeats N] [--small]
 
 The peer is the very network, `AttentionUNet3D()` in eval mode, called in a process that has changed
-nothing: default malloc, contiguous, float32. Ours are what `make_engine` makes of it, in
+nothing: default malloc, contiguous, float32. Ours are what `make_forward_pass` makes of it, in
 processes with the command line's memory settings, as `attunet3d infer` has them; `eager, command
 line` shows how much of the gain those settings alone are. The input is a phantom CT of 96³ voxels
 of 2 mm.
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attunet3d.imaging import Grid
-from attunet3d.inference import make_engine
+from attunet3d.inference import make_forward_pass
 from attunet3d.models import AttentionUNet3D, memory_layout
 from attunet3d.phantoms import make_phantom
 from benchmarks import measure
@@ -94,7 +94,7 @@ def peer(folder: Path, weights: str, name: str) -> Callable[[], str]:
 
 def ours(folder: Path, weights: str, engine: str, dtype: torch.dtype) -> Callable[[], str]:
     network, image = load(folder, weights)
-    forward = make_engine(network, CPU, dtype, runtime=engine)
+    forward = make_forward_pass(network, CPU, dtype, runtime=engine)
     return lambda: kept(forward(image), folder, f"{weights}_{engine}_{dtype}")
 
 

@@ -22,7 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attunet3d.core import keep_freed_memory
-from attunet3d.inference import make_engine
+from attunet3d.inference import make_forward_pass
 from attunet3d.models import AttentionUNet3D
 from benchmarks import measure
 from benchmarks.speed.training_peers import prepared_batches, write_cases
@@ -88,7 +88,7 @@ def limits(repeats: int) -> dict[str, float]:
 def forward_pass(edge: int, repeats: int) -> list[dict[str, Any]]:
     """Kinds of operators, the longest first."""
     torch.manual_seed(0)
-    forward = make_engine(AttentionUNet3D().eval(), CPU, torch.float32)
+    forward = make_forward_pass(AttentionUNet3D().eval(), CPU, torch.float32)
     image = torch.randn(1, 1, edge, edge, edge)
     whole = statistics.median(measure.repeated(lambda: forward(image), repeats))
     runs = []

@@ -29,7 +29,7 @@ def test_classes_must_agree_even_where_every_logit_is_close() -> None:
     assert deviation(fast, exact) == "relative error 0.0001, same class in 99.8 % of voxels"
 
 
-class Engines:
+class Passes:
     """Give their input as logits; in bfloat16 times `factor` where its mean is above 0."""
 
     def __init__(self, factor: float = 1.0) -> None:
@@ -37,12 +37,12 @@ class Engines:
         self.seen: list[Any] = []
 
     def __call__(self, dtype: Any) -> Callable[..., Any]:
-        def engine(x: Any) -> Any:
+        def forward(x: Any) -> Any:
             self.seen.append(dtype)
             wrong = dtype == torch.bfloat16 and x.mean() > 0
             return x * self.factor if wrong else x
 
-        return engine
+        return forward
 
 
 @pytest.fixture(autouse=True)
@@ -56,35 +56,35 @@ def sample(shift: float = 1.0) -> torch.Tensor:
 
 def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu_where_it_holds() -> None:
     notes: list[str]
-    engines, notes = Engines(), []
-    assert choose_precision("auto", CPU, engines, sample(), notes.append) == torch.float32
-    assert engines.seen == []
-    assert choose_precision("auto", CUDA, engines, sample(), notes.append) == torch.bfloat16
-    assert engines.seen == [torch.bfloat16, torch.float32]
+    passes, notes = Passes(), []
+    assert choose_precision("auto", CPU, passes, sample(), notes.append) == torch.float32
+    assert passes.seen == []
+    assert choose_precision("auto", CUDA, passes, sample(), notes.append) == torch.bfloat16
+    assert passes.seen == [torch.bfloat16, torch.float32]
     assert notes == []
 
 
 def test_a_scan_that_fails_the_self_test_decides_for_itself_alone() -> None:
     notes: list[str]
-    engines, notes = Engines(factor=-1), []
+    passes, notes = Passes(factor=-1), []
     for shift, wanted in ((-1.0, torch.bfloat16), (1.0, torch.float32), (-1.0, torch.bfloat16)):
-        found = choose_precision("auto", CUDA, engines, sample(shift), notes.append)
+        found = choose_precision("auto", CUDA, passes, sample(shift), notes.append)
         assert found == wanted
     assert len(notes) == 1
     assert "bfloat16 self-test failed (relative error 2" in notes[0]
 
 
 def test_what_is_asked_for_is_not_checked() -> None:
-    engines = Engines(factor=-1)
-    assert choose_precision("bfloat16", CUDA, engines, sample(), print) == torch.bfloat16
-    assert choose_precision("float32", CUDA, engines, sample(), print) == torch.float32
-    assert engines.seen == []
+    passes = Passes(factor=-1)
+    assert choose_precision("bfloat16", CUDA, passes, sample(), print) == torch.bfloat16
+    assert choose_precision("float32", CUDA, passes, sample(), print) == torch.float32
+    assert passes.seen == []
 
 
 def test_without_instructions_it_is_float32_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "computes_in_bfloat16", lambda device: False)
     notes: list[str] = []
-    assert choose_precision("auto", CUDA, Engines(), sample(), notes.append) == torch.float32
+    assert choose_precision("auto", CUDA, Passes(), sample(), notes.append) == torch.float32
     assert notes == []
-    assert choose_precision("bfloat16", CUDA, Engines(), sample(), notes.append) == torch.float32
+    assert choose_precision("bfloat16", CUDA, Passes(), sample(), notes.append) == torch.float32
     assert notes == ["this device does not compute bfloat16 natively: float32"]

@@ -16,7 +16,7 @@ from attunet3d.core.model_config import InferenceConfig, NetworkConfig
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Volume
 from attunet3d.inference import memory
-from attunet3d.inference.engine import average, make_engine, mirrored
+from attunet3d.inference.forward_pass import average, make_forward_pass, mirrored
 from attunet3d.inference.inferer import Inferer, Member
 from attunet3d.inference.memory import pass_bytes
 from attunet3d.inference.predictor import Predictor
@@ -372,8 +372,10 @@ def test_average_leaves_what_it_averages_alone() -> None:
 
 def test_networks_are_prepared_once() -> None:
     inferer = predictor().inferer
-    assert inferer.engine(torch.float32) is inferer.engine(torch.float32)
-    assert inferer.engine(torch.float32) is not inferer.engine(torch.float32, attention=True)
+    assert inferer.forward_pass(torch.float32) is inferer.forward_pass(torch.float32)
+    assert inferer.forward_pass(torch.float32) is not inferer.forward_pass(
+        torch.float32, attention=True
+    )
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
@@ -385,12 +387,12 @@ def test_prepared_network_computes_what_the_network_does(norm: str) -> None:
         wanted, maps = network.forward_with_attention(x)
     cpu = torch.device("cpu")
     torch.testing.assert_close(
-        make_engine(network, cpu, torch.float32)(x), wanted, rtol=0, atol=1e-5
+        make_forward_pass(network, cpu, torch.float32)(x), wanted, rtol=0, atol=1e-5
     )
-    fast = make_engine(network, cpu, torch.bfloat16)(x)
+    fast = make_forward_pass(network, cpu, torch.bfloat16)(x)
     assert fast.dtype == torch.float32
     assert float((fast - wanted).abs().max() / wanted.abs().max()) < 0.1
-    both = make_engine(network, cpu, torch.float32, attention=True)(x)
+    both = make_forward_pass(network, cpu, torch.float32, attention=True)(x)
     assert both.shape == (1, 2 + sum(part.shape[1] for part in maps), 20, 16, 12)
     torch.testing.assert_close(both[:, :2], wanted, rtol=0, atol=1e-5)
     assert 0 <= float(both[:, 2:].min()) <= float(both[:, 2:].max()) <= 1

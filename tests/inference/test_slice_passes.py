@@ -116,13 +116,13 @@ def test_batches_of_slices_give_the_logits_of_the_whole_volume(
     assert passes is not None
     depths: list[int] = []
 
-    def engine(x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         depths.append(x.shape[-1])
         logits = network(x)
         assert isinstance(logits, Tensor)
         return logits
 
-    slabs: list[Slab] = list(passes.slabs(image, engine, divisor=(16, 16, 1)))
+    slabs: list[Slab] = list(passes.slabs(image, forward, divisor=(16, 16, 1)))
     with torch.no_grad():
         whole = network(image[None])
     assert isinstance(whole, Tensor)

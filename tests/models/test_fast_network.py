@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attunet3d.core import DependencyError, DeviceError, SettingsError, Size
 from attunet3d.core.config import Config
-from attunet3d.inference.engine import make_engine
+from attunet3d.inference.forward_pass import make_forward_pass
 from attunet3d.inference.openvino import compiled
 from attunet3d.inference.predictor import Predictor
 from attunet3d.models.attention_unet import AttentionUNet3D
@@ -116,7 +116,7 @@ def test_the_network_itself_is_only_read(norm: str, dtype: torch.dtype) -> None:
     slow = network(norm=norm).train()
     before = state(slow)
     strides = [part.stride() for part in slow.parameters()]
-    fast = make_engine(slow, CPU, dtype)
+    fast = make_forward_pass(slow, CPU, dtype)
     fast(torch.randn(1, 1, 16, 16, 16))
     assert slow.training
     assert all(part.requires_grad for part in slow.parameters())
@@ -127,7 +127,7 @@ def test_the_network_itself_is_only_read(norm: str, dtype: torch.dtype) -> None:
 def test_what_is_made_does_not_follow_the_network() -> None:
     x = torch.randn(1, 1, 8, 8, 8)
     for slow in (network(), network(norm="group")):
-        fast = make_engine(slow, CPU, torch.float32)
+        fast = make_forward_pass(slow, CPU, torch.float32)
         before = fast(x)
         with torch.no_grad():
             for part in slow.parameters():
@@ -151,7 +151,7 @@ def test_bfloat16_rounds_and_no_more(settings: dict[str, Any]) -> None:
     slow, x = network(**settings), torch.randn(1, 1, 20, 20, 20)
     with torch.no_grad():
         wanted = slow(x)
-    got = make_engine(slow, CPU, torch.bfloat16)(x)
+    got = make_forward_pass(slow, CPU, torch.bfloat16)(x)
     assert got.dtype == torch.float32
     assert 0 < error(got, wanted) < 0.1
 
@@ -161,7 +161,7 @@ def test_bfloat16_of_a_trained_network_chooses_the_same_classes() -> None:
     with torch.no_grad():
         wanted = slow(image)
     assert 0.05 < float(wanted.argmax(1).float().mean()) < 0.5
-    got = make_engine(slow, CPU, torch.bfloat16)(image)
+    got = make_forward_pass(slow, CPU, torch.bfloat16)(image)
     assert float((got.argmax(1) == wanted.argmax(1)).float().mean()) >= 0.999
 
 
@@ -179,7 +179,7 @@ def test_the_engine_is_a_named_choice() -> None:
 def test_a_missing_engine_is_one_line_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(DependencyError, match=r"pip install attunet3d\[openvino\]") as caught:
-        make_engine(network(), CPU, torch.float32, runtime="openvino")
+        make_forward_pass(network(), CPU, torch.float32, runtime="openvino")
     assert "\n" not in str(caught.value)
 
 
@@ -193,9 +193,9 @@ def test_openvino_computes_the_same() -> None:
     x = torch.randn(2, 1, 24, 16, 8)
     with torch.no_grad():
         wanted = slow(x)
-    fast = make_engine(slow, CPU, torch.float32, runtime="openvino")
+    fast = make_forward_pass(slow, CPU, torch.float32, runtime="openvino")
     assert error(fast(x), wanted) < EXACT
-    half = make_engine(slow, CPU, torch.bfloat16, runtime="openvino")(x)
+    half = make_forward_pass(slow, CPU, torch.bfloat16, runtime="openvino")(x)
     assert half.dtype == torch.float32
     assert error(half, wanted) < 0.1
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from attunet3d.core import Config, NetworkConfig
-from attunet3d.inference import make_engine
+from attunet3d.inference import make_forward_pass
 from attunet3d.models.build import Network, build_network
 from attunet3d.models.checkpoint import load_model, save_model
 from attunet3d.models.mean_network import MeanNetwork
@@ -119,7 +119,7 @@ def test_a_pass_in_bfloat16_differs_by_rounding_only(name: str) -> None:
     made, x = network(name).eval(), torch.randn(1, 1, 32, 32, 8)
     with torch.no_grad():
         exact = made(x)
-    got = make_engine(made, torch.device("cpu"), torch.bfloat16)(x)
+    got = make_forward_pass(made, torch.device("cpu"), torch.bfloat16)(x)
     assert got.dtype == torch.float32
     assert 0 < float((got - exact).abs().max()) < 0.1 * float(exact.abs().max())
 
@@ -128,7 +128,7 @@ def test_a_prepared_network_computes_the_same(name: str) -> None:
     made, x = network(name).eval(), torch.randn(1, 1, 20, 16, 10)
     with torch.no_grad():
         exact = made(x)
-    got = make_engine(made, torch.device("cpu"), torch.float32)(x)
+    got = make_forward_pass(made, torch.device("cpu"), torch.float32)(x)
     torch.testing.assert_close(got, exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
 
 

@@ -1,7 +1,7 @@
-"""A network as an engine, a plain function from image to logits; engines averaged and mirrored.
+"""A network's forward pass as a plain function from image to logits; passes averaged and mirrored.
 
-`make_engine` is the seam: whatever makes a network faster without changing what it computes (folded
-normalisation, another runtime) belongs behind it and nowhere else.
+`make_forward_pass` is the seam: whatever makes a network faster without changing what it computes
+(folded normalisation, another runtime) belongs behind it and nowhere else.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,16 +16,16 @@ from attunet3d.inference import openvino
 from attunet3d.inference.agreement import Agreement
 from attunet3d.models import AttentionUNet3D, Network, fast_network
 
-Engine = Callable[[Tensor], Tensor]
+ForwardPass = Callable[[Tensor], Tensor]
 
 
-def make_engine(
+def make_forward_pass(
     network: Network,
     device: torch.device,
     dtype: torch.dtype,
     attention: bool = False,
     runtime: str = "torch",
-) -> Engine:
+) -> ForwardPass:
     """Turn `network` into a function on `device` that computes in `dtype` and returns float32.
 
     Args:
@@ -51,13 +51,13 @@ def make_engine(
     if runtime == "openvino":
         return openvino.compiled(call, device, dtype)
 
-    def engine(x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         """The network's output, as float32."""
         with torch.inference_mode(), _without_tf32():
             outputs: Tensor = call(x)
         return outputs.float()
 
-    return engine
+    return forward
 
 
 def mixes_before_upsampling(runtime: str, device: torch.device, dtype: torch.dtype) -> bool:
@@ -83,45 +83,47 @@ def _without_tf32() -> AbstractContextManager[None]:
     )
 
 
-def _by_autocast(network: nn.Module, dtype: torch.dtype, attention: bool) -> Engine:
+def _by_autocast(network: nn.Module, dtype: torch.dtype, attention: bool) -> ForwardPass:
     call = _WithAttention(network) if attention else network
 
-    def engine(x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         mixed = torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
         with torch.inference_mode(), mixed, _without_tf32():
             outputs: Tensor = call(x)
         return outputs.float()
 
-    return engine
+    return forward
 
 
-def average(engines: Sequence[Engine], agreement: Agreement | None = None) -> Engine:
-    """The mean of what several engines return, of which `agreement` is told.
+def average(passes: Sequence[ForwardPass], agreement: Agreement | None = None) -> ForwardPass:
+    """The mean of what several passes return, of which `agreement` is told.
 
     Example:
         >>> float(average([lambda x: x, lambda x: 3 * x])(torch.ones(1)))
         2.0
     """
-    if len(engines) == 1:
-        return engines[0]
+    if len(passes) == 1:
+        return passes[0]
 
-    def engine(x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         """The mean output."""
-        total = engines[0](x)
+        total = passes[0](x)
         chosen = [] if agreement is None else [agreement.winners(total)]
-        for part in engines[1:]:
+        for part in passes[1:]:
             output = part(x)
             total = total + output
             if agreement is not None:
                 chosen.append(agreement.winners(output))
         if agreement is not None:
             agreement.add(chosen)
-        return total / len(engines)
+        return total / len(passes)
 
-    return engine
+    return forward
 
 
-def mirrored(engine: Engine, axes: Sequence[int], agreement: Agreement | None = None) -> Engine:
+def mirrored(
+    forward: ForwardPass, axes: Sequence[int], agreement: Agreement | None = None
+) -> ForwardPass:
     """The mean over all mirrorings of the input along `axes` (0 to 2), each mirrored back.
 
     Example:
@@ -132,14 +134,14 @@ def mirrored(engine: Engine, axes: Sequence[int], agreement: Agreement | None = 
     dims = sorted({axis + 2 for axis in axes})
     subsets = [part for count in range(len(dims) + 1) for part in combinations(dims, count)]
 
-    def through(part: tuple[int, ...]) -> Engine:
-        return lambda x: engine(x.flip(part)).flip(part)
+    def through(part: tuple[int, ...]) -> ForwardPass:
+        return lambda x: forward(x.flip(part)).flip(part)
 
-    return average([engine, *(through(part) for part in subsets[1:])], agreement)
+    return average([forward, *(through(part) for part in subsets[1:])], agreement)
 
 
-def independent(engine: Engine) -> Engine:
-    """`engine` for a network that was trained with a sigmoid per class, not one softmax.
+def independent(forward: ForwardPass) -> ForwardPass:
+    """`forward` for a network that was trained with a sigmoid per class, not one softmax.
 
     There p_c = σ(l_c) by itself, and a class is present where l_c > 0. The background's logit
     becomes 0, so that the margin l_c − l_0, which decides, is l_c.
@@ -150,7 +152,7 @@ def independent(engine: Engine) -> Engine:
     """
 
     def zeroed(x: Tensor) -> Tensor:
-        outputs = engine(x).clone()
+        outputs = forward(x).clone()
         outputs[:, 0] = 0
         return outputs
 
