@@ -1,6 +1,7 @@
 """One training step on a CPU: how much faster than the same network in torch as it is.
 
-Usage: python -m benchmarks.speed.train_step [--out FOLDER] [--repeats N] [--small]
+Usage: python -m benchmarks.speed.train_step [--norm batch|instance|group] [--out FOLDER]
+       [--repeats N] [--small]
 
 A step is forward, loss (Dice and cross-entropy), backward, clipping and SGD, of two patches of 96³
 voxels by the full network. Ours is `TrainingStep`, with the memory settings of the command
@@ -30,11 +31,12 @@ SETTINGS = [
 ]
 
 
-def configuration(size: int, precision: str) -> Any:
+def configuration(size: int, precision: str, norm: str) -> Any:
     from attunet3d.core import Config
 
     patch = f"training.patch_size=[{size},{size},{size}]"
-    return Config().with_overrides([*SETTINGS, patch, f"training.precision={precision}"])
+    chosen = [patch, f"training.precision={precision}", f"network.norm={norm}"]
+    return Config().with_overrides([*SETTINGS, *chosen])
 
 
 def batch(size: int) -> Any:
@@ -49,11 +51,11 @@ def batch(size: int) -> Any:
     return Batch(image, label, ("a", "b"))
 
 
-def ours(size: int, precision: str) -> Callable[[], list[float]]:
+def ours(size: int, precision: str, norm: str) -> Callable[[], list[float]]:
     from attunet3d.training import TrainingStep
 
     torch.set_num_threads(2)
-    step = TrainingStep(configuration(size, precision), 2, torch.device("cpu"))
+    step = TrainingStep(configuration(size, precision, norm), 2, torch.device("cpu"))
     patches = [batch(size)]
     losses: list[float] = []
 
@@ -64,14 +66,14 @@ def ours(size: int, precision: str) -> Callable[[], list[float]]:
     return work
 
 
-def peer(size: int) -> Callable[[], list[float]]:
+def peer(size: int, norm: str) -> Callable[[], list[float]]:
     from attunet3d.models import AttentionUNet3D
     from attunet3d.training import build_loss, build_optimiser
 
     torch.set_num_threads(2)
-    config = configuration(size, "float32")
+    config = configuration(size, "float32", norm)
     torch.manual_seed(config.training.seed)
-    network = AttentionUNet3D().train()
+    network = AttentionUNet3D(norm=norm).train()
     criterion = build_loss(config.training, 2)
     optimiser = build_optimiser(network.parameters(), config.training)
     patches = batch(size)
@@ -104,18 +106,21 @@ def judged(outcomes: list[measure.Outcome]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    args = measure.parser(__doc__, repeats=5, small="48³ voxels").parse_args()
+    parser = measure.parser(__doc__, repeats=5, small="48³ voxels")
+    parser.add_argument("--norm", choices=["batch", "instance", "group"], default="batch")
+    args = parser.parse_args()
     size = 48 if args.small else 96
     ways = [
-        measure.Way("eager", peer, (size,)),
-        measure.Way("attunet3d float32", ours, (size, "float32"), command_line=True),
-        measure.Way("attunet3d bfloat16", ours, (size, "bfloat16"), command_line=True),
+        measure.Way("eager", peer, (size, args.norm)),
+        measure.Way("attunet3d float32", ours, (size, "float32", args.norm), command_line=True),
+        measure.Way("attunet3d bfloat16", ours, (size, "bfloat16", args.norm), command_line=True),
     ]
     outcomes = measure.compare(ways, args.repeats)
     found = judged(outcomes)
     print(f"{measure.table(outcomes)}\n\n{measure.markdown(found)}\ngoal: {GOAL} times faster")
-    content = {"size": size, "batch": 2, "goal": GOAL, "against_eager": found}
-    print(measure.save("train_step", content | {"ways": measure.rows(outcomes)}, args.out))
+    content = {"size": size, "batch": 2, "norm": args.norm, "goal": GOAL, "against_eager": found}
+    name = "train_step" if args.norm == "batch" else f"train_step_{args.norm}"
+    print(measure.save(name, content | {"ways": measure.rows(outcomes)}, args.out))
 
 
 if __name__ == "__main__":
