@@ -58,6 +58,15 @@ def test_body_box_of_an_ellipse() -> None:
     assert box[2] == slice(0, 40)
 
 
+def test_the_body_box_leaves_eight_millimetres_and_what_was_not_examined() -> None:
+    array = np.full((80, 80, 80), -1000, np.int16)
+    array[20:61, 24:57, 28:53] = 40  # every fourth voxel is examined: to 60, 56, 52
+    margin = 4 + 8 - 1
+    limits = ((20, 60), (24, 56), (28, 52))
+    wanted = tuple(slice(low - margin, high + margin + 1) for low, high in limits)
+    assert body_box(scan(array)) == wanted
+
+
 def test_table_and_noise_are_left_out() -> None:
     array = ellipse()
     array[20:140, 120:123] = 150  # a table, three millimetres thick, 25 mm under the body
@@ -213,6 +222,15 @@ def test_ignored_voxels_stay_marked() -> None:
     classes = label_to_network_grid(label, grid, [0, 2, 5], ignore_value=255)
     assert (classes[:, :, 9] == 255).all()
     assert (classes[:, :, :9] < 3).all()
+
+
+def test_a_label_without_the_ignored_value_is_as_without_the_rule() -> None:
+    label = scan(labels())
+    grid = label.grid.resized((12, 11, 10))
+    plain, ruled = (
+        label_to_network_grid(label, grid, [0, 2, 5], **k) for k in ({}, {"ignore_value": 255})
+    )
+    assert torch.equal(plain, ruled)
 
 
 def test_labels_of_the_same_grid_are_looked_up() -> None:

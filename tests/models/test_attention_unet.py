@@ -129,7 +129,7 @@ def test_a_state_of_something_else_is_refused() -> None:
         AttentionUNet3D.from_authors_state_dict(torn)
 
 
-@pytest.mark.parametrize("size", [(16, 16, 16), (17, 23, 9), (8, 8, 8), (1, 2, 3), (40, 8, 25)])
+@pytest.mark.parametrize("size", [(16, 16, 16), (17, 23, 9), (8, 8, 8), (1, 2, 3), (11, 8, 8)])
 @pytest.mark.parametrize(
     "options",
     [{}, {"gate": "none"}, {"norm": "instance"}, {"norm": "group", "align_corners": True}],
