@@ -120,7 +120,8 @@ def _take_options(arguments: list[str]) -> _Options:
 
 def told(out: Path | str, outcome: Outcome) -> int:
     """Say what became of the cases of a call; the exit status that tells whether some failed."""
-    print(f"{out}: {outcome}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it, or its disk is full: the status tells
+        print(f"{out}: {outcome}", file=sys.stderr)
     return 1 if outcome.failures else 0
 
 

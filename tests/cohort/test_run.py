@@ -307,10 +307,11 @@ def test_an_stderr_that_is_gone_ends_no_cohort(
     with io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True) as full:
         monkeypatch.setattr(sys, "stderr", full)
         outcome = segment(scans, tmp_path / "out")
+        status = command_line.told(tmp_path / "out", outcome)
         monkeypatch.undo()
         with pytest.raises(OSError, match="No space"):
             full.write("x")
-    assert (len(outcome.done), list(outcome.failures)) == (3, ["text"])
+    assert (len(outcome.done), list(outcome.failures), status) == (3, ["text"], 1)
 
 
 def test_label_maps_of_others_are_not_overwritten_unasked(scans: Path, tmp_path: Path) -> None:
