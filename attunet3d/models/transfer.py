@@ -4,6 +4,8 @@
                         ▲                    ▲         rows of the heads, by name
     old labels     background   spleen   pancreas
 
+A new label starts as a second background, which is what its voxels were so far (Cermelli et al.
+2020, "Modeling the Background"). With random rows, trained features give logits large and wrong.
 All other entries are copied where name and shape agree.
 """
 
@@ -42,20 +44,23 @@ def transfer_weights(
     """Copy into `network` what fits of another network's weights; heads by the names of labels."""
     new_names = [labels[value] for value in sorted(labels)]
     old_names = [old_labels[value] for value in sorted(old_labels)]
-    pairs = [(n, old_names.index(name)) for n, name in enumerate(new_names) if name in old_names]
+    found = {n: old_names.index(name) for n, name in enumerate(new_names) if name in old_names}
+    pairs = {0: 0} | found  # the background, whatever its name
+    mixer = "final.weight" if isinstance(network, AttentionUNet3D) else ""
     heads = head_prefixes(network)
     taken, fresh = list[str](), list[str]()
     state = network.state_dict()
     for name, value in state.items():
         old = old_state.get(name)
         if old is not None and name.startswith(heads):
-            fits = _copy_classes(value, old, pairs, len(new_names), len(old_names))
+            counts = len(new_names), len(old_names)
+            fits = _copy_classes(value, old, pairs, counts, mixes=name == mixer)
         else:
             fits = old is not None and old.shape == value.shape
             if fits and old is not None:
                 value.copy_(old)
         (taken if fits else fresh).append(name)
-    known = [new_names[index] for index, _ in pairs]
+    known = [new_names[index] for index in pairs]
     unknown = [name for name in new_names if name not in known]
     return Transfer(
         f"{len(taken)} of {len(state)} entries, heads of {', '.join(known) or 'no label'}",
@@ -76,32 +81,30 @@ def head_prefixes(network: Network) -> tuple[str, ...]:
 
 
 def _copy_classes(
-    value: Tensor, old: Tensor, pairs: list[tuple[int, int]], new_count: int, old_count: int
+    value: Tensor, old: Tensor, pairs: Mapping[int, int], counts: tuple[int, int], *, mixes: bool
 ) -> bool:
-    """Copy rows of classes by name; of `final` also its columns, which are heads × classes."""
+    """Copy rows of classes; of the layer that mixes also its columns, which are heads × classes."""
     if value.ndim == 0:  # a counter of BatchNorm
         value.copy_(old)
         return True
-    columns, old_columns = value[0].numel(), old[0].numel()
-    mixed = value.ndim > 1 and columns % new_count == 0 and old_columns % old_count == 0
-    mixed = mixed and columns // new_count == old_columns // old_count
-    if old.shape[1:] == value.shape[1:]:
-        for new_row, old_row in pairs:
-            value[new_row] = old[old_row]
-    elif mixed:
-        rows = value.view(new_count, -1, new_count)  # class, head, class
-        old_rows = old.reshape(old_count, -1, old_count)
-        for new_row, old_row in pairs:
-            rows[new_row] = 0  # so that a known label's logit is the old one, whatever is new
-            for new_column, old_column in pairs:
-                rows[new_row, :, new_column] = old_rows[old_row, :, old_column]
-    else:
+    sources = [pairs.get(row, 0) for row in range(counts[0])]
+    if not mixes:
+        if fits := old.shape[1:] == value.shape[1:]:
+            value.copy_(old[sources])
+        return fits
+    rows, old_rows = value.view(counts[0], -1, counts[0]), old.reshape(counts[1], -1, counts[1])
+    if rows.shape[1] != old_rows.shape[1]:
         return False
+    rows.zero_()  # so that a known label's logit is the old one, whatever is new
+    for row, source in enumerate(sources):  # class, head, class
+        for column, old_column in pairs.items():
+            own = row if column == 0 and row not in pairs else column
+            rows[row, :, own] = old_rows[source, :, old_column]
     return True
 
 
 def _lines(fresh: list[str], unknown: list[str]) -> list[str]:
-    parts = [f"heads of {', '.join(unknown)}"] if unknown else []
+    parts = [f"heads of {', '.join(unknown)}, which start as background's"] if unknown else []
     if fresh:
         shown = ", ".join(fresh[:3]) + (" …" if len(fresh) > 3 else "")
         parts += [f"{len(fresh)} entries without a counterpart of their shape ({shown})"]
