@@ -5,10 +5,13 @@
     old labels     background   spleen   pancreas
 
 A new label starts as a second background, which is what its voxels were so far (Cermelli et al.
-2020, "Modeling the Background"). With random rows, trained features give logits large and wrong.
+2020, "Modeling the Background"), with its random row added, through which the features learn, and
+with a hundredth of background's probability (the prior of Lin et al. 2017, "Focal Loss"). A random
+row alone gives the old labels, which were far from background, to the new one.
 All other entries are copied where name and shape agree.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +23,8 @@ from attunet3d.models.build import Network
 from attunet3d.models.published.forms import HEADS
 from attunet3d.models.published.network import PublishedNetwork
 from attunet3d.models.slices import SliceNetwork
+
+PRIOR = 0.01  # of a new label, relative to background
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ def transfer_weights(
         if old is not None and name.startswith(heads):
             counts = len(new_names), len(old_names)
             fits = _copy_classes(value, old, pairs, counts, mixes=name == mixer)
+            if fits and name.startswith(heads[-1]) and name.endswith("bias"):
+                value[[row for row in range(counts[0]) if row not in pairs]] += math.log(PRIOR)
         else:
             fits = old is not None and old.shape == value.shape
             if fits and old is not None:
@@ -71,9 +78,9 @@ def transfer_weights(
 
 
 def head_prefixes(network: Network) -> tuple[str, ...]:
-    """Beginnings of the names of entries that have a row per class."""
+    """Beginnings of the names of entries that have a row per class, those of the logits last."""
     if isinstance(network, AttentionUNet3D):
-        return ("heads.", "final.")
+        return ("heads.", "final.") if isinstance(network.final, nn.Conv3d) else ("heads.",)
     inner: nn.Module = network.network if isinstance(network, SliceNetwork) else network
     prefix = "network." if isinstance(network, SliceNetwork) else ""
     heads = HEADS[type(inner)] if isinstance(inner, PublishedNetwork) else ()
@@ -90,7 +97,10 @@ def _copy_classes(
     sources = [pairs.get(row, 0) for row in range(counts[0])]
     if not mixes:
         if fits := old.shape[1:] == value.shape[1:]:
+            fresh = [row for row in range(counts[0]) if row not in pairs and value.ndim > 1]
+            random = value[fresh]
             value.copy_(old[sources])
+            value[fresh] += random
         return fits
     rows, old_rows = value.view(counts[0], -1, counts[0]), old.reshape(counts[1], -1, counts[1])
     if rows.shape[1] != old_rows.shape[1]:
