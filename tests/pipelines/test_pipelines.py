@@ -16,6 +16,7 @@ from attunet3d import __main__ as command
 from attunet3d import __version__
 from attunet3d.core import Config, command_line, version_text
 from attunet3d.models import load_model
+from attunet3d.models.checkpoint import load_state
 from attunet3d.phantoms.dataset import write_phantoms
 from attunet3d.training import run_folder
 from attunet3d.training.run_log import read_rows
