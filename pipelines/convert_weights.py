@@ -4,6 +4,10 @@ WEIGHTS.pth is a state_dict, saved by torch, of unet_CT_multi_att_dsv_3D, unet_C
 or unet_CT_dsv_3D (github.com/ozan-oktay/Attention-Gated-Networks), or of a form such as AttU_Net
 (see attunet3d info attunet2d_nearest). Which one it is, its names and shapes tell. Scans are
 prepared as by the preset of the network. Nothing in the file is run.
+
+The authors' gates must be of nonlocal_mode "concatenation", their CT setting: one of
+"concatenation_debug" or "concatenation_residual" cannot be told from it, and would give other
+labels than their code.
 """
 
 import logging

@@ -47,6 +47,7 @@ from .memory import machine_total_bytes as machine_total_bytes
 from .memory import memory_class as memory_class
 from .memory import parse_memory as parse_memory
 from .memory import total_bytes as total_bytes
+from .model_config import MAX_VOXELS as MAX_VOXELS
 from .model_config import InferenceConfig as InferenceConfig
 from .model_config import NetworkConfig as NetworkConfig
 from .model_config import PreprocessingConfig as PreprocessingConfig

@@ -15,6 +15,7 @@ from attunet3d.core.settings import (
     suggestion,
 )
 
+MAX_VOXELS = 1024 * 1024 * 900  # of a scan: 3.8 GB in float32
 Features = Annotated[int, Meta(ge=1, le=4096)]
 Blocks = Annotated[int, Meta(ge=1, le=32)]
 Stride = Annotated[int, Meta(ge=1, le=16)]
@@ -128,7 +129,7 @@ class InferenceConfig(Settings):
     regions_class_order: tuple[LabelValue, ...] = ()
     """Label values of overlapping regions in the order in which they are written, later ones over
     earlier ones; set from the manifest."""
-    max_voxels: Annotated[int, Meta(ge=1, le=2**40)] = 1024 * 1024 * 900
+    max_voxels: Annotated[int, Meta(ge=1, le=2**40)] = MAX_VOXELS
     """Largest scan accepted, in voxels."""
 
 

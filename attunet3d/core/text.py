@@ -57,7 +57,11 @@ def read_json(path: Path, most_bytes: int = JSON_BYTES) -> Any:
     try:
         return parse_json(read_text(path, most_bytes))
     except (OSError, ValueError) as error:
-        raise FileError(f"cannot be read as JSON ({reason(error)})", path=path) from None
+        rule, cure = (
+            f"cannot be read as JSON ({reason(error)})",
+            "correct the file, or write it anew",
+        )
+        raise FileError(rule, path=path, cure=cure) from None
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from attunet3d.core import Array, DataError
+from attunet3d.core import MAX_VOXELS, Array, DataError
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.itk_image import int16_if_exact, itk_affine
 from attunet3d.imaging.nifti_header import parse_header
 from attunet3d.imaging.nifti_writer import nifti_header
-from attunet3d.imaging.volume import MAX_VOXELS, Segmentation, Volume, finite
+from attunet3d.imaging.volume import Segmentation, Volume, finite
 
 
 def as_volume(scan: Any) -> Volume:

@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
-from attunet3d.core import Array, Box, DataError, Float32s, Size, whole_file
+from attunet3d.core import MAX_VOXELS, Array, Box, DataError, Float32s, Size, whole_file
 from attunet3d.imaging.byte_stream import ByteStream
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.nifti import open_nifti
 from attunet3d.imaging.nifti_writer import nifti_file, nifti_header
-from attunet3d.imaging.volume import MAX_VOXELS, Volume
+from attunet3d.imaging.volume import Volume
 
 SLAB_VOXELS = 2**23  # of a map, sorted at a time: 16 MB
 STEPS = 65535

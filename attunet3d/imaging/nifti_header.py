@@ -165,7 +165,7 @@ def _shape(header: Any, max_voxels: int, volumes: int) -> Size:
         raise DataError(
             f"claims {i}×{j}×{k} voxels: at most {max_voxels} are read",
             value=(i, j, k),
-            cure="crop it, or raise inference.max_voxels",
+            cure="crop it; infer takes more with inference.max_voxels",
         )
     return i, j, k
 

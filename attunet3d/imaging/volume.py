@@ -6,13 +6,12 @@ from typing import Literal
 
 import numpy as np
 
-from attunet3d.core import NIFTI_ENDINGS, OTHER_ENDINGS, Array, Box, DataError, LabelMap
+from attunet3d.core import MAX_VOXELS, NIFTI_ENDINGS, OTHER_ENDINGS, Array, Box, DataError, LabelMap
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.nifti import read_nifti
 from attunet3d.imaging.nifti_header import NiftiGeometry
 from attunet3d.imaging.nifti_writer import write_nifti
 
-MAX_VOXELS = 1024 * 1024 * 900
 AIR_HU = -1024
 SMALLEST_SPACING_MM = 0.01
 

@@ -9,6 +9,7 @@ from .ensemble import load_as_one as load_as_one
 from .expected_dice import Activation as Activation
 from .expected_dice import margins_of as margins_of
 from .expected_dice import probabilities_of as probabilities_of
+from .forward_pass import ForwardPass as ForwardPass
 from .forward_pass import independent as independent
 from .forward_pass import make_forward_pass as make_forward_pass
 from .forward_pass import mirrored as mirrored

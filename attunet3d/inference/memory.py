@@ -55,7 +55,7 @@ def why_not_whole(need: int, values: int, device: torch.device, budget: int) -> 
     if need > MEMORY_SHARE[device.type] * budget:
         return (
             f"one pass over the whole needs about {need / GIGABYTE:.1f} GB, too much for a budget"
-            f" of {budget / GIGABYTE:.0f} GB: windows"
+            f" of {budget / GIGABYTE:.3g} GB: windows"
         )
     return None
 

@@ -10,21 +10,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from attunet3d.core import Size, progress
-from attunet3d.inference import Stitching, sliding_window_slabs, winning_values
+from attunet3d.inference import ForwardPass, Stitching, sliding_window_slabs, winning_values
 from attunet3d.training import distributed
 from attunet3d.training.cached_case import CachedCase
 from attunet3d.training.label_classes import LabelClasses
 
 OVERLAP = 0.25  # of neighbouring windows; less than in inference, for speed
-Forward = Callable[[Tensor], Tensor]
 
 
 def predict_classes(
     case: CachedCase,
-    forward: Forward,
+    forward: ForwardPass,
     window: Size,
     device: torch.device,
     labels: LabelClasses,
@@ -86,7 +84,7 @@ def mean(scores: Mapping[int, float]) -> float | None:
 
 def score_network_grid(
     cases: Sequence[CachedCase],
-    forward: Forward,
+    forward: ForwardPass,
     window: Size,
     device: torch.device,
     labels: LabelClasses,

@@ -125,6 +125,11 @@ def test_reason_is_one_line(error: Exception, text: str) -> None:
     assert "\n" not in reason(error)
 
 
+def test_memory_that_runs_out_is_told_with_what_took_it() -> None:
+    assert "; use a smaller --memory" in reason(MemoryError())
+    assert "; leave the probabilities and attention maps out" in reason(MemoryError(), maps=True)
+
+
 def test_outcome_counts() -> None:
     assert str(Outcome(["a", "b"], ["c"], {"d": "why"})) == "2 done, 1 already done, 1 failed"
     assert str(Outcome()) == "no cases"

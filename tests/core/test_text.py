@@ -49,7 +49,9 @@ def test_what_is_not_a_readable_file_is_refused_with_the_reason(tmp_path: Path) 
         "large.json": "larger than 8 bytes",
         "latin1.json": "can't decode byte",
     }.items():
-        with pytest.raises(FileError, match=f"cannot be read as JSON .*{reason}") as caught:
+        with pytest.raises(
+            FileError, match=f"cannot be read as JSON .*{reason}.*; correct"
+        ) as caught:
             read_json(tmp_path / name, 8)
         assert caught.value.path == tmp_path / name
 

@@ -18,7 +18,7 @@ from attunet3d.imaging.volume import Volume
 from attunet3d.inference import memory
 from attunet3d.inference.forward_pass import average, make_forward_pass, mirrored
 from attunet3d.inference.inferer import Inferer, Member
-from attunet3d.inference.memory import pass_bytes
+from attunet3d.inference.memory import pass_bytes, why_not_whole
 from attunet3d.inference.predictor import Predictor
 from attunet3d.models import Checkpoint
 from attunet3d.models.attention_unet import AttentionUNet3D
@@ -274,11 +274,20 @@ def test_the_default_budget_is_the_class_of_the_machine_and_the_record_tells_it(
     assert attention_unet(memory=None).segment(ball_volume()).record.memory_budget_gb == 24
 
 
+@pytest.mark.parametrize(("device", "share"), [("cpu", 0.5), ("mps", 0.5), ("cuda", 0.8)])
+def test_one_pass_takes_its_share_of_the_budget(device: str, share: float) -> None:
+    budget, here = 10**9, torch.device(device)
+    assert why_not_whole(int(share * budget), 1, here, budget) is None
+    reason = why_not_whole(int(share * budget) + 1, 1, here, budget)
+    assert reason is not None
+    assert "too much for a budget of 1 GB" in reason
+
+
 def test_whole_that_does_not_fit_the_budget_is_done_in_windows_and_told() -> None:
     volume = ball_volume()
     prediction = predictor("inference.mode=whole", memory=10**6).segment(volume)
     assert prediction.record.mode == "window"
-    assert "too much for a budget of 0 GB" in prediction.record.fallbacks[0]
+    assert "too much for a budget of 0.001 GB" in prediction.record.fallbacks[0]
     assert np.array_equal(prediction.segmentation.array == 5, volume.array == 300)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from attunet3d import __main__ as command
 from attunet3d import __version__
-from attunet3d.core import Config, command_line, version_text
+from attunet3d.core import Config, command_line, locked_folder, version_text
 from attunet3d.models import load_model
 from attunet3d.models.checkpoint import load_state
 from attunet3d.phantoms.dataset import write_phantoms
@@ -220,6 +220,18 @@ def test_resume_without_a_run_and_settings_that_may_not_change_are_errors(
     assert call(*again, "--set", "training.ignore_index=") == 0  # as it is
     assert call(*again, "--set", "network.gate_bias=3") == 2
     assert "network.gate_bias is None in this run, not 3" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_trains_is_left_alone(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(road / "run", tmp_path / "run")
+    again = ("train", road / "m.json", tmp_path / "run" / "config.json", tmp_path / "run")
+    with locked_folder(tmp_path / "run", "train"):
+        assert call(*again, "--device", "cpu", "--resume", "--steps-more", 2) == 2
+    assert "is in use by process" in capsys.readouterr().err
+    before = (road / "run" / "metrics.csv").read_bytes()
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
 
 
 def test_a_finished_run_trains_longer(road: Path, tmp_path: Path) -> None:

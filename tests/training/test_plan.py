@@ -324,6 +324,7 @@ def test_table_and_file_tell_every_number_and_why(tmp_path: Path) -> None:
     assert all(entry["reason"] for entry in saved["planned"].values())
     assert saved["fingerprint"]["cases"][0]["label_ml"] == {"1": 80.0}
     assert "24 GB" in planned.reasons["training.patch_size"]
+    assert "takes about 0.1 GB" in replace(planned, needed_bytes=1000).table(), "never 0.0"
 
 
 @pytest.mark.parametrize(
