@@ -24,7 +24,7 @@ COLUMNS = {  # so that no arrow crosses a box
     },
     "core": 1.25,
 }
-WIDTH, HEIGHT, COLUMN, ROW, MARGIN = 210, 78, 240, 122, 20
+WIDTH, HEIGHT, COLUMN, ROW, MARGIN = 240, 78, 264, 122, 20
 
 Graph = dict[str, set[str]]
 
