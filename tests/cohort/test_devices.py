@@ -88,7 +88,7 @@ def test_killed_workers_cost_no_scan_and_change_no_label_map(
     assert process.returncode == 1, error
     assert "1 failed" in error
     # A scan that was written when its process ended, but not told of, counts as already done.
-    counts = re.findall(r"([0-9]+) done(?: before)?[,\n]", error.splitlines()[-1] + "\n")
+    counts = re.findall(r"([0-9]+) (?:already )?done[,\n]", error.splitlines()[-1] + "\n")
     assert sum(map(int, counts)) == len(CASES)
     assert set(failures(tmp_path)) == {"text"}
     assert maps(tmp_path) == alone

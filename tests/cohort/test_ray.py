@@ -18,7 +18,13 @@ from attunet3d.pipelines import infer
 from tests.cohort.conftest import maps, write_and_segment
 
 CASES = 8
-ENVIRONMENT = {**os.environ, "RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled"}
+ENVIRONMENT = {
+    **os.environ,
+    "RAY_ADDRESS": "",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_worker_niceness": "0",  # else 15: beside busy processes its actors hardly run,
+    "RAY_worker_register_timeout_seconds": "900",  # and are started anew every minute
+}
 needs_ray = pytest.mark.skipif(
     not Path(sys.executable).with_name("ray").exists(), reason="the extra [ray] is not installed"
 )
@@ -103,7 +109,7 @@ def test_an_actor_that_is_killed_in_a_scan_costs_none_and_changes_no_label_map(
     assert ended.returncode == 0, ended.stderr
     assert Path(f"{out}_killed").exists()
     done, skipped, failed = json.loads(ended.stdout.splitlines()[-1])
-    # A scan that was written when its actor ended, but not told of, counts as done before.
+    # A scan that was written when its actor ended, but not told of, counts as already done.
     assert sorted(done + skipped) == [f"scan_{number}" for number in range(CASES)]
     assert "scan_3" in done
     assert failed == ["text"]
@@ -119,7 +125,7 @@ def test_a_clusters_address_is_joined_and_only_what_is_missing_is_done(
     (tmp_path / "scan_3.json").unlink()
     with start(model, scans, str(tmp_path), "--device", "cpu", "--address", cluster) as process:
         _, error = process.communicate(timeout=900)
-    assert f"1 done, {CASES - 1} done before, 1 failed" in error
+    assert f"1 done, {CASES - 1} already done, 1 failed" in error
     assert maps(tmp_path) == alone
 
 
