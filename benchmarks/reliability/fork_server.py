@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+    "RAY_worker_niceness": "0",  # else 15: beside busy processes its actors hardly run
+}
 LOADED = (
     *("imaging.dicom", "cohort.run", "cohort.export", "inference.predictor"),
     *("training.run_folder", "training.trainer", "pipelines.train"),
