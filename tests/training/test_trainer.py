@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from attunet3d.core import DeviceError, ModelError, TrainingError, machine
 from attunet3d.core.config import Config
 from attunet3d.models import checkpoint
+from attunet3d.training import distributed
 from attunet3d.training import trainer as trainer_module
 from attunet3d.training.batches import Batch, PatchBatches
 from attunet3d.training.cached_case import CachedCase
@@ -292,6 +294,16 @@ def test_a_state_of_another_network_is_refused(data: TrainingData, tmp_path: Pat
     other = CONFIG.with_overrides(["network.channels=[4, 16]"])
     with pytest.raises(TrainingError, match=r"config\.json"):
         Trainer(data, other, tmp_path / "run", CPU).resume()
+
+
+def test_a_process_weighs_its_patches_by_their_share_of_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step: Any = SimpleNamespace(settings=SimpleNamespace(batch_size=4))
+    part: Any = SimpleNamespace(case_ids=("a",))
+    assert TrainingStep._weight(step, part) == 1
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert TrainingStep._weight(step, part) == 0.25
 
 
 def test_accumulated_batches_give_the_gradient_of_their_mean(data: TrainingData) -> None:
