@@ -58,7 +58,7 @@ def run(folder: Path, small: bool) -> dict[str, Any]:
                 status, said = commands.call(call, folder / "said.txt")
                 done, wrong = _judge(server, out, answers)
                 if status != 0 or done != SCANS or wrong:
-                    troubles.append(f"{out}: the next call: {status}, {done}: {said[-300:]}")
+                    troubles.append(f"{out}: the next call: {status}, {wrong}: {said[-300:]}")
                 else:
                     finished += 1
                 place += 1
@@ -79,16 +79,13 @@ def _judge(server: S3Server, out: str, answers: dict[str, bytes]) -> tuple[int, 
     sidecars = [name for name in objects if name.startswith("scan_") and name.endswith(".json")]
     for name in sidecars:
         try:
-            parts = json.loads(objects[name])["files"]
-            whole = all(
-                hashlib.sha256(objects[part]).hexdigest() == checksum and objects[part] == wanted
-                for part, checksum in parts.items()
-                for wanted in [answers[part]]
-            )
-        except (ValueError, LookupError):
-            whole = False
-        if not whole:
-            wrong.append(f"{out}/{name}: is not whole")
+            for part, checksum in json.loads(objects[name])["files"].items():
+                if hashlib.sha256(objects[part]).hexdigest() != checksum:
+                    wrong.append(f"{out}/{name}: {part} is not what its checksum says")
+                elif objects[part] != answers[part]:
+                    wrong.append(f"{out}/{name}: {part} is not that of a local call")
+        except (ValueError, LookupError) as error:
+            wrong.append(f"{out}/{name}: is not whole ({error!r})")
     return len(sidecars), wrong
 
 
