@@ -97,8 +97,13 @@ def train_run(call: TrainingCall, run_dir: Path, cases: Cases) -> None:
         if call.keep_labels and call.init is not None:
             data = taught_labels.teach(data, config, call.init, call.device, run_dir / "taught")
         trainer = Trainer(data, config, run_dir, call.device)
-        trainer.start(resume=resume, init=call.init)
-        run_report.finish(trainer, trainer.fit(call.hours))
+        try:
+            trainer.start(resume=resume, init=call.init)
+            run_report.finish(trainer, trainer.fit(call.hours))
+        except (SystemExit, KeyboardInterrupt):
+            words = "stopped at step %d; the same command with --resume goes on from here"
+            _log.warning(words, trainer.state.step)
+            raise
 
 
 @distributed.by_first
