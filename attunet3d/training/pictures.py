@@ -67,7 +67,7 @@ def validation_pictures(
     outlines[_outline(found.cpu().numpy() > 0)] = COLOURS["prediction"]
     pictures = {"outlines": _upright(outlines)}
     for number, gate in enumerate(gates, 1):
-        bright = _plane(gate, window, k)[..., None] * np.array([255, 200, 0])
+        bright = _plane(gate, image.shape, k)[..., None] * np.array([255, 200, 0])
         pictures[f"gate {number}"] = _upright((grey * 0.5 + bright * 0.5).astype(np.uint8))
     return pictures
 
@@ -87,7 +87,7 @@ def _keeping(network: nn.Module, gates: list[Tensor]) -> Callable[[Tensor], Tens
     return compute
 
 
-def _plane(level: Tensor, size: Size, k: int) -> Float32s:
+def _plane(level: Tensor, size: Sequence[int], k: int) -> Float32s:
     """Plane k (X, Y) of a level's coefficients (1, gates, x, y, z), the mean of its gates."""
     mean = level.float().mean(1, keepdim=True)
     plane: Float32s = F.interpolate(mean, size, mode="trilinear")[0, 0, :, :, k].cpu().numpy()

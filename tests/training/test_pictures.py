@@ -42,6 +42,18 @@ def test_the_patients_right_is_on_the_left_and_the_front_above(tmp_path: Path) -
     assert (yellow[120:] == 0).all()
 
 
+def test_a_window_beyond_the_case_shows_the_whole_case(tmp_path: Path) -> None:
+    settings = ["network.channels=[2, 4, 4]", "network.strides=[[2, 2, 2], [2, 2, 2]]"]
+    update = TrainingStep(CONFIG.with_overrides(settings), 2, CPU)
+    case = make_case(tmp_path, "a", 0)
+    window = (case.shape[0] + 3, case.shape[1], case.shape[2] + 1)
+    found = validation_pictures([case], update, update.network.eval(), window, CLASSES)
+    assert len(found) > 1, "gates too"
+    times = -(-240 // min(case.shape[:2]))
+    wanted = (times * case.shape[1], times * case.shape[0], 3)
+    assert {picture.shape for picture in found.values()} == {wanted}
+
+
 def test_a_run_shows_losses_by_scale_waiting_and_pictures_over_time(
     data: TrainingData,  # noqa: F811
     tmp_path: Path,
