@@ -1,7 +1,8 @@
 """One training from its folder to its summary."""
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,13 +98,21 @@ def train_run(call: TrainingCall, run_dir: Path, cases: Cases) -> None:
         if call.keep_labels and call.init is not None:
             data = taught_labels.teach(data, config, call.init, call.device, run_dir / "taught")
         trainer = Trainer(data, config, run_dir, call.device)
-        try:
+        with _tells_how_to_go_on():
             trainer.start(resume=resume, init=call.init)
-            run_report.finish(trainer, trainer.fit(call.hours))
-        except (SystemExit, KeyboardInterrupt):
-            words = "stopped at step %d; the same command with --resume goes on from here"
-            _log.warning(words, trainer.state.step)
-            raise
+        result = trainer.fit(call.hours)  # which tells it by itself, with the step
+        with _tells_how_to_go_on():
+            run_report.finish(trainer, result)
+
+
+@contextlib.contextmanager
+def _tells_how_to_go_on() -> Iterator[None]:
+    """Say so when a signal ends the block."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        _log.warning("stopped; the same command with --resume goes on from here")
+        raise
 
 
 @distributed.by_first

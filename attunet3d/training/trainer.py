@@ -294,4 +294,7 @@ class Trainer:
 
     def _save_and_leave(self, requests: StopRequests) -> NoReturn:
         self.save()
+        _log.warning(
+            "stopped at step %d; the same command with --resume goes on from here", self.state.step
+        )
         requests.leave()

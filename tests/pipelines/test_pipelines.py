@@ -18,7 +18,7 @@ from attunet3d.core import Config, command_line, locked_folder, version_text
 from attunet3d.models import load_model
 from attunet3d.models.checkpoint import load_state
 from attunet3d.phantoms.dataset import write_phantoms
-from attunet3d.training import run_folder
+from attunet3d.training import run_folder, run_report
 from attunet3d.training.run_log import read_rows
 from tests.known_network import write_scan
 
@@ -232,6 +232,22 @@ def test_a_run_that_another_process_trains_is_left_alone(
     assert "is in use by process" in capsys.readouterr().err
     before = (road / "run" / "metrics.csv").read_bytes()
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+
+
+def test_a_stop_after_the_last_step_says_how_to_go_on(
+    road: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stopped(*_: object) -> None:
+        raise SystemExit(143)  # as SIGTERM does
+
+    shutil.copytree(road / "run", tmp_path / "run")
+    again = ("train", road / "m.json", tmp_path / "run" / "config.json", tmp_path / "run")
+    monkeypatch.setattr(run_report, "finish", stopped)
+    assert call(*again, "--device", "cpu", "--resume") == 143
+    assert "the same command with --resume goes on" in capsys.readouterr().err
 
 
 def test_a_finished_run_trains_longer(road: Path, tmp_path: Path) -> None:
