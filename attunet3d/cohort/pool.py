@@ -78,7 +78,7 @@ class Pool:
 
         Raises:
             UserError: A worker cannot load the model.
-            DeviceError: Workers end again and again before they have loaded it.
+            DeviceError: Workers keep ending before they have loaded it, and no scan is done.
         """
         try:
             self.workers += map(self._start, range(self._count))
@@ -123,6 +123,7 @@ class Pool:
             raise facts[0]
         else:
             if event != "reached":
+                self._failed_starts = 0  # the call gets on, whoever else ends
                 self._dispatcher.settled(worker.name, facts[0])
             getattr(self._dispatcher.events, event)(*facts)
 
