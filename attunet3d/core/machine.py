@@ -5,7 +5,7 @@ import platform
 from functools import cache
 from typing import TYPE_CHECKING
 
-from attunet3d.core.errors import DeviceError
+from attunet3d.core.errors import DeviceError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ def _trouble_with(device: "torch.device") -> str | None:
         deviation = float((compute(device) - compute(torch.device("cpu"))).abs().max())
     except (NotImplementedError, RuntimeError, TypeError) as error:
         # What torch raises for an operator or a type that the device does not have.
-        return f"it lacks an operator of the network ({' '.join(str(error).split())[:120]})"
+        return f"it lacks an operator of the network ({one_line(error)[:120]})"
     if deviation <= MOST_DEVIATION:
         return None
     return f"its results differ from the CPU's by {deviation:.2g}"

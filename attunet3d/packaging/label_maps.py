@@ -124,6 +124,7 @@ def writer(name: str) -> Callable[[CaseFiles, Path, Path | None], None]:
         raise DependencyError(f"{name} needs {error.name}", cure=cure) from None
 
     def write(files: CaseFiles, target: Path, series: Path | None) -> None:
+        """Write one case in the form; `series` is its DICOM series, where not the sidecar's."""
         sidecar = results.read_sidecar(files.sidecar)
         segmentation = results.read_segmentation(files, sidecar)
         if form.needs_source:

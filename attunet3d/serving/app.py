@@ -12,7 +12,6 @@ GET    /health, /ready, /metrics, /
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from attunet3d import __version__
 from attunet3d.core import UserError
 from attunet3d.serving import outputs
 from attunet3d.serving.jobs import Job, JobQueue, QueueFullError
-from attunet3d.serving.uploads import accept
+from attunet3d.serving.uploads import accept, receive
 
 PAGE = files("attunet3d.serving") / "page" / "index.html"
 RETRY_S = 10  # after which a client that was refused may ask again
@@ -177,7 +176,13 @@ def _add_submission(
             raise HTTPException(429, "the queue is full; try again later", headers) from None
         folder = queue.folder / job_id
         try:
-            await _receive(request, folder / "upload", options)
+            await receive(
+                request.stream(),
+                folder / "upload",
+                most_bytes=options.most_bytes,
+                silence_s=options.silence_s,
+                upload_s=options.upload_s,
+            )
             scan = await run_in_threadpool(
                 accept, folder / "upload", folder, options.most_unpacked_bytes
             )
@@ -210,6 +215,8 @@ def _add_results(app: FastAPI, queue: JobQueue, signed: Any) -> None:
     """Add a route for each form of a result."""
 
     def fetch(name: str, make: Callable[[Path, Path], Path], media_type: str, file: str) -> None:
+        """Add the route of one form, which `make` writes."""
+
         @app.get(
             f"/jobs/{{job_id}}/{name}",
             name=name,
@@ -218,6 +225,7 @@ def _add_results(app: FastAPI, queue: JobQueue, signed: Any) -> None:
             responses={**ANSWERS, **NO_RESULT},
         )
         async def result(job_id: JobId) -> FileResponse:
+            """Fetch this form of a job's result."""
             job = _known(queue, job_id)
             if job.state != "done":
                 raise HTTPException(409, f"the job is {job.state}")
@@ -241,6 +249,7 @@ def _signed(token: str | None) -> Callable[..., Awaitable[None]]:
     async def check(
         given: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)],
     ) -> None:
+        """Answer 401 to a request without the token."""
         if token is None:
             return
         if given is None or not secrets.compare_digest(given.credentials.encode(), token.encode()):
@@ -249,26 +258,6 @@ def _signed(token: str | None) -> Callable[..., Awaitable[None]]:
             )
 
     return check
-
-
-async def _receive(request: Request, path: Path, options: AppOptions) -> None:
-    """Write the request's body to a file, as it comes and no more than is allowed."""
-    size, stream = 0, request.stream().__aiter__()
-    ends = time.monotonic() + options.upload_s
-    try:
-        with path.open("wb") as file:
-            while True:
-                patience = min(options.silence_s, ends - time.monotonic())
-                part = await asyncio.wait_for(anext(stream), patience)
-                size += len(part)
-                if size > options.most_bytes:
-                    raise HTTPException(413, f"more than {options.most_bytes} bytes")
-                await run_in_threadpool(file.write, part)
-    except StopAsyncIteration:
-        return
-    except TimeoutError:
-        longest = f"{options.silence_s:g} s without a byte, or {options.upload_s:g} s in all"
-        raise HTTPException(408, f"the upload took too long: {longest}") from None
 
 
 async def _forget_old(queue: JobQueue) -> None:

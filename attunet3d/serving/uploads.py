@@ -5,7 +5,13 @@ one NIfTI file); its members are written under numbers, so no path in it leads a
 they unpack to is counted while it is unpacked, whatever the archive's directory says.
 """
 
+import asyncio
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+
+from fastapi import HTTPException
+from fastapi.concurrency import run_in_threadpool
 
 from attunet3d.core import DataError
 from attunet3d.imaging import SIGNATURE, unpack
@@ -64,3 +70,35 @@ def _unpack(archive: Path, folder: Path, most_bytes: int) -> Path:
         if ending is not None:
             return files[0].rename(folder / f"scan{ending}")
     return series
+
+
+async def receive(
+    body: AsyncIterator[bytes], path: Path, *, most_bytes: int, silence_s: float, upload_s: float
+) -> None:
+    """Write a request's body to a file, as it comes and no more than is allowed.
+
+    Args:
+        body: Its parts.
+        path: Of the file.
+        most_bytes: Largest body; see `AppOptions`, as for the rest.
+        silence_s: Longest time without a byte.
+        upload_s: Longest time in all.
+
+    Raises:
+        HTTPException: It is larger (413) or slower (408).
+    """
+    size, ends, parts = 0, time.monotonic() + upload_s, aiter(body)
+    try:
+        with path.open("wb") as file:
+            while True:
+                patience = min(silence_s, ends - time.monotonic())
+                part = await asyncio.wait_for(anext(parts), patience)
+                size += len(part)
+                if size > most_bytes:
+                    raise HTTPException(413, f"more than {most_bytes} bytes")
+                await run_in_threadpool(file.write, part)
+    except StopAsyncIteration:
+        return
+    except TimeoutError:
+        longest = f"{silence_s:g} s without a byte, or {upload_s:g} s in all"
+        raise HTTPException(408, f"the upload took too long: {longest}") from None

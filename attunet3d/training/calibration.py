@@ -97,7 +97,7 @@ def sample_voxels(
         ignored: Label value of voxels that count nowhere.
 
     Returns:
-        None where there is no undecided voxel.
+        None where every voxel is decided.
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     classes = range(1, len(labels.names))

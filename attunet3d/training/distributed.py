@@ -131,6 +131,7 @@ def by_first(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        """What `function` returns in the first process."""
         if world_size() == 1:
             return function(*args, **kwargs)
         box: list[Any] = [None, True]  # the result, and whether there is none
