@@ -18,7 +18,7 @@ COMMANDS = {
     "export": "turn saved probabilities into label maps",
     "package": "write a model for other programs: MONAI bundle, ONNX, torch.export",
     "serve": "segment scans that are sent over HTTP, with a page to drop them on",
-    "doctor": "say whether this machine is fit, and what would mend it",
+    "doctor": "say whether this machine is fit, and what would cure it",
     "info": "say what a model, a configuration, a manifest or a scan is",
     "convert-weights": "turn weights of the authors' network or of a published form into a model",
 }

@@ -1,6 +1,5 @@
 """Whether this machine is fit: what `attunet3d doctor` looks at, and the cure of what it finds."""
 
-import os
 import platform
 import re
 import shutil
@@ -23,6 +22,7 @@ from attunet3d.core import (
     memory_class,
     one_line,
     total_bytes,
+    usable_cores,
     version_of,
 )
 from attunet3d.inference import deviation
@@ -31,7 +31,6 @@ from attunet3d.models import AttentionUNet3D
 DEVELOPERS_EXTRAS = {"benchmarks", "dev", "docs", "mutants"}
 SMALLEST_CLASS_GB = 8
 FREE_DISK_GB = 10  # prepared cases of a training and label maps of a cohort easily take more
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CPU_CURE = "the network runs, but slowly; use a processor with AVX2 or a GPU"
 
@@ -43,7 +42,7 @@ class Finding:
     Args:
         what: The part that was looked at.
         found: What it is.
-        cure: What would mend it; None: it is in order.
+        cure: What would cure it; None: it is in order.
     """
 
     what: str
@@ -127,17 +126,6 @@ def _processor() -> Iterator[Finding]:
     elif threads < (psutil.cpu_count(logical=False) or 1) and threads < cores:
         cure = f"unset OMP_NUM_THREADS, or set it to {cores}, unless other work needs the cores"
     yield Finding("threads", f"{threads} of torch for {cores} usable cores", cure)
-
-
-def usable_cores(quota: Path = QUOTA) -> int:
-    """The cores that this process may run on, less if a control group sets a quota of time."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    cores = len(allowed(0)) if allowed is not None else os.cpu_count() or 1
-    try:
-        share, period = quota.read_text(encoding="ascii").split()
-        return max(1, min(cores, round(int(share) / int(period))))
-    except (OSError, ValueError, ZeroDivisionError):  # no such file; "max": no quota
-        return cores
 
 
 def _memory() -> Finding:

@@ -1,4 +1,4 @@
-"""Say whether this machine is fit, a line for each part, and what would mend what is not.
+"""Say whether this machine is fit, a line for each part, and what would cure what is not.
 
 Versions, optional parts, processor, threads, memory, disk and GPUs are looked at, and a small
 network is tried on each device. Exit status: 0 all in order, 1 something is not.

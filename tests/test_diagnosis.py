@@ -1,6 +1,5 @@
 """`attunet3d doctor`: what it finds in order, and what it warns of with which cure."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from packaging.requirements import Requirement
 from torch import Tensor, nn
 
 from attunet3d import diagnosis
-from attunet3d.diagnosis import Finding, diagnose, try_device, usable_cores
+from attunet3d.diagnosis import Finding, diagnose, try_device
 from attunet3d.pipelines import doctor
 
 CPU = torch.device("cpu")
@@ -62,15 +61,6 @@ def test_a_device_that_lacks_an_operator_is_warned_of() -> None:
     found = try_device(torch.device("cuda", 0), run)
     assert "no conv3d here" in found.found
     assert "--device cpu" in str(found.cure)
-
-
-@pytest.mark.parametrize(("text", "cores"), [("100000 100000", 1), ("max 100000", 64), ("", 64)])
-def test_a_quota_of_processor_time_limits_the_cores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, cores: int
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
-    (tmp_path / "cpu.max").write_text(text)
-    assert usable_cores(tmp_path / "cpu.max") == cores
 
 
 @pytest.mark.parametrize(

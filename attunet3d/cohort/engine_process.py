@@ -4,7 +4,6 @@ It speaks through a `Link`: a pipe to the process that dispatches, or what an en
 """
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +12,7 @@ import torch
 
 from attunet3d.cohort.call import CohortCall, Events, ModelOptions
 from attunet3d.cohort.scan_loop import Item, ScanLoop
-from attunet3d.core import keep_freed_memory
+from attunet3d.core import keep_freed_memory, usable_cores
 
 
 class Link(Protocol):
@@ -48,7 +47,7 @@ def serve_scans(options: WorkerOptions, link: Link) -> None:
         UserError: The model cannot be loaded, or has no gates for the attention maps asked for.
     """
     keep_freed_memory()
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     if options.on_this_cpu > 1:
         torch.set_num_threads(max(1, cores // options.on_this_cpu))
     handler = _TellingHandler(link)

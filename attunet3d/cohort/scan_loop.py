@@ -5,7 +5,6 @@ scan that cannot be segmented is named with its reason, and the others are done.
 """
 
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,7 @@ from attunet3d.cohort.call import CohortCall, Events
 from attunet3d.cohort.case_writer import CaseMaps, Judgement, write_case
 from attunet3d.cohort.doubt import DoubtRule
 from attunet3d.cohort.results import CaseFiles
-from attunet3d.core import DataError, FileError, case_names
+from attunet3d.core import DataError, FileError, case_names, usable_cores
 from attunet3d.imaging import Volume, is_temporary, straightened
 from attunet3d.inference import Predictor
 
@@ -61,7 +60,7 @@ class ScanLoop:
         self.options = call.options
         self._doubt_rule = DoubtRule.of(predictor.notes)
         # With few cores the network needs them; beside a GPU they are there for reading.
-        self.ahead = max(1, min(MOST_AHEAD, (cores or os.cpu_count() or 1) // 4))
+        self.ahead = max(1, min(MOST_AHEAD, (cores or usable_cores()) // 4))
 
     @cached_property
     def inputs(self) -> set[tuple[int, int]]:

@@ -41,6 +41,8 @@ from .installed_versions import versions as versions
 from .kind import kind_of as kind_of
 from .lock import locked_folder as locked_folder
 from .machine import computes_in_bfloat16 as computes_in_bfloat16
+from .machine import side_by_side as side_by_side
+from .machine import usable_cores as usable_cores
 from .memory import GIGABYTE as GIGABYTE
 from .memory import available_bytes as available_bytes
 from .memory import machine_total_bytes as machine_total_bytes

@@ -1,8 +1,10 @@
 """The devices of this machine and what they can compute."""
 
 import logging
+import os
 import platform
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attunet3d.core.errors import DeviceError, one_line
@@ -11,7 +13,25 @@ if TYPE_CHECKING:
     import torch
 
 MOST_DEVIATION = 1e-3
+MOST_SIDE_BY_SIDE = 4  # cases read or scored at a time: each holds its scan and label
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _log = logging.getLogger(__name__)
+
+
+def usable_cores(quota: Path = QUOTA) -> int:
+    """The cores that this process may run on, less if a control group sets a quota of time."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    cores = len(allowed(0)) if allowed is not None else os.cpu_count() or 1
+    try:
+        share, period = quota.read_text(encoding="ascii").split()
+        return max(1, min(cores, round(int(share) / int(period))))
+    except (OSError, ValueError, ZeroDivisionError):  # no such file; "max": no quota
+        return cores
+
+
+def side_by_side(cases: int) -> int:
+    """How many of so many cases are read or scored at a time."""
+    return max(1, min(MOST_SIDE_BY_SIDE, usable_cores(), cases))
 
 
 def pick_device(name: str | None = None, *, training: bool = False) -> "torch.device":

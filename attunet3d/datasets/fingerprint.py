@@ -1,6 +1,5 @@
 """Statistics of a training set for the plan: spacings, sizes, foreground HU, label volumes."""
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -10,14 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attunet3d.core import DataError, Triple, progress
+from attunet3d.core import DataError, Triple, progress, side_by_side
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import read_case_label, read_image
 from attunet3d.imaging import Grid, body_box
 
 SAMPLE = 10_000  # foreground voxels sampled per case
 QUANTILES = 201  # 0, 0.5, 1, … 100 %
-MOST_WORKERS = 4  # each holds a scan and a label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +95,7 @@ def measure_fingerprint(
         DataError: There is no case, or nothing is labelled in any of them.
         UserError: A file cannot be read.
     """
-    workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
+    workers = workers or side_by_side(len(cases))
     with (
         ThreadPoolExecutor(workers) as pool,
         progress(len(cases), "planning") as bar,

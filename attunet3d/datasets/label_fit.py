@@ -228,10 +228,10 @@ def _mirrored(grid: Grid, flip: str) -> Grid:
 
 def _turned(image: Grid, label: Grid) -> str | None:
     """Voxel axes opposite to the scan's, if directions and spacings are equal otherwise."""
-    reach = np.array(image.shape)
+    size = np.array(image.shape)
     for flip in FLIPS:
         signs = [-1 if axis in flip else 1 for axis in "ijk"]
-        gap = np.abs(label.affine[:3, :3] - image.affine[:3, :3] * signs) * reach
+        gap = np.abs(label.affine[:3, :3] - image.affine[:3, :3] * signs) * size
         if gap.max() <= 1e-3:
             return flip
     return None

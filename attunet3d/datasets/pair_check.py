@@ -8,7 +8,6 @@ decided by a heuristic, which a person can overrule (`corrections.accept`).
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from attunet3d.core import DataError, UserError, progress, whole_file
+from attunet3d.core import DataError, UserError, progress, side_by_side, whole_file
 from attunet3d.datasets import label_fit
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.case_files import check_file, read_case_label, read_image
@@ -27,7 +26,6 @@ from attunet3d.datasets.manifest import Manifest
 from attunet3d.imaging import Volume, open_organ_masks, read_label, scan_warnings
 
 _log = logging.getLogger(__name__)
-MOST_WORKERS = 4  # each holds a scan and a label
 SOFT_TISSUE_HU = (-200.0, 300.0)  # the tissue's range if the scan's values do not look like HU
 MOST_LISTED = 20  # values without a name; a label map has fewer than a scan
 SWAPPED = "is this the scan, and the image the label map?"
@@ -68,14 +66,16 @@ def check_pairs(
         DataError: `tissue_hu` is not a range.
     """
     low, high = _range(TISSUE_HU if tissue_hu is None else tissue_hu)
-    workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
     jobs = [(case, part != "test") for part in PARTS for case in getattr(cases, part)]
 
     def check(job: tuple[Case, bool]) -> list[Problem]:
         return _check(*job, cases, (low, high))
 
     problems: list[Problem] = []
-    with ThreadPoolExecutor(workers) as pool, progress(len(jobs), "manifest") as bar:
+    with (
+        ThreadPoolExecutor(workers or side_by_side(len(jobs))) as pool,
+        progress(len(jobs), "manifest") as bar,
+    ):
         for found in pool.map(check, jobs):
             problems += found
             bar.update()

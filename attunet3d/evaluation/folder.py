@@ -10,7 +10,6 @@ lie on its reference's grid.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from attunet3d.core import (
     case_names,
     locked_folder,
     progress,
+    side_by_side,
     versions,
     whole_file,
 )
@@ -45,7 +45,6 @@ from attunet3d.evaluation.metrics import LabelScore
 from attunet3d.evaluation.scores import Summary, completed
 from attunet3d.imaging import Grid, Volume, find_scans, read_label
 
-MOST_WORKERS = 4  # each holds two label maps
 GRID_TOLERANCE_MM = 1e-3
 PLOTTED = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "surface_dice": "surface Dice"}
 
@@ -197,7 +196,7 @@ def _score_all(
         with bar.item() as done:
             return _score_pair(pair, tolerance_mm, done)
 
-    workers = max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(pairs)))
+    workers = side_by_side(len(pairs))
     with ThreadPoolExecutor(workers) as pool:
         tasks = [pool.submit(score, pair) for pair in pairs]
         try:

@@ -106,31 +106,31 @@ class _Claims:
         self.values, self.labels, self.activation = values, labels, activation
         self.active, self.total = thresholds.active, thresholds.total
         self.least = torch.from_numpy(np.where(self.active, thresholds.least, np.inf)).float()
-        self.reach = self._reach()
+        self.least_margins = self._least_margins()
         # Voxels that one class alone claims; of the background, what it does not have.
         self.sizes: Floats = np.zeros(len(values))
         self.inside: Floats = np.zeros(len(values))
         self.voxels = 0
         self.aside = ArraySpool()  # indices and probabilities by turns
 
-    def _reach(self) -> Tensor:
+    def _least_margins(self) -> Tensor:
         """The margin (K - 1,) up to which a class leaves a voxel to the background."""
         if self.activation == "softmax" and not self.active[0]:
             return torch.full((len(self.values) - 1,), -math.inf)
-        reach = torch.logit(self.least[1:].double().clamp(max=1)).float()  # pruned: infinity
+        least = torch.logit(self.least[1:].double().clamp(max=1)).float()  # pruned: infinity
         if self.activation == "softmax":
-            reach.clamp_(max=-math.log(len(reach)))
-        return reach
+            least.clamp_(max=-math.log(len(least)))
+        return least
 
     def settle(self, chunk: Chunk) -> None:
         """Label the voxels of a chunk that one class claims."""
         self.voxels += math.prod(part.stop - part.start for part in chunk.box)
-        reach = self.reach.to(chunk.margins.device)[:, None, None, None]
-        reached = (chunk.margins > reach).any(0).cpu()  # (P, R, C)
-        if not reached.any():
+        least_margins = self.least_margins.to(chunk.margins.device)[:, None, None, None]
+        claimed = (chunk.margins > least_margins).any(0).cpu()  # (P, R, C)
+        if not claimed.any():
             return
-        rows = reached.any(2)
-        lines = rows.any(1), rows.any(0), reached.any(0).any(0)
+        rows = claimed.any(2)
+        lines = rows.any(1), rows.any(0), claimed.any(0).any(0)
         box = [extent(line.numpy()) for line in lines]
         for ranges in chunk.pieces(len(self.values), chunk.sampler.touching(box)):
             self._settle_piece(chunk, ranges)
@@ -140,9 +140,9 @@ class _Claims:
         (low, high), _ = part.planes.narrowed()
         (left, right), _ = part.rows.narrowed()
         peaks = chunk.margins[:, low:high, left:right].amax((1, 2, 3)).cpu()
-        if not (peaks > self.reach).any():
+        if not (peaks > self.least_margins).any():
             return
-        least = FAINT if self.activation == "softmax" else self.reach
+        least = FAINT if self.activation == "softmax" else self.least_margins
         present = (peaks > least).nonzero().flatten()
         margins = torch.stack([part(chunk.margins[index]) for index in present.tolist()])
         probabilities = probabilities_of(margins, self.activation)  # (k, p, r, c)

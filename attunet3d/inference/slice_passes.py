@@ -1,7 +1,7 @@
 """Networks of slices over a whole volume, some planes at a time, in memory that does not grow.
 
-    planes given      first − reach … stop + reach      so that every slice sees its neighbours
-    planes answered   first … stop                      the logits of one pass over the whole volume
+    planes given      first − n … stop + n      every slice sees its n neighbours on each side
+    planes answered   first … stop              the logits of one pass over the whole volume
 
 Planes are whole: a body of 512 × 512 is segmented without windows, its slices in batches.
 """
@@ -25,23 +25,23 @@ class SlicePasses:
     """How the members of an ensemble, all of them networks of slices, go through a volume.
 
     Args:
-        reach: Slices that an answer depends on, to either side.
+        neighbours: Slices that an answer depends on, to either side.
         classes: Background included.
     """
 
-    reach: int
+    neighbours: int
     classes: int
 
     @classmethod
     def of(cls, networks: Sequence[nn.Module], classes: int) -> "SlicePasses | None":
         """For these networks; None where one is not a network of slices."""
-        reaches = [part.reach for part in networks if isinstance(part, SliceNetwork)]
-        return cls(max(reaches), classes) if len(reaches) == len(networks) else None
+        numbers = [part.neighbours for part in networks if isinstance(part, SliceNetwork)]
+        return cls(max(numbers), classes) if len(numbers) == len(networks) else None
 
     def planes(self, image: Tensor) -> int:
         """Slices answered by one call: enough that little is computed for neighbours alone."""
         plane = image[0, ..., 0].numel()
-        return max(8 * self.reach, SLAB_VALUES // (self.classes * plane), 1)
+        return max(8 * self.neighbours, SLAB_VALUES // (self.classes * plane), 1)
 
     def voxels(self, image: Tensor) -> int:
         """Voxels whose features are in memory together."""
@@ -49,8 +49,8 @@ class SlicePasses:
 
     def slab_bytes(self, image: Tensor) -> int:
         """Memory of one call beside features: its input, and its logits twice."""
-        planes = min(image.shape[3], self.planes(image) + 2 * self.reach)
-        values = 2 * (2 * self.reach + 1) + 2 * self.classes
+        planes = min(image.shape[3], self.planes(image) + 2 * self.neighbours)
+        values = 2 * (2 * self.neighbours + 1) + 2 * self.classes
         return 4 * values * planes * image[0, ..., 0].numel()
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class SlicePasses:
         depth, planes = image.shape[3], self.planes(image)
         padded, margins = pad(image, (x, y, depth))
         for start in range(0, depth, planes):
-            first, stop = max(0, start - self.reach), min(depth, start + planes)
-            logits = forward(padded[None, ..., first : min(depth, stop + self.reach)])
+            first, stop = max(0, start - self.neighbours), min(depth, start + planes)
+            logits = forward(padded[None, ..., first : min(depth, stop + self.neighbours)])
             part = decisive_channels(logits, all_channels)[0, ..., start - first : stop - first]
             yield from without_padding(Slab(start, part.float()), margins, image.shape)

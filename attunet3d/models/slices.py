@@ -42,7 +42,7 @@ class SliceNetwork(nn.Module):
         self.out_channels = network.out_channels
 
     @property
-    def reach(self) -> int:
+    def neighbours(self) -> int:
         """Number of slices that are seen on each side."""
         return self.slices // 2
 
@@ -80,8 +80,8 @@ class SliceNetwork(nn.Module):
 
     def _with_neighbours(self, x: Tensor) -> Tensor:
         batch, channels, width, height, depth = x.shape
-        reach = self.reach
-        padded = F.pad(x, (reach, reach, 0, 0, 0, 0), mode="replicate") if reach else x
+        n = self.neighbours
+        padded = F.pad(x, (n, n, 0, 0, 0, 0), mode="replicate") if n else x
         shifted = [padded[..., k : k + depth] for k in range(self.slices)]
         stacked = torch.stack(shifted, 2)  # (B, C, n, X, Y, Z)
         slices = stacked.permute(0, 5, 1, 2, 3, 4)

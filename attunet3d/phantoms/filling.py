@@ -225,8 +225,8 @@ def _add_lungs_(
 def _diaphragm_mm(organs: Mask, z: Float32s, spacing_mm: tuple[float, ...]) -> Float32s:
     """Height (I, J): a smooth dome over the highest organ voxel within reach of each column."""
     top = np.where(organs, z, np.float32(z.min())).max(axis=2)
-    reach = [2 * round(DOME_REACH_MM / mm) + 1 for mm in spacing_mm[:2]]
-    dome = np.maximum(maximum_filter(top, reach, mode="nearest"), top.max() - DOME_HEIGHT_MM)
+    width = [2 * round(DOME_REACH_MM / mm) + 1 for mm in spacing_mm[:2]]
+    dome = np.maximum(maximum_filter(top, width, mode="nearest"), top.max() - DOME_HEIGHT_MM)
     smooth = gaussian_filter(dome, [DOME_REACH_MM / 2 / mm for mm in spacing_mm[:2]])
     height: Float32s = np.maximum(smooth, top)  # never through an organ
     return height

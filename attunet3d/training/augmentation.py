@@ -132,9 +132,9 @@ def blur(image: Tensor, label: Tensor, generator: Generator) -> Pair:
     for axis in (1, 2, 3):
         width = torch.tensor(generator.uniform(*BLUR_VOXELS))
         taps = gaussian_1d(width, truncated=3.0).tolist()
-        reach, size = len(taps) // 2, image.shape[axis]
+        radius, size = len(taps) // 2, image.shape[axis]
         first, last = image.narrow(axis, 0, 1), image.narrow(axis, size - 1, 1)
-        padded = torch.cat([*[first] * reach, image, *[last] * reach], dim=axis)
+        padded = torch.cat([*[first] * radius, image, *[last] * radius], dim=axis)
         image = padded.narrow(axis, 0, size) * (taps[0] / sum(taps))
         for shift, tap in enumerate(taps[1:], start=1):
             image.add_(padded.narrow(axis, shift, size), alpha=tap / sum(taps))

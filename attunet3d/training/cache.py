@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import time
@@ -35,6 +34,7 @@ from attunet3d.core import (
     SettingsError,
     UserError,
     progress,
+    side_by_side,
     whole_file,
 )
 from attunet3d.datasets import Case, label_needs_scan, read_case_label, read_image
@@ -53,7 +53,6 @@ from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.torch_state import one_core_threads
 
 ABANDONED_SECONDS = 24 * 3600
-MOST_WORKERS = 4  # cases prepared side by side: each holds its scan and label
 CACHE_VERSION = 2  # to be raised with any change of what reading and preprocessing make
 _NAME = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{24}")
 _log = logging.getLogger(__name__)
@@ -220,7 +219,7 @@ def _attempts(
     cases: list[Case], recipe: Recipe, folder: Path
 ) -> Iterator[tuple[int, CachedCase | UserError]]:
     """Index and outcome of each case as soon as it is done; several are prepared at a time."""
-    workers = max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(cases)))
+    workers = side_by_side(len(cases))
     pool = one_core_threads(workers, "cases")
     try:
         jobs = {pool.submit(_attempt, case, recipe, folder): i for i, case in enumerate(cases)}

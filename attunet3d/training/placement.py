@@ -56,12 +56,12 @@ class Placement:
         Each length is even where the patch's is, so that both centres coincide.
         """
         half = (np.array(self.patch_size) - 1) / 2
-        reach = np.abs(self.matrix) @ half
+        moved = np.abs(self.matrix) @ half
         if self.displacement is not None:  # a B-spline stays within its control points
-            reach = reach + np.abs(self.displacement).max(axis=(1, 2, 3))
+            moved = moved + np.abs(self.displacement).max(axis=(1, 2, 3))
         x, y, z = (
             size + 2 * math.ceil(more - 1e-6)
-            for size, more in zip(self.patch_size, reach - half, strict=True)
+            for size, more in zip(self.patch_size, moved - half, strict=True)
         )
         return max(x, 1), max(y, 1), max(z, 1)
 

@@ -1,6 +1,8 @@
 """The machine a run finds itself on."""
 
+import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,3 +114,12 @@ def test_an_x86_processor_computes_in_bfloat16_only_with_matrix_tiles(
     monkeypatch.setattr(platform, "machine", lambda: processor)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     assert machine.computes_in_bfloat16(torch.device("cpu")) == native
+
+
+@pytest.mark.parametrize(("text", "cores"), [("100000 100000", 1), ("max 100000", 64), ("", 64)])
+def test_a_quota_of_processor_time_limits_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
+    (tmp_path / "cpu.max").write_text(text)
+    assert machine.usable_cores(tmp_path / "cpu.max") == cores

@@ -128,7 +128,7 @@ def test_batches_of_slices_give_the_logits_of_the_whole_volume(
     assert isinstance(whole, Tensor)
     torch.testing.assert_close(torch.cat([slab.logits for slab in slabs], -1), whole[0])
     assert [slab.start for slab in slabs] == list(range(0, 37, passes.planes(image)))
-    assert max(depths) == passes.planes(image) + 2 * passes.reach  # whatever the depth
+    assert max(depths) == passes.planes(image) + 2 * passes.neighbours  # whatever the depth
     assert passes.slab_bytes(image) == passes.slab_bytes(image.repeat(1, 1, 1, 9))
     assert passes.voxels(image) <= max(image.numel(), 2**18)
 
