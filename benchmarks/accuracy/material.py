@@ -20,8 +20,9 @@ from benchmarks.accuracy.outlined_material import (
     write_patients,
 )
 
-MATERIALS = ("hard", "easy", "anatomy", "pancreas", "patients")
-HARD_SIZES = (24, 4, 16)  # training, validation, test
+PHANTOMS = {"hard": (24, 4, 16), "hard_few": (6, 4, 16), "easy": (24, 4, 16)}
+"""How many train, validate and test."""
+MATERIALS = (*PHANTOMS, "anatomy", "pancreas", "patients")
 TEST_SEED = 5000  # patients of the test set; those before it train
 
 
@@ -48,7 +49,7 @@ def prepare(name: str, folder: Path, data: Path | None = None) -> Material:
     if name not in MATERIALS:
         raise SettingsError(f"there is no material {name!r}", cure=f"choose of {MATERIALS}")
     if not (folder / "labels.json").exists():
-        if name not in ("hard", "easy") and data is None:
+        if name not in PHANTOMS and data is None:
             raise SettingsError(f"material {name!r} is made of files", cure="add --data DIR")
         shutil.rmtree(folder, ignore_errors=True)
         labels = _write(name, folder, data)
@@ -58,7 +59,7 @@ def prepare(name: str, folder: Path, data: Path | None = None) -> Material:
 
 
 def _write(name: str, folder: Path, data: Path | None) -> dict[int, str]:
-    if name in ("hard", "easy"):
+    if name in PHANTOMS:
         labels, splits = LABELS, [_write_phantoms(folder, name)]
     else:
         assert data is not None
@@ -71,9 +72,10 @@ def _write(name: str, folder: Path, data: Path | None) -> dict[int, str]:
 
 
 def _write_phantoms(folder: Path, name: str) -> tuple[list[str], list[str], list[str]]:
-    training, validation, test = HARD_SIZES
-    elsewhere = "hard_elsewhere" if name == "hard" else "easy"
-    write_phantoms(folder, training + validation, 0, cohort=name)
+    training, validation, test = PHANTOMS[name]
+    cohort = name.removesuffix("_few")
+    elsewhere = "hard_elsewhere" if cohort == "hard" else "easy"
+    write_phantoms(folder, training + validation, 0, cohort=cohort)
     write_phantoms(folder, test, TEST_SEED, cohort=elsewhere)
     names = [f"phantom_{seed:04}" for seed in range(training + validation)]
     tested = [f"phantom_{seed:04}" for seed in range(TEST_SEED, TEST_SEED + test)]
