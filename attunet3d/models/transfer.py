@@ -7,7 +7,8 @@
 A new label starts as a second background, which is what its voxels were so far (Cermelli et al.
 2020, "Modeling the Background"), with its random row added, through which the features learn, and
 with a hundredth of background's probability (the prior of Lin et al. 2017, "Focal Loss"). A random
-row alone gives the old labels, which were far from background, to the new one.
+row alone gives the old labels, which were far from background, to the new one. Where the models
+have no label in common, all that the old one told apart is background now, and every row is new.
 All other entries are copied where name and shape agree.
 """
 
@@ -50,13 +51,15 @@ def transfer_weights(
     new_names = [labels[value] for value in sorted(labels)]
     old_names = [old_labels[value] for value in sorted(old_labels)]
     found = {n: old_names.index(name) for n, name in enumerate(new_names) if name in old_names}
-    pairs = {0: 0} | found  # the background, whatever its name
+    pairs = {0: 0} | found if any(found) else {}  # the background, whatever its name
     mixer = "final.weight" if isinstance(network, AttentionUNet3D) else ""
     heads = head_prefixes(network)
     taken, fresh = list[str](), list[str]()
     state = network.state_dict()
     for name, value in state.items():
         old = old_state.get(name)
+        if name.startswith(heads) and not pairs:
+            continue
         if old is not None and name.startswith(heads):
             counts = len(new_names), len(old_names)
             fits = _copy_classes(value, old, pairs, counts, mixes=name == mixer)
@@ -71,7 +74,7 @@ def transfer_weights(
     unknown = [name for name in new_names if name not in known]
     return Transfer(
         f"{len(taken)} of {len(state)} entries, heads of {', '.join(known) or 'no label'}",
-        "; ".join(_lines(fresh, unknown)),
+        "; ".join(_lines(fresh, unknown, "as background's" if pairs else "at random")),
         tuple(known),
         tuple(name for name in taken if not (unknown and name.startswith(heads))),
     )
@@ -113,8 +116,8 @@ def _copy_classes(
     return True
 
 
-def _lines(fresh: list[str], unknown: list[str]) -> list[str]:
-    parts = [f"heads of {', '.join(unknown)}, which start as background's"] if unknown else []
+def _lines(fresh: list[str], unknown: list[str], start: str) -> list[str]:
+    parts = [f"heads of {', '.join(unknown)}, which start {start}"] if unknown else []
     if fresh:
         shown = ", ".join(fresh[:3]) + (" …" if len(fresh) > 3 else "")
         parts += [f"{len(fresh)} entries without a counterpart of their shape ({shown})"]

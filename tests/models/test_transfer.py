@@ -81,21 +81,28 @@ def test_entries_of_another_shape_stay_as_they_were_initialised_and_are_named() 
     assert third in transfer.new
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_a_model_of_other_labels_gives_its_background_and_features(count: int) -> None:
-    """Also where both have as many labels: what mixes the heads knows them by name."""
-    old, new = networks(count, channels=(4, 8, 8)), networks(2, channels=(4, 8, 8))
-    names = {value: OLD[value] for value in range(count)}
-    random = new.get_parameter("heads.1.weight")[1].clone()
+@pytest.mark.parametrize("settings", FORMS, ids=str)
+def test_a_model_without_a_common_label_gives_its_features_alone(settings: dict[str, Any]) -> None:
+    old, new = networks(3, **settings), networks(2, **settings)
+    before = {name: value.clone() for name, value in new.state_dict().items()}
+    transfer = transfer_weights(new, {0: "background", 1: "kidney"}, old.state_dict(), OLD)
+    heads = {name for name in before if name.startswith(head_prefixes(new))}
+    for name, value in new.state_dict().items():
+        assert torch.equal(value, before[name] if name in heads else old.state_dict()[name]), name
+    count = len(before)
+    assert transfer.taken == f"{count - len(heads)} of {count} entries, heads of no label"
+    assert transfer.new == "heads of background, kidney, which start at random"
+    assert transfer.labels == ()
+    assert {*transfer.entries} == {*before} - heads
+
+
+def test_the_layer_that_mixes_heads_knows_labels_by_name() -> None:
+    """Also where both models have as many labels, so that its shapes agree."""
+    old, new = networks(3, channels=(4, 8, 8)), networks(3, channels=(4, 8, 8))
     without_random_rows(new)
-    new.get_parameter("heads.1.weight").data[1] = random
-    transfer = transfer_weights(new, {0: "background", 1: "kidney"}, old.state_dict(), names)
-    assert transfer.new == "heads of kidney, which start as background's"
+    labels = {0: "background", 1: "pancreas", 2: "kidney"}
+    assert transfer_weights(new, labels, old.state_dict(), OLD).labels == ("background", "pancreas")
     with torch.no_grad():
-        final = old.get_parameter("final.weight").view(count, -1, count)
-        final[0, :, 1:] = 0  # the labels that are no more have no part in the background's logit
+        old.get_parameter("final.weight").view(3, -1, 3)[:, :, 1] = 0  # the spleen is no more
         x = torch.randn(1, 1, 16, 16, 8)
-        found = new(x)
-        torch.testing.assert_close(found[:, 0], old(x)[:, 0])
-        old.get_parameter("heads.1.weight")[0] += random
-        torch.testing.assert_close(found[:, 1], old(x)[:, 0] - math.log(100))
+        torch.testing.assert_close(new(x)[:, [0, 1]], old(x)[:, [0, 2]])
