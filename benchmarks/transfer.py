@@ -17,7 +17,7 @@ file beside it; results/transfer.json holds the numbers of the tables.
 import argparse
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -233,7 +233,12 @@ def halves(bench: Bench) -> Runs:
     }
 
 
-EXPERIMENTS = {"early": partial(start, steps=40), "start": start, "added": added, "halves": halves}
+EXPERIMENTS: dict[str, Callable[[Bench], Runs]] = {
+    "early": partial(start, steps=40),
+    "start": start,
+    "added": added,
+    "halves": halves,
+}
 
 
 def table(runs: Runs) -> str:
