@@ -6,6 +6,7 @@ nnU-Net plans the data set; of its plan, spacing, patch, batch and the features 
 to those of the other recipes. Loss, augmentation, optimiser, schedule, sampling, deep supervision
 and mirroring at test time are nnU-Net's own. An epoch has 25 steps instead of 250, so that the
 polynomial schedule has something to fall over. The last weights are used, as nnU-Net does.
+Its variant `nnUNetTrainerAdam1en3` (AdamW from 1e-3) learns in fewer steps than its SGD.
 """
 
 import json
@@ -34,6 +35,7 @@ class Job:
     patch: int = 48
     features: tuple[int, ...] = (8, 16, 32, 64, 128)
     network: str = ""
+    adam: bool = False
 
     @property
     def values(self) -> dict[str, Any]:
@@ -118,6 +120,9 @@ def train(job: Job) -> None:
     import numpy as np
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import (
+        nnUNetTrainerAdam1en3,
+    )
 
     os.environ.update({"nnUNet_n_proc_DA": "0"})  # augment in this process; planning wants 1
     torch.manual_seed(job.seed)
@@ -125,7 +130,8 @@ def train(job: Job) -> None:
     plans = json.loads((job.preprocessed / f"{PLANS}.json").read_text())
     description = json.loads((job.preprocessed / "dataset.json").read_text())
     plans["continue_training"] = False  # the trainer takes this out again
-    trainer = nnUNetTrainer(plans, CONFIGURATION, 0, description, device=torch.device("cpu"))
+    kind = nnUNetTrainerAdam1en3 if job.adam else nnUNetTrainer
+    trainer = kind(plans, CONFIGURATION, 0, description, device=torch.device("cpu"))
     trainer.num_epochs = max(1, round(job.steps / STEPS_PER_EPOCH))
     trainer.num_iterations_per_epoch = min(job.steps, STEPS_PER_EPOCH)
     trainer.num_val_iterations_per_epoch = 1
