@@ -126,7 +126,7 @@ class TrainingConfig(Settings):
     clip_gradient_norm: Annotated[float, Meta(ge=0, le=10**6)] = 12.0
     """Norm to which larger gradients are clipped; 0: no clipping."""
     ema_decay: ProperShare = 0.0
-    """Decay of the weights' moving average, which is then validated and kept; 0: off."""
+    """Highest decay of the weights' moving average, which is validated and kept; 0: off."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass; auto: float32 on CPUs, bfloat16 or else float16 on GPUs."""
     early_stop: Count = 0

@@ -131,12 +131,15 @@ def _one_cycle(steps: int, step: int, start: float, top: float, end: float) -> f
 def update_average(average: AveragedModel, network: nn.Module, decay: float) -> None:
     """Take the weights of `network` into their moving average.
 
-    Like `AveragedModel.update_parameters`, but without its synchronisation with the GPU. Buffers
-    are left alone: see `batch_norm.reestimate_statistics`.
+    The decay of update n is min(decay, (1 + n) / (10 + n)), as in TensorFlow's moving average with
+    `num_updates`: at a fixed decay of 0.999 a short training would keep the weights of its first
+    steps. Buffers are left alone: see `batch_norm.reestimate_statistics`.
     """
+    done = int(average.n_averaged)  # counted on the CPU
+    decay = min(decay, (1 + done) / (10 + done))
     ours: list[torch.Tensor] = list(average.module.parameters())
     theirs: list[torch.Tensor] = list(network.parameters())
-    if average.n_averaged == 0:
+    if done == 0:
         torch._foreach_copy_(ours, theirs)
     else:
         torch._foreach_lerp_(ours, theirs, 1 - decay)

@@ -93,15 +93,22 @@ def test_one_cycle_of_three_steps_has_finite_rates() -> None:
     assert all(0 < rate <= 1 for rate in rates(schedule="one_cycle", steps=3))
 
 
-def test_moving_average_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        (0.1, [1.0, 1.9, 2.89]),  # the first is a copy
+        (0.9, [1.0, 2 / 11 + 9 / 11 * 2, (2 / 11 + 9 / 11 * 2) / 4 + 3 / 4 * 3]),  # 2/11, 3/12
+    ],
+)
+def test_moving_average_by_hand(decay: float, expected: list[float]) -> None:
     layer = torch.nn.Linear(1, 1, bias=False)
-    average = present(moving_average(layer, 0.9))
+    average = present(moving_average(layer, decay))
     values = []
     for value in (1.0, 2.0, 3.0):
         torch.nn.init.constant_(layer.weight, value)
-        update_average(average, layer, 0.9)
+        update_average(average, layer, decay)
         values += [weight.item() for weight in average.module.parameters()]
-    assert values == pytest.approx([1.0, 1.1, 1.29])  # the first is a copy
+    assert values == pytest.approx(expected)
 
 
 def test_no_average_for_a_decay_of_zero() -> None:
