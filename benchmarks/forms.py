@@ -28,12 +28,12 @@ SHORT = {
     "network.width": 8,  # of 32 or 64
     "preprocessing.spacing_mm": [4, 4, 4],
     "training.epochs": 12,
-    "training.step_epochs": 5,
+    "training.step_epochs": 9,
     "training.batch_size": 2,
     "training.epoch_patches": 4,
 }
-PATCH = {"attunet2d": [96, 80, 8], "attunet3d": [48, 48, 48]}
-ADAM_RATE = 1e-3
+PATCH = {"attunet2d": [48, 48, 8], "attunet3d": [48, 48, 48]}
+ADAM_RATE = 5e-3
 PRESETS = (
     *("attunet2d_nearest", "attunet2d_transposed", "attunet2d_unnormalised"),
     *("attunet3d_same_resolution", "attunet3d_transposed"),

@@ -11,7 +11,7 @@ file beside it; results/transfer.json holds the numbers of the tables.
     start     the same in 100 steps
     added     the pancreas added to that model by 4 cases in which nothing else was annotated: with
               and without teaching the model its old answers
-    halves    8 cases with all labels, against 4 + 4 with half of the labels each
+    halves    16 cases with all labels, against 8 + 8 with half of the labels each
 """
 
 import argparse
@@ -211,7 +211,7 @@ def added(bench: Bench) -> Runs:
     }
     return {"the model before": [before(bench)]} | {
         way: [
-            trained(bench, f"added_{manifest.stem}-{seed}", manifest, seed, 100, flags)
+            trained(bench, f"added_{manifest.stem}-{seed}", manifest, seed, 300, flags)
             for seed in range(bench.seeds)
         ]
         for way, (manifest, flags) in ways.items()
@@ -219,16 +219,16 @@ def added(bench: Bench) -> Runs:
 
 
 def halves(bench: Bench) -> Runs:
-    """All labels in 8 cases, and half of the labels in each half of them."""
+    """All labels in 16 cases, and half of the labels in each half of them."""
     organs = [*HALVES[0], *HALVES[1]]
     ways = {
-        "all labels": write_manifest(bench, "full", organs, range(8)),
+        "all labels": write_manifest(bench, "full", organs, range(16)),
         "two halves": write_manifest(
-            bench, "halves", organs, range(8), [HALVES[n % 2] for n in range(8)]
+            bench, "halves", organs, range(16), [HALVES[n % 2] for n in range(16)]
         ),
     }
     return {
-        way: [trained(bench, f"{path.stem}-{seed}", path, seed, 400) for seed in range(bench.seeds)]
+        way: [trained(bench, f"{path.stem}-{seed}", path, seed, 800) for seed in range(bench.seeds)]
         for way, path in ways.items()
     }
 

@@ -204,11 +204,11 @@ class Trainer:
         )
         scores = scores if state.step else scores.of(self.taken)  # of another model's labels
         dice, whole = mean(scores.dice), state.step or len(self.taken) == len(self.labels) - 1
-        if whole and (dice is None or state.best_dice is None or dice > state.best_dice):
+        better = whole and (dice is None or state.best_dice is None or dice > state.best_dice)
+        if better or (whole and dice == state.best_dice):  # of equals the one trained longer
             self._save_model(network, dice)
-            state.best_dice, state.best_step, state.validations_since_best = dice, state.step, 0
-        else:
-            state.validations_since_best += 1
+            state.best_dice, state.best_step = dice, state.step
+        state.validations_since_best = 0 if better else state.validations_since_best + 1
         found = {"dice_network_grid": dice, "iou": mean(scores.iou), "accuracy": scores.accuracy}
         found |= {f"dice_{list(self.labels.values())[i]}": s for i, s in scores.dice.items()}
         found["validation_seconds"] = round(time.monotonic() - began, 2)
