@@ -2,7 +2,7 @@
 
 Usage: python -m benchmarks.forms WORK_DIR [--form PRESET …] [--out FOLDER] [--small]
 
-A fourth to an eighth of the channels, a 4 mm grid and 20 epochs; Adam's rate is 3e-3, as there are
+A fourth to an eighth of the channels, a 4 mm grid and 20 epochs; Adam's rate is 1e-2, as there are
 a hundredth of the updates. The phantoms are those of `benchmarks.transfer`, with four organs: every
 form trains on the same 16 and segments the same 12 that it has not seen. WORK_DIR is kept: a second
 call goes on with what was stopped and trains nothing again. The results of all forms that are done
@@ -35,7 +35,7 @@ SHORT = {
     "training.epoch_patches": 4,
 }
 PATCH = {"attunet2d": [64, 64, 8], "attunet3d": [48, 48, 48]}
-ADAM_RATE = 3e-3
+ADAM_RATE = 1e-2
 PRESETS = (
     *("attunet2d_nearest", "attunet2d_transposed", "attunet2d_unnormalised"),
     *("attunet3d_same_resolution", "attunet3d_transposed"),
