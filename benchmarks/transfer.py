@@ -11,7 +11,7 @@ file beside it; results/transfer.json holds the numbers of the tables.
     start     the same in 100 steps
     added     the pancreas added to that model by 4 cases in which nothing else was annotated: with
               and without teaching the model its old answers
-    halves    16 cases with all labels, against 8 + 8 with half of the labels each
+    halves    24 cases with all labels, against 12 + 12 with half of the labels each
 """
 
 import argparse
@@ -219,12 +219,12 @@ def added(bench: Bench) -> Runs:
 
 
 def halves(bench: Bench) -> Runs:
-    """All labels in 16 cases, and half of the labels in each half of them."""
+    """All labels in 24 cases, and half of the labels in each half of them."""
     organs = [*HALVES[0], *HALVES[1]]
     ways = {
-        "all labels": write_manifest(bench, "full", organs, range(16)),
+        "all labels": write_manifest(bench, "full", organs, range(24)),
         "two halves": write_manifest(
-            bench, "halves", organs, range(16), [HALVES[n % 2] for n in range(16)]
+            bench, "halves", organs, range(24), [HALVES[n % 2] for n in range(24)]
         ),
     }
     return {
