@@ -73,9 +73,10 @@ def oktay2018() -> Config:
 def pancreas_ct() -> Config:
     """Current practice for a small organ in CT, adapted by the plan to the data and the GPU.
 
-    A wider network with one head per scale, Dice + cross-entropy, SGD with warm-up, averaged
-    weights, half of the patches centred on the organ, and strong augmentation. Every connected
-    component of a label is kept.
+    A wider network with one head per scale, Dice + cross-entropy, AdamW with a one-cycle rate,
+    averaged weights, half of the patches centred on the organ, and strong augmentation. Every
+    connected component of a label is kept. What was measured of it stands in
+    `benchmarks/accuracy/README.md`.
     """
     return Config(
         network=NetworkConfig(
@@ -86,15 +87,13 @@ def pancreas_ct() -> Config:
         augmentation=AugmentationConfig(elastic_probability=0.1),  # ours
         training=TrainingConfig(
             foreground_fraction=0.5,  # ours; nnU-Net: 0.33
-            steps=100_000,  # ours; nnU-Net: 250,000
+            steps=25_000,  # ours; nnU-Net: 250,000 of SGD
             loss="dice_ce",  # nnU-Net
-            optimiser="sgd",  # nnU-Net
-            learning_rate=1e-2,  # nnU-Net
-            momentum=0.99,  # nnU-Net
-            weight_decay=3e-5,  # nnU-Net
-            schedule="polynomial",  # nnU-Net
+            optimiser="adamw",  # ours: in 300 steps Dice 0.54, where SGD came to 0.01
+            learning_rate=1e-3,  # ours
+            weight_decay=1e-2,  # torch's own for AdamW
+            schedule="one_cycle",  # ours
             clip_gradient_norm=12.0,  # nnU-Net
-            warmup_steps=1000,  # ours
             validate_every=1000,  # ours
             ema_decay=0.999,  # ours
         ),
