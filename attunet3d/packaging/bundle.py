@@ -157,7 +157,6 @@ def _transforms(model: Checkpoint) -> dict[str, Any]:
         "values": "@label_values",
     }
     back: dict[str, Any] = {"keys": ["pred"], "like": "image", "values": "@label_values"}
-    load = {"keys": "image", "reader": "NibabelReader", "ensure_channel_first": True}
     kept = PostProcessing.of(model.config.inference, model.labels)
     back |= {"keep_largest": kept.keep_largest, "smallest_ml": list(kept.smallest_ml.items())}
     back |= {"order": model.config.inference.regions_class_order}
@@ -169,7 +168,8 @@ def _transforms(model: Checkpoint) -> dict[str, Any]:
         "label_values": sorted(model.labels),
         "scan_settings": target("attunet3d.PreprocessingConfig", **preprocessing),
         "preprocessing": chain(
-            monai("transforms.LoadImaged", **load),
+            monai("transforms.LoadImaged", keys="image", reader="NibabelReader"),
+            monai("transforms.EnsureChannelFirstd", keys="image"),  # Deploy leaves out LoadImaged
             target("attunet3d.ToNetworkGridd", **there),
         ),
         "postprocessing": chain(

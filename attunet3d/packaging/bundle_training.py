@@ -43,7 +43,7 @@ def training(model: Checkpoint, window: Size, shared: Mapping[str, Any]) -> dict
         "ckpt_dir": "$@bundle_root + '/models'",
         "dataset_dir": "data",
         "epochs": 50,
-        "val_interval": 5,
+        "val_interval": "$min(5, @train#trainer#max_epochs)",  # only a validation saves weights
         "learning_rate": 1e-4,
         "images": "$sorted(glob.glob(glob.escape(@dataset_dir) + '/imagesTr/*.nii*'))",
         "labels": "$sorted(glob.glob(glob.escape(@dataset_dir) + '/labelsTr/*.nii*'))",

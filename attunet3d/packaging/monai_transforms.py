@@ -204,9 +204,12 @@ def _whole_numbers(label: Volume, path: str | None) -> Volume:
 
 
 def _placed(tensor: Tensor, grid: Grid, like: Any, source: Grid | None) -> Any:
-    """`tensor` (C, X, Y, Z) with the affine of `grid` and all other metadata of `like`."""
+    """`tensor` (C, X, Y, Z) with the affine of `grid` and all other metadata of `like`.
+
+    So `spatial_shape` and `original_affine` stay the file's: MONAI Label resizes results to them.
+    """
     meta = {name: value for name, value in like.meta.items() if name != "affine"}
-    meta |= {"space": "RAS", "spatial_shape": np.array(grid.shape)}
+    meta["space"] = "RAS"
     meta.pop(SOURCE_AFFINE, None)
     meta.pop(SOURCE_SHAPE, None)
     if source is not None:

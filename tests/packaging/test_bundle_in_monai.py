@@ -97,8 +97,7 @@ def test_monai_trains_a_bundle_further_and_what_comes_out_segments(tmp_path: Pat
         "bundle_root": out,
         "dataset_dir": tmp_path / "data",
         "device": "cpu",
-        "epochs": 2,
-        "val_interval": 1,
+        "epochs": 1,
         "learning_rate": 0.01,
     }.items():
         command += [f"--{option}", str(value)]

@@ -65,6 +65,7 @@ def test_does_what_inference_does(files: dict[Any, str]) -> None:
     wanted = to_network_grid(original(files, "image"), CONFIG)
     torch.testing.assert_close(out["image"].as_tensor(), wanted.tensor)
     np.testing.assert_allclose(out["image"].affine, wanted.grid.affine, atol=1e-4)
+    assert tuple(out["image"].meta["spatial_shape"]) == (80, 72, 20)  # the file's, as MONAI has it
     classes = label_to_network_grid(original(files, "label"), wanted.grid, [0, 4])
     assert out["label"].dtype == torch.uint8
     assert torch.equal(out["label"].as_tensor()[0], classes)

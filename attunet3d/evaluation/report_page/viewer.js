@@ -405,7 +405,7 @@ function boxPlot(column) {
   const line = (from, to, y, below) => svg("line", { x1: x(from), x2: x(to), y1: y, y2: below,
     stroke: "currentColor" });
   const [first, middle, third] = [0.25, 0.5, 0.75].map((q) => quantile(sorted, q));
-  plot.append(svg("text", { x: 20, y: 16, fill: "currentColor", "font-size": 13 },
+  plot.append(svg("text", { x: 20, y: 16, fill: "currentColor", "font-size": 15 },
     report.columns[column]));
   plot.append(line(low, first, 45, 45), line(third, high, 45, 45));
   plot.append(svg("rect", { x: x(first), y: 34, width: Math.max(1, x(third) - x(first)), height: 22,
@@ -414,7 +414,7 @@ function boxPlot(column) {
     fill: "var(--accent)", "fill-opacity": 0.7 })));
   const shown = report.cases.find(({ values: row }) => row[column] === low).shown[column];
   const most = report.cases.find(({ values: row }) => row[column] === high).shown[column];
-  const axis = { y: 82, fill: "currentColor", "font-size": 12 };
+  const axis = { y: 82, fill: "currentColor", "font-size": 14 };
   plot.append(svg("text", { ...axis, x: 20 }, shown));
   plot.append(svg("text", { ...axis, x: 340, "text-anchor": "end" }, most));
   return plot;
