@@ -77,9 +77,12 @@ def label_organs(seed: int, grid: Grid) -> Array:
     anatomy, values = random_anatomy(seed), {name: value for value, name in LABELS.items()}
     points = anatomy.warp(*points_of(grid))
     label = np.zeros(grid.shape[::-1], np.uint8)
+    cavity = anatomy.torso.outline(*points[:2]) < -anatomy.wall[-1][0]
     for tissue in anatomy.tissues:
         if tissue.name != "gas":  # which lies in the stomach or in bowel
             inside = tissue.shape.distance(*points) < 0
+            if tissue.in_cavity:
+                inside &= cavity
             label[inside] = values.get(PARTS.get(tissue.name, tissue.name), 0)
     return label.T
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from attunet3d.imaging import Grid
+from attunet3d.phantoms import random_grid
 from attunet3d.phantoms.anatomy import random_anatomy
-from attunet3d.phantoms.scanner import label_anatomy
+from attunet3d.phantoms.scanner import label_anatomy, scan_anatomy
 from benchmarks import transfer
 from benchmarks.transfer import LABELS, differences, label_organs, table
 
@@ -23,6 +24,14 @@ def test_the_pancreas_is_that_of_the_phantom_and_the_organs_are_there() -> None:
     assert set(np.unique(label)) == set(LABELS)
     liver, spleen = (grid.to_world(np.argwhere(label == value)).mean(0) for value in (1, 2))
     assert liver[0] > spleen[0]  # x grows towards the patient's right
+
+
+def test_organs_end_at_the_abdominal_wall_as_in_the_scan() -> None:
+    """Few voxels of an organ are fat: those at its edge that hold both."""
+    grid = random_grid(7, matrix=64)
+    label, scan = label_organs(7, grid), scan_anatomy(random_anatomy(7), grid, 7)
+    for value in (1, 2, 3):
+        assert (scan[label == value] < -50).mean() < 0.04
 
 
 def test_tables_give_mean_deviation_and_gains_over_seeds() -> None:
