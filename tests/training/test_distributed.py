@@ -172,15 +172,18 @@ def test_a_killed_process_restarts_the_run_from_its_last_state(
 def test_a_run_of_two_processes_that_was_stopped_goes_on_as_one(
     manifest: Path, long: Path, tmp_path: Path
 ) -> None:
-    run_dir = tmp_path / "run"
-    with start(*arguments(manifest, run_dir, settings=LONG)) as process:
-        wait_for(run_dir / "last.pt", process)
-        process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=900)
+    for attempt in range(5):  # on a busy machine the signal may come after the last step
+        run_dir = tmp_path / f"run{attempt}"
+        with start(*arguments(manifest, run_dir, settings=LONG)) as process:
+            wait_for(run_dir / "last.pt", process)
+            process.send_signal(signal.SIGTERM)
+            _, error = process.communicate(timeout=900)
+        if (step := checkpoint.load_state(run_dir / "last.pt")[0]["step"]) < 60:
+            break
+    assert 0 < step < 60
     assert process.returncode != 0
-    assert error.count("--resume goes on from here") == 1
+    assert error.count("--resume goes on from here") == 1, error
     assert not (run_dir / ".attunet3d.lock").exists()
-    assert 0 < checkpoint.load_state(run_dir / "last.pt")[0]["step"] < 60
     assert train.main(arguments(manifest, run_dir, "--resume", settings=LONG)) == 0
     assert largest_difference(weights(long), weights(run_dir)) < 1e-4
 
