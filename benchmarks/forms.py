@@ -28,10 +28,8 @@ ORGANS = ("liver", "spleen", "kidney", "pancreas")
 SHORT = {
     "network.width": 8,  # of 32 or 64
     "preprocessing.spacing_mm": [4, 4, 4],
-    "augmentation.flip_axes": [],  # in mirrored bodies spleen and liver take longer to tell apart
     "training.epochs": 20,
     "training.step_epochs": 15,
-    "training.weight_decay": 0.0,  # as L2 in Adam it outweighs the gradients of small organs
     "training.batch_size": 2,
     "training.epoch_patches": 4,
 }

@@ -73,13 +73,13 @@ def normalised_surface_dice(
         [0.65, 1.0]
     """
     inverse = np.linalg.inv(grid.affine[:3, :3])
-    more = math.ceil(max(tolerances_mm) * float(np.linalg.norm(inverse[2]))) + 1  # planes
+    halo = math.ceil(max(tolerances_mm) * float(np.linalg.norm(inverse[2]))) + 1  # planes
     corners = tuple(size + 1 for size in grid.shape)
     thickness = max(1, SLAB_CORNERS // (corners[0] * corners[1]))
     agreeing, whole = np.zeros(len(tolerances_mm)), 0.0
     for first in range(0, corners[2], thickness):
         last = min(first + thickness, corners[2])
-        slabs = [_Slab(mask, grid, first - more, last + more) for mask in (prediction, reference)]
+        slabs = [_Slab(mask, grid, first - halo, last + halo) for mask in (prediction, reference)]
         for own, other in (slabs, slabs[::-1]):
             points, areas = own.surfels(first, last)
             whole += float(areas.sum())

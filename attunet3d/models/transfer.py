@@ -51,16 +51,16 @@ def transfer_weights(
     new_names = [labels[value] for value in sorted(labels)]
     old_names = [old_labels[value] for value in sorted(old_labels)]
     found = {n: old_names.index(name) for n, name in enumerate(new_names) if name in old_names}
-    pairs = {0: 0} | found if any(found) else {}  # the background, whatever its name
+    pairs = {0: 0} | found if any(found) else {}  # 0: the background, whatever its name
     mixer = "final.weight" if isinstance(network, AttentionUNet3D) else ""
     heads = head_prefixes(network)
     taken, fresh = list[str](), list[str]()
     state = network.state_dict()
     for name, value in state.items():
-        old = old_state.get(name)
-        if name.startswith(heads) and not pairs:
+        old, is_head = old_state.get(name), name.startswith(heads)
+        if is_head and not pairs:
             continue
-        if old is not None and name.startswith(heads):
+        if is_head and old is not None:
             counts = len(new_names), len(old_names)
             fits = _copy_classes(value, old, pairs, counts, mixes=name == mixer)
             if fits and name.startswith(heads[-1]) and name.endswith("bias"):

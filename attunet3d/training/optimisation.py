@@ -131,11 +131,12 @@ def _one_cycle(steps: int, step: int, start: float, top: float, end: float) -> f
 def update_average(average: AveragedModel, network: nn.Module, decay: float) -> None:
     """Take the weights of `network` into their moving average.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)), as in TensorFlow's moving average with
+    Like `AveragedModel.update_parameters`, but without its synchronisation with the GPU. The decay
+    of update n is min(decay, (1 + n) / (10 + n)), as in TensorFlow's moving average with
     `num_updates`: at a fixed decay of 0.999 a short training would keep the weights of its first
     steps. Buffers are left alone: see `batch_norm.reestimate_statistics`.
     """
-    done = int(average.n_averaged)  # counted on the CPU
+    done = int(average.n_averaged)  # which is on the CPU
     decay = min(decay, (1 + done) / (10 + done))
     ours: list[torch.Tensor] = list(average.module.parameters())
     theirs: list[torch.Tensor] = list(network.parameters())

@@ -103,6 +103,6 @@ def test_the_layer_that_mixes_heads_knows_labels_by_name() -> None:
     labels = {0: "background", 1: "pancreas", 2: "kidney"}
     assert transfer_weights(new, labels, old.state_dict(), OLD).labels == ("background", "pancreas")
     with torch.no_grad():
-        old.get_parameter("final.weight").view(3, -1, 3)[:, :, 1] = 0  # the spleen is no more
+        old.get_parameter("final.weight").view(3, -1, 3)[:, :, 1] = 0  # the new one has no spleen
         x = torch.randn(1, 1, 16, 16, 8)
         torch.testing.assert_close(new(x)[:, [0, 1]], old(x)[:, [0, 2]])
