@@ -4,6 +4,7 @@ A piece is a JSON file. It is written once, when it is whole, so a killed benchm
 the pieces that are missing.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -54,44 +55,61 @@ def run_piece(
     described = json.loads(json.dumps(asdict(recipe)))
     if file.exists() and json.loads(file.read_text())["recipe"] == described:
         return file
-    work = out / "runs" / name
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     manifest = material.manifests[split]
-    steps = budget.steps or _steps_within(budget.minutes, recipe, manifest, work)
-    predictions = work / "predictions"
-    seconds = {
-        "train": _spent(_training(recipe, manifest, work / "run", steps, seed)),
-        "infer": _spent(_inference(recipe, manifest, work / "run", predictions)),
-    }
+    run, trained = train(recipe.training, manifest, f"{material.name}_{split}", seed, budget, out)
+    predictions = out / "runs" / name / "predictions"
+    shutil.rmtree(predictions, ignore_errors=True)
+    predictions.parent.mkdir(parents=True, exist_ok=True)
+    inferring = _spent(_inference(recipe, manifest, run, predictions))
     piece = {
         "recipe": described,
         "material": material.name,
         "split": split,
         "seed": seed,
         "budget": str(budget),
-        "steps": steps,
-        "seconds": seconds,
-        "curve": _curve(work / "run"),
+        "steps": trained["steps"],
+        "seconds": {"train": trained["seconds"], "infer": inferring},
+        "curve": _curve(run),
         "cases": score_cases(manifest, predictions, material.labels),
-        "commit": _commit(),
+        "commit": trained["commit"],
         "processor": _processor(),
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "versions": versions(),
     }
+    _write(file, piece)
+    return file
+
+
+def train(
+    recipe: Recipe, manifest: Path, split: str, seed: int, budget: Budget, out: Path
+) -> tuple[Path, dict[str, Any]]:
+    """The run of a recipe with its steps, seconds and commit; trained unless it is there."""
+    described = json.dumps(asdict(recipe), sort_keys=True)
+    name = f"{split}-{hashlib.sha256(described.encode()).hexdigest()[:12]}-{budget}-{seed}"
+    work = out / "trained" / name
+    file = work / "trained.json"
+    if not file.exists():
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        steps = budget.steps or _steps_within(budget.minutes, recipe, manifest, work)
+        spent = _spent(_training(recipe, manifest, work / "run", steps, seed))
+        _write(file, {"steps": steps, "seconds": spent, "commit": _commit()})
+    return work / "run", json.loads(file.read_text())
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file so that it is there whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(piece))
+    partial.write_text(json.dumps(values))
     partial.rename(file)
-    shutil.rmtree(work / "run", ignore_errors=True)
-    return file
 
 
 def _training(recipe: Recipe, manifest: Path, run: Path, steps: int, seed: int) -> list[str]:
     if recipe.system in PEERS:
         return _peer("train", recipe, manifest, run, {"steps": steps, "seed": seed})
     values = {**recipe.settings, "training.steps": steps, "training.seed": seed}
-    sets = [part for name, value in values.items() for part in ("--set", f"{name}={_yaml(value)}")]
+    sets = [part for name, value in values.items() for part in _set(name, value)]
     own = ["--cache", str(manifest.parent / "cache"), "--plan", f"{run}.plan.json"]
     return _attunet3d("train", str(manifest), recipe.preset, str(run), *own, *sets)
 
@@ -99,7 +117,8 @@ def _training(recipe: Recipe, manifest: Path, run: Path, steps: int, seed: int) 
 def _inference(recipe: Recipe, manifest: Path, run: Path, predictions: Path) -> list[str]:
     if recipe.system in PEERS:
         return _peer("infer", recipe, manifest, run, {"predictions": str(predictions)})
-    return _attunet3d("infer", str(run), str(manifest), str(predictions))
+    answer = [part for name, value in recipe.answer.items() for part in _set(name, value)]
+    return _attunet3d("infer", str(run), str(manifest), str(predictions), *answer)
 
 
 def _attunet3d(*arguments: str) -> list[str]:
@@ -112,8 +131,8 @@ def _peer(what: str, recipe: Recipe, manifest: Path, run: Path, more: dict[str, 
     return [sys.executable, "-W", "ignore", "-m", PEERS[recipe.system], what, json.dumps(job)]
 
 
-def _yaml(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _set(name: str, value: object) -> tuple[str, str]:
+    return "--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def _spent(command: Sequence[str]) -> dict[str, float]:

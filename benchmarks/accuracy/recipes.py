@@ -1,7 +1,7 @@
 """Recipes: which system is trained, with which settings; read from recipes.yaml."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import yaml
 from attunet3d.core import SettingsError
 
 FILE = Path(__file__).with_name("recipes.yaml")
+ANSWER = ("inference.decision", "inference.keep_largest", "inference.mirror")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,17 @@ class Recipe:
     network: str = ""
     """Of MONAI: the class of its network."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def training(self) -> "Recipe":
+        """What decides the model; recipes that share it share one training."""
+        settings = {key: value for key, value in self.settings.items() if key not in ANSWER}
+        return replace(self, name="", settings=settings)
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """What is made of the model's probabilities."""
+        return {key: value for key, value in self.settings.items() if key in ANSWER}
 
 
 def find_recipe(name: str, file: Path = FILE) -> Recipe:

@@ -101,6 +101,29 @@ def test_a_piece_is_trained_scored_and_not_made_twice(
         run_piece(other, material, 0, 3, Budget(steps=2), tmp_path)
 
 
+def test_recipes_that_differ_in_the_answer_share_one_training(
+    material: Material, tmp_path: Path
+) -> None:
+    def made_with(**settings: Any) -> Any:
+        recipe = Recipe(
+            name=next(iter(settings), "plain"),
+            system="attunet3d",
+            preset="demo_cpu",
+            settings=TINY | {f"inference.{name}": value for name, value in settings.items()},
+        )
+        file = run_piece(recipe, material, 0, 3, Budget(steps=2), tmp_path)
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    plain, mirrored = made_with(), made_with(mirror=True)
+    assert len(list((tmp_path / "trained").iterdir())) == 1
+    assert mirrored["seconds"]["train"] == plain["seconds"]["train"]
+    for name in ("plain", "mirror"):
+        sidecar = tmp_path / f"runs/tiny_0-{name}-2steps-3/predictions/phantom_0002.json"
+        assert f'"mirror": {json.dumps(name == "mirror")}' in sidecar.read_text(encoding="utf-8")
+    made_with(overlap=0.25)  # which validation uses too
+    assert len(list((tmp_path / "trained").iterdir())) == 2
+
+
 def test_steps_within_a_time_come_from_the_cost_of_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
