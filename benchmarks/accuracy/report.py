@@ -11,7 +11,15 @@ from attunet3d.core import Floats
 from attunet3d.evaluation import statistics
 
 Piece = dict[str, Any]
-METRICS = ("dice", "nsd_1mm", "nsd_2mm", "hd95_mm", "recall", "false_positive_ml")
+COLUMNS = {
+    "dice": "Dice",
+    "nsd_1mm": "NSD 1 mm",
+    "nsd_2mm": "NSD 2 mm",
+    "hd95_mm": "HD95 mm",
+    "recall": "recall",
+    "false_positive_ml": "false positives ml",
+}
+COARSE = ("hd95_mm", "false_positive_ml")
 
 
 def line(piece: Piece) -> str:
@@ -40,17 +48,20 @@ def tables(pieces: Sequence[Piece], reference: str) -> str:
 
 def _table(pieces: Sequence[Piece], reference: str, organ: str) -> str:
     names = list(dict.fromkeys(piece["recipe"]["name"] for piece in pieces))
-    head = ["recipe", "steps", "train s", *METRICS, "Dice − " + reference, "95 %", "p"]
+    head = ["recipe", "seeds", "steps", "train, s", *COLUMNS.values()]
+    head += [f"Dice − {reference} (95 %), p", "commits"]
     rows = [head, ["---"] * len(head)]
     for name in names:
         own = [piece for piece in pieces if piece["recipe"]["name"] == name]
-        row = [name, f"{np.mean([piece['steps'] for piece in own]):.0f}"]
+        row = [name, f"{len({piece['seed'] for piece in own})}"]
+        row.append(f"{np.mean([piece['steps'] for piece in own]):.0f}")
         row.append(f"{np.mean([piece['seconds']['train']['processor'] for piece in own]):.0f}")
-        for metric in METRICS:
-            values = _by_seed(own, organ, metric)
-            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-            row.append(f"{values.mean():.3f}{spread}")
-        rows.append(row + _difference(pieces, name, reference, organ))
+        for metric in COLUMNS:
+            values, digits = _by_seed(own, organ, metric), 1 if metric in COARSE else 3
+            spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+            row.append(f"{values.mean():.{digits}f}{spread}")
+        row.append(_difference(pieces, name, reference, organ))
+        rows.append([*row, ", ".join(sorted({piece["commit"] for piece in own}))])
     text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return f"\n### {organ}\n\n{text}\n"
 
@@ -74,10 +85,10 @@ def _by_case(pieces: Sequence[Piece], name: str, organ: str, seeds: set[int]) ->
     return {case: float(np.mean(values)) for case, values in cases.items()}
 
 
-def _difference(pieces: Sequence[Piece], name: str, reference: str, organ: str) -> list[str]:
+def _difference(pieces: Sequence[Piece], name: str, reference: str, organ: str) -> str:
     """Mean difference of Dice, bootstrap interval over cases, Wilcoxon's p."""
     if name == reference:
-        return ["", "", ""]
+        return ""
     seeds = [
         {piece["seed"] for piece in pieces if piece["recipe"]["name"] == one}
         for one in (name, reference)
@@ -86,10 +97,11 @@ def _difference(pieces: Sequence[Piece], name: str, reference: str, organ: str) 
     ours, theirs = (_by_case(pieces, one, organ, common) for one in (name, reference))
     cases = [case for case in ours if case in theirs]
     if not cases:
-        return ["", "", ""]
+        return ""
     found = statistics.paired_difference([theirs[c] for c in cases], [ours[c] for c in cases])
-    interval = f"{found.low:+.3f} … {found.high:+.3f}"
-    return [f"{found.mean:+.3f}", interval, f"{found.p_value:.3f}"]
+    p_value = f"{found.p_value:.3f}" if found.p_value >= 0.001 else "< 0.001"
+    numbers = f"{found.mean:+.3f} ({found.low:+.3f} … {found.high:+.3f})".replace("-", "−")
+    return f"{numbers}, {p_value}"
 
 
 def curves(pieces: Sequence[Piece], file: Path) -> None:

@@ -38,13 +38,14 @@ def made(
     recipe: str, seed: int, dice: list[float], organ: str = "pancreas", seconds: float = 60.0
 ) -> dict[str, Any]:
     """A piece of known scores."""
-    other = dict.fromkeys(report.METRICS, 0.0)
+    other = dict.fromkeys(report.COLUMNS, 0.0)
     cases = {
         f"case_{number}": {organ: {**other, "dice": value, "present": True}}
         for number, value in enumerate(dice)
     }
     return {
         "recipe": {"name": recipe},
+        "commit": "abc",
         "seed": seed,
         "steps": 10,
         "seconds": {"train": {"processor": seconds, "clock": seconds}},
@@ -90,7 +91,7 @@ def test_a_piece_is_trained_scored_and_not_made_twice(
     assert piece["seconds"]["train"]["processor"] > 0
     assert [point["step"] for point in piece["curve"]] == [2]
     scores = piece["cases"]["phantom_0002"]["pancreas"]
-    assert set(scores) == {*report.METRICS, "present"}
+    assert set(scores) == {*report.COLUMNS, "present"}
     assert scores["present"]
     assert 0 <= scores["dice"] <= 1
 
@@ -152,7 +153,7 @@ def test_differences_are_paired_by_case_and_seed() -> None:
     assert "### pancreas" in text
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:2] == "| "}
     assert "| 0.533 ± 0.047 |" in rows["a"]  # means of the seeds 0.5 and 0.567
-    assert "| +0.100 | +0.100 … +0.100 |" in rows["b"]
+    assert "| +0.100 (+0.100 … +0.100), " in rows["b"]
 
 
 def test_an_absent_organ_counts_for_false_positives_only() -> None:
