@@ -2,7 +2,7 @@
 
 Usage: python -m benchmarks.forms WORK_DIR [--form PRESET …] [--out FOLDER] [--small]
 
-A fourth to an eighth of the channels, a 4 mm grid and 20 epochs; Adam's rate is 1e-2, as there are
+A fourth to an eighth of the channels, a 4 mm grid and 40 epochs; Adam's rate is 1e-2, as there are
 a hundredth of the updates. The phantoms are those of `benchmarks.transfer`, with four organs: every
 form trains on the same 16 and segments the same 12 that it has not seen. WORK_DIR is kept: a second
 call goes on with what was stopped and trains nothing again. The results of all forms that are done
@@ -28,12 +28,12 @@ ORGANS = ("liver", "spleen", "kidney", "pancreas")
 SHORT = {
     "network.width": 8,  # of 32 or 64
     "preprocessing.spacing_mm": [4, 4, 4],
-    "training.epochs": 20,
-    "training.step_epochs": 15,
+    "training.epochs": 40,
+    "training.step_epochs": 30,
     "training.batch_size": 2,
     "training.epoch_patches": 4,
 }
-PATCH = {"attunet2d": [64, 64, 8], "attunet3d": [48, 48, 48]}
+PATCH = {"attunet2d": [64, 64, 4], "attunet3d": [48, 48, 48]}
 ADAM_RATE = 1e-2
 PRESETS = (
     *("attunet2d_nearest", "attunet2d_transposed", "attunet2d_unnormalised"),

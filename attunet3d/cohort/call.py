@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attunet3d.cohort.results import KINDS
+from attunet3d.cohort.results import KINDS, case_files
 from attunet3d.cohort.scans import Scan, find_cases
 from attunet3d.core import SettingsError, case_names, parse_memory
 from attunet3d.datasets import Split
@@ -64,6 +64,19 @@ class CohortOptions:
         if self.orthogonal and self.dicom_seg:
             rule = "--dicom-seg refers to the series' own slices, not to the grid of --orthogonal"
             raise SettingsError(rule, cure="leave --orthogonal out")
+
+    def require(self, predictor: "Predictor") -> None:
+        """Refuse what a model cannot give, before its first scan.
+
+        Raises:
+            ModelError: Attention maps are asked for, and the model has no gates.
+            WriteError: Masks are asked for, and a label's name cannot be that of a file.
+        """
+        if self.attention:
+            predictor.require_attention()
+        for value, name in predictor.labels.items() if self.mask_files else ():
+            if value:
+                case_files(Path(), "any").label_mask(name)
 
     @property
     def choices(self) -> dict[str, Any]:

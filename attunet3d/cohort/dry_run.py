@@ -30,11 +30,10 @@ def dry_run(predictor: Predictor, call: CohortCall) -> Iterator[str]:
         Lines of text.
 
     Raises:
-        ModelError: Attention maps are asked for, and the model has no gates.
+        UserError: The model cannot give what is asked for.
     """
     options = call.options
-    if options.attention:
-        predictor.require_attention()
+    options.require(predictor)
     with progress(len(call.cases), "infer --dry-run", "scan") as bar:
         tally = Tally(bar)
         loop = ScanLoop(predictor, call, tally)

@@ -55,8 +55,7 @@ def serve_scans(options: WorkerOptions, link: Link) -> None:
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     predictor = options.model.load()
-    if options.call.options.attention:
-        predictor.require_attention()
+    options.call.options.require(predictor)
     loop = ScanLoop(
         predictor, options.call, _TellingEvents(link), max(1, cores // options.neighbours)
     )

@@ -75,8 +75,10 @@ class CaseFiles:
         """
         try:
             return self.folder / self.case_id / f"{case_names.check_id(name)}.nii.gz"
-        except DataError as error:
-            raise WriteError(f"label name: {error}", value=name) from None
+        except DataError:
+            rule = f"--mask-files: label {name!r} cannot be the name of a file"
+            cure = "leave --mask-files out, or rename the label (`manifest --label`) and train"
+            raise WriteError(rule, value=name, cure=cure) from None
 
     @property
     def preview(self) -> Path:

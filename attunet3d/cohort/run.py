@@ -81,6 +81,7 @@ def segment_cohort(
 
     Raises:
         ModelError: Attention maps are asked for, and the model has no gates.
+        WriteError: Masks are asked for, and a label's name cannot be that of a file.
         WriteError: `out_dir` cannot be made, or another process writes to it.
     """
     call = CohortCall(
@@ -97,9 +98,9 @@ def here(predictor: Predictor, call: CohortCall) -> Engine:
 
     Raises:
         ModelError: Attention maps are asked for, and the model has no gates.
+        WriteError: Masks are asked for, and a label's name cannot be that of a file.
     """
-    if call.options.attention:
-        predictor.require_attention()
+    call.options.require(predictor)
 
     def run(found: Mapping[str, list[Path]], events: Events) -> None:
         ScanLoop(predictor, call, events).run(found.items())

@@ -20,6 +20,7 @@ from .case_names import stem as stem
 from .command_line import keep_freed_memory as keep_freed_memory
 from .config import Config as Config
 from .config import changed_settings as changed_settings
+from .config import check_patch as check_patch
 from .config import json_schema as json_schema
 from .ensemble_file import ENSEMBLE as ENSEMBLE
 from .ensemble_file import Members as Members

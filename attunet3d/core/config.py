@@ -59,14 +59,8 @@ class Config:
             rule = '"argmax" for regions that overlap'
             raise refusal("inference.decision", self.inference.decision, rule)
         patch, strides = self.training.patch_size, self.network.strides
-        if patch is None or strides is None:
-            return
-        divisor = [prod(stride[axis] for stride in strides) for axis in range(3)]
-        down = [max(1, size // step) * step for size, step in zip(patch, divisor, strict=True)]
-        up = [-(-size // step) * step for size, step in zip(patch, divisor, strict=True)]
-        if up != list(patch):
-            rule = f"a multiple of {divisor}, the product of network.strides"
-            raise refusal("training.patch_size", patch, rule, f"the nearest are {down} and {up}")
+        if self.network.form == "attention_unet" and patch is not None and strides is not None:
+            check_patch(patch, strides)
 
     @property
     def window(self) -> Size | None:
@@ -139,6 +133,20 @@ class Config:
             SettingsError: A text is not `section.name=value`, or the setting is unknown or wrong.
         """
         return self.replaced(dict(map(_parse_override, settings)))
+
+
+def check_patch(patch: Size, strides: Iterable[Size]) -> None:
+    """Refuse a training patch that the strides do not divide.
+
+    Raises:
+        SettingsError: It is none of their multiples; the nearest are named.
+    """
+    divisor = [prod(steps) for steps in zip(*strides, strict=True)]
+    down = [max(1, size // step) * step for size, step in zip(patch, divisor, strict=True)]
+    up = [-(-size // step) * step for size, step in zip(patch, divisor, strict=True)]
+    if up != list(patch):
+        rule = f"a multiple of {divisor}, the product of network.strides"
+        raise refusal("training.patch_size", patch, rule, f"the nearest are {down} and {up}")
 
 
 def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

@@ -84,8 +84,8 @@ def _combined(masks: OrganMasks, case: Case, image: Volume, labels: Mapping[int,
         twice += int(np.count_nonzero(array[mask]))
         array[mask] = value
     if twice:
-        text = "%d voxels are in several masks; the label of the highest value counts"
-        _log.info(text, twice, extra={"case": case.id})
+        text = "case %s: %d voxels are in several masks; the label of the highest value counts"
+        _log.info(text, case.id, twice)
     return Volume(array, image.grid, image.geometry, name=masks.path.name)
 
 

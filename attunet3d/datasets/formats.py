@@ -105,11 +105,27 @@ def read_data_set(
 def renamed(found: Manifest, names: Mapping[str, str]) -> Manifest:
     """Return the same cases with other names for some label values, as `{"1": "pancreas"}`.
 
+    Of regions, the value with which a region is written names it.
+
     Raises:
         DataError: A value or name is not allowed, or a name comes twice.
     """
-    labels = {str(value): name for value, name in found.labels.items()}
-    return replace(found, labels=parse_labels({**labels, **names}).labels) if names else found
+    if not names:
+        return found
+    known = found.labels if found.regions else found.value_names
+    named = parse_labels({**{str(value): name for value, name in known.items()}, **names})
+    if not found.regions:
+        return replace(found, labels=named.labels, ignore=named.ignore)
+    if unknown := [value for value in names if int(value) not in found.labels]:
+        written = ", ".join(f"{value} {name}" for value, name in found.labels.items() if value)
+        rule = f"--label {unknown[0]}: of overlapping regions the values written are {written}"
+        raise DataError(rule, value=unknown[0], cure="name one of them")
+    new = {name: names.get(str(value), name) for value, name in found.labels.items()}
+    return replace(
+        found,
+        labels={value: new[name] for value, name in found.labels.items()},
+        regions={new[name]: values for name, values in found.regions.items()},
+    )
 
 
 def grouped(found: Manifest, pattern: str | None) -> Manifest:

@@ -66,12 +66,13 @@ def parse_labels(values: object, class_order: object = None) -> LabelNames:
             raise DataError(f"labels: value {number} has two names", value=number, cure="keep one")
         labels[number] = name
     labels.setdefault(0, "background")
-    if len(labels) < 2 or len(set(labels.values())) < len(labels) or len(ignore) > 1:
-        raise DataError(
-            "labels: must have one besides the background, and no name twice",
-            value=values,
-            cure="correct them",
-        )
+    names = [*labels.values(), *(IGNORE for _ in ignore)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        rule = f"labels: {twice!r} is the name of two values"
+        raise DataError(rule, value=twice, cure="give each another name")
+    if len(labels) < 2:
+        rule = "labels: must have one besides the background"
+        raise DataError(rule, value=values, cure="add it")
     return LabelNames(
         labels=dict(sorted(labels.items())), ignore=ignore[0] if ignore else None, regions=regions
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from attunet3d.core import DataError, UserError, suggestion
 from attunet3d.datasets.case import Case
 from attunet3d.datasets.manifest import Manifest
-from attunet3d.imaging import OrganMasks, open_organ_masks
+from attunet3d.imaging import OrganMasks, folded_name, open_organ_masks
 
 _NAMED = 5  # cases named in one line
 _log = logging.getLogger(__name__)
@@ -31,6 +31,12 @@ def chosen_labels(
     if organs and names:
         raise DataError("--organs and --label cannot be used together", cure="give one of them")
     wanted = [*organs, *names.values()]
+    asked: dict[str, str] = {}
+    for name in wanted:
+        if other := asked.get(folded_name(name)):
+            rule = f"organs {other!r} and {name!r} name the same mask"
+            raise DataError(rule, value=name, cure="give it once")
+        asked[folded_name(name)] = name
     known, there, others = set[str](), set[str](), []
     for case in _cases(listed):
         if case.label is None or not case.label.exists():

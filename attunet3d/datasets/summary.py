@@ -28,9 +28,16 @@ def manifest_summary(manifest: Manifest) -> str:
         training fold 1      1         1           0
     """
     labels = ", ".join(f"{value} {name}" for value, name in sorted(manifest.labels.items()))
+    every = (*manifest.training, *manifest.validation, *manifest.test)
+    partly = sum(case.annotated is not None for case in every)
     facts = {
         "name": manifest.name,
         "labels": labels,
+        "regions": "; ".join(
+            f"{name} {' + '.join(map(str, values))}" for name, values in manifest.regions.items()
+        ),
+        "ignored": "" if manifest.ignore is None else f"voxels of value {manifest.ignore}",
+        "in part": f"{partly} cases have some of the labels annotated" if partly else "",
         "modality": manifest.modality,
         "licence": manifest.licence,
         "source": manifest.source,

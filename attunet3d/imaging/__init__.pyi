@@ -20,6 +20,7 @@ from .label_measures import measure_ranges as measure_ranges
 from .maps import MapReader as MapReader
 from .maps import MapWriter as MapWriter
 from .named_masks import OrganMasks as OrganMasks
+from .named_masks import folded_name as folded_name
 from .nifti_writer import write_nifti as write_nifti
 from .nifti_writer import write_nifti_planes as write_nifti_planes
 from .organ_masks import open_organ_masks as open_organ_masks

@@ -30,13 +30,13 @@ class OrganMasks(ABC):
         self._parts: dict[str, list[Any]] = {}
         names: dict[str, str] = {}
         for name, part in parts:
-            names.setdefault(_folded(name), name)
-            self._parts.setdefault(_folded(name), []).append(part)
+            names.setdefault(folded_name(name), name)
+            self._parts.setdefault(folded_name(name), []).append(part)
         self.names = tuple(names.values())
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a mask of this name."""
-        return _folded(name) in self._parts
+        return folded_name(name) in self._parts
 
     def mask(self, name: str, grid: Grid) -> Mask:
         """The voxels (I, J, K) of a scan's grid that belong to an organ, in Fortran order.
@@ -45,7 +45,7 @@ class OrganMasks(ABC):
             DataError: The mask does not lie on this grid, or is damaged.
         """
         found = np.zeros(grid.shape, bool, order="F")
-        for part in self._parts[_folded(name)]:
+        for part in self._parts[folded_name(name)]:
             self._add(part, found, grid)
         return found
 
@@ -54,5 +54,11 @@ class OrganMasks(ABC):
         """Add the voxels of one part to a mask."""
 
 
-def _folded(name: str) -> str:
+def folded_name(name: str) -> str:
+    """The name without what does not tell two organs apart: case, spaces and punctuation.
+
+    Example:
+        >>> folded_name("Pancreas_Head")
+        'pancreas head'
+    """
     return re.sub(r"[\W_]+", " ", name).strip().casefold()

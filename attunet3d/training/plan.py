@@ -20,12 +20,13 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
 
-from attunet3d.core import Config, PreprocessingConfig, Triple, as_table
+from attunet3d.core import Config, PreprocessingConfig, Triple, as_table, check_patch
 from attunet3d.datasets import Fingerprint
 from attunet3d.models import training_bytes
 from attunet3d.training import plan_geometry
 from attunet3d.training.plan_geometry import MemoryBudget
 
+OF_FORM = "the form's own"
 PLANNED = (  # the settings that a plan may decide
     "preprocessing.spacing_mm",
     "network.strides",
@@ -106,8 +107,10 @@ def make_plan(
         fingerprint, config, budget
     )
     grid = plan_geometry.on_grid(fingerprint.body_mm, spacing)
-    strides = config.network.strides or plan_geometry.choose_strides(config.network, spacing, grid)
+    strides = plan_geometry.choose_strides(config.network, spacing, grid)
     training = config.training
+    if training.patch_size is not None:
+        check_patch(training.patch_size, strides)
     share = training.batch_size and ceil(training.batch_size / processes)
     patch = training.patch_size or plan_geometry.choose_patch(grid, strides, budget, share)
     share = share or plan_geometry.choose_batch(
@@ -146,7 +149,7 @@ def _reasons(
         else f"{coarser} within {budget}",
         "network.strides": "thick slices and short axes are pooled later"
         if config.network.form == "attention_unet"
-        else "the form's own",
+        else OF_FORM,
         "preprocessing.hu_window": "0.5th to 99.5th percentile of the labelled voxels",
         "preprocessing.mean_hu": of_labelled,
         "preprocessing.std_hu": of_labelled,
@@ -158,7 +161,8 @@ def _reasons(
     for name in PLANNED:
         if by_scan and reasons[name] == of_labelled:
             continue
-        yield name, reasons[name] if setting(config, name) is None else "given"
+        given = setting(config, name) is not None and reasons[name] != OF_FORM
+        yield name, "given" if given else reasons[name]
 
 
 def _preprocessing(

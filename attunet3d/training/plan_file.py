@@ -20,6 +20,7 @@ from attunet3d.core import (
     TrainingError,
     WriteError,
     find_config,
+    label_values,
     memory_class,
     parse_memory,
     total_bytes,
@@ -64,7 +65,7 @@ def read_config(
     Args:
         name: A preset or a file.
         settings: `section.name=value` each.
-        manifest: Tells which labels are ignored, and which name a side.
+        manifest: Tells which labels there are, which are ignored, and which name a side.
         init: The model that training starts from, if there is one: then network and preprocessing
             are the model's, and there is a short warm-up, unless `settings` say otherwise.
     """
@@ -77,6 +78,8 @@ def read_config(
             config = config.replaced({"training.warmup_steps": warmup})
     config = config.with_overrides([*manifest.training_settings(), *settings])
     epochs.refuse_steps(config, settings)
+    label_values(config.inference.keep_largest, manifest.labels)
+    label_values(config.inference.smallest_ml, manifest.labels, "inference.smallest_ml")
     return without_wrong_flips(config, manifest.labels)
 
 

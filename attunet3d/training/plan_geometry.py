@@ -59,7 +59,7 @@ def choose_spacing(fingerprint: Fingerprint, config: Config, budget: MemoryBudge
     body, training = fingerprint.body_mm, config.training
     for spacing in _coarser(fingerprint.spacing_mm):
         grid = on_grid(body, spacing)
-        strides = config.network.strides or choose_strides(config.network, spacing, grid)
+        strides = choose_strides(config.network, spacing, grid)
         seen = budget.patch_voxels(strides, training.batch_size)
         if training.patch_size is not None:
             seen = prod(map(min, training.patch_size, grid))
@@ -104,6 +104,8 @@ def choose_strides(network: NetworkConfig, spacing: Triple, grid: Size) -> Strid
     """
     if network.form != "attention_unet":
         return form_strides(network.form)
+    if network.strides is not None:
+        return network.strides
     steps, sizes, strides = list(spacing), list(grid), []
     for _ in network.channels[1:]:
         finest = min(steps)

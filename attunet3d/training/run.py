@@ -66,6 +66,8 @@ class TrainingCall:
             if flags["init"] is None:
                 raise SettingsError("--keep-labels goes with --init", cure="name the model by it")
             manifest = taught_labels.with_labels_of(flags["init"], manifest)
+        if flags["freeze"] and flags["init"] is None:
+            raise SettingsError("--freeze goes with --init", cure="name the model by it")
         settings = [*flags["set"], *(["training.encoder_rate=0"] if flags["freeze"] else [])]
         names = ("memory", "cache", "steps_more", "init", "keep_labels", "hours")
         return cls(

@@ -17,6 +17,7 @@ from attunet3d.cohort.doubt import DoubtRule, doubt_of
 from attunet3d.cohort.preview import HEIGHT, draw_preview
 from attunet3d.cohort.run import segment_cohort
 from attunet3d.cohort.scans import find_cases
+from attunet3d.core import WriteError
 from attunet3d.evaluation.doubt_fit import fit_doubt
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.label_measures import LabelMeasures, measure_labels
@@ -247,12 +248,15 @@ def test_a_mask_file_per_label(scans: Path, tmp_path: Path) -> None:
     assert set(content["files"]) == {"a.nii.gz", "a/ball.nii.gz"}
 
 
-def test_a_label_that_can_name_no_file_is_told(scans: Path, tmp_path: Path) -> None:
-    network = checkpoint(ThresholdNetwork(), labels={0: "background", 5: "../ball"})
-    outcome = segment_cohort(
-        Predictor([network], "cpu"), find_cases(scans), tmp_path, CohortOptions(mask_files=True)
-    )
-    assert "must be a plain file name" in outcome.failures["a"]
+def test_a_label_that_can_name_no_file_is_told_before_the_first_scan(
+    scans: Path, tmp_path: Path
+) -> None:
+    predictor = Predictor([checkpoint(ThresholdNetwork(), labels={0: "background", 5: "../b"})])
+    with pytest.raises(WriteError, match="cannot be the name of a file; leave --mask"):
+        segment_cohort(
+            predictor, find_cases(scans), tmp_path / "out", CohortOptions(mask_files=True)
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_preview_shows_the_ball_on_the_scan(scans: Path, tmp_path: Path) -> None:

@@ -345,7 +345,7 @@ def test_a_label_name_that_is_given_replaces_that_name_only(tmp_path: Path) -> N
     (tmp_path / "dataset.json").write_text(json.dumps(values))
     found = list_cases(tmp_path, names=["1=Leber"])
     assert found.labels == {0: "background", 1: "Leber", 2: "tumour"}
-    with pytest.raises(DataError, match="no name twice"):
+    with pytest.raises(DataError, match="is the name of two values"):
         list_cases(tmp_path, names=["1=tumour"])
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from attunet3d.core import DataError
 from attunet3d.datasets.annotation import annotated_values
-from attunet3d.datasets.formats import read_data_set
+from attunet3d.datasets.formats import read_data_set, renamed
 from attunet3d.datasets.label_names import LabelNames, label_values, parse_labels
 from attunet3d.datasets.manifest import Manifest
 
@@ -89,3 +89,31 @@ def test_names_are_written_as_they_are_read(names: LabelNames) -> None:
     """Through JSON and back."""
     values = json.loads(json.dumps(label_values(names)))
     assert parse_labels(values["labels"], values.get("regions_class_order")) == names
+
+
+def raw(tmp_path: Path, labels: dict[str, object], **values: object) -> Manifest:
+    """The manifest of a raw data set with these labels."""
+    return read_data_set(nnunet(tmp_path / "data", labels=labels, **values))
+
+
+def test_a_new_name_is_that_of_the_region_which_the_value_writes(tmp_path: Path) -> None:
+    found = raw(tmp_path, BRATS, regions_class_order=[1, 2, 3])
+    renamed_ = renamed(found, {"2": "core"})
+    assert renamed_.labels[2] == "core"
+    assert renamed_.regions == {"whole tumor": (1, 2, 3), "core": (2, 3), "enhancing tumor": (3,)}
+    assert renamed_.training_settings() == found.training_settings()
+    with pytest.raises(DataError, match="--label 4: of overlapping regions the values written are"):
+        renamed(found, {"4": "rest"})
+
+
+def test_a_value_can_be_named_ignore_and_the_ignored_one_be_named(tmp_path: Path) -> None:
+    found = raw(tmp_path, {"background": 0, "liver": 1, "unsure": 2})
+    without = renamed(found, {"2": "ignore"})
+    assert (without.labels, without.ignore) == ({0: "background", 1: "liver"}, 2)
+    named = renamed(without, {"2": "cyst"})
+    assert (named.labels, named.ignore) == ({0: "background", 1: "liver", 2: "cyst"}, None)
+
+
+def test_a_name_of_two_values_is_told() -> None:
+    with pytest.raises(DataError, match="labels: 'liver' is the name of two values"):
+        parse_labels({"1": "liver", "2": "liver"})

@@ -149,7 +149,7 @@ def test_byte_order_mark_is_no_trouble(tmp_path: Path) -> None:
         ({"labels": {}}, "labels must be names"),
         ({"labels": ["liver"]}, "labels must be names"),
         ({"labels": {"0": "background"}}, "one besides the background"),
-        ({"labels": {"1": "a", "2": "a"}}, "no name twice"),
+        ({"labels": {"1": "a", "2": "a"}}, "labels: 'a' is the name of two values"),
         ({"labels": {"a": 1, "b": 1}}, "value 1 has two names"),
         ({"labels": {"256": "a"}}, "label 'a': value '256'"),
         ({"labels": {"a": -1}}, "label 'a': value '-1'"),

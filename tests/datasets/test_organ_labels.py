@@ -90,7 +90,7 @@ def test_where_masks_overlap_the_later_label_counts_and_a_line_says_so(
     expected = box(2, 6) + 0
     expected[box(4, 8) > 0] = 2
     np.testing.assert_array_equal(label_of(case), expected)
-    assert f"{2 * 6 * 4} voxels are in several masks" in caplog.text
+    assert f"case s0004: {2 * 6 * 4} voxels are in several masks" in caplog.text
     reverse = label_of(case, {1: "pancreas", 2: "liver"})
     assert (reverse[box(2, 6) > 0] == 2).all()
 
@@ -171,6 +171,8 @@ def test_organs_that_nobody_annotated_are_refused_with_the_nearest_name(folder: 
         read_data_set(folder, organs=["pancraes"])
     with pytest.raises(DataError, match="--organs and --label cannot be used together"):
         read_data_set(folder, {"1": "liver"}, organs=["liver"])
+    with pytest.raises(DataError, match="organs 'liver' and 'Liver' name the same mask; give it"):
+        read_data_set(folder, organs=["liver", "Liver"])
 
 
 def test_organs_are_not_chosen_from_label_maps(tmp_path: Path) -> None:

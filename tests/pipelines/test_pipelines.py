@@ -300,6 +300,12 @@ def test_an_organ_is_added_to_a_model_that_keeps_its_own(
     sets = ("--set", "training.steps=1", "--set", "training.patch_size=[16,16,16]")
     assert call(*train, *sets, "--keep-labels") == 2
     assert "--keep-labels goes with --init; name the model by it" in capsys.readouterr().err
+    assert call(*train, *sets, "--freeze", "encoder") == 2
+    assert "--freeze goes with --init; name the model by it" in capsys.readouterr().err
+    assert call(*train, *sets, "--set", "inference.keep_largest=[nix]") == 2
+    assert "inference.keep_largest must be a label of the model, got 'nix'" in (
+        capsys.readouterr().err
+    )
     flags = ("--init", road / "run", "--keep-labels", "--freeze", "encoder")
     assert call(*train, *sets, *flags) == 0
     old, new = (load_model(folder) for folder in (road / "run", tmp_path / "run"))

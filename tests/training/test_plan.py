@@ -348,3 +348,13 @@ def test_published_forms_have_strides_of_their_own_and_patches_that_fit(
             present(plan.config.training.patch_size), divisor(plan.config), strict=True
         )
     )
+
+
+def test_strides_of_the_attention_unet_do_not_hold_for_a_published_form() -> None:
+    sets = ["network.form=2d_nearest", "training.patch_size=[32,32,3]"]
+    plan = make_plan(facts(), presets.demo_cpu().with_overrides(sets), 24 * GB)
+    assert plan.config.network.strides == ((2, 2, 1),) * 4
+    assert plan.reasons["network.strides"] == "the form's own"
+    odd = presets.demo_cpu().with_overrides([*sets, "training.patch_size=[32,40,3]"])
+    with pytest.raises(SettingsError, match=r"patch_size must be a multiple of \[16, 16, 1\]"):
+        make_plan(facts(), odd, 24 * GB)
