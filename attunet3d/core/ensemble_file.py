@@ -40,7 +40,8 @@ class Members:
 
         Raises:
             FileError: An `ensemble.json` cannot be read.
-            ModelError: It is not valid, or the models come with different settings.
+            ModelError: It is not valid, a member is missing, the cross-validation is unfinished, or
+                the models come with different settings.
         """
         found = [_members(Path(model)) for model in models]
         for one in found[1:]:
@@ -73,6 +74,7 @@ def _members(model: Path) -> Members:
     """The members of one MODEL."""
     file = model / ENSEMBLE
     if not file.is_file():
+        _refuse_unfinished(model)
         return Members((model,))
     content = read_json(file)
     values = content if isinstance(content, dict) else {}
@@ -81,9 +83,50 @@ def _members(model: Path) -> Members:
         raise _refusal(file, "members must be the names of run folders beside it", members)
     if not isinstance(inference, dict) or not all(map(str.isidentifier, inference)):
         raise _refusal(file, "inference must be settings by name", inference)
+    for name in members:
+        if not (model / name).exists():
+            rule = f"names {name}, which is missing"
+            cure = "copy that folder back, or name the other folds instead of this folder"
+            raise ModelError(rule, path=file, value=name, cure=cure)
     settings = (f"inference.{name}={json.dumps(value)}" for name, value in inference.items())
-    notes = {name: values[name] for name in NOTES if isinstance(values.get(name), dict)}
+    notes = {name: values[name] for name in NOTES if values.get(name) is not None}
+    if "doubt" in notes and not _is_doubt_rule(notes["doubt"]):
+        rule = "doubt must be weights by name, and the numbers wrong and look"
+        raise _refusal(file, rule, notes["doubt"])
+    if "label_ranges" in notes and not _are_ranges(notes["label_ranges"]):
+        rule = "label_ranges must be [lowest, highest] of ml and hu, by label name"
+        raise _refusal(file, rule, notes["label_ranges"])
     return Members(tuple(model / name for name in members), tuple(settings), notes)
+
+
+def _refuse_unfinished(model: Path) -> None:
+    """Refuse a folder with runs of folds that is not a model itself."""
+    folds = sorted(file.parent.name for file in model.glob("fold[0-9]*/config.json"))
+    if folds and not (model / "model.safetensors").exists():
+        raise ModelError(
+            f"is an unfinished cross-validation ({', '.join(folds)})",
+            path=model,
+            cure="finish it by the train command that began it, with --fold all --resume, or name"
+            " its folds",
+        )
+
+
+def _is_doubt_rule(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(weights := value.get("weights"), dict):
+        return False
+    return all(map(_is_number, (*weights.values(), value.get("wrong"), value.get("look"))))
+
+
+def _are_ranges(value: object) -> bool:
+    if not isinstance(value, dict) or not all(isinstance(of, dict) for of in value.values()):
+        return False
+    ranges = [ends for of_label in value.values() for ends in of_label.values()]
+    pairs = all(isinstance(ends, list) and len(ends) == 2 for ends in ranges)
+    return pairs and all(_is_number(end) for ends in ranges for end in ends)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _refusal(file: Path, rule: str, value: object) -> ModelError:
