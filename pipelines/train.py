@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seeds", type=int, metavar="N", help="train N times, to tell the spread between seeds")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="may be repeated")
     add("--resume", action="store_true", help="go on with the run in RUN_DIR")
-    add("--steps-more", type=int, default=0, metavar="N", help="resume for N steps beyond its end")
+    add("--steps-more", type=int, metavar="N", help="resume for N steps beyond its end")
     add("--init", type=Path, metavar="MODEL", help="start from its weights")
     add("--keep-labels", action="store_true", help="and teach its labels where cases lack them")
     add("--freeze", choices=["encoder"], help="leave this part as it is in MODEL")
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with distributed.process_group(arguments.device) as device:
         call = TrainingCall.of(vars(arguments), device)
         if arguments.fold == "all":
-            cross_validate(call, arguments.run_dir, final=arguments.final)
-            return 0
+            failures = cross_validate(call, arguments.run_dir, final=arguments.final)
+            return 1 if failures else 0
         cases = call.manifest.fold(arguments.fold)
-        if arguments.seeds:
+        if arguments.seeds is not None:
             train_seeds(call, arguments.run_dir, cases, arguments.seeds)
         else:
             train_run(call, arguments.run_dir, cases)

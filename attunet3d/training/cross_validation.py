@@ -5,6 +5,7 @@
     RUN/cross_validation/manifest.json  the cases that have been held out once
     RUN/cross_validation/predictions    their label maps, before any post-processing
     RUN/cross_validation/scores.csv, summary.json, boxplot.png   as `evaluate` writes them
+    RUN/cross_validation/failures.json  why cases could not be predicted or scored
     RUN/cross_validation/calibration.json, .png   how far the probabilities can be believed
     RUN/ensemble.json                   makes RUN one model: the mean of the folds' logits, and the
                                         post-processing that was chosen on those label maps
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from attunet3d.cohort import segment_cohort, write_failures
+from attunet3d.cohort import case_files, segment_cohort, write_failures
 from attunet3d.core import (
     ENSEMBLE,
     DataError,
@@ -38,7 +39,7 @@ RESULTS, FINAL = "cross_validation", "final"
 _log = logging.getLogger(__name__)
 
 
-def cross_validate(call: TrainingCall, run_dir: Path, *, final: bool = False) -> None:
+def cross_validate(call: TrainingCall, run_dir: Path, *, final: bool = False) -> dict[str, str]:
     """Train a model per fold, score all of them on what they have not seen, and make them one.
 
     Several processes of `torchrun` take a fold each at a time, which they train by themselves. With
@@ -50,12 +51,15 @@ def cross_validate(call: TrainingCall, run_dir: Path, *, final: bool = False) ->
         run_dir: Made when missing.
         final: Train on all cases as well, afterwards.
 
+    Returns:
+        Why cases could not be predicted or scored, by case; they are in no mean.
+
     Raises:
         DataError: The manifest has fewer than two folds.
         TrainingError: The folder holds what it should not.
         UserError: As `train_run`.
     """
-    folds = {f"fold{n}": call.manifest.fold(n) for n in _numbers(call.manifest)}
+    folds = {f"fold{n}": call.manifest.fold(n) for n in _numbers(call)}
     refuse_wrong_folders(call, run_dir, list(folds))
     trainings = len(folds) + final
     with distributed.held_by_first(lambda: locked_folder(run_dir, "train")):
@@ -65,14 +69,22 @@ def cross_validate(call: TrainingCall, run_dir: Path, *, final: bool = False) ->
         else:
             call = _train(call, run_dir, folds, trainings)
         held_out = [case for _, validation in folds.values() for case in validation]
-        _predict(call, run_dir, folds)
-        _score(call.manifest, run_dir / RESULTS, held_out)
-        _make_ensemble(call.manifest, run_dir, list(folds), held_out)
+        unpredicted = _predict(call, run_dir, folds)
+        failures = _score(call.manifest, run_dir / RESULTS, held_out, unpredicted)
+        scored = [case for case in held_out if case.id not in failures]
+        _make_ensemble(call.manifest, run_dir, list(folds), scored)
         if final:
             _log.info("%s: training %d of %d", run_dir / FINAL, trainings, trainings)
             call = replace(with_steps_of(call, run_dir / next(iter(folds))), hours=None)
             everyone = (*call.manifest.training, *call.manifest.validation)
             begin_or_go_on(call, run_dir / FINAL, (everyone, ()))
+    if failures:
+        names = ", ".join(sorted(failures))
+        _log.error(
+            "%s: %d of %d cases failed and are in no mean: %s; failures.json there says why",
+            *(run_dir / RESULTS, len(failures), len(held_out), names),
+        )
+    return failures
 
 
 def _train(
@@ -109,11 +121,12 @@ def _train_apart(call: TrainingCall, run_dir: Path, folds: Mapping[str, Cases]) 
     distributed.gathered([])
 
 
-def _numbers(manifest: Manifest) -> list[int]:
-    numbers = sorted({case.fold for case in manifest.training if case.fold is not None})
+def _numbers(call: TrainingCall) -> list[int]:
+    numbers = sorted({case.fold for case in call.manifest.training if case.fold is not None})
     if len(numbers) < 2:
         raise DataError(
-            f"--fold all: manifest {manifest.name!r} has fewer than two folds",
+            f"--fold all: manifest {call.manifest.name!r} has fewer than two folds",
+            path=call.manifest_file,
             value=len(numbers),
             cure="make it again by attunet3d manifest --folds 5",
         )
@@ -121,8 +134,12 @@ def _numbers(manifest: Manifest) -> list[int]:
 
 
 @distributed.by_first
-def _predict(call: TrainingCall, run_dir: Path, folds: Mapping[str, Cases]) -> None:
-    """Segment each case on its scanner's grid by the model of the fold that held it out."""
+def _predict(call: TrainingCall, run_dir: Path, folds: Mapping[str, Cases]) -> dict[str, str]:
+    """Segment each case on its scanner's grid by the model of the fold that held it out.
+
+    Returns:
+        Why cases could not be segmented, by case.
+    """
     predictions = run_dir / RESULTS / "predictions"
     failures: dict[str, str] = {}
     for name, (_, validation) in folds.items():
@@ -130,18 +147,30 @@ def _predict(call: TrainingCall, run_dir: Path, folds: Mapping[str, Cases]) -> N
         scans = [(case.id, case.image) for case in validation]
         split = Split.of_models([run_dir / name])
         failures |= segment_cohort(predictor, scans, predictions, split=split).failures
+    for case_id in failures:  # what an earlier call found in another scan is no prediction
+        case_files(predictions, case_id).mask.unlink(missing_ok=True)
     write_failures(predictions, failures)
+    return failures
 
 
 @distributed.by_first
-def _score(manifest: Manifest, out_dir: Path, held_out: list[Case]) -> None:
-    """Score the predictions per label and patient, and print the table."""
+def _score(
+    manifest: Manifest, out_dir: Path, held_out: list[Case], unpredicted: Mapping[str, str]
+) -> dict[str, str]:
+    """Score the predictions per label and patient, and print the table.
+
+    Returns:
+        Why cases have no score, by case, those that were not predicted among them.
+    """
     listed = replace(manifest, training=tuple(held_out), validation=(), test=())
     listed.save(out_dir / "manifest.json")
     summary = folder.evaluate(
         out_dir / "predictions", out_dir / "manifest.json", out_dir, root=manifest.root
     )
     print(summary.table())
+    failures = {**summary.failures, **unpredicted}
+    write_failures(out_dir, failures)
+    return failures
 
 
 @distributed.by_first

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +49,8 @@ class TrainingCall:
     """Teach its labels, by its own answers, where a case lacks them."""
     hours: float | None = None
     """Train for as many steps as this takes."""
+    manifest_file: Path | None = None
+    """Where the manifest was read, for messages."""
 
     @classmethod
     def of(cls, flags: Mapping[str, Any], device: torch.device) -> "TrainingCall":
@@ -56,11 +59,7 @@ class TrainingCall:
         Raises:
             UserError: A file cannot be read, or does not describe a training.
         """
-        everything = flags["fold"] == "all"
-        if flags["final"] and not everything:
-            raise SettingsError("--final goes with --fold all", cure="add it, or leave --final out")
-        if flags["seeds"] and everything:
-            raise SettingsError("--seeds goes with one fold", cure="name it by --fold K")
+        _refuse_wrong_flags(flags)
         manifest = Manifest.load(flags["manifest"], flags["root"]).require_files()
         if flags["keep_labels"]:
             if flags["init"] is None:
@@ -69,15 +68,34 @@ class TrainingCall:
         if flags["freeze"] and flags["init"] is None:
             raise SettingsError("--freeze goes with --init", cure="name the model by it")
         settings = [*flags["set"], *(["training.encoder_rate=0"] if flags["freeze"] else [])]
-        names = ("memory", "cache", "steps_more", "init", "keep_labels", "hours")
+        names = ("memory", "cache", "init", "keep_labels", "hours")
+        steps_more = flags["steps_more"] or 0
         return cls(
             manifest=manifest,
             config=plan_file.read_config(flags["config"], settings, manifest, flags["init"]),
             plan=flags["plan"] or plan_file.default_path(flags["manifest"], flags["config"]),
             device=device,
-            resume=flags["resume"] or flags["steps_more"] > 0,
+            resume=flags["resume"] or steps_more > 0,
+            steps_more=steps_more,
+            manifest_file=flags["manifest"],
             **{name: flags[name] for name in names},
         )
+
+
+def _refuse_wrong_flags(flags: Mapping[str, Any]) -> None:
+    """Refuse numbers out of range and flags that do not go together, before anything is read."""
+    everything = flags["fold"] == "all"
+    if flags["final"] and not everything:
+        raise SettingsError("--final goes with --fold all", cure="add it, or leave --final out")
+    if flags["seeds"] is not None and everything:
+        raise SettingsError("--seeds goes with one fold", cure="name it by --fold K")
+    hours, more = flags["hours"], flags["steps_more"]
+    if hours is not None and not 0 < hours < math.inf:
+        rule = f"--hours {hours}: must be a finite number above 0"
+        raise SettingsError(rule, value=hours, cure="correct it, or leave it out")
+    if more is not None and more < 1:
+        rule = f"--steps-more {more}: must be a whole number from 1 upwards"
+        raise SettingsError(rule, value=more, cure="correct it, or leave it out")
 
 
 def train_run(call: TrainingCall, run_dir: Path, cases: Cases) -> None:
@@ -122,12 +140,13 @@ def refuse_wrong_folders(call: TrainingCall, run_dir: Path, names: Sequence[str]
     """Refuse to begin several trainings where some are, and to resume some where none is.
 
     Raises:
-        TrainingError: `run_dir` is a run itself, holds trainings and is not to be resumed, or is
-            to be resumed and holds none.
+        TrainingError: `run_dir` is a run itself, holds trainings of another kind, holds trainings
+            and is not to be resumed, or is to be resumed and holds none.
         SettingsError: More steps are asked for, which one run can take.
     """
     if (run_dir / run_folder.CONFIG).exists():
         raise TrainingError("holds a run of one fold", path=run_dir, cure="name another folder")
+    run_folder.refuse_trainings(run_dir, but=names[0].rstrip("0123456789"))
     begun = any((run_dir / name / run_folder.CONFIG).exists() for name in names)
     if begun and not (call.resume or distributed.restarted()):
         cure = "add --resume to go on with them, or name another folder"

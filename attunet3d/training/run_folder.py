@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from attunet3d.core import (
+    ENSEMBLE,
     Config,
     DeviceError,
     TrainingError,
@@ -42,22 +43,45 @@ from attunet3d.training.trainer import TrainingData
 CONFIG = "config.json"
 MAY_CHANGE = ("training.workers", "training.save_every")  # on --resume: they change no result
 
+SEVERAL = {"fold": "a cross-validation", "seed": "trainings of several seeds"}
+
 Cases = tuple[Sequence[Case], Sequence[Case]]  # to train on, to validate on
 
 
 def refuse_wrong_folder(run_dir: Path, *, resume: bool) -> None:
-    """Refuse to begin a run where there is one, and to resume one where there is none.
+    """Refuse to begin a run where there are some, and to resume one where there is none.
 
     Raises:
         TrainingError: Either is the case.
     """
     holds_run = (run_dir / CONFIG).is_file()
+    if not holds_run:
+        refuse_trainings(run_dir)
     if holds_run and not resume:
         cure = "add --resume to go on with it, or name another folder"
         raise TrainingError("holds a run", path=run_dir, cure=cure)
     if resume and not holds_run:
         cure = "check the path, or leave --resume out to begin a run"
         raise TrainingError("holds no run to resume", path=run_dir, cure=cure)
+
+
+def refuse_trainings(run_dir: Path, but: str = "") -> None:
+    """Refuse a folder that holds the runs of a cross-validation or of several seeds.
+
+    Args:
+        run_dir: The folder.
+        but: The kind that may be there: "fold" or "seed".
+
+    Raises:
+        TrainingError: It does.
+    """
+    for kind, what in SEVERAL.items():
+        names = sorted(file.parent.name for file in run_dir.glob(f"{kind}[0-9]*/{CONFIG}"))
+        names += [ENSEMBLE] if kind == "fold" and (run_dir / ENSEMBLE).is_file() else []
+        if names and kind != but:
+            raise TrainingError(
+                f"holds {what} ({', '.join(names)})", path=run_dir, cure="name another folder"
+            )
 
 
 @by_first

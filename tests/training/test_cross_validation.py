@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,12 +184,96 @@ def test_what_makes_no_cross_validation_is_refused(
     arguments = list(train(home, tmp_path / "none"))
     arguments[1] = home / "one.json"
     assert call(*arguments) == 2
-    assert "has fewer than two folds" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{home / 'one.json'}: --fold all: manifest " in said
+    assert "has fewer than two folds" in said
     arguments[1], arguments[3] = home / "m.json", Path(home / "run" / "fold0")
     assert call(*arguments) == 2
     assert "holds a run of one fold" in capsys.readouterr().err
     assert call(*train(home, tmp_path / "none", "--seeds", 2)) == 2
     assert "--seeds goes with one fold" in capsys.readouterr().err
+    assert call(*train(home, tmp_path / "none", "--seeds", 0)) == 2
+    assert "--seeds goes with one fold" in capsys.readouterr().err
+
+
+def test_cases_that_fail_are_named_and_the_rest_is_done(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "home"
+    for name in ("data", "run"):
+        shutil.copytree(home / name, copy / name)
+    for path in home.glob("m*.json"):
+        shutil.copy(path, copy)
+    cases = json.loads((copy / "m.json").read_text(encoding="utf-8"))["training"]
+    unreadable, unscored, *others = (case["id"] for case in cases)
+    (copy / "data" / "imagesTr" / f"{unreadable}.nii.gz").write_bytes(b"cut")
+    (copy / "data" / "labelsTr" / f"{unscored}.nii.gz").write_bytes(b"cut")
+    (copy / "run" / "ensemble.json").unlink()
+    assert call(*train(copy, copy / "run", "--resume")) == 1
+    said = f"2 of 6 cases failed and are in no mean: {unreadable}, {unscored}; failures.json"
+    assert said in capsys.readouterr().err
+    results = copy / "run" / "cross_validation"
+    failures = json.loads((results / "failures.json").read_text(encoding="utf-8"))
+    assert f"{unreadable}.nii.gz" in failures[unreadable]
+    assert f"{unscored}.nii.gz" in failures[unscored]
+    with (results / "scores.csv").open(encoding="utf-8") as file:
+        assert sorted(row["case"] for row in csv.DictReader(file)) == sorted(others)
+    chosen = json.loads((copy / "run" / "ensemble.json").read_text(encoding="utf-8"))
+    assert chosen["members"] == FOLDS
+
+
+@pytest.mark.parametrize("more", [(), ("--fold", "2"), ("--resume",), ("--seeds", "2")])
+def test_no_other_training_begins_in_the_folder_of_a_cross_validation(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    run = tmp_path / "run"
+    (run / "fold1").mkdir(parents=True)
+    shutil.copy(home / "run" / "fold1" / "config.json", run / "fold1")
+    shutil.copy(home / "run" / "ensemble.json", run)
+    before = sorted(run.rglob("*"))
+    assert call("train", home / "m.json", "demo_cpu", run, "--device", "cpu", *more) == 2
+    said = f"{run}: holds a cross-validation (fold1, ensemble.json); name another folder"
+    assert said in capsys.readouterr().err
+    assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("more", [(), ("--fold", "all")])
+def test_no_other_training_begins_in_the_folder_of_seeds(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    run = tmp_path / "run"
+    for name in ("seed0", "seed1"):
+        (run / name).mkdir(parents=True)
+        (run / name / "config.json").touch()
+    assert call("train", home / "m.json", "demo_cpu", run, "--device", "cpu", *more) == 2
+    said = f"{run}: holds trainings of several seeds (seed0, seed1); name another folder"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hours", ["-1", "0", "nan", "inf"])
+def test_hours_are_a_finite_number_above_0(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], hours: str
+) -> None:
+    for fold in ("0", "all"):
+        arguments = (home / "m.json", "demo_cpu", tmp_path / "run", "--fold", fold)
+        assert call("train", *arguments, "--hours", hours) == 2
+        assert f"--hours {float(hours)}: must be a finite number" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_counts_of_seeds_and_of_further_steps_are_refused_below_their_least(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("train", home / "m.json", "demo_cpu", tmp_path / "run", "--device", "cpu")
+    for count in (-1, 0, 1):
+        assert call(*arguments, "--seeds", count) == 2
+        assert f"--seeds {count}: must be 2 or more" in capsys.readouterr().err
+    for count in (-1, 0):
+        for resume in ((), ("--resume",)):
+            assert call(*arguments, *resume, "--steps-more", count) == 2
+            said = f"--steps-more {count}: must be a whole number from 1 upwards"
+            assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_seeds_tell_the_spread_of_one_fold(
