@@ -123,5 +123,5 @@ def _require_numbers(template: Path, folder: Path, lists: Mapping[str, Sequence[
                 f"lists {len(lists[part])} {part} cases, {template.name} expects {count}",
                 path=folder,
                 value=len(lists[part]),
-                cure="download the whole data set, or leave --template out",
+                cure="download the whole data set: a template takes no other",
             )

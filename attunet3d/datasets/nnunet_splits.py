@@ -55,7 +55,7 @@ def read_splits(path: Path, ids: Collection[str]) -> dict[str, int]:
 
 
 def _refusal(path: Path, rule: str) -> DataError:
-    return DataError(rule, path=path, cure="make other folds with --folds")
+    return DataError(rule, path=path, cure="correct or remove it, or give --folds")
 
 
 def _is_split(split: object) -> bool:

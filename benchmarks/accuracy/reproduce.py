@@ -5,19 +5,21 @@ Usage: python -m benchmarks.accuracy.reproduce msd07|nih82|amos|btcv DATA OUT
 
 DATA is the data set as it was downloaded; `docs/reproduce.md` tells where from. OUT gets the
 manifest, the plan, the cross-validation and table.md. The same call goes on after a stop. For the
-folds of nnU-Net put its `splits_final.json` into DATA (amos, btcv, msd07).
+folds of nnU-Net put its `splits_final.json` into DATA (amos, btcv, msd07). Exit status 1 means that
+cases could not be used or scored, which table.md names.
 """
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from attunet3d.core import UserError, command_line, whole_file
+from attunet3d.core import DataError, UserError, WriteError, command_line, read_json, whole_file
+from attunet3d.datasets import Manifest, listing
 from attunet3d.pipelines import manifest as manifest_command
 from attunet3d.pipelines import train as train_command
 
@@ -56,35 +58,66 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args(argv)
 
-    benchmark, out = find_benchmark(arguments.benchmark), whole_file.make_folder(arguments.out)
+    benchmark, out = find_benchmark(arguments.benchmark), arguments.out
     manifest, run = out / "manifest.json", out / "run"
-    if not manifest.is_file():
-        status = manifest_command.main(
-            [str(arguments.data), "--out", str(manifest), *benchmark.manifest]
-        )
-        if not manifest.is_file():
-            return int(status)
+    make_manifest(arguments.benchmark, arguments.data, out)
     options = [part for value in arguments.set for part in ("--set", value)]
     for name in ("device", "memory"):
         value = getattr(arguments, name)
         options += [] if value is None else [f"--{name}", value]
     options += ["--resume"] if any(run.glob("fold*/config.json")) else []
     train_command.main([str(manifest), arguments.config, str(run), "--fold", "all", *options])
-    text = table(benchmark, run / "cross_validation" / "summary.json")
+    results = run / "cross_validation"
+    left_out = _failed(manifest.with_suffix(".failures.json"), results / "failures.json")
+    text = table(benchmark, results / "summary.json", left_out)
     whole_file.write_text(out / "table.md", text)
     print(text)
-    return 0
+    return 1 if left_out else 0
 
 
-def table(benchmark: Benchmark, summary: Path) -> str:
+def make_manifest(name: str, data: Path, out: Path) -> None:
+    """List the cases of a data set in folds, unless `out` has that list.
+
+    Raises:
+        UserError: DATA is not the benchmark's data set, or OUT holds another's results.
+    """
+    if not data.is_dir():
+        raise DataError("must be the folder of the data set", path=data, cure="check the path")
+    manifest, origin = out / "manifest.json", out / "benchmark.txt"
+    asked = f"{name} of {data.resolve()}"
+    if origin.is_file() or (out / "run").exists():
+        held = origin.read_text("utf-8").strip() if origin.is_file() else "a run of something else"
+        if held != asked:
+            raise WriteError(f"holds {held}", path=out, value=asked, cure="name another folder")
+        return
+    manifest_command.main([str(data), "--out", str(manifest), *find_benchmark(name).manifest])
+    found = Manifest.load(manifest)
+    if found.validation:  # with which `manifest` makes no folds
+        in_folds = listing.assign_folds(replace(found, validation=()), data)
+        replace(in_folds, validation=found.validation).save(manifest)
+    whole_file.write_text(origin, asked + "\n")  # last: a call that is stopped begins anew
+
+
+def _failed(*files: Path) -> list[str]:
+    """The cases that files `failures.json` name."""
+    return sorted({case for file in files if file.is_file() for case in read_json(file)})
+
+
+def table(benchmark: Benchmark, summary: Path, left_out: Sequence[str]) -> str:
     """Our out-of-fold scores, then the published ones, each with its source.
+
+    Args:
+        benchmark: Has the published ones.
+        summary: Of our scores, as `evaluate` writes it.
+        left_out: Cases that could not be used or scored.
 
     Raises:
         UserError: There is no summary.
     """
     if not summary.is_file():
         raise UserError("no such summary", path=summary, cure="train first")
-    labels = json.loads(summary.read_text("utf-8"))["labels"].values()
+    found = json.loads(summary.read_text("utf-8"))
+    labels = found["labels"].values()
     rows: list[dict[str, Any]] = []
     for label in labels:
         dice = label["dice"]
@@ -100,7 +133,8 @@ def table(benchmark: Benchmark, summary: Path) -> str:
     remark = (
         "This run: mean ± standard deviation over cases, and the mean's 95 % interval (bootstrap)."
     )
-    return "\n".join([*lines, "", remark, ""])
+    cases = f"Cases scored: {found['scored']}. Left out: {', '.join(left_out) or 'none'}."
+    return "\n".join([*lines, "", cases, remark, ""])
 
 
 def _line(row: Mapping[str, Any]) -> str:
