@@ -15,6 +15,7 @@ from attunet3d.core import SettingsError
 from attunet3d.phantoms import LABELS, write_phantoms
 from benchmarks.accuracy.outlined_material import (
     ORGANS,
+    require_files,
     write_anatomy,
     write_pancreas,
     write_patients,
@@ -45,14 +46,21 @@ def prepare(name: str, folder: Path, data: Path | None = None) -> Material:
 
     Raises:
         SettingsError: There is no such material, or `data` is missing for it.
+        DataError: `data` does not hold what the material is made of.
     """
     if name not in MATERIALS:
         raise SettingsError(f"there is no material {name!r}", cure=f"choose of {MATERIALS}")
     if not (folder / "labels.json").exists():
         if name not in PHANTOMS and data is None:
             raise SettingsError(f"material {name!r} is made of files", cure="add --data DIR")
+        if data is not None and name not in PHANTOMS:
+            require_files(name, data)
         shutil.rmtree(folder, ignore_errors=True)
-        labels = _write(name, folder, data)
+        try:
+            labels = _write(name, folder, data)
+        except BaseException:  # nothing half-made stays
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         (folder / "labels.json").write_text(json.dumps(labels))
     labels = json.loads((folder / "labels.json").read_text())
     return Material(name, folder, {int(value): label for value, label in labels.items()})

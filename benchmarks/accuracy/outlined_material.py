@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attunet3d.core import DataError
 from attunet3d.imaging import Grid, Segmentation, Volume, read_label, write_nifti
 from attunet3d.phantoms import (
     Outlines,
@@ -33,9 +34,35 @@ ORGANS = {
 }
 SYNONYMS = {"kidney_left": "left kidney", "esophagus": "oesophagus"}
 SPACING_MM = (3.0, 3.0, 3.0)
+FEWEST = 3  # patients: one trains, one validates, one tests
 FILLINGS = 2  # of each patient to train on: other tissue, the same outlines
 CONTRAST = ("cptac_C3N-00249", "cptac_C3L-00189", "tcga_09-2043", "tcga_AY-4070A", "tcga_BC-A10X")
+PATIENT = ("", "_machine_labels")  # endings of a patient's scan and label map
 Parts = tuple[list[str], list[str], list[str]]  # ids to train on, to choose on, to test on
+
+
+def require_files(name: str, data: Path) -> None:
+    """Require what a material is made of, before anything is written.
+
+    Raises:
+        DataError: `data` is not a folder, or files are missing.
+    """
+    cure = "name the folder that holds them by --data"
+    if not data.is_dir():
+        raise DataError("must be a folder of label maps and scans", path=data, cure=cure)
+    if name == "patients":
+        wanted = [f"{case}{suffix}.nii.gz" for case in CONTRAST for suffix in PATIENT]
+        if missing := [file for file in wanted if not (data / file).is_file()]:
+            rule = f"lacks {missing[0]}, one of {len(missing)} missing files"
+            raise DataError(rule, path=data, value=missing, cure=cure)
+        return
+    found = [path.name for path in data.glob("*.nii.gz")]
+    if len(found) < FEWEST:
+        rule = f"holds {len(found)} label maps (*.nii.gz), must hold {FEWEST} or more"
+        raise DataError(rule, path=data, value=len(found), cure=cure)
+    labelled = any(file.endswith("_labels.nii.gz") for file in found)
+    if name == "anatomy" and labelled and not (data / "labels.txt").is_file():
+        raise DataError("lacks labels.txt, the names of its values", path=data, cure=cure)
 
 
 def write_anatomy(folder: Path, data: Path) -> list[Parts]:
@@ -109,7 +136,7 @@ def _pancreas(path: Path) -> Outlines:
 
 def write_patients(folder: Path, data: Path) -> list[Parts]:
     """Copy the patients with contrast; each in turn tests, the four others train."""
-    for part, suffix in (("imagesTr", ""), ("labelsTr", "_machine_labels")):
+    for part, suffix in zip(("imagesTr", "labelsTr"), PATIENT, strict=True):
         (folder / part).mkdir(parents=True)
         for name in CONTRAST:
             shutil.copy(data / f"{name}{suffix}.nii.gz", folder / part / f"{name}.nii.gz")

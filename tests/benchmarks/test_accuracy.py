@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attunet3d.core import SettingsError
+from attunet3d.core import DataError, SettingsError, UserError, command_line
 from attunet3d.phantoms import LABELS, write_phantoms
+from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import piece as pieces_module
 from benchmarks.accuracy import report
 from benchmarks.accuracy.material import MATERIALS, Material, prepare, write_split
@@ -193,3 +194,47 @@ def test_an_unknown_material_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="add --data DIR"):
         prepare("anatomy", tmp_path / "x")
     assert "hard" in MATERIALS
+
+
+@pytest.mark.parametrize("name", ["anatomy", "pancreas", "patients"])
+def test_data_without_the_files_of_a_material_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none: must be a folder"):
+        prepare(name, tmp_path / "x" / name, tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds 0 label maps|lacks cptac_C3N-00249"):
+        prepare(name, tmp_path / "x" / name, tmp_path / "empty")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["anatomy", "pancreas"])
+def test_a_label_map_that_cannot_be_read_leaves_no_material(name: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(3):
+        (data / f"{number}.nii.gz").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"0\.nii\.gz"):
+        prepare(name, tmp_path / "x" / name, data)
+    assert not (tmp_path / "x" / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["best"], "there is no recipe 'best'"),
+        (["small", "--material", "anatomy"], "add --data DIR"),
+        (["small", "--material", "patients", "--data", "/none"], "/none: must be a folder"),
+        (["small", "--seeds", "0"], "--seeds 0: must be 1 or more"),
+        (["small", "--steps", "-1"], "--steps -1: must be 1 or more"),
+        (["small", "--steps", "0"], "--steps 0: must be 1 or more"),
+        (["small", "--minutes", "-1"], "--minutes -1.0: must be finite, above 0"),
+        (["small", "--minutes", "nan"], "--minutes nan: must be finite, above 0"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_write_nothing(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.run(command.main, [*arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
