@@ -91,7 +91,7 @@ def _members(model: Path) -> Members:
     settings = (f"inference.{name}={json.dumps(value)}" for name, value in inference.items())
     notes = {name: values[name] for name in NOTES if values.get(name) is not None}
     if "doubt" in notes and not _is_doubt_rule(notes["doubt"]):
-        rule = "doubt must be weights by name, and the numbers wrong and look"
+        rule = 'doubt must hold weights by name, "wrong" and "look", all of them numbers'
         raise _refusal(file, rule, notes["doubt"])
     if "label_ranges" in notes and not _are_ranges(notes["label_ranges"]):
         rule = "label_ranges must be [lowest, highest] of ml and hu, by label name"
