@@ -261,8 +261,9 @@ def save(name: str, content: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write `content` with the machine, versions and command as `folder`/`name`.json."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
+    words = [Path(word).name if os.path.isabs(word) else word for word in sys.orig_argv]
     record = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(words),  # without the folders of this machine
         "machine": machine(),
         **content,
     }
