@@ -69,5 +69,6 @@ from .training_config import AugmentationConfig as AugmentationConfig
 from .training_config import TrainingConfig as TrainingConfig
 from .types import Box as Box
 from .types import Range as Range
+from .types import Regions as Regions
 from .types import Size as Size
 from .types import Triple as Triple

@@ -63,6 +63,11 @@ class Config:
             check_patch(patch, strides)
 
     @property
+    def regions(self) -> dict[int, tuple[int, ...]]:
+        """The label values that make up each overlapping region, by the one that is written."""
+        return dict(zip(self.inference.regions_class_order, self.training.regions, strict=True))
+
+    @property
     def window(self) -> Size | None:
         """Size of inference's windows in voxels (x, y, z): as set, else that of the patch."""
         return self.inference.window or self.training.patch_size

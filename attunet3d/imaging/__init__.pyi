@@ -8,6 +8,7 @@ from .archive import unpack as unpack
 from .components import drop_small_ as drop_small_
 from .components import extent as extent
 from .components import keep_largest_ as keep_largest_
+from .components import label_mask as label_mask
 from .components import numbered_components as numbered_components
 from .conversions import as_kind_of as as_kind_of
 from .conversions import as_volume as as_volume

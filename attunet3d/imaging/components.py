@@ -1,12 +1,12 @@
 """Connected parts of masks and of label maps."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from attunet3d.core import Mask
+from attunet3d.core import Array, Box, Mask, Regions
 
 NEIGHBOURS = np.ones((3, 3, 3), bool)  # by face, edge or corner
 
@@ -50,8 +50,49 @@ def numbered_components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[
     return parts, sizes
 
 
-def keep_largest_(labels: npt.NDArray[np.uint8], values: Collection[int]) -> None:
+def label_mask(labels: Array, value: int, regions: Regions) -> Mask:
+    """The voxels of label `value`: of a region, those of all values that make it up.
+
+    Example:
+        >>> label_mask(np.array([0, 1, 2, 3]), 1, {1: (1, 2), 2: (2,)}).tolist()
+        [False, True, True, False]
+    """
+    first, *others = regions.get(value, (value,))
+    mask: Mask = labels == first
+    for part in others:
+        mask |= labels == part
+    return mask
+
+
+def label_box(boxes: Sequence[Box | None], value: int, regions: Regions) -> Box | None:
+    """The box around label `value`, from those of each value as `ndimage.find_objects` has them.
+
+    Example:
+        >>> boxes = ndimage.find_objects(np.array([[[0, 1, 2, 0]]]))
+        >>> label_box(boxes, 1, {1: (1, 2)})
+        (slice(0, 1, None), slice(0, 1, None), slice(1, 3, None))
+    """
+    parts = regions.get(value, (value,))
+    known = [boxes[part - 1] for part in parts if 0 < part <= len(boxes)]
+    found = [box for box in known if box is not None]
+    if not found:
+        return None
+    a, b, c = (
+        slice(min(part.start for part in axis), max(part.stop for part in axis))
+        for axis in zip(*found, strict=True)
+    )
+    return a, b, c
+
+
+def keep_largest_(
+    labels: npt.NDArray[np.uint8], values: Collection[int], regions: Regions | None = None
+) -> None:
     """Set what is not in the largest part of its label to 0, in place, for the labels `values`.
+
+    Args:
+        labels: (I, J, K).
+        values: The labels.
+        regions: Where labels overlap, the values of each; what is set to 0 is so in all of them.
 
     Example:
         >>> labels = np.array([2, 0, 1, 1, 0, 1, 0, 2], np.uint8).reshape(8, 1, 1)
@@ -59,11 +100,15 @@ def keep_largest_(labels: npt.NDArray[np.uint8], values: Collection[int]) -> Non
         >>> labels.ravel().tolist()
         [2, 0, 1, 1, 0, 0, 0, 2]
     """
-    _keep_(labels, values, lambda value, mask: large_components(mask))
+    _keep_(labels, values, regions or {}, lambda value, mask: large_components(mask))
 
 
-def drop_small_(labels: npt.NDArray[np.uint8], fewest: Mapping[int, float]) -> None:
+def drop_small_(
+    labels: npt.NDArray[np.uint8], fewest: Mapping[int, float], regions: Regions | None = None
+) -> None:
     """Set the parts of a label that have fewer than its `fewest` voxels to 0, in place.
+
+    Arguments are as `keep_largest_` takes them.
 
     Example:
         >>> labels = np.array([2, 0, 1, 1, 0, 1, 0, 2], np.uint8).reshape(8, 1, 1)
@@ -77,11 +122,14 @@ def drop_small_(labels: npt.NDArray[np.uint8], fewest: Mapping[int, float]) -> N
         large: Mask = (sizes >= fewest[value])[parts] & mask
         return large
 
-    _keep_(labels, fewest, kept)
+    _keep_(labels, fewest, regions or {}, kept)
 
 
 def _keep_(
-    labels: npt.NDArray[np.uint8], values: Collection[int], kept: Callable[[int, Mask], Mask]
+    labels: npt.NDArray[np.uint8],
+    values: Collection[int],
+    regions: Regions,
+    kept: Callable[[int, Mask], Mask],
 ) -> None:
     """Set what `kept` leaves out of the mask of each of the labels `values` to 0, in place."""
     if not values:
@@ -91,11 +139,13 @@ def _keep_(
     if not rows.any():
         return
     memory = memory[extent(rows.any(1)), extent(rows.any(0))]
-    for value, box in enumerate(ndimage.find_objects(memory), start=1):
-        if box is not None and value in values:
-            region = memory[box].T  # (I, J, K)
-            mask = region == value
-            region[mask & ~kept(value, mask)] = 0
+    boxes = ndimage.find_objects(memory)
+    # Regions of several values come first: what is cut out of an inner one would split them.
+    for value in sorted(values, key=lambda value: (-len(regions.get(value, ())), value)):
+        if (box := label_box(boxes, value, regions)) is not None:
+            part = memory[box].T  # (I, J, K)
+            mask = label_mask(part, value, regions)
+            part[mask & ~kept(value, mask)] = 0
 
 
 def extent(line: Mask) -> slice:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from attunet3d.core import Array, LabelMap
-from attunet3d.imaging.components import NEIGHBOURS
+from attunet3d.core import Array, Box, LabelMap
+from attunet3d.imaging.components import NEIGHBOURS, label_box, label_mask
 from attunet3d.imaging.volume import Segmentation, Volume
 
 
@@ -50,7 +50,7 @@ def measure_labels(
     for value, name in sorted(segmentation.labels.items()):
         if not value:
             continue
-        box = boxes[value - 1] if value <= len(boxes) else None
+        box = label_box(boxes, value, segmentation.regions)
         if box is None:
             measured[name] = LabelMeasures(value=value)
         else:
@@ -58,11 +58,9 @@ def measure_labels(
     return measured
 
 
-def _measure(
-    segmentation: Segmentation, value: int, box: tuple[slice, ...], hu: Array | None
-) -> LabelMeasures:
+def _measure(segmentation: Segmentation, value: int, box: Box, hu: Array | None) -> LabelMeasures:
     labels: LabelMap = segmentation.array.T
-    mask = labels[box] == value
+    mask = label_mask(labels[box], value, segmentation.regions)
     parts, count = ndimage.label(mask, NEIGHBOURS)
     sizes = np.bincount(parts.ravel())[1:]
     values = None if hu is None else hu[mask].astype(np.float64)

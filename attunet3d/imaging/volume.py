@@ -1,12 +1,23 @@
 """Scans and label maps: an array and the grid it lies on, read from and written to files."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from attunet3d.core import MAX_VOXELS, NIFTI_ENDINGS, OTHER_ENDINGS, Array, Box, DataError, LabelMap
+from attunet3d.core import (
+    MAX_VOXELS,
+    NIFTI_ENDINGS,
+    OTHER_ENDINGS,
+    Array,
+    Box,
+    DataError,
+    LabelMap,
+    Mask,
+    Regions,
+)
+from attunet3d.imaging.components import label_mask
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.nifti import read_nifti
 from attunet3d.imaging.nifti_header import NiftiGeometry
@@ -57,6 +68,8 @@ class Segmentation:
         grid: The scan's grid.
         labels: Name of each label value; 0 is the background.
         geometry: The scan's NIfTI header, copied bit for bit into the file.
+        regions: Where labels overlap, the values that make up each; a voxel has the value of the
+            last label that it belongs to.
 
     Example:
         >>> import numpy as np
@@ -70,10 +83,46 @@ class Segmentation:
     grid: Grid
     labels: dict[int, str]
     geometry: NiftiGeometry | None = None
+    regions: Regions = field(default_factory=dict)
+
+    def values_of(self, value: int) -> tuple[int, ...]:
+        """The values that make up label `value`."""
+        return self.regions.get(value, (value,))
+
+    def mask_of(self, value: int, part: Any = ...) -> Mask:
+        """The voxels of label `value`; `part` indexes the array where only some are looked at.
+
+        Example:
+            >>> array = np.array([0, 1, 2]).reshape(3, 1, 1)
+            >>> names = {0: "background", 1: "pancreas", 2: "tumour"}
+            >>> case = Segmentation(array, Grid((3, 1, 1), np.eye(4)), names, None, {1: (1, 2)})
+            >>> case.mask_of(1).ravel().tolist(), case.mask_of(2, np.s_[1:, 0, 0]).tolist()
+            ([False, True, True], [False, True])
+        """
+        return label_mask(self.array[part], value, self.regions)
+
+    def layers(self) -> list[list[int]]:
+        """The labels but the background in groups in which none overlaps another.
+
+        Example:
+            >>> grid, names = Grid((1, 1, 1), np.eye(4)), {0: "none", 1: "a", 2: "b", 3: "c"}
+            >>> Segmentation(np.zeros((1, 1, 1)), grid, names, None, {1: (1, 2)}).layers()
+            [[1, 3], [2]]
+        """
+        layers: list[list[int]] = []
+        for value in sorted(filter(None, self.labels)):
+            parts = set(self.values_of(value))
+            for layer in layers:
+                if all(parts.isdisjoint(self.values_of(other)) for other in layer):
+                    layer.append(value)
+                    break
+            else:
+                layers.append([value])
+        return layers
 
     def volume_ml(self, value: int) -> float:
         """Millilitres that label `value` takes."""
-        return round(int(np.count_nonzero(self.array == value)) * self.grid.voxel_volume_ml, 9)
+        return round(int(np.count_nonzero(self.mask_of(value))) * self.grid.voxel_volume_ml, 9)
 
     def save(self, path: Path) -> None:
         """Write a NIfTI file (uint8) with the scan's shape, affine, form codes and units.

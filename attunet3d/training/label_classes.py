@@ -40,13 +40,10 @@ class LabelClasses:
         names = {value: labels[value] for value in sorted(labels) if value != ignored}
         if not parts:
             return cls(names, tuple(names))
-        order = config.inference.regions_class_order
         values = (0, *sorted({value for part in parts for value in part}))
-        indices = {
-            value: tuple(map(values.index, part)) for value, part in zip(order, parts, strict=True)
-        }
+        indices = {value: tuple(map(values.index, part)) for value, part in config.regions.items()}
         regions = {index: indices[value] for index, value in enumerate(names) if value}
-        return cls(names, values, regions, order)
+        return cls(names, values, regions, config.inference.regions_class_order)
 
     @property
     def written(self) -> tuple[int, ...]:

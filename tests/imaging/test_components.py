@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attunet3d.core import Mask
-from attunet3d.imaging.components import extent, keep_largest_, large_components
+from attunet3d.imaging.components import drop_small_, extent, keep_largest_, large_components
 
 
 def parts(order: Literal["C", "F"] = "F") -> Mask:
@@ -76,3 +76,21 @@ def test_each_label_keeps_its_own_largest_part() -> None:
 def test_extent_of_one_and_of_all() -> None:
     assert extent(np.array([False, False, True])) == slice(2, 3)
     assert extent(np.array([True, False, True])) == slice(0, 3)
+
+
+def test_a_region_that_another_cuts_in_two_is_one_part() -> None:
+    """As in nnU-Net: components are those of the region, and all of its values are dropped."""
+    line = np.array([1, 1, 2, 1, 0, 1, 2, 0, 2, 0, 7], np.uint8)
+    regions = {1: (1, 2), 2: (2,)}
+    labels = line.copy().reshape(11, 1, 1)
+    keep_largest_(labels, [1], regions)
+    assert labels.ravel().tolist() == [1, 1, 2, 1, 0, 0, 0, 0, 0, 0, 7]
+    labels = line.copy().reshape(11, 1, 1)
+    drop_small_(labels, {1: 2}, regions)
+    assert labels.ravel().tolist() == [1, 1, 2, 1, 0, 1, 2, 0, 0, 0, 7]
+    labels = line.copy().reshape(11, 1, 1)
+    keep_largest_(labels, [2, 1], regions)  # whatever the order
+    assert labels.ravel().tolist() == [1, 1, 2, 1, 0, 0, 0, 0, 0, 0, 7]
+    labels = line.copy().reshape(11, 1, 1)
+    keep_largest_(labels, [1])
+    assert labels.ravel().tolist() == [1, 1, 2, 0, 0, 0, 2, 0, 2, 0, 7]

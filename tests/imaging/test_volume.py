@@ -125,6 +125,10 @@ def test_volume_in_millilitres() -> None:
     segmentation = Segmentation(array, GRID, {0: "background", 3: "organ"})
     assert segmentation.volume_ml(3) == pytest.approx(10 * 6 / 1000)
     assert segmentation.volume_ml(1) == 0
+    array[4, 4, :2] = 4
+    whole = Segmentation(array, GRID, {0: "background", 3: "organ", 4: "tumour"}, None, {3: (3, 4)})
+    assert whole.volume_ml(3) == pytest.approx(12 * 6 / 1000)
+    assert whole.volume_ml(4) == pytest.approx(2 * 6 / 1000)
 
 
 # --- what a path names -----------------------------------------------------------------------
