@@ -39,6 +39,7 @@ def common_config(members: Sequence[Checkpoint], settings: Sequence[str]) -> Con
         for name in ("preprocessing", "inference"):
             here, first = _section(config, name), _section(configs[0], name)
             require_equal(member.path, name, here, first)
+        require_equal(member.path, "regions", config.regions, configs[0].regions)
         require_equal(member.path, "window", config.window, configs[0].window)
         require_equal(member.path, "activation", activation(config), activation(configs[0]))
     window = configs[0].window

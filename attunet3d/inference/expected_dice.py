@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attunet3d.core import Floats, Mask
+from attunet3d.core import Floats, Mask, Regions
 from attunet3d.inference.agreement import winners
 
 BINS = 2**12  # of [0, 1]; the upper half is one: no threshold lies there, as no score exceeds 1
@@ -111,6 +111,8 @@ class ProbabilityHistogram:
 class ArgmaxDice:
     """The Dice expected of the labels of the largest logits, measured on the network's grid.
 
+    Classes that overlap are made up of those that `regions` gives, in the order of writing.
+
     Example:
         >>> dice = ArgmaxDice(2, "softmax")
         >>> dice.add(torch.tensor([[9.0, 9.0, -9.0]]))  # margins
@@ -118,8 +120,11 @@ class ArgmaxDice:
         0.8
     """
 
-    def __init__(self, classes: int, activation: Activation) -> None:
+    def __init__(
+        self, classes: int, activation: Activation, regions: Regions | None = None
+    ) -> None:
         self._activation: Activation = activation
+        self._regions = regions or {}
         self._inside, self._sizes, self._total = np.zeros((3, classes))
 
     def add(self, logits: Tensor) -> None:
@@ -127,11 +132,17 @@ class ArgmaxDice:
         probabilities = probabilities_of(margins_of(logits), self._activation)
         if self._activation == "sigmoid":
             probabilities[0] = 0.5
-        chosen, best = winners(probabilities)
+        chosen, best = winners(probabilities, self._regions)
+        self._total += probabilities.flatten(1).sum(1, dtype=torch.float64).cpu().numpy()
+        for index, parts in self._regions.items():
+            mask = torch.isin(chosen, torch.tensor(parts, device=chosen.device))
+            self._sizes[index] += int(mask.sum())
+            self._inside[index] += float((probabilities[index] * mask).sum(dtype=torch.float64))
+        if self._regions:
+            return
         count, classes = len(self._total), chosen.flatten().cpu()
         self._sizes += torch.bincount(classes, minlength=count).numpy()
         self._inside += torch.bincount(classes, best.flatten().double().cpu(), count).numpy()
-        self._total += probabilities.flatten(1).sum(1, dtype=torch.float64).cpu().numpy()
 
     def expected(self) -> list[float]:
         """Of each foreground class."""

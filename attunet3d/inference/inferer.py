@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attunet3d.core import DeviceError, InferenceConfig, NetworkConfig, Size, machine
+from attunet3d.core import DeviceError, InferenceConfig, NetworkConfig, Regions, Size, machine
 from attunet3d.inference import memory
 from attunet3d.inference.agreement import Agreement
 from attunet3d.inference.forward_pass import (
@@ -71,6 +71,7 @@ class Inferer:
         device: Where the networks run.
         budget: Bytes of memory of the class of machines; decides whether one pass is allowed.
         activation: "sigmoid" for networks that were trained with one per class.
+        regions: The classes that make up each, where they overlap; see `class_regions`.
     """
 
     def __init__(
@@ -81,11 +82,13 @@ class Inferer:
         device: torch.device,
         budget: int,
         activation: Literal["softmax", "sigmoid"] = "softmax",
+        regions: Regions | None = None,
     ) -> None:
         assert config.window is not None
         self.window: Size = config.window
         self.members, self.config, self.classes = list(members), config, classes
         self.device, self.budget, self.activation = device, budget, activation
+        self.regions: Regions = regions or {}
         a, b, c = zip(*(member.network.divisor for member in members), strict=True)
         self.divisor = math.lcm(*a), math.lcm(*b), math.lcm(*c)
         self.slices = SlicePasses.of([member.network for member in members], classes)
@@ -143,7 +146,7 @@ class Inferer:
         self._require_memory(image, whole, attention)
         dtype = self._precision(image, execution)
         if len(self.members) > 1 or self.members[0].mirror_axes:
-            execution.agreement = Agreement(self.classes)
+            execution.agreement = Agreement(self.classes, self.regions)
         forward = self.forward_pass(dtype, attention, execution.agreement)
         run = self._whole if whole else self._windows
         for slab in run(image, forward, all_logits or attention, execution):
@@ -180,13 +183,9 @@ class Inferer:
 
     def _precision(self, image: Tensor, execution: Execution) -> torch.dtype:
         """The precision to compute in; what was chosen is noted."""
-        dtype = choose_precision(
-            self.config.precision,
-            self.device,
-            self.forward_pass,
-            self._middle(image),
-            execution.fallbacks.append,
-        )
+        wanted, middle = self.config.precision, self._middle(image)
+        note = execution.fallbacks.append
+        dtype = choose_precision(wanted, self.device, self.forward_pass, middle, note)
         execution.precision = str(dtype).removeprefix("torch.")
         return dtype
 

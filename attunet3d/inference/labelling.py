@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from attunet3d.core import Box, Float32s, InferenceConfig, LabelMap, Size
+from attunet3d.core import Box, Float32s, InferenceConfig, LabelMap, Regions, Size
 from attunet3d.imaging import Grid, Volume
 from attunet3d.inference.chunks import Chunk, ChunkBuilder
 from attunet3d.inference.decision import background, choose
@@ -66,6 +66,7 @@ class Labelling:
         values: The label value of each class, background first.
         config: How logits become labels.
         activation: And probabilities.
+        regions: The classes that make up each, where they overlap; see `class_regions`.
 
     Attributes:
         labels: The label map, complete after `finish`.
@@ -78,6 +79,7 @@ class Labelling:
         values: Sequence[int],
         config: InferenceConfig,
         activation: Activation,
+        regions: Regions,
     ) -> None:
         source = run.volume.grid
         self.labels: LabelMap = background(source)
@@ -85,7 +87,7 @@ class Labelling:
         self._order = config.regions_class_order
         self._maps: dict[str, Maps] = {}
         self._chunks = ChunkBuilder(network, source, logits="probabilities" in run.kinds)
-        self._expected = ArgmaxDice(len(values), activation)
+        self._expected = ArgmaxDice(len(values), activation, regions)
         self._dice: DiceDecision | None = None
         if config.decision == "dice":
             self._dice = DiceDecision(network, source, values, self.labels, activation)

@@ -1,9 +1,9 @@
 """After the decision: connected components that are hardly ever right are left out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from attunet3d.core import InferenceConfig, LabelMap, label_values
+from attunet3d.core import InferenceConfig, LabelMap, Regions, label_values
 from attunet3d.imaging import Grid, drop_small_, keep_largest_
 
 
@@ -15,9 +15,13 @@ class PostProcessing:
     """Label values of which only the largest component is kept."""
     smallest_ml: Mapping[int, float]
     """By label value, the volume that a component must have to stay."""
+    regions: Regions = field(default_factory=dict)
+    """Where labels overlap, the values of each: components are those of all of them."""
 
     @classmethod
-    def of(cls, config: InferenceConfig, labels: Mapping[int, str]) -> "PostProcessing":
+    def of(
+        cls, config: InferenceConfig, labels: Mapping[int, str], regions: Regions | None = None
+    ) -> "PostProcessing":
         """The post-processing that the settings ask for.
 
         Raises:
@@ -27,12 +31,14 @@ class PostProcessing:
         return cls(
             keep_largest=label_values(config.keep_largest, labels),
             smallest_ml=dict(zip(values, config.smallest_ml.values(), strict=True)),
+            regions=regions or {},
         )
 
     def apply_(self, labels: LabelMap, grid: Grid) -> None:
         """Set the components of (I, J, K) in Fortran order that do not stay to 0, in place."""
-        keep_largest_(labels, self.keep_largest)
-        drop_small_(labels, {v: fewest_voxels(ml, grid) for v, ml in self.smallest_ml.items()})
+        keep_largest_(labels, self.keep_largest, self.regions)
+        fewest = {value: fewest_voxels(ml, grid) for value, ml in self.smallest_ml.items()}
+        drop_small_(labels, fewest, self.regions)
 
 
 def fewest_voxels(millilitres: float, grid: Grid) -> float:

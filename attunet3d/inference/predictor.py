@@ -27,6 +27,7 @@ from attunet3d.imaging import (
     to_network_grid,
 )
 from attunet3d.inference import ensemble
+from attunet3d.inference.agreement import class_regions
 from attunet3d.inference.decision import decide
 from attunet3d.inference.inferer import Inferer
 from attunet3d.inference.labelling import Labelling, MapArrays, Maps, OpenMaps, ScanRun
@@ -65,7 +66,8 @@ class Predictor:
     ) -> None:
         self.config = ensemble.common_config(members, settings)
         self.labels = members[0].labels
-        self.post_processing = PostProcessing.of(self.config.inference, self.labels)
+        self.regions = self.config.regions
+        self.post_processing = PostProcessing.of(self.config.inference, self.labels, self.regions)
         self.notes = members[0].notes
         self.checksum = ensemble.checksum(members)
         self.device = machine.pick_device(None if device is None else str(device))
@@ -79,6 +81,7 @@ class Predictor:
             self.device,
             self.budget,
             self.activation,
+            class_regions(sorted(self.labels), self.regions),
         )
         self.locator: Predictor | None = None
         if locator is not None:
@@ -203,7 +206,7 @@ class Predictor:
                 labels = None
         if labels is None:
             labels = self._label_map(run, image)
-        segmentation = Segmentation(labels, volume.grid, self.labels, volume.geometry)
+        segmentation = Segmentation(labels, volume.grid, self.labels, volume.geometry, self.regions)
         return segmentation, self._record(run)
 
     def _locate(self, run: ScanRun, grid: Grid) -> Box | None:
@@ -224,7 +227,12 @@ class Predictor:
     def _label_map(self, run: ScanRun, image: NetworkImage, faces: Faces | None = None) -> LabelMap:
         """The label map of `image` on the scan's grid; maps are handed on along the way."""
         labelling = Labelling(
-            run, image.grid, sorted(self.labels), self.config.inference, self.activation
+            run,
+            image.grid,
+            sorted(self.labels),
+            self.config.inference,
+            self.activation,
+            self.inferer.regions,
         )
         slabs = self.inferer.slabs(
             image.tensor,

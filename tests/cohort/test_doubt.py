@@ -77,6 +77,37 @@ def test_measures_of_a_label_are_those_of_its_voxels() -> None:
     )
 
 
+def test_measures_of_a_region_are_those_of_all_its_values() -> None:
+    array = np.zeros((12, 10, 8), np.uint8, order="F")
+    array[2:4, 2:4, 2:4], array[4:6, 2:4, 2:4], array[6:8, 2:4, 2:4] = 1, 2, 1
+    array[11, 9, 7] = 2
+    grid = Grid(array.shape, np.eye(4))
+    scan = Volume(array * 10.0, grid)
+    names = {0: "background", 1: "whole", 2: "mass", 3: "missing"}
+    case = Segmentation(array, grid, names, None, {1: (1, 2), 2: (2,), 3: (3,)})
+    found = measure_labels(case, scan)
+    whole, mass = found["whole"], found["mass"]
+    assert (whole.voxels, whole.ml, whole.pieces, whole.touches_border) == (25, 0.025, 2, True)
+    assert (whole.largest_piece, whole.hu_mean) == (24 / 25, (16 * 10 + 9 * 20) / 25)
+    assert (mass.voxels, mass.pieces, mass.hu_mean) == (9, 2, 20)
+    assert found["missing"] == LabelMeasures(value=3)
+
+
+def test_expected_dice_and_agreement_of_regions_are_those_of_all_their_values() -> None:
+    regions = {1: (1, 2), 2: (2,)}
+    logits = torch.tensor([[0.0, 0, 0, 0], [9, 9, 9, -9], [-9, 8, 9.5, -9]])
+    dice = ArgmaxDice(3, "sigmoid", regions)
+    dice.add(logits)
+    p = logits.sigmoid()
+    wanted = [expected_dice(float(p[1, :3].sum()), 3, float(p[1].sum()))]
+    wanted += [expected_dice(float(p[2, 1:3].sum()), 2, float(p[2].sum()))]
+    assert dice.expected() == pytest.approx(wanted)
+    agreement = Agreement(3, regions)
+    other = torch.tensor([[0.0, 0, 0, 0], [9, 9, 9, 9], [-9, -9, 9, -9]])
+    agreement.add([agreement.winners(part[None]) for part in (logits, other)])
+    assert agreement.dice() == pytest.approx([2 * 3 / (3 + 4), 2 * 1 / (2 + 1)])
+
+
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_expected_dice_of_the_largest_logits(activation: Any) -> None:
     logits = torch.randn(4, 9, 8, 7, generator=torch.Generator().manual_seed(0)).double()
