@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from attunet3d.cohort import results
 from attunet3d.cohort.doubt import DoubtRule, Ranges, doubt_of
 from attunet3d.cohort.preview import draw_preview
@@ -130,10 +132,10 @@ def write_label_masks(files: CaseFiles, segmentation: Segmentation) -> list[Path
     Raises:
         WriteError: A label's name cannot be that of a file, or a file cannot be written.
     """
-    labels, grid = segmentation.array, segmentation.grid
     paths = {value: files.label_mask(name) for value, name in segmentation.labels.items() if value}
     whole_file.make_folder(files.folder / files.case_id)
+    grid = segmentation.grid
     for value, path in paths.items():
-        planes = (labels[..., k] == value for k in range(labels.shape[2]))
+        planes = (segmentation.mask_of(value, np.s_[..., k]) for k in range(grid.shape[2]))
         write_nifti_planes(path, planes, segmentation.geometry, grid)
     return list(paths.values())

@@ -199,6 +199,7 @@ class _CaseExport:
         for source, content in zip(sources, self.contents, strict=True):
             _check(source, content, self.contents[0])
         self.labels = results.label_names(self.contents[0])
+        self.regions = results.label_regions(self.contents[0])
         self.origin = {
             "model": [content["model"] for content in self.contents],
             "settings": {
@@ -238,8 +239,8 @@ class _CaseExport:
                 plane = _mean(readers, k)
                 labels[..., k] = choose_labels(plane, values, thresholds, activation, order)
                 share_done((k + 1) / labels.shape[2])
-        keep_largest_(labels, self.rule.largest(self.labels))
-        segmentation = Segmentation(labels, scan.grid, self.labels, scan.geometry)
+        keep_largest_(labels, self.rule.largest(self.labels), self.regions)
+        segmentation = Segmentation(labels, scan.grid, self.labels, scan.geometry, self.regions)
         if spare:
             results.spare_others_work(self.target, segmentation)
         segmentation.save(self.target.mask)
@@ -277,6 +278,6 @@ def _check(source: CaseFiles, content: Mapping[str, Any], first: Mapping[str, An
             path=path,
             cure="run infer again",
         )
-    for name in ("labels", "activation"):
+    for name in ("labels", "regions", "activation"):
         if content.get(name) != first.get(name):
             raise DataError(f"its {name} differ from the first folder's", path=source.sidecar)

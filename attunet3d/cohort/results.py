@@ -143,7 +143,7 @@ def write_sidecar(
 
     Args:
         files: The case.
-        segmentation: Gives the names of its labels.
+        segmentation: Gives the names of its labels, and the values of those that overlap.
         written: The files that were written for this case.
         record: All other entries, as plain values.
         measures: Measures of its labels; None: their voxels are counted.
@@ -152,6 +152,7 @@ def write_sidecar(
     content = {
         "case": files.case_id,
         "labels": {str(value): name for value, name in segmentation.labels.items()},
+        **_regions(segmentation),
         "volumes": {name: _volume(label) for name, label in measures.items()},
         **record,
         "versions": versions(),
@@ -177,6 +178,11 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         or not all(value.isdecimal() for value in content["labels"])
     ):
         raise WriteError("is not a sidecar: it must hold labels, files and settings", path=path)
+    try:
+        label_regions(content)
+    except (AttributeError, TypeError, ValueError):
+        rule = "is not a sidecar: its regions must be lists of label values by label value"
+        raise WriteError(rule, path=path) from None
     return content
 
 
@@ -194,14 +200,21 @@ def label_names(content: Mapping[str, Any]) -> dict[int, str]:
     return {int(value): str(name) for value, name in content["labels"].items()}
 
 
+def label_regions(content: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
+    """The values that make up each of the labels that overlap, by value; of a sidecar."""
+    regions = content.get("regions", {})
+    return {int(value): tuple(map(int, parts)) for value, parts in regions.items()}
+
+
 def read_segmentation(files: CaseFiles, sidecar: Mapping[str, Any]) -> Segmentation:
-    """Read a case's label map with the names of its labels, which its sidecar holds.
+    """Read a case's label map with the names and regions of its labels, as its sidecar has them.
 
     Raises:
         UserError: The label map cannot be read.
     """
-    volume = read_label(files.mask)
-    return Segmentation(volume.array, volume.grid, label_names(sidecar), volume.geometry)
+    volume, names = read_label(files.mask), label_names(sidecar)
+    regions = label_regions(sidecar)
+    return Segmentation(volume.array, volume.grid, names, volume.geometry, regions)
 
 
 def spare_others_work(files: CaseFiles, segmentation: Segmentation) -> None:
@@ -259,11 +272,18 @@ def is_done(files: CaseFiles, wanted: Sequence[Path], origin: Mapping[str, Any])
 
 
 def _counted(segmentation: Segmentation) -> dict[str, LabelMeasures]:
-    planes, ml, found = segmentation.array.T, segmentation.grid.voxel_volume_ml, {}
+    grid, found = segmentation.grid, {}
     for value, name in sorted(segmentation.labels.items())[1:]:  # background is the first
-        voxels = sum(int(np.count_nonzero(plane == value)) for plane in planes)
-        found[name] = LabelMeasures(value=value, voxels=voxels, ml=round(voxels * ml, 6))
+        planes = (segmentation.mask_of(value, np.s_[..., k]) for k in range(grid.shape[2]))
+        voxels = sum(int(np.count_nonzero(plane)) for plane in planes)
+        ml = round(voxels * grid.voxel_volume_ml, 6)
+        found[name] = LabelMeasures(value=value, voxels=voxels, ml=ml)
     return found
+
+
+def _regions(segmentation: Segmentation) -> dict[str, dict[str, list[int]]]:
+    parts = {str(value): list(parts) for value, parts in segmentation.regions.items()}
+    return {"regions": parts} if parts else {}
 
 
 def _volume(label: LabelMeasures) -> dict[str, float]:

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 
 from attunet3d.cohort import results
+from attunet3d.cohort.case_writer import write_label_masks
 from attunet3d.cohort.outcome import Outcome, reason, write_failures
 from attunet3d.cohort.results import CaseFiles, case_files, is_done
 from attunet3d.core import WriteError
@@ -64,6 +66,33 @@ def test_sidecar_gives_names_and_volumes(done: CaseFiles) -> None:
     assert set(content["files"]) == {"case.nii.gz"}
     assert content["versions"]["torch"] == torch.__version__
     assert results.read_sidecar(done.sidecar) == content
+
+
+def test_regions_are_recorded_and_read_back(tmp_path: Path) -> None:
+    array = np.zeros(SHAPE, np.uint8, order="F")
+    array[2:8, 2:4, 2:4], array[4:6, 2:4, 2:4] = 1, 2
+    names = {0: "background", 1: "whole", 2: "mass"}
+    regions = {1: (1, 2), 2: (2,)}
+    ours = Segmentation(array, Grid(SHAPE, AFFINE), names, None, regions)
+    files = case_files(tmp_path, "case")
+    ours.save(files.mask)
+    results.write_sidecar(files, ours, [files.mask], ORIGIN)
+    content = results.read_sidecar(files.sidecar)
+    assert content["regions"] == {"1": [1, 2], "2": [2]}
+    assert [content["volumes"][name]["voxels"] for name in ("whole", "mass")] == [24, 8]
+    assert results.read_segmentation(files, content).regions == regions
+    paths = write_label_masks(files, ours)
+    masks = [np.asarray(nibabel.load(path).dataobj) for path in paths]
+    assert np.array_equal(masks[0], array > 0)
+    assert np.array_equal(masks[1], array == 2)
+
+
+@pytest.mark.parametrize("regions", ["[1, 2]", '{"1": 2}', '{"x": [1]}', '{"1": ["x"]}'])
+def test_regions_that_are_none_are_refused(done: CaseFiles, regions: str) -> None:
+    content = json.loads(done.sidecar.read_text()) | {"regions": json.loads(regions)}
+    done.sidecar.write_text(json.dumps(content))
+    with pytest.raises(WriteError, match=r"case\.json: .*its regions must be lists"):
+        results.read_sidecar(done.sidecar)
 
 
 def test_done_case_is_not_repeated(done: CaseFiles) -> None:
