@@ -160,6 +160,7 @@ def _transforms(model: Checkpoint) -> dict[str, Any]:
     kept = PostProcessing.of(model.config.inference, model.labels)
     back |= {"keep_largest": kept.keep_largest, "smallest_ml": list(kept.smallest_ml.items())}
     back |= {"order": model.config.inference.regions_class_order}
+    back |= {"regions": model.config.training.regions}
     back |= {"decision": model.config.inference.decision}
     back |= {"sigmoid": activation(model.config) == "sigmoid"}
     save: dict[str, Any] = {"keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg"}
@@ -210,7 +211,11 @@ def metadata(model: Checkpoint, window: Size) -> dict[str, Any]:
 
 def readme(model: Checkpoint, window: Size) -> str:
     """What a person needs to run the bundle and to judge what comes out."""
-    rows = [f"| {value} | {name.replace('|', '/')} |" for value, name in model.labels.items()]
+    values = {value: (value,) for value in model.labels} | model.config.regions
+    rows = [
+        f"| {', '.join(map(str, values[value]))} | {name.replace('|', '/')} |"
+        for value, name in model.labels.items()
+    ]
     settings = json.dumps(asdict(model.config.preprocessing))
     return f"""# 3D Attention U-Net: {", ".join(list(model.labels.values())[1:])}
 

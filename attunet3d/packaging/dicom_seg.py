@@ -7,6 +7,7 @@ requires it; nothing of them is written anywhere else.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import highdicom
@@ -16,7 +17,7 @@ from pydicom import dcmwrite
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
-from attunet3d.core import DataError, whole_file
+from attunet3d.core import DataError, LabelMap, Mask, whole_file
 from attunet3d.imaging import Segmentation, colour_of, term_of
 from attunet3d.packaging.source_series import SourceSeries
 
@@ -31,7 +32,7 @@ def write_dicom_seg(
     Args:
         path: `.dcm`.
         segmentation: Its array is (I, J, K): column, row and slice of the source. Each label but
-            0, the background, becomes a segment.
+            0, the background, becomes a segment; segments of regions overlap.
         source: The series it was made from.
         version: Of the software and model, for the algorithm's identification.
 
@@ -43,9 +44,7 @@ def write_dicom_seg(
     names = {value: name for value, name in sorted(segmentation.labels.items()) if value}
     if not names:
         raise DataError("has no label but the background", path=path, cure="name a label")
-    numbers = np.zeros(256, np.uint8)  # DICOM numbers segments from 1 without a gap
-    numbers[list(names)] = np.arange(1, len(names) + 1)
-    frames = numbers[segmentation.array.transpose(2, 1, 0)]  # (K, J, I): slice, row, column
+    frames = _frames(segmentation, list(names))
     if source.frames is not None:
         frames = frames[np.argsort(source.frames)]  # in the order of the file
     algorithm = highdicom.AlgorithmIdentificationSequence(
@@ -75,6 +74,21 @@ def write_dicom_seg(
     content = io.BytesIO()
     dcmwrite(content, seg, enforce_file_format=True)
     whole_file.write_bytes(path, content.getvalue())
+
+
+def _frames(segmentation: Segmentation, values: Sequence[int]) -> LabelMap | Mask:
+    """Segment numbers (slice, row, column); where labels overlap, masks with a fourth axis."""
+    array = segmentation.array.transpose(2, 1, 0)
+    if len(segmentation.layers()) == 1:
+        numbers = np.zeros(256, np.uint8)  # DICOM numbers segments from 1 without a gap
+        for number, value in enumerate(values, 1):
+            numbers[list(segmentation.values_of(value))] = number
+        frames: LabelMap = numbers[array]
+        return frames
+    masks: Mask = np.empty((*array.shape, len(values)), np.bool_)
+    for index, value in enumerate(values):
+        masks[..., index] = segmentation.mask_of(value).transpose(2, 1, 0)
+    return masks
 
 
 def _describe(

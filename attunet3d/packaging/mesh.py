@@ -70,8 +70,7 @@ def write_meshes(folder: Path, segmentation: Segmentation, form: str = "stl") ->
     """
     written = []
     for value, name in sorted(segmentation.labels.items()):
-        mask = segmentation.array == value
-        if not value or not mask.any():
+        if not value or not (mask := segmentation.mask_of(value)).any():
             continue
         mesh = surface(mask, segmentation.grid)
         mesh.visual.vertex_colors = [*colour_of(value), 255]

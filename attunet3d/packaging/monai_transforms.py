@@ -100,6 +100,7 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
         keep_largest: Label values of which only the largest connected component is kept.
         smallest_ml: Pairs of a label value and the volume that a component of it must have.
         order: Label values of overlapping regions; each is written over the ones before.
+        regions: The label values that make up each of these regions.
         decision: As `inference.decision`: the largest logit, or the largest expected Dice.
         sigmoid: Each class has a sigmoid of its own; else there is one softmax.
         allow_missing_keys: Skip entries that are not there.
@@ -114,6 +115,7 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
         keep_largest: Sequence[int] = (),
         smallest_ml: Sequence[tuple[int, float]] = (),
         order: Sequence[int] = (),
+        regions: Sequence[Sequence[int]] = (),
         decision: Literal["argmax", "dice"] = "argmax",
         sigmoid: bool = False,
         allow_missing_keys: bool = False,
@@ -121,7 +123,9 @@ class ToSourceGridd(MapTransform):  # type: ignore[misc]  # MONAI is untyped her
         super().__init__(keys, allow_missing_keys)
         self.like, self.values = like, tuple(values)
         self.post_processing = PostProcessing(
-            keep_largest=tuple(keep_largest), smallest_ml=dict(smallest_ml)
+            keep_largest=tuple(keep_largest),
+            smallest_ml=dict(smallest_ml),
+            regions=dict(zip(order, map(tuple, regions), strict=True)) if regions else {},
         )
         self.order = tuple(order)
         self.decision, self.sigmoid = decision, sigmoid

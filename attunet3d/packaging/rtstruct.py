@@ -117,7 +117,7 @@ def _source(first: Dataset, slices: Sequence[Dataset]) -> Items:
 def _contours(
     segmentation: Segmentation, value: int, slices: Sequence[Dataset]
 ) -> Iterator[Dataset]:
-    mask = segmentation.array == value
+    mask = segmentation.mask_of(value)
     for k in map(int, np.flatnonzero(mask.any((0, 1)))):
         for polygon in outlines(mask[:, :, k]):
             points = segmentation.grid.to_world(
