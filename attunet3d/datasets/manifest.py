@@ -109,6 +109,12 @@ class Manifest:
         return values
 
     @property
+    def regions_by_value(self) -> dict[int, tuple[int, ...]]:
+        """Label values of each region, by the value with which it is written, in their order."""
+        written = {name: value for value, name in self.labels.items()}
+        return {written[name]: values for name, values in self.regions.items()}
+
+    @property
     def value_names(self) -> dict[int, str]:
         """The meaning of every value that a label map may have."""
         names = {value: name for name, values in self.regions.items() for value in values}
@@ -118,10 +124,8 @@ class Manifest:
         """Settings of training that the labels require, in the form of `--set`."""
         settings = [] if self.ignore is None else [f"training.ignore_index={self.ignore}"]
         if self.regions:
-            written = {name: value for value, name in self.labels.items()}
-            order = [written[name] for name in self.regions]
             settings += [f"training.regions={list(map(list, self.regions.values()))}"]
-            settings += [f"inference.regions_class_order={order}"]
+            settings += [f"inference.regions_class_order={list(self.regions_by_value)}"]
         return settings
 
     def __str__(self) -> str:

@@ -113,11 +113,12 @@ def _measured(
 ) -> tuple[Measures, list[dict[str, Any]]]:
     """Measures of a case's reference, and of each predicted label its doubt and true Dice."""
     scan, files = read_image(case), _files(predictions, case)
-    labels = dict(manifest.labels)
-    reference = read_case_label(case, scan, labels)
-    predicted = read_label(files.mask).array
-    truth = measure_labels(Segmentation(reference.array, scan.grid, labels), scan)
-    ours = measure_labels(Segmentation(predicted, scan.grid, labels), scan)
+    labels, regions = dict(manifest.labels), manifest.regions_by_value
+    arrays = read_case_label(case, scan, labels).array, read_label(files.mask).array
+    reference, predicted = (
+        Segmentation(array, scan.grid, labels, regions=regions) for array in arrays
+    )
+    truth, ours = measure_labels(reference, scan), measure_labels(predicted, scan)
     try:
         doubt = results.read_sidecar(files.sidecar).get("doubt", {})
     except UserError:
@@ -127,7 +128,7 @@ def _measured(
             **doubt[name],
             "name": name,
             "measures": label,
-            "dice": dice(predicted == label.value, reference.array == label.value),
+            "dice": dice(predicted.mask_of(label.value), reference.mask_of(label.value)),
         }
         for name, label in ours.items()
         if name in doubt

@@ -12,7 +12,7 @@ lie on its reference's grid.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -22,6 +22,7 @@ from attunet3d.cohort import reason, results, write_failures
 from attunet3d.core import (
     DataError,
     Progress,
+    Regions,
     case_names,
     locked_folder,
     progress,
@@ -43,7 +44,7 @@ from attunet3d.datasets import (
 from attunet3d.evaluation import charts, figures, metrics
 from attunet3d.evaluation.metrics import LabelScore
 from attunet3d.evaluation.scores import Summary, completed
-from attunet3d.imaging import Grid, Volume, find_scans, read_label
+from attunet3d.imaging import Grid, Volume, find_scans, label_mask, read_label
 
 GRID_TOLERANCE_MM = 1e-3
 PLOTTED = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "surface_dice": "surface Dice"}
@@ -56,6 +57,7 @@ class _Pair:
     references: tuple[Path, ...]
     case: Case | None = None  # if the references come from a manifest
     manifest: Manifest | None = None
+    regions: Regions = field(default_factory=dict)  # of the manifest, else of the predictions
 
 
 def evaluate(
@@ -81,20 +83,21 @@ def evaluate(
         tolerance_mm: The tolerance of surface Dice.
 
     Returns:
-        The scores and the failures. The labels are the manifest's, or those that the predictions'
-        sidecars name, or all values that occur.
+        The scores and the failures. The labels and their regions are the manifest's, or those that
+        the predictions' sidecars name, or all values that occur.
 
     Raises:
         UserError: A folder has no label map, names disagree, or nothing can be written.
     """
     metrics.check_tolerance(tolerance_mm)
-    named, split = _checked_sidecars(predictions, reference, out_dir)
+    named, regions, split = _checked_sidecars(predictions, reference, out_dir)
     references, cases, manifest = _references(reference, root, fold, everything, split)
     names = {value: name for value, name in manifest.labels.items() if value} if manifest else {}
     _check_names(names, named)
+    regions = regions if manifest is None else manifest.regions_by_value
     found = _by_id(find_scans(predictions))
     pairs = [
-        _Pair(name, found.get(name, ()), paths, cases.get(name), manifest)
+        _Pair(name, found.get(name, ()), paths, cases.get(name), manifest, regions)
         for name, paths in references.items()
     ]
     with locked_folder(out_dir, "evaluate"):
@@ -121,21 +124,21 @@ def evaluate(
 
 def _checked_sidecars(
     predictions: Path, reference: Path, out_dir: Path
-) -> tuple[dict[int, str], Split]:
+) -> tuple[dict[int, str], Regions, Split]:
     """`_sidecars`, after checking that the folders are not given for one another."""
     if out_dir.resolve() in (predictions.resolve(), reference.resolve()):
         rule = "contains the label maps that are to be evaluated"
         raise DataError(rule, path=out_dir, cure="choose another folder")
     if not predictions.is_dir():
         raise DataError("must be a folder of label maps", path=predictions, cure="check the path")
-    named, split = _sidecars(predictions)
+    named, regions, split = _sidecars(predictions)
     if not named and reference.is_dir() and _sidecars(reference)[0]:
         raise DataError(
             "contains the CASE.json files that infer writes, and PREDICTIONS does not",
             path=reference,
             cure="give PREDICTIONS first, then REFERENCE; or take the CASE.json files away",
         )
-    return named, split
+    return named, regions, split
 
 
 def _references(
@@ -161,18 +164,26 @@ def _by_id(files: Sequence[tuple[str, Path]]) -> dict[str, tuple[Path, ...]]:
     return dict(sorted(found.items()))
 
 
-def _sidecars(predictions: Path) -> tuple[dict[int, str], Split]:
-    """Label names without the background, and each case's role in training, from the sidecars."""
+def _sidecars(predictions: Path) -> tuple[dict[int, str], Regions, Split]:
+    """From the sidecars, label names but the background's, regions and roles in training."""
     names: dict[int, str] = {}
+    regions: dict[int, tuple[int, ...]] = {}
     roles: dict[str, Role] = {}
     for case_id, content in results.read_sidecars(predictions).items():
         here = {value: name for value, name in results.label_names(content).items() if value}
         _check_names(names, here)
-        names |= here
+        parts: dict[int, tuple[int, ...]] = {value: (value,) for value in here}
+        parts |= results.label_regions(content)
+        for value in sorted(set(parts) & set(regions)):
+            if parts[value] != regions[value]:
+                rule = f"label {value} is made up of {parts[value]} and of {regions[value]}"
+                raise DataError(rule, value=value, cure="evaluate each model's results by itself")
+        names, regions = names | here, regions | parts
         for role in get_args(Role):
             if content.get("role_in_training") == role:
                 roles[case_id] = role
-    return dict(sorted(names.items())), Split(roles=roles)
+    overlap = any(parts != (value,) for value, parts in regions.items())
+    return dict(sorted(names.items())), regions if overlap else {}, Split(roles=roles)
 
 
 def _check_names(names: Mapping[int, str], others: Mapping[int, str]) -> None:
@@ -230,14 +241,13 @@ def _score_pair(
     if manifest is not None and manifest.ignore is not None:
         known = expected != manifest.ignore
         found, expected = np.where(known, found, 0), np.where(known, expected, 0)
-    if manifest is None or not manifest.regions:
+    if not pair.regions:
         return metrics.score_labels(found, expected, there, tolerance_mm=tolerance_mm, done=done)
-    regions = {value: manifest.regions.get(name) for value, name in manifest.labels.items()}
-    return {
-        value: metrics.score(np.isin(found, parts), np.isin(expected, parts), there, tolerance_mm)
-        for value, parts in regions.items()
-        if parts
-    }
+    scores = {}
+    for value in pair.regions:
+        ours, theirs = (label_mask(array, value, pair.regions) for array in (found, expected))
+        scores[value] = metrics.score(ours, theirs, there, tolerance_mm)
+    return scores
 
 
 def _check_grids(path: Path, here: Grid, there: Grid) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from attunet3d.core import Mask, progress
 from attunet3d.datasets import Case, Manifest, read_case_label, read_image
 from attunet3d.evaluation.statistics import CONFIDENCE, bootstrap_interval
-from attunet3d.imaging import Grid, numbered_components, read_label
+from attunet3d.imaging import Grid, label_mask, numbered_components, read_label
 from attunet3d.inference import fewest_voxels
 
 SMALLEST_ML = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
@@ -158,10 +158,11 @@ def _case_components(predictions: Path, manifest: Manifest, case: Case) -> dict[
     predicted = read_label(_path(predictions, case))
     reference = read_case_label(case, read_image(case), manifest.labels)
     known = None if manifest.ignore is None else reference.array != manifest.ignore
-    found = {}
+    regions, found = manifest.regions_by_value, {}
     for value, name in manifest.labels.items():
         if value:
-            ours, theirs = predicted.array == value, reference.array == value
+            ours = label_mask(predicted.array, value, regions)
+            theirs = label_mask(reference.array, value, regions)
             if known is not None:
                 ours &= known
             found[name] = Components.of(ours, theirs, predicted.grid)

@@ -113,14 +113,15 @@ def _overlays(trainer: Trainer) -> None:
             trainer.device,
             trainer.classes,
         )
-        scan, reference, prediction = (
-            _volume(array, case, trainer) for array in (case.image(), case.label(), classes)
-        )
         low, high = np.percentile(np.asarray(case.image(), np.float32), (5, 99.5))
         sizes = {index: case.starts[index + 1] - case.starts[index] for index in case.classes}
         value = max(sizes, key=lambda index: sizes[index], default=1)  # 1: nothing is labelled
+        masks = (trainer.classes.mask(label, value) for label in (case.label(), classes))
+        scan, reference, prediction = (
+            _volume(array, case, trainer) for array in (case.image(), *masks)
+        )
         figure = figures.overlay_figure(
-            scan, reference, prediction, value, title=case.id, window=(float(low), float(high))
+            scan, reference, prediction, 1, title=case.id, window=(float(low), float(high))
         )
         figures.save(figure, folder / f"{case.folder.name}.png")
 

@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 
 from attunet3d.cohort.doubt import DoubtRule
 from attunet3d.cohort.results import case_files
-from attunet3d.datasets import Manifest
+from attunet3d.datasets import Case, Manifest
 from attunet3d.evaluation.doubt_fit import doubt_notes
+from attunet3d.evaluation.post_processing import choose_post_processing
 from attunet3d.imaging.volume import Segmentation
 from tests.known_network import ball_volume, write_scan
 
@@ -74,3 +77,38 @@ def test_few_labels_give_ranges_and_no_rule(folder: Path) -> None:
     manifest = Manifest.load(folder / "m.json")
     notes = doubt_notes(folder / "out", manifest, manifest.training[:5])
     assert set(notes) == {"label_ranges"}
+
+
+def test_ranges_of_a_region_are_those_of_all_its_values(folder: Path) -> None:
+    content = json.loads((folder / "m.json").read_text())
+    plain = doubt_notes(folder / "out", *listed(folder, content))["label_ranges"]["ball"]
+    for path in folder.glob("*_label.nii.gz"):
+        image = nibabel.load(path)
+        array = np.asarray(image.dataobj).copy()
+        array[:, :, : array.shape[2] // 2] *= 2
+        nibabel.save(nibabel.Nifti1Image(array, image.affine, image.header), path)
+    content |= {"labels": {"ball": [1, 2], "half": 2}, "regions_class_order": [1, 2]}
+    ranges = doubt_notes(folder / "out", *listed(folder, content))["label_ranges"]
+    assert ranges["ball"] == plain
+    assert ranges["half"]["ml"][1] < plain["ml"][1]
+
+
+def test_components_of_a_region_are_those_of_all_its_values(folder: Path) -> None:
+    """Half of each ball is a mass: the ball is one component, as right as it was before."""
+    content = json.loads((folder / "m.json").read_text())
+    plain = choose_post_processing(folder / "out", *listed(folder, content))["ball"]
+    for case in range(CASES):
+        path = folder / "out" / f"case{case}.nii.gz"
+        image = nibabel.load(path)
+        array = np.asarray(image.dataobj).copy()
+        array[:, :, : array.shape[2] // 2] *= 2
+        nibabel.save(nibabel.Nifti1Image(array, image.affine, image.header), path)
+    content |= {"labels": {"ball": [1, 2], "half": 2}, "regions_class_order": [1, 2]}
+    assert choose_post_processing(folder / "out", *listed(folder, content))["ball"] == plain
+
+
+def listed(folder: Path, content: Any) -> tuple[Manifest, tuple[Case, ...]]:
+    """The manifest of `content`, and its cases."""
+    (folder / "m.json").write_text(json.dumps(content))
+    manifest = Manifest.load(folder / "m.json")
+    return manifest, manifest.training

@@ -418,3 +418,21 @@ def test_ignored_voxels_count_nowhere_and_regions_are_scored_whole(
     summary = evaluate(predictions, path, out, everything=True)
     assert summary.labels == {1: "whole", 2: "tumour"}
     assert (summary.values(1, "dice"), summary.values(2, "dice")) == ([1], [0])
+
+
+def test_regions_of_the_predictions_are_scored_whole_where_a_folder_is_the_reference(
+    folders: tuple[Path, Path, Path],
+) -> None:
+    predictions, reference, out = folders
+    labels = {"0": "background", "1": "whole", "2": "mass"}
+    content: Any = {"labels": labels, "regions": {"1": [1, 2]}, "files": {}, "settings": {}}
+    for case in "abc":
+        (predictions / f"{case}.json").write_text(json.dumps(content))
+    summary = evaluate(predictions, reference, out)
+    assert summary.values(1, "volume_ml_reference") == pytest.approx([0.06, 0.04, 0])
+    assert summary.values(2, "volume_ml_reference") == pytest.approx([0.02, 0.02, 0])
+    assert summary.values(1, "dice") == pytest.approx([2 * 2 / 6, 2 / 3, 1])
+    del content["regions"]
+    (predictions / "c.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"label 1 is made up of \(1,\) and of \(1, 2\)"):
+        evaluate(predictions, reference, out)
