@@ -123,7 +123,8 @@ class InferenceConfig(Settings):
     decision: Literal["argmax", "dice"] = "argmax"
     """The label of the largest logit, or the labels that maximise the expected Dice (RankSEG)."""
     keep_largest: tuple[LabelValue | str, ...] = ()
-    """Labels, by value or name, of which only the largest connected component is kept."""
+    """Labels, by value or name, of which only the largest connected component is kept; of regions
+    that overlap, the components of all their values."""
     smallest_ml: dict[str, Millilitres] = field(default_factory=dict, hash=False)
     """Smallest volume in ml, by label name, of a connected component that is kept."""
     regions_class_order: tuple[LabelValue, ...] = ()

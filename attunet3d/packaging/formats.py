@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,11 +110,12 @@ def _write_onnx(out: Path, model: Checkpoint, window: Size) -> list[str]:
 
 def _about(model: Checkpoint, window: Size) -> Mapping[str, str]:
     """What a program must know to use the network, as JSON texts."""
-    facts = {
+    facts: dict[str, Any] = {
         "labels": {str(value): name for value, name in model.labels.items()},
         "preprocessing": asdict(model.config.preprocessing),
         "window": window,
         "divisor": model.network.divisor,
+        **({"regions": model.config.regions} if model.config.regions else {}),
     }
     return {name: json.dumps(fact) for name, fact in facts.items()}
 

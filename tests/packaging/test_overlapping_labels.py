@@ -16,7 +16,8 @@ from monai.data import MetaTensor
 from attunet3d.core import Mask
 from attunet3d.core.model_config import PreprocessingConfig
 from attunet3d.imaging import Grid, Segmentation, open_organ_masks
-from attunet3d.packaging import label_maps
+from attunet3d.models.checkpoint import load_model
+from attunet3d.packaging import bundle, formats, label_maps
 from attunet3d.packaging.dicom_seg import write_dicom_seg
 from attunet3d.packaging.mesh import write_meshes
 from attunet3d.packaging.monai_transforms import ToNetworkGridd, ToSourceGridd
@@ -24,6 +25,7 @@ from attunet3d.packaging.rtstruct import write_rtstruct
 from attunet3d.packaging.seg_nrrd import write_seg_nrrd
 from attunet3d.packaging.source_series import SourceSeries
 from tests.imaging.source_series import SHAPE, make_series
+from tests.packaging.test_bundle import save
 
 LABELS = {0: "background", 1: "whole pancreas", 2: "tumour", 7: "liver"}
 REGIONS = {1: (1, 2), 2: (2,), 7: (7,)}
@@ -130,6 +132,17 @@ def test_stored_results_are_exported_with_their_regions(tmp_path: Path) -> None:
     assert label_maps.convert_label_maps(tmp_path / "out", tmp_path / "mesh", "mesh").done
     mesh = trimesh.load(tmp_path / "mesh" / "case" / "whole_pancreas.stl", force="mesh")
     np.testing.assert_allclose(mesh.extents, [9, 10, 15], atol=0.6)
+
+
+def test_packages_say_what_makes_up_a_region(tmp_path: Path) -> None:
+    settings = ["inference.regions_class_order=[1,2]", "training.regions=[[1,2],[2]]"]
+    labels = {0: "background", 1: "whole pancreas", 2: "tumour"}
+    model = load_model(save(tmp_path / "model.safetensors", *settings, labels=labels))
+    facts = formats._about(model, (16, 16, 16))
+    assert json.loads(facts["regions"]) == {"1": [1, 2], "2": [2]}
+    assert "| 1, 2 | whole pancreas |\n| 2 | tumour |" in bundle.readme(model, (16, 16, 16))
+    steps = bundle.inference(model, (16, 16, 16))["postprocessing"]["transforms"]
+    assert [list(part) for part in steps[0]["regions"]] == [[1, 2], [2]]
 
 
 def test_a_bundle_keeps_the_largest_part_of_the_whole_region() -> None:

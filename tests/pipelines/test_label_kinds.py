@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel
+import nrrd
 import numpy as np
 import pytest
 
@@ -109,6 +110,32 @@ def test_a_nnunet_data_set_with_regions_goes_from_manifest_to_scores(tmp_path: P
     assert call("export", tmp_path / "out", tmp_path / "again") == 0
     again = np.asarray(nibabel.load(tmp_path / "again" / found.name).dataobj)
     assert (again == label)[sure].all()
+    assert_whole_contains_mass(tmp_path, found.name.removesuffix(".nii.gz"), label)
+
+
+def assert_whole_contains_mass(home: Path, case: str, label: Any) -> None:
+    """Whatever is called "whole" has the voxels of the mass, too: masks, statistics, exports."""
+    out = home / "masks"
+    assert call("infer", home / "run", home / "m.json", out, "--device", "cpu", "--mask-files") == 0
+    mask = np.asarray(nibabel.load(out / case / "whole.nii.gz").dataobj)
+    assert np.array_equal(mask, label > 0)
+    with (out / "statistics.csv").open(encoding="utf-8") as file:
+        rows = {row["label"]: row for row in csv.DictReader(file) if row["case"] == case}
+    ml = {name: float(row["volume_ml"]) for name, row in rows.items()}
+    wanted = [np.count_nonzero(part) * 0.008 for part in (label > 0, label == 2)]
+    assert [ml["whole"], ml["mass"]] == pytest.approx(wanted)
+    for folder in (out, home / "again"):
+        sidecar = json.loads((folder / f"{case}.json").read_text(encoding="utf-8"))
+        assert sidecar["regions"] == {"1": [1, 2], "2": [2]}
+        assert sidecar["volumes"]["whole"]["voxels"] == np.count_nonzero(label)
+    assert call("export", home / "again", home / "slicer", "--format", "seg-nrrd") == 0
+    layers, header = nrrd.read(str(home / "slicer" / f"{case}.seg.nrrd"))
+    assert np.array_equal(layers[int(header["Segment0_Layer"])] == 1, label > 0)
+    assert np.array_equal(layers[int(header["Segment1_Layer"])] == 2, label == 2)
+    data = home / "Dataset001_Nested" / "labelsTr"
+    assert call("evaluate", home / "out", data, home / "plain") == 1  # two cases were trained on
+    ours, plain = ((home / part / "scores.csv").read_text() for part in ("scores", "plain"))
+    assert set(ours.splitlines()) <= set(plain.splitlines())
 
 
 def test_a_nnunet_data_set_with_an_ignore_label_goes_from_manifest_to_scores(
