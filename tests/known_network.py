@@ -49,6 +49,26 @@ class ThresholdNetwork(nn.Module):
         return self(x), [torch.sigmoid(torch.cat([half, -half], 1))]
 
 
+class NestedNetwork(ThresholdNetwork):
+    """Logits (0, x - 1, x - 4): a whole above 100 HU, and a mass in it above 400 HU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(x), x - 1, x - 4], 1)
+
+
+REGIONS = ["training.regions=[[1, 2], [2]]", "inference.regions_class_order=[1, 2]"]
+NESTED = {0: "background", 1: "whole", 2: "mass"}
+
+
+def nested() -> Array:
+    """(I, J, K) HU: a whole, which a mass cuts in two, and an islet of the whole."""
+    array = np.zeros(SHAPE, np.int16, order="F")
+    array[4:18, 5:15, 5:15] = 300
+    array[9:13, 5:15, 5:15] = 800
+    array[24:26, 5:7, 5:7] = 300
+    return array
+
+
 def checkpoint(network: nn.Module | None = None, *settings: str, **changes: Any) -> Checkpoint:
     """A loaded model of one label, "ball", around `network`."""
     values: dict[str, Any] = {

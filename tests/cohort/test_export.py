@@ -21,9 +21,13 @@ from attunet3d.inference.record import Prediction
 from attunet3d.pipelines import export as pipeline
 from tests.known_network import (
     AFFINE,
+    NESTED,
+    REGIONS,
+    NestedNetwork,
     ThresholdNetwork,
     ball,
     checkpoint,
+    nested,
     write_predicted,
     write_scan,
 )
@@ -156,6 +160,20 @@ def test_largest_component(tmp_path: Path) -> None:
     predicted(tmp_path / "in", array=array)
     export_labels([tmp_path / "in"], tmp_path / "out", Rule.parse([], ["ball"]))
     assert np.count_nonzero(mask(tmp_path / "out")) == np.count_nonzero(array) - 1
+
+
+def test_largest_component_of_a_region(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    predictor = Predictor([checkpoint(NestedNetwork(), *REGIONS, labels=NESTED)], "cpu")
+    scan = predictor.read(write_scan(tmp_path / "case.nii.gz", nested()))
+    write_predicted(case_files(tmp_path / "in", "case"), predictor, scan, ["probabilities"])
+    export_labels([tmp_path / "in"], tmp_path / "out", Rule.parse([], keep_largest=["whole"]))
+    wanted = nested() // 300  # 1 the rest, 2 the mass
+    wanted[24:26] = 0  # the islet
+    assert np.array_equal(mask(tmp_path / "out"), wanted)
+    content = json.loads((tmp_path / "out" / "case.json").read_text(encoding="utf-8"))
+    assert content["regions"] == {"1": [1, 2], "2": [2]}
+    assert content["volumes"]["whole"]["voxels"] == np.count_nonzero(wanted)
 
 
 def test_damaged_and_missing_probabilities_fail_by_name_and_the_others_are_done(

@@ -22,7 +22,18 @@ from attunet3d.inference.memory import pass_bytes, why_not_whole
 from attunet3d.inference.predictor import Predictor
 from attunet3d.models import Checkpoint
 from attunet3d.models.attention_unet import AttentionUNet3D
-from tests.known_network import SHAPE, ThresholdNetwork, ball, ball_volume, checkpoint, dice
+from tests.known_network import (
+    NESTED,
+    REGIONS,
+    SHAPE,
+    NestedNetwork,
+    ThresholdNetwork,
+    ball,
+    ball_volume,
+    checkpoint,
+    dice,
+    nested,
+)
 
 
 def predictor(
@@ -154,24 +165,10 @@ def test_largest_component_only() -> None:
     assert np.count_nonzero(cleaned) == np.count_nonzero(array) - 1
 
 
-class Nested(ThresholdNetwork):
-    """Logits (0, x - 1, x - 4): a whole above 100 HU, and a mass in it above 400 HU."""
-
-    def forward(self, x: Any) -> Any:
-        return torch.cat([torch.zeros_like(x), x - 1, x - 4], 1)
-
-
-REGIONS = ["training.regions=[[1, 2], [2]]", "inference.regions_class_order=[1, 2]"]
-NESTED = {0: "background", 1: "whole", 2: "mass"}
-
-
 def test_a_region_that_another_cuts_in_two_stays_whole() -> None:
-    array = np.zeros(SHAPE, np.int16, order="F")
-    array[4:18, 5:15, 5:15] = 300
-    array[9:13, 5:15, 5:15] = 800  # between two parts of the rest
-    array[24:26, 5:7, 5:7] = 300
+    array = nested()
     volume = Volume(array, Grid(SHAPE, np.diag([2.0, 2, 2, 1])), name="nested.nii.gz")
-    model = checkpoint(Nested(), *REGIONS, labels=NESTED)
+    model = checkpoint(NestedNetwork(), *REGIONS, labels=NESTED)
     found = Predictor([model], "cpu", ["inference.keep_largest=[whole]"]).segment(volume)
     assert found.segmentation.regions == {1: (1, 2), 2: (2,)}
     wanted = array > 0
@@ -186,7 +183,7 @@ def test_a_region_that_another_cuts_in_two_stays_whole() -> None:
 
 def test_models_of_other_regions_are_refused() -> None:
     other = ["training.regions=[[1, 2, 3], [2]]", REGIONS[1]]
-    members = [checkpoint(Nested(), *own, labels=NESTED) for own in (REGIONS, other)]
+    members = [checkpoint(NestedNetwork(), *own, labels=NESTED) for own in (REGIONS, other)]
     with pytest.raises(
         ModelError, match=r"its regions differs from the first model's: 1 \(1, 2, 3"
     ):
