@@ -203,7 +203,7 @@ def label_names(content: Mapping[str, Any]) -> dict[int, str]:
 def label_regions(content: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
     """The values that make up each of the labels that overlap, by value; of a sidecar."""
     regions = content.get("regions", {})
-    return {int(value): tuple(map(int, parts)) for value, parts in regions.items()}
+    return {int(value): (int(first), *map(int, rest)) for value, (first, *rest) in regions.items()}
 
 
 def read_segmentation(files: CaseFiles, sidecar: Mapping[str, Any]) -> Segmentation:

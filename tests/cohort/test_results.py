@@ -87,7 +87,9 @@ def test_regions_are_recorded_and_read_back(tmp_path: Path) -> None:
     assert np.array_equal(masks[1], array == 2)
 
 
-@pytest.mark.parametrize("regions", ["[1, 2]", '{"1": 2}', '{"x": [1]}', '{"1": ["x"]}'])
+@pytest.mark.parametrize(
+    "regions", ["[1, 2]", '{"1": 2}', '{"x": [1]}', '{"1": ["x"]}', '{"1": []}']
+)
 def test_regions_that_are_none_are_refused(done: CaseFiles, regions: str) -> None:
     content = json.loads(done.sidecar.read_text()) | {"regions": json.loads(regions)}
     done.sidecar.write_text(json.dumps(content))
