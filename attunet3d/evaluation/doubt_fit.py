@@ -15,7 +15,7 @@ from attunet3d.cohort import (
     results,
 )
 from attunet3d.core import Floats, Mask, UserError, progress
-from attunet3d.datasets import Case, Manifest, read_case_label, read_image
+from attunet3d.datasets import Case, Manifest, annotated_values, read_case_label, read_image
 from attunet3d.evaluation.metrics import dice
 from attunet3d.imaging import (
     LabelMeasures,
@@ -50,7 +50,8 @@ def doubt_notes(predictions: Path, manifest: Manifest, cases: Iterable[Case]) ->
     found = [case for case in cases if case.label and _files(predictions, case).mask.is_file()]
     with progress(len(found), "doubt") as bar:
         for case in found:
-            references[case.id], rows[case.id] = _measured(predictions, manifest, case)
+            truth, rows[case.id] = _measured(predictions, manifest, case)
+            references |= {} if truth is None else {case.id: truth}
             bar.update()
     for case_id, entries in rows.items():
         # A model has seen the other cases, not this one.
@@ -110,11 +111,21 @@ def _best_cut(trust: Floats, bad: Mask) -> float:
 
 def _measured(
     predictions: Path, manifest: Manifest, case: Case
-) -> tuple[Measures, list[dict[str, Any]]]:
-    """Measures of a case's reference, and of each predicted label its doubt and true Dice."""
+) -> tuple[Measures | None, list[dict[str, Any]]]:
+    """Measures of a case's reference, and of each predicted label its doubt and true Dice.
+
+    Labels that were not annotated in the case are left out. A reference with voxels to ignore has
+    no measures, as the rest of an organ may lie there.
+    """
     scan, files = read_image(case), _files(predictions, case)
-    labels, regions = dict(manifest.labels), manifest.regions_by_value
-    arrays = read_case_label(case, scan, labels).array, read_label(files.mask).array
+    annotated, regions = annotated_values(case, manifest.labels), manifest.regions_by_value
+    labels = {
+        value: name
+        for value, name in manifest.labels.items()
+        if not value or annotated is None or value in annotated
+    }
+    arrays = read_case_label(case, scan, manifest.labels).array, read_label(files.mask).array
+    known = arrays[0] != (-1 if manifest.ignore is None else manifest.ignore)
     reference, predicted = (
         Segmentation(array, scan.grid, labels, regions=regions) for array in arrays
     )
@@ -128,12 +139,14 @@ def _measured(
             **doubt[name],
             "name": name,
             "measures": label,
-            "dice": dice(predicted.mask_of(label.value), reference.mask_of(label.value)),
+            "dice": dice(
+                predicted.mask_of(label.value) & known, reference.mask_of(label.value) & known
+            ),
         }
         for name, label in ours.items()
         if name in doubt
     ]
-    return truth, rows
+    return truth if known.all() else None, rows
 
 
 def _files(predictions: Path, case: Case) -> CaseFiles:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from attunet3d.core import Mask, progress
-from attunet3d.datasets import Case, Manifest, read_case_label, read_image
+from attunet3d.datasets import Case, Manifest, annotated_values, read_case_label, read_image
 from attunet3d.evaluation.statistics import CONFIDENCE, bootstrap_interval
 from attunet3d.imaging import Grid, label_mask, numbered_components, read_label
 from attunet3d.inference import fewest_voxels
@@ -93,17 +93,17 @@ def choose_post_processing(
         cases: The cases to choose on; those without a prediction or a label are left out.
 
     Returns:
-        The choice of each label, by its name; none where there is no case.
+        The choice of each label, by its name, on the cases in which it was annotated; none where
+        there is no case.
     """
     found = [case for case in cases if case.label and _path(predictions, case).is_file()]
-    tables: dict[str, list[Components]] = {}
+    tables: dict[str, list[tuple[Components, str]]] = {}
     with progress(len(found), "post-processing") as bar:
         for case in found:
             for name, components in _case_components(predictions, manifest, case).items():
-                tables.setdefault(name, []).append(components)
+                tables.setdefault(name, []).append((components, case.patient))
             bar.update()
-    patients = [case.patient for case in found]
-    return {name: choose(table, patients) for name, table in tables.items()}
+    return {name: choose(*map(list, zip(*table, strict=True))) for name, table in tables.items()}
 
 
 def choose(table: list[Components], patients: list[str]) -> Choice:
@@ -154,13 +154,14 @@ def _path(predictions: Path, case: Case) -> Path:
 
 
 def _case_components(predictions: Path, manifest: Manifest, case: Case) -> dict[str, Components]:
-    """The components of each label of a case, by its name."""
+    """The components of each label that was annotated in a case, by its name."""
+    annotated = annotated_values(case, manifest.labels)
     predicted = read_label(_path(predictions, case))
     reference = read_case_label(case, read_image(case), manifest.labels)
     known = None if manifest.ignore is None else reference.array != manifest.ignore
     regions, found = manifest.regions_by_value, {}
     for value, name in manifest.labels.items():
-        if value:
+        if value and (annotated is None or value in annotated):
             ours = label_mask(predicted.array, value, regions)
             theirs = label_mask(reference.array, value, regions)
             if known is not None:

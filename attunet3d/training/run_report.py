@@ -66,12 +66,17 @@ def _calibrate(trainer: Trainer) -> None:
 
 
 def _label_ranges(trainer: Trainer) -> dict[str, dict[str, tuple[float, float]]]:
-    """By label name, the least and the largest volume (ml) in training, on the network's grid."""
+    """By label name, the least and the largest volume (ml) in training, on the network's grid.
+
+    Of cases without voxels to ignore, where the rest of an organ may lie.
+    """
     spacing = trainer.config.preprocessing.spacing_mm
     assert spacing is not None
     found: dict[str, list[float]] = {}
     for case in trainer.data.training:
         label = case.label()
+        if (label == trainer.config.training.ignore_index).any():
+            continue
         for index, name in enumerate(trainer.labels.values()):
             if index and (case.annotated is None or index in case.annotated):
                 voxels = np.count_nonzero(trainer.classes.mask(label, index))

@@ -11,9 +11,10 @@ import pytest
 from attunet3d.cohort.doubt import DoubtRule
 from attunet3d.cohort.results import case_files
 from attunet3d.datasets import Case, Manifest
+from attunet3d.evaluation.doubt_fit import _measured as measured
 from attunet3d.evaluation.doubt_fit import doubt_notes
 from attunet3d.evaluation.post_processing import choose_post_processing
-from attunet3d.imaging.volume import Segmentation
+from attunet3d.imaging.volume import Segmentation, read_label
 from tests.known_network import ball_volume, write_scan
 
 CASES = 14
@@ -71,6 +72,46 @@ def test_the_rule_follows_the_true_dice_and_the_ranges_span_the_references(folde
         entry = sidecar["doubt"]["ball"] | {"voxels": 1}
         assert (rule.word(entry) != "ok") or entry["expected_dice"] > 0.5
     assert rule.weights["agreement"] > 0.8
+
+
+def test_what_was_not_annotated_counts_nowhere(folder: Path) -> None:
+    """The even cases say nothing about the ball, and their references are empty."""
+    content = json.loads((folder / "m.json").read_text())
+    content["labels"]["2"] = "cyst"
+    for case in content["training"][::2]:
+        case["annotated"] = ["cyst"]
+        label = folder / case["label"]
+        empty = read_label(label)
+        Segmentation(np.zeros_like(empty.array), empty.grid, {}).save(label)
+    (folder / "m.json").write_text(json.dumps(content))
+    manifest = Manifest.load(folder / "m.json")
+    notes = doubt_notes(folder / "out", manifest, manifest.training)
+    smallest = np.count_nonzero(ball_volume(radius_mm=6).array == 300)
+    assert notes["label_ranges"]["ball"]["ml"][0] == pytest.approx(smallest * 0.008)
+    chosen = choose_post_processing(folder / "out", manifest, manifest.training)
+    assert chosen["ball"].patients == CASES // 2
+    assert chosen["ball"].dice > 0.5  # it would be half of that with the empty references
+
+
+def test_voxels_to_ignore_count_neither_as_wrong_nor_as_background(folder: Path) -> None:
+    """The planes that the predictions miss are not labelled: what is known is right."""
+    content = json.loads((folder / "m.json").read_text())
+    content["labels"]["9"] = "ignore"
+    whole = []
+    for case in content["training"]:
+        label = folder / case["label"]
+        truth, found = read_label(label), read_label(folder / "out" / f"{case['id']}.nii.gz")
+        truth.array[(truth.array == 1) & (found.array == 0)] = 9
+        Segmentation(truth.array, truth.grid, {}).save(label)
+        if not (truth.array == 9).any():
+            whole.append(np.count_nonzero(truth.array) * truth.grid.voxel_volume_ml)
+    (folder / "m.json").write_text(json.dumps(content))
+    manifest = Manifest.load(folder / "m.json")
+    notes = doubt_notes(folder / "out", manifest, manifest.training)
+    assert 0 < len(whole) < CASES
+    assert notes["label_ranges"]["ball"]["ml"] == pytest.approx((min(whole), max(whole)))
+    rows = [measured(folder / "out", manifest, case)[1] for case in manifest.training]
+    assert {row["dice"] for entries in rows for row in entries} == {1.0}
 
 
 def test_few_labels_give_ranges_and_no_rule(folder: Path) -> None:
