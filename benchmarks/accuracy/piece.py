@@ -7,7 +7,6 @@ the pieces that are missing.
 import hashlib
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from attunet3d.core import versions
+from benchmarks import measure
 from benchmarks.accuracy.material import Material
 from benchmarks.accuracy.recipes import Recipe
 from benchmarks.accuracy.scores import score_cases
@@ -72,9 +71,8 @@ def run_piece(
         "curve": _curve(run),
         "cases": score_cases(manifest, predictions, material.labels),
         "commit": trained["commit"],
-        "processor": _processor(),
+        "machine": measure.machine(),
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-        "versions": versions(),
     }
     _write(file, piece)
     return file
@@ -181,10 +179,3 @@ def _commit() -> str:
 
     changed = git("status", "--porcelain", "--", "attunet3d", "pipelines")
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

@@ -88,7 +88,7 @@ def test_a_piece_is_trained_scored_and_not_made_twice(
     assert piece["recipe"]["settings"]["training.patch_size"] == [16, 16, 16]
     assert (piece["steps"], piece["seed"]) == (2, 3)
     assert piece["commit"]
-    assert piece["versions"]["torch"]
+    assert piece["machine"]["versions"]["torch"]
     assert piece["seconds"]["train"]["processor"] > 0
     assert [point["step"] for point in piece["curve"]] == [2]
     scores = piece["cases"]["phantom_0002"]["pancreas"]
