@@ -35,6 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_form_is_trained_and_segments_a_scan(form: str, home: Path) -> None:
     run, out = home / form, home / f"{form}_maps"
     sets = [part for name in [*FAST, f"network.form={form}"] for part in ("--set", name)]
+    sets += ["--plan", f"{run}.plan.json"]  # forms have strides of their own
     assert call("train", home / "m.json", "demo_cpu", run, "--device", "cpu", *sets) == 0
     model = load_model(run)
     assert type(model.network) is type(build_network(model.config.network, 1, 2))
