@@ -81,8 +81,8 @@ def segment_cohort(
 
     Raises:
         ModelError: Attention maps are asked for, and the model has no gates.
-        WriteError: Masks are asked for, and a label's name cannot be that of a file.
-        WriteError: `out_dir` cannot be made, or another process writes to it.
+        WriteError: `out_dir` cannot be made, another process writes to it, or masks are asked for
+            and a label's name cannot be that of a file.
     """
     call = CohortCall(
         cases=cases,

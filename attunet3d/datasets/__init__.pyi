@@ -2,6 +2,7 @@ from . import corrections as corrections
 from . import listing as listing
 from . import nnunet_splits as nnunet_splits
 from . import pair_check as pair_check
+from .annotation import annotated_labels as annotated_labels
 from .annotation import annotated_values as annotated_values
 from .case import Case as Case
 from .case_files import label_needs_scan as label_needs_scan

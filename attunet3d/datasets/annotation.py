@@ -20,6 +20,19 @@ def annotated_values(case: Case, labels: Mapping[int, str]) -> tuple[int, ...] |
     return tuple(value for value, name in labels.items() if name in case.annotated)
 
 
+def annotated_labels(case: Case, labels: Mapping[int, str]) -> dict[int, str]:
+    """The labels that were annotated in a case, and the background, which always counts.
+
+    Example:
+        >>> from pathlib import Path
+        >>> case = Case(id="a", image=Path("a.nii.gz"), annotated=("liver",))
+        >>> annotated_labels(case, {0: "background", 1: "pancreas", 2: "liver"})
+        {0: 'background', 2: 'liver'}
+    """
+    known = annotated_values(case, labels)
+    return {v: name for v, name in labels.items() if not v or known is None or v in known}
+
+
 def check_annotated(cases: Iterable[Case], labels: Mapping[int, str]) -> None:
     """Refuse cases whose annotated labels are not all known.
 

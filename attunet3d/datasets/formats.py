@@ -116,7 +116,8 @@ def renamed(found: Manifest, names: Mapping[str, str]) -> Manifest:
     named = parse_labels({**{str(value): name for value, name in known.items()}, **names})
     if not found.regions:
         return replace(found, labels=named.labels, ignore=named.ignore)
-    if unknown := [value for value in names if int(value) not in found.labels]:
+    kept = found.labels.keys() & named.labels.keys()  # a region cannot become `ignore`
+    if unknown := [value for value in names if int(value) not in kept]:
         written = ", ".join(f"{value} {name}" for value, name in found.labels.items() if value)
         rule = f"--label {unknown[0]}: of overlapping regions the values written are {written}"
         raise DataError(rule, value=unknown[0], cure="name one of them")

@@ -15,7 +15,7 @@ from attunet3d.cohort import (
     results,
 )
 from attunet3d.core import Floats, Mask, UserError, progress
-from attunet3d.datasets import Case, Manifest, annotated_values, read_case_label, read_image
+from attunet3d.datasets import Case, Manifest, annotated_labels, read_case_label, read_image
 from attunet3d.evaluation.metrics import dice
 from attunet3d.imaging import (
     LabelMeasures,
@@ -118,12 +118,7 @@ def _measured(
     no measures, as the rest of an organ may lie there.
     """
     scan, files = read_image(case), _files(predictions, case)
-    annotated, regions = annotated_values(case, manifest.labels), manifest.regions_by_value
-    labels = {
-        value: name
-        for value, name in manifest.labels.items()
-        if not value or annotated is None or value in annotated
-    }
+    labels, regions = annotated_labels(case, manifest.labels), manifest.regions_by_value
     arrays = read_case_label(case, scan, manifest.labels).array, read_label(files.mask).array
     known = arrays[0] != (-1 if manifest.ignore is None else manifest.ignore)
     reference, predicted = (

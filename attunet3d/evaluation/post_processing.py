@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from attunet3d.core import Mask, progress
-from attunet3d.datasets import Case, Manifest, annotated_values, read_case_label, read_image
+from attunet3d.datasets import Case, Manifest, annotated_labels, read_case_label, read_image
 from attunet3d.evaluation.statistics import CONFIDENCE, bootstrap_interval
 from attunet3d.imaging import Grid, label_mask, numbered_components, read_label
 from attunet3d.inference import fewest_voxels
@@ -93,8 +93,8 @@ def choose_post_processing(
         cases: The cases to choose on; those without a prediction or a label are left out.
 
     Returns:
-        The choice of each label, by its name, on the cases in which it was annotated; none where
-        there is no case.
+        The choice for each label, by its name, made on the cases in which it was annotated; empty
+        if there are no cases.
     """
     found = [case for case in cases if case.label and _path(predictions, case).is_file()]
     tables: dict[str, list[tuple[Components, str]]] = {}
@@ -155,13 +155,12 @@ def _path(predictions: Path, case: Case) -> Path:
 
 def _case_components(predictions: Path, manifest: Manifest, case: Case) -> dict[str, Components]:
     """The components of each label that was annotated in a case, by its name."""
-    annotated = annotated_values(case, manifest.labels)
     predicted = read_label(_path(predictions, case))
     reference = read_case_label(case, read_image(case), manifest.labels)
     known = None if manifest.ignore is None else reference.array != manifest.ignore
     regions, found = manifest.regions_by_value, {}
-    for value, name in manifest.labels.items():
-        if value and (annotated is None or value in annotated):
+    for value, name in annotated_labels(case, manifest.labels).items():
+        if value:
             ours = label_mask(predicted.array, value, regions)
             theirs = label_mask(reference.array, value, regions)
             if known is not None:

@@ -147,7 +147,7 @@ def _predict(call: TrainingCall, run_dir: Path, folds: Mapping[str, Cases]) -> d
         scans = [(case.id, case.image) for case in validation]
         split = Split.of_models([run_dir / name])
         failures |= segment_cohort(predictor, scans, predictions, split=split).failures
-    for case_id in failures:  # what an earlier call found in another scan is no prediction
+    for case_id in failures:  # a label map that an earlier call left must not be scored
         case_files(predictions, case_id).mask.unlink(missing_ok=True)
     write_failures(predictions, failures)
     return failures

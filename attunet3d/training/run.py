@@ -62,11 +62,7 @@ class TrainingCall:
         _refuse_wrong_flags(flags)
         manifest = Manifest.load(flags["manifest"], flags["root"]).require_files()
         if flags["keep_labels"]:
-            if flags["init"] is None:
-                raise SettingsError("--keep-labels goes with --init", cure="name the model by it")
             manifest = taught_labels.with_labels_of(flags["init"], manifest)
-        if flags["freeze"] and flags["init"] is None:
-            raise SettingsError("--freeze goes with --init", cure="name the model by it")
         settings = [*flags["set"], *(["training.encoder_rate=0"] if flags["freeze"] else [])]
         names = ("memory", "cache", "init", "keep_labels", "hours")
         steps_more = flags["steps_more"] or 0
@@ -89,6 +85,10 @@ def _refuse_wrong_flags(flags: Mapping[str, Any]) -> None:
         raise SettingsError("--final goes with --fold all", cure="add it, or leave --final out")
     if flags["seeds"] is not None and everything:
         raise SettingsError("--seeds goes with one fold", cure="name it by --fold K")
+    for name in ("keep_labels", "freeze"):
+        if flags[name] and flags["init"] is None:
+            flag = f"--{name.replace('_', '-')}"
+            raise SettingsError(f"{flag} goes with --init", cure="name the model by it")
     hours, more = flags["hours"], flags["steps_more"]
     if hours is not None and not 0 < hours < math.inf:
         rule = f"--hours {hours}: must be a finite number above 0"

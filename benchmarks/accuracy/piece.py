@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from attunet3d.core import whole_file
 from benchmarks import measure
 from benchmarks.accuracy.material import Material
 from benchmarks.accuracy.recipes import Recipe
@@ -74,7 +75,7 @@ def run_piece(
         "machine": measure.machine(),
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
     }
-    _write(file, piece)
+    whole_file.write_text(whole_file.make_folder(file.parent) / file.name, json.dumps(piece))
     return file
 
 
@@ -91,16 +92,9 @@ def train(
         work.mkdir(parents=True)
         steps = budget.steps or _steps_within(budget.minutes, recipe, manifest, work)
         spent = _spent(_training(recipe, manifest, work / "run", steps, seed))
-        _write(file, {"steps": steps, "seconds": spent, "commit": _commit()})
+        trained = {"steps": steps, "seconds": spent, "commit": _commit()}
+        whole_file.write_text(file, json.dumps(trained))
     return work / "run", json.loads(file.read_text())
-
-
-def _write(file: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file so that it is there whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(values))
-    partial.rename(file)
 
 
 def _training(recipe: Recipe, manifest: Path, run: Path, steps: int, seed: int) -> list[str]:

@@ -104,6 +104,8 @@ def test_a_new_name_is_that_of_the_region_which_the_value_writes(tmp_path: Path)
     assert renamed_.training_settings() == found.training_settings()
     with pytest.raises(DataError, match="--label 4: of overlapping regions the values written are"):
         renamed(found, {"4": "rest"})
+    with pytest.raises(DataError, match="--label 2: of overlapping regions the values written are"):
+        renamed(found, {"2": "ignore"})
 
 
 def test_a_value_can_be_named_ignore_and_the_ignored_one_be_named(tmp_path: Path) -> None:
