@@ -17,10 +17,10 @@ from typing import Any
 from attunet3d.core import whole_file
 from attunet3d.core.case_names import is_name
 from attunet3d.core.errors import ModelError
+from attunet3d.core.model_notes import known_notes
 from attunet3d.core.text import read_json
 
 ENSEMBLE = "ensemble.json"
-NOTES = "doubt", "label_ranges"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Members:
     settings: tuple[str, ...] = ()
     """Of inference, as `--set` takes them, which come with the models."""
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """Entries of `NOTES`, of the first model that has them."""
+    """See `model_notes`; of the first model that has them."""
 
     @classmethod
     def of(cls, models: Iterable[str | Path]) -> "Members":
@@ -89,13 +89,10 @@ def _members(model: Path) -> Members:
             cure = "copy that folder back, or name the other folds instead of this folder"
             raise ModelError(rule, path=file, value=name, cure=cure)
     settings = (f"inference.{name}={json.dumps(value)}" for name, value in inference.items())
-    notes = {name: values[name] for name in NOTES if values.get(name) is not None}
-    if "doubt" in notes and not _is_doubt_rule(notes["doubt"]):
-        rule = 'doubt must hold weights by name, "wrong" and "look", all of them numbers'
-        raise _refusal(file, rule, notes["doubt"])
-    if "label_ranges" in notes and not _are_ranges(notes["label_ranges"]):
-        rule = "label_ranges must be [lowest, highest] of ml and hu, by label name"
-        raise _refusal(file, rule, notes["label_ranges"])
+    try:
+        notes = known_notes(values)
+    except ModelError as error:
+        raise _refusal(file, error, error.value) from None
     return Members(tuple(model / name for name in members), tuple(settings), notes)
 
 
@@ -111,25 +108,7 @@ def _refuse_unfinished(model: Path) -> None:
         )
 
 
-def _is_doubt_rule(value: object) -> bool:
-    if not isinstance(value, dict) or not isinstance(weights := value.get("weights"), dict):
-        return False
-    return all(map(_is_number, (*weights.values(), value.get("wrong"), value.get("look"))))
-
-
-def _are_ranges(value: object) -> bool:
-    if not isinstance(value, dict) or not all(isinstance(of, dict) for of in value.values()):
-        return False
-    ranges = [ends for of_label in value.values() for ends in of_label.values()]
-    pairs = all(isinstance(ends, list) and len(ends) == 2 for ends in ranges)
-    return pairs and all(_is_number(end) for ends in ranges for end in ends)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _refusal(file: Path, rule: str, value: object) -> ModelError:
+def _refusal(file: Path, rule: object, value: object) -> ModelError:
     return ModelError(rule, path=file, value=value, cure="name the folds instead of this folder")
 
 

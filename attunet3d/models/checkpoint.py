@@ -31,6 +31,7 @@ from attunet3d.core import (
     parse_json,
     whole_file,
 )
+from attunet3d.core.model_notes import known_notes
 from attunet3d.models.build import Network, build_network
 
 FORMAT = "attunet3d 1"
@@ -108,6 +109,7 @@ def load_model(path: Path) -> Checkpoint:
         config = Config.from_dict(about["config"])
         labels = _labels(about["labels"])
         notes = dict(about.get("notes") or {})
+        known_notes(notes)
         network = _network(config, len(labels))
         weights_bytes = _compare(network, header)
         if start + weights_bytes != size:

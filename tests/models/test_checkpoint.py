@@ -75,6 +75,8 @@ def test_a_model_comes_back_with_its_logits_settings_and_labels(
         ({"labels": 3}, "cannot be read"),
         ({"labels": {"0": "a", "999": "b"}}, "labels"),
         ({"labels": {"0": "a", "1": "b", "2": "c"}}, "must be"),
+        ({"notes": {"doubt": {"weights": {"cut": "x"}}}}, "doubt must be weights by name"),
+        ({"notes": {"label_ranges": {"liver": {"ml": [1]}}}}, "label_ranges must be"),
     ],
 )
 def test_a_model_that_contradicts_itself_is_refused(
