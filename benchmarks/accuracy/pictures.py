@@ -9,6 +9,7 @@ shown, the prediction dashed.
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -49,21 +50,32 @@ def draw(axes: Axes, plane: Array, labels: Sequence[Array], aspect: float) -> No
     axes.axis("off")
 
 
-def sheet(material: Path, cases: Sequence[str], organ: int, predictions: Path | None) -> plt.Figure:
+@dataclass(frozen=True)
+class Column:
+    """A case to draw."""
+
+    title: str
+    scan: Path
+    reference: Path
+    prediction: Path | None = None
+
+
+def sheet(columns: Sequence[Column], organ: int) -> plt.Figure:
+    """The slices of each case that hold most of an organ's reference: axial above coronal."""
     figure, rows = plt.subplots(
-        2, len(cases), figsize=(2.6 * len(cases), 4.6), squeeze=False, layout="constrained"
+        2, len(columns), figsize=(2.6 * len(columns), 4.6), squeeze=False, layout="constrained"
     )
-    for column, case in enumerate(cases):
-        scan, spacing = upright(material / "imagesTr" / f"{case}.nii.gz")
-        labels = [upright(material / "labelsTr" / f"{case}.nii.gz")[0]]
-        if predictions is not None:
-            labels.append(upright(predictions / f"{case}.nii.gz")[0])
+    for number, column in enumerate(columns):
+        scan, spacing = upright(column.scan)
+        labels = [upright(column.reference)[0]]
+        if column.prediction is not None:
+            labels.append(upright(column.prediction)[0])
         inside = labels[0] == organ
         k, j = int(inside.sum(axis=(0, 1)).argmax()), int(inside.sum(axis=(0, 2)).argmax())
-        axial, coronal = rows[:, column]
+        axial, coronal = rows[:, number]
         draw(axial, scan[:, :, k], [part[:, :, k] for part in labels], spacing[1] / spacing[0])
         draw(coronal, scan[:, j], [part[:, j] for part in labels], spacing[2] / spacing[0])
-        axial.set_title(case, fontsize=7)
+        axial.set_title(column.title, fontsize=7)
     return figure
 
 
@@ -78,8 +90,16 @@ def main() -> None:
     folder = arguments.predictions or arguments.material / "imagesTr"
     names = sorted(path.name.removesuffix(".nii.gz") for path in folder.glob("*.nii.gz"))
     shown = names[:: max(1, len(names) // arguments.cases)][: arguments.cases]
-    figure = sheet(arguments.material, shown, arguments.organ, arguments.predictions)
-    figure.savefig(arguments.picture, dpi=80)
+    columns = [
+        Column(
+            name,
+            arguments.material / "imagesTr" / f"{name}.nii.gz",
+            arguments.material / "labelsTr" / f"{name}.nii.gz",
+            arguments.predictions and arguments.predictions / f"{name}.nii.gz",
+        )
+        for name in shown
+    ]
+    sheet(columns, arguments.organ).savefig(arguments.picture, dpi=80)
 
 
 if __name__ == "__main__":
