@@ -28,7 +28,7 @@ PEERS = {
     "monai": "benchmarks.accuracy.monai_peer",
     "nnunet": "benchmarks.accuracy.nnunet_peer",
 }
-CALIBRATION_STEPS = (8, 24)
+CALIBRATION_STEPS = (10, 70)
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ def train(
     recipe: Recipe, manifest: Path, split: str, seed: int, budget: Budget, out: Path
 ) -> tuple[Path, dict[str, Any]]:
     """The run of a recipe with its steps, seconds and commit; trained unless it is there."""
-    described = json.dumps(asdict(recipe), sort_keys=True)
-    name = f"{split}-{hashlib.sha256(described.encode()).hexdigest()[:12]}-{budget}-{seed}"
-    work = out / "trained" / name
+    one = f"{split}-{_digest(recipe)}"
+    work = out / "trained" / f"{one}-{budget}-{seed}"
     file = work / "trained.json"
     if not file.exists():
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        steps = budget.steps or _steps_within(budget.minutes, recipe, manifest, work)
+        costs = out / "costs" / one
+        steps = budget.steps or int(60 * budget.minutes / _step_cost(recipe, manifest, costs)) or 1
         spent = _spent(_training(recipe, manifest, work / "run", steps, seed))
         trained = {"steps": steps, "seconds": spent, "commit": _commit()}
         whole_file.write_text(file, json.dumps(trained))
@@ -138,17 +138,26 @@ def _spent(command: Sequence[str]) -> dict[str, float]:
     return {"clock": round(time.monotonic() - began, 1), "processor": round(processor, 1)}
 
 
-def _steps_within(minutes: float, recipe: Recipe, manifest: Path, work: Path) -> int:
-    """Steps that a recipe takes in so much processor time, from the cost of its steps here."""
+def _step_cost(recipe: Recipe, manifest: Path, work: Path) -> float:
+    """Processor seconds of a training step on this machine; measured once for all seeds."""
+    machine = {key: measure.machine()[key] for key in ("processor", "instructions")}
+    file = work / "cost.json"
+    if file.exists() and (known := json.loads(file.read_text()))["machine"] == machine:
+        return float(known["seconds"])
     few, more = CALIBRATION_STEPS
     spent = []
     for steps in (few, few, more):  # the first call also fills the cache
-        spent.append(
-            _spent(_training(recipe, manifest, work / "calibration", steps, 0))["processor"]
-        )
-        shutil.rmtree(work / "calibration")
-    a_step = max((spent[2] - spent[1]) / (more - few), 1e-3)
-    return max(int(60 * minutes / a_step), 1)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        spent.append(_spent(_training(recipe, manifest, work / "run", steps, 0))["processor"])
+    seconds = max((spent[2] - spent[1]) / (more - few), 1e-3)
+    whole_file.write_text(file, json.dumps({"machine": machine, "seconds": seconds}))
+    return seconds
+
+
+def _digest(recipe: Recipe) -> str:
+    described = json.dumps(asdict(recipe), sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
 def _curve(run: Path) -> list[dict[str, float]]:
