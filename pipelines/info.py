@@ -37,20 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.picture and kind not in ("config", "model"):
         cure = "name a model or a configuration"
         raise SettingsError(f"--picture: {subject} is a {kind}", cure=cure)
-    print(f"{subject}: {kind}\n")
     if kind == "config":
         config, classes = find_config(subject), None
-        print(config_summary(config))
+        text = config_summary(config)
     elif kind == "model":
         model = load_as_one(Path(subject))
         config, classes = model.config, len(model.labels)
-        print(model_summary(model))
+        text = model_summary(model)
     elif kind == "manifest":
-        print(manifest_summary(Manifest.load(Path(subject))))
+        text = manifest_summary(Manifest.load(Path(subject)))
     else:
-        print(scan_summary(read_volume(Path(subject))))
+        text = scan_summary(read_volume(Path(subject)))
     if arguments.picture:
         from attunet3d.evaluation import save_network_picture  # takes a second to import
 
         save_network_picture(config, classes, arguments.picture)
+    print(f"{subject}: {kind}\n\n{text}")
     return 0
