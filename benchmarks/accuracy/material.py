@@ -21,10 +21,14 @@ from benchmarks.accuracy.outlined_material import (
     write_patients,
 )
 
-PHANTOMS = {"hard": (24, 4, 16), "hard_few": (6, 4, 16), "easy": (24, 4, 16)}
-"""How many train, validate and test."""
+PHANTOMS = {
+    "hard": (24, 4, 16, 5000),
+    "hard_fresh": (24, 4, 48, 6000),
+    "hard_few": (6, 4, 16, 5000),
+    "easy": (24, 4, 16, 5000),
+}
+"""How many train, validate and test, and the first patient of the test set."""
 MATERIALS = (*PHANTOMS, "anatomy", "pancreas", "patients")
-TEST_SEED = 5000  # patients of the test set; those before it train
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Material:
     name: str
     folder: Path
     labels: dict[int, str]
+
+    @property
+    def trained_as(self) -> str:
+        """The material with the same cases to train on; its models serve this one too."""
+        return self.name.removesuffix("_fresh")
 
     @property
     def manifests(self) -> list[Path]:
@@ -80,13 +89,13 @@ def _write(name: str, folder: Path, data: Path | None) -> dict[int, str]:
 
 
 def _write_phantoms(folder: Path, name: str) -> tuple[list[str], list[str], list[str]]:
-    training, validation, test = PHANTOMS[name]
-    cohort = name.removesuffix("_few")
+    training, validation, test, first = PHANTOMS[name]
+    cohort = name.partition("_")[0]
     elsewhere = "hard_elsewhere" if cohort == "hard" else "easy"
     write_phantoms(folder, training + validation, 0, cohort=cohort)
-    write_phantoms(folder, test, TEST_SEED, cohort=elsewhere)
+    write_phantoms(folder, test, first, cohort=elsewhere)
     names = [f"phantom_{seed:04}" for seed in range(training + validation)]
-    tested = [f"phantom_{seed:04}" for seed in range(TEST_SEED, TEST_SEED + test)]
+    tested = [f"phantom_{seed:04}" for seed in range(first, first + test)]
     return names[:training], names[training:], tested
 
 

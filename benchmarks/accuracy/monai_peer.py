@@ -28,7 +28,7 @@ from monai.networks.utils import one_hot
 from monai.utils import set_determinism
 from torch import nn
 
-PATCHES_A_CASE = 2
+BATCH = 2
 VALIDATE_EVERY = 100
 
 
@@ -47,6 +47,10 @@ class Job:
     patch: tuple[int, int, int] = (48, 48, 48)
     channels: tuple[int, ...] = (8, 16, 32, 64, 128)
     learning_rate: float = 5e-3
+    intensity_shift: float = 0.1
+    """Of RandShiftIntensityd, as a share of the window (unetr_btcv: 0.1, that is 40 HU)."""
+    patches_per_case: int = 2
+    """Patches that a batch of two has of one patient (the tutorials: 4, all of one); 1 or 2."""
 
     @property
     def manifest_values(self) -> dict[str, Any]:
@@ -122,7 +126,7 @@ def random_transforms(job: Job) -> list[Any]:
             spatial_size=job.patch,
             pos=1,
             neg=1,
-            num_samples=PATCHES_A_CASE,
+            num_samples=job.patches_per_case,
             image_key="image",
             image_threshold=0,
         ),
@@ -134,7 +138,7 @@ def random_transforms(job: Job) -> list[Any]:
             mode=("bilinear", "nearest"),
             padding_mode="border",
         ),
-        T.RandShiftIntensityd("image", offsets=0.1, prob=0.5),
+        T.RandShiftIntensityd("image", offsets=job.intensity_shift, prob=0.5),
     ]
 
 
@@ -157,7 +161,8 @@ def train(job: Job) -> None:
         num_workers=1,
         progress=False,
     )
-    loader = DataLoader(cached, batch_size=1, shuffle=True)
+    patients = BATCH // job.patches_per_case
+    loader = DataLoader(cached, batch_size=patients, shuffle=True, drop_last=True)
     network = build_network(job)
     optimiser = torch.optim.AdamW(network.parameters(), job.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

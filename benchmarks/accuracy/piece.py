@@ -56,7 +56,8 @@ def run_piece(
     if file.exists() and json.loads(file.read_text())["recipe"] == described:
         return file
     manifest = material.manifests[split]
-    run, trained = train(recipe.training, manifest, f"{material.name}_{split}", seed, budget, out)
+    trained_as = f"{material.trained_as}_{split}"
+    run, trained = train(recipe.training, manifest, trained_as, seed, budget, out)
     predictions = out / "runs" / name / "predictions"
     shutil.rmtree(predictions, ignore_errors=True)
     predictions.parent.mkdir(parents=True, exist_ok=True)
@@ -180,5 +181,7 @@ def _commit() -> str:
             ["git", *words], cwd=ROOT, capture_output=True, text=True
         ).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "attunet3d", "pipelines")
+    changed = git(
+        "status", "--porcelain", "--", "attunet3d", "pipelines", "benchmarks/accuracy/*.py"
+    )
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
