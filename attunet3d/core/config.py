@@ -144,7 +144,7 @@ def check_patch(patch: Size, strides: Iterable[Size]) -> None:
     """Refuse a training patch that the strides do not divide.
 
     Raises:
-        SettingsError: It is none of their multiples; the nearest are named.
+        SettingsError: It is not a multiple of their product; the nearest are named.
     """
     divisor = [prod(steps) for steps in zip(*strides, strict=True)]
     down = [max(1, size // step) * step for size, step in zip(patch, divisor, strict=True)]

@@ -18,7 +18,7 @@ AGREEMENT = 0.999  # least share of voxels with the same class
 
 
 def deviation(fast: Tensor, exact: Tensor) -> str | None:
-    """How `fast` logits (B, K, …) deviate from `exact` ones beyond rounding error; None: not.
+    """How `fast` logits (B, K, …) deviate from `exact` ones beyond rounding; None if they do not.
 
     Example:
         >>> exact = torch.tensor([[[1.0, -4.0], [-1.0, 4.0]]])

@@ -64,7 +64,7 @@ class AttentionUNet3D(nn.Module):
             "residual". The decoder's are plain.
         blocks: Blocks of each level of the encoder, finest first; None: one.
         activation: "relu" or "leaky_relu"; the gates' own is a ReLU, as in the paper.
-        downsampling: "max_pool", or "strided": the first convolution of a level takes strides.
+        downsampling: "max_pool", or "strided": the first convolution of a level is strided.
 
     Raises:
         ModelError: A number or name is out of range.

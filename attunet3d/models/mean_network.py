@@ -10,7 +10,7 @@ from attunet3d.core import Size
 
 
 class MeanNetwork(nn.Module):
-    """The mean of what networks of one number of classes return, in eval mode.
+    """The mean output of networks with the same number of classes, in eval mode.
 
     Args:
         members: The networks.
