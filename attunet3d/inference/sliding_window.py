@@ -59,24 +59,24 @@ class Stitching:
 
 def sliding_window_slabs(
     image: Tensor,
-    predictor: ForwardPass,
+    forward: ForwardPass,
     *,
     window: Size,
     overlap: float = 0.5,
     window_batch: int = 1,
     stitching: Stitching | None = None,
 ) -> Iterator[Slab]:
-    """Run `predictor` over overlapping windows of `image`; yield final slabs from z = 0 upwards.
+    """Run `forward` over overlapping windows of `image`; yield final slabs from z = 0 upwards.
 
-    The image and the predictor's outputs are only read. When CUDA memory runs out, windows are
+    The image and the outputs of `forward` are only read. When CUDA memory runs out, windows are
     computed one at a time, then stitched in the CPU's memory; finished windows are not repeated.
 
     Args:
-        image: (C, X, Y, Z), on the device that the predictor works on.
-        predictor: (B, C, x, y, z) → (B, K, x, y, z).
+        image: (C, X, Y, Z), on the device that `forward` works on.
+        forward: (B, C, x, y, z) → (B, K, x, y, z).
         window: x, y, z voxels of a window.
         overlap: Least share of a window that its neighbour covers, in [0, 1).
-        window_batch: Windows per call of the predictor.
+        window_batch: Windows per call of `forward`.
         stitching: Channels, weights, and what is called with the reason of a fallback.
 
     Yields:
@@ -93,20 +93,20 @@ def sliding_window_slabs(
     """
     sizes = [max(size, part) for size, part in zip(image.shape[1:], window, strict=True)]
     padded, margins = pad(image, (sizes[0], sizes[1], sizes[2]))
-    row = _Row(padded, predictor, window, overlap, stitching or Stitching())
+    row = _Row(padded, forward, window, overlap, stitching or Stitching())
     for slab in row.slabs(window_batch):
         yield from without_padding(slab, margins, image.shape)
 
 
 @torch.no_grad()
 def whole_volume(
-    image: Tensor, predictor: ForwardPass, *, divisor: Size, all_channels: bool = False
+    image: Tensor, forward: ForwardPass, *, divisor: Size, all_channels: bool = False
 ) -> Iterator[Slab]:
-    """Run `predictor` once over the whole `image`, padded to multiples of `divisor`.
+    """Run `forward` once over the whole `image`, padded to multiples of `divisor`.
 
     Args:
         image: (C, X, Y, Z).
-        predictor: (1, C, x, y, z) → (1, K, x, y, z).
+        forward: (1, C, x, y, z) → (1, K, x, y, z).
         divisor: Product of the network's strides along x, y, z.
         all_channels: Keep both channels of a two-channel output.
 
@@ -115,7 +115,7 @@ def whole_volume(
     """
     x, y, z = (-(-size // part) * part for size, part in zip(image.shape[1:], divisor, strict=True))
     padded, margins = pad(image, (x, y, z))
-    logits = decisive_channels(predictor(padded[None]), all_channels)[0].float()  # (K, x, y, z)
+    logits = decisive_channels(forward(padded[None]), all_channels)[0].float()  # (K, x, y, z)
     planes = slab_planes(logits.shape[0] * x * y, logits.device)
     for start in range(0, z, planes):
         yield from without_padding(
@@ -129,14 +129,14 @@ class _Row:
     def __init__(
         self,
         image: Tensor,
-        predictor: ForwardPass,
+        forward: ForwardPass,
         window: Size,
         overlap: float,
         stitching: Stitching,
     ) -> None:
         self.image = image
         self.device = image.device
-        self.predictor = predictor
+        self.forward = forward
         self.window = window
         self.stitching = stitching
         sizes = image.shape[1:]
@@ -183,7 +183,7 @@ class _Row:
         parts = [self.image[:, x : x + a, y : y + b, z : z + c] for x, y in columns]
         # One window is a view of the image, which must not be written to.
         inputs = parts[0][None] if len(parts) == 1 else torch.stack(parts)  # (B, C, x, y, z)
-        outputs = self.predictor(inputs.to(self.device))
+        outputs = self.forward(inputs.to(self.device))
         return outputs.to(self.sums_device, torch.float32)
 
     def _no_sums(self, like: Tensor) -> WindowSums:

@@ -143,7 +143,7 @@ def test_identity_gives_the_image_back(
         image, identity, window=window, overlap=overlap, window_batch=batch, stitching=options
     )
     torch.testing.assert_close(joined(slabs), image, rtol=1e-5, atol=1e-5)
-    assert torch.equal(image, noise(3, *shape))  # although the predictor returned a view of it
+    assert torch.equal(image, noise(3, *shape))  # although `forward` returned a view of it
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
@@ -193,7 +193,7 @@ def test_agrees_with_monai_on_the_same_windows(weights: Literal["gaussian", "con
     torch.testing.assert_close(ours, theirs[0], rtol=1e-5, atol=1e-5)
 
 
-def test_predictors_output_is_only_read() -> None:
+def test_the_networks_output_is_only_read() -> None:
     kept = []
 
     def network(x: torch.Tensor) -> Any:
