@@ -44,6 +44,7 @@ OTHER = {
     "probabilities": "other probabilities",
 }
 SIDECAR_BYTES = 2_000_000  # far above any that is written
+REDO = "run `infer` on the case again"
 
 
 @dataclass(frozen=True)
@@ -165,24 +166,22 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     """Read a sidecar.
 
     Raises:
-        WriteError: It is missing, or is not a sidecar.
+        FileError: It is missing, or is not a sidecar.
     """
-    try:
-        content = read_json(path, SIDECAR_BYTES)
-    except FileError as error:
-        raise WriteError(f"{error}; this is not a sidecar") from None
+    content = read_json(path, SIDECAR_BYTES)
     parts = ("labels", "files", "settings")
     if (
         not isinstance(content, dict)
         or not all(isinstance(content.get(part), dict) for part in parts)
         or not all(value.isdecimal() for value in content["labels"])
     ):
-        raise WriteError("is not a sidecar: it must hold labels, files and settings", path=path)
+        rule = "is not a sidecar: it must hold labels, files and settings"
+        raise FileError(rule, path=path, cure=REDO)
     try:
         label_regions(content)
     except (AttributeError, TypeError, ValueError):
         rule = "is not a sidecar: its regions must be lists of label values by label value"
-        raise WriteError(rule, path=path) from None
+        raise FileError(rule, path=path, cure=REDO) from None
     return content
 
 
@@ -190,7 +189,7 @@ def read_sidecars(folder: Path) -> dict[str, dict[str, Any]]:
     """The sidecars of a folder by case, in order; other programs' JSON is passed over."""
     found = {}
     for path in sorted(folder.glob("[!.]*.json")):
-        with suppress(WriteError):
+        with suppress(FileError):
             found[path.stem] = read_sidecar(path)
     return found
 
@@ -257,7 +256,7 @@ def is_done(files: CaseFiles, wanted: Sequence[Path], origin: Mapping[str, Any])
     """
     try:
         content = read_sidecar(files.sidecar)
-    except WriteError:
+    except FileError:
         return False
     if not intact(files, content, wanted):
         return False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d.cohort import case_files, results
-from attunet3d.core import DataError, UserError, WriteError, read_json, text
+from attunet3d.core import DataError, UserError, read_json, text
 from attunet3d.datasets import Case, Manifest, read_case_label
 from attunet3d.evaluation.report import Report
 from attunet3d.evaluation.report_case import Reader, ReportCase, number
@@ -131,7 +131,7 @@ def _case(
     try:
         content = results.read_sidecar(case_files(predictions, case_id).sidecar)
         found = predicted_case(predictions, case_id, content)
-    except WriteError:
+    except UserError:  # no sidecar, or a name that no sidecar can have
         found = ReportCase(name=case_id)
     known = references.cases.get(case_id)
     layers: dict[str, Reader] = {"prediction": lambda _: read_label(files[case_id])}

@@ -12,7 +12,7 @@ from attunet3d.cohort import results
 from attunet3d.cohort.case_writer import write_label_masks
 from attunet3d.cohort.outcome import Outcome, reason, write_failures
 from attunet3d.cohort.results import CaseFiles, case_files, is_done
-from attunet3d.core import WriteError
+from attunet3d.core import FileError, WriteError
 from attunet3d.core.errors import UserError
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Segmentation
@@ -93,7 +93,7 @@ def test_regions_are_recorded_and_read_back(tmp_path: Path) -> None:
 def test_regions_that_are_none_are_refused(done: CaseFiles, regions: str) -> None:
     content = json.loads(done.sidecar.read_text()) | {"regions": json.loads(regions)}
     done.sidecar.write_text(json.dumps(content))
-    with pytest.raises(WriteError, match=r"case\.json: .*its regions must be lists"):
+    with pytest.raises(FileError, match=r"case\.json: .*its regions must be lists"):
         results.read_sidecar(done.sidecar)
 
 
@@ -113,13 +113,13 @@ def test_case_whose_files_are_not_what_the_sidecar_says_is_not_done(done: CaseFi
 def test_sidecar_that_is_none_leaves_the_case_undone(done: CaseFiles, text: str) -> None:
     done.sidecar.write_text(text)
     assert not is_done(done, [done.mask], ORIGIN)
-    with pytest.raises(WriteError, match=r"case\.json"):
+    with pytest.raises(FileError, match=r"case\.json"):
         results.read_sidecar(done.sidecar)
 
 
 def test_oversized_sidecar_is_not_read(done: CaseFiles) -> None:
     done.sidecar.write_text(" " * (results.SIDECAR_BYTES + 1))
-    with pytest.raises(WriteError, match="larger than"):
+    with pytest.raises(FileError, match="larger than"):
         results.read_sidecar(done.sidecar)
 
 
