@@ -68,8 +68,9 @@ def sliding_window_slabs(
 ) -> Iterator[Slab]:
     """Run `forward` over overlapping windows of `image`; yield final slabs from z = 0 upwards.
 
-    The image and the outputs of `forward` are only read. When CUDA memory runs out, windows are
-    computed one at a time, then stitched in the CPU's memory; finished windows are not repeated.
+    The image and the outputs of `forward` are only read. When memory runs out, windows are
+    computed one at a time, then on CUDA stitched in the CPU's memory; finished windows are not
+    repeated.
 
     Args:
         image: (C, X, Y, Z), on the device that `forward` works on.
@@ -194,7 +195,7 @@ class _Row:
         """Ask for less memory, or give up by raising the error."""
         if batch > 1:
             batch = 1
-            self.stitching.note("CUDA memory ran out: windows one at a time")
+            self.stitching.note(f"{self.device.type.upper()} memory ran out: windows one at a time")
         elif self.sums_device.type == "cuda":
             self.image, self.sums_device = self.image.cpu(), torch.device("cpu")
             if self.sums is not None:

@@ -357,7 +357,7 @@ def test_out_of_memory_goes_on_with_single_windows_and_repeats_none() -> None:
     )
     torch.testing.assert_close(joined(slabs), 2 * image, rtol=1e-5, atol=1e-5)
     assert network.batches == [4] + [1] * 23  # 27 windows, each once
-    assert notes == ["CUDA memory ran out: windows one at a time"]
+    assert notes == ["CPU memory ran out: windows one at a time"]
 
 
 def test_out_of_memory_with_nothing_left_to_give_is_raised() -> None:
