@@ -92,7 +92,7 @@ def test_a_piece_is_trained_scored_and_not_made_twice(
     assert piece["seconds"]["train"]["processor"] > 0
     assert [point["step"] for point in piece["curve"]] == [2]
     scores = piece["cases"]["phantom_0002"]["pancreas"]
-    assert set(scores) == {*report.COLUMNS, "present"}
+    assert set(scores) == {*report.COLUMNS, "present"} - {"volume"}
     assert scores["present"]
     assert 0 <= scores["dice"] <= 1
 
@@ -126,23 +126,18 @@ def test_recipes_that_differ_in_the_answer_share_one_training(
     assert len(list((tmp_path / "trained").iterdir())) == 2
 
 
-def test_steps_within_a_time_come_from_the_cost_of_a_step(
+def test_the_cost_of_a_step_is_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few, more = pieces_module.CALIBRATION_STEPS
     costs = iter([99.0, 10.0, 10.0 + 0.5 * (more - few)])  # the first call fills the cache
-
-    def spent(command: Any) -> Any:
-        (tmp_path / "calibration").mkdir()
-        return {"processor": next(costs)}
-
-    monkeypatch.setattr(pieces_module, "_spent", spent)
-    recipe = find_recipe("small")
-    steps = pieces_module._steps_within(2.0, recipe, tmp_path / "split_0.json", tmp_path)
-    assert steps == 240  # two minutes at half a second
+    monkeypatch.setattr(pieces_module, "_spent", lambda command: {"processor": next(costs)})
+    arguments = find_recipe("small"), tmp_path / "split_0.json", tmp_path / "cost"
+    assert pieces_module._step_cost(*arguments) == 0.5
+    assert pieces_module._step_cost(*arguments) == 0.5  # another measurement would have no cost
 
 
-def test_differences_are_paired_by_case_and_seed() -> None:
+def test_differences_are_paired_by_case() -> None:
     pieces = [
         made("a", 0, [0.1, 0.5, 0.9]),
         made("a", 1, [0.3, 0.7, 0.7]),
@@ -154,7 +149,22 @@ def test_differences_are_paired_by_case_and_seed() -> None:
     assert "### pancreas" in text
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:2] == "| "}
     assert "| 0.533 ± 0.047 |" in rows["a"]  # means of the seeds 0.5 and 0.567
-    assert "| +0.100 (+0.100 … +0.100), " in rows["b"]
+    assert "| +0.100 (+0.000 … +0.200), 0.250, 3 of 3 |" in rows["b"]
+
+
+def test_the_interval_of_a_difference_knows_the_seeds() -> None:
+    pieces = [made("a", seed, [0.5] * 4) for seed in (0, 1)]
+    pieces += [made("b", 0, [0.4] * 4), made("b", 1, [0.8] * 4)]
+    assert "| +0.100 (−0.100 … +0.300), " in report.tables(pieces, "a")
+
+
+def test_volume_and_distance_are_of_cases_that_have_them() -> None:
+    piece = made("a", 0, [0.8, 0.0])
+    piece["cases"]["case_0"]["pancreas"].update(recall=1.0, hd95_mm=4.0)  # P = 1.5 T
+    piece["cases"]["case_1"]["pancreas"].update(hd95_mm=float("nan"))  # nothing was found
+    row = report.tables([piece], "a").splitlines()[-1]
+    assert "| 4.0 (1 of 2) |" in row
+    assert "| 1.500 (1 of 2) |" in row
 
 
 def test_an_absent_organ_counts_for_false_positives_only() -> None:
