@@ -23,7 +23,7 @@ from benchmarks.accuracy.outlined_material import (
 
 PHANTOMS = {
     "hard": (24, 4, 16, 5000),
-    "hard_fresh": (24, 4, 48, 6000),
+    "hard_fresh": (24, 4, 32, 6000),
     "hard_few": (6, 4, 16, 5000),
     "easy": (24, 4, 16, 5000),
 }
