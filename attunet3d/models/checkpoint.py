@@ -39,7 +39,7 @@ ABOUT = "attunet3d"  # the header's entry
 MODEL, STATE, PREVIOUS, DAMAGED = "model.safetensors", "last.pt", "previous.pt", "damaged.pt"
 LARGEST_HEADER = 16 << 20
 DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # of weights and of counters
-MOST_LEVELS, MOST_CHANNELS = 12, 1 << 16
+MOST_LEVELS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +168,7 @@ def _labels(values: Any) -> dict[int, str]:
 
 def _network(config: Config, classes: int) -> Network:
     channels = config.network.channels
-    if len(channels) > MOST_LEVELS or max(channels) > MOST_CHANNELS:
+    if len(channels) > MOST_LEVELS:
         raise ModelError(f"network.channels {channels!s:.80}: too many")
     with torch.device("meta"):  # takes no memory, whatever the configuration claims
         network = build_network(config.network, 1, classes)

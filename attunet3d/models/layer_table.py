@@ -39,13 +39,12 @@ class LayerRow:
     output_bytes: int
 
 
-def layer_table(network: nn.Module, patch: Size, in_channels: int = 1) -> list[LayerRow]:
+def layer_table(network: nn.Module, patch: Size) -> list[LayerRow]:
     """The blocks of a network in the order in which they run, with every head that is trained.
 
     Args:
-        network: Any network of (1, in_channels, X, Y, Z); it is not changed.
+        network: Any network of (B, 1, X, Y, Z); it is not changed.
         patch: X, Y, Z.
-        in_channels: Channels of the input.
 
     Example:
         >>> from attunet3d.core import NetworkConfig
@@ -56,7 +55,7 @@ def layer_table(network: nn.Module, patch: Size, in_channels: int = 1) -> list[L
     """
     modules = dict(_blocks(network))
     with FlopCounterMode(display=False) as counter:
-        shapes = output_shapes(network, list(modules), patch, in_channels)
+        shapes = output_shapes(network, list(modules), patch)
     flops = counter.get_flop_counts()
     rows = []
     for name, ((batch, *shape), *_) in shapes.items():
@@ -69,15 +68,14 @@ def layer_table(network: nn.Module, patch: Size, in_channels: int = 1) -> list[L
 
 
 def output_shapes(
-    network: nn.Module, names: Sequence[str], patch: Size, in_channels: int = 1
+    network: nn.Module, names: Sequence[str], patch: Size
 ) -> dict[str, list[tuple[int, ...]]]:
     """Shapes of the outputs of modules in training, in the order in which they run.
 
     Args:
-        network: Any network of (1, in_channels, X, Y, Z); it is not changed.
+        network: Any network of (B, 1, X, Y, Z); it is not changed.
         names: Of its modules.
         patch: X, Y, Z.
-        in_channels: Channels of the input.
 
     Example:
         >>> output_shapes(nn.Sequential(nn.Conv3d(1, 8, 3, 2, 1)), ["0"], (16, 16, 8))
@@ -95,7 +93,7 @@ def output_shapes(
         modules[name].register_forward_hook(
             lambda _, __, output, name=name: keep_shapes(name, output)
         )
-    network(torch.zeros(1, in_channels, *patch, device="meta"))
+    network(torch.zeros(1, 1, *patch, device="meta"))
     return shapes
 
 

@@ -86,7 +86,7 @@ def bytes_per_voxel(network: NetworkConfig, strides: Sequence[Size], out_channel
 
 
 def kept_bytes_per_voxel(
-    network: NetworkConfig, strides: Sequence[Size], out_channels: int, in_channels: int = 1
+    network: NetworkConfig, strides: Sequence[Size], out_channels: int
 ) -> float:
     """Bytes that a training step keeps and moves for each voxel of a patch.
 
@@ -94,7 +94,6 @@ def kept_bytes_per_voxel(
         network: Channels, gates and heads.
         strides: Between neighbouring levels, finest first.
         out_channels: Classes, background included.
-        in_channels: Of the scan.
 
     Example:
         >>> round(kept_bytes_per_voxel(NetworkConfig(), ((2, 2, 2),) * 4, 2))
@@ -109,7 +108,7 @@ def kept_bytes_per_voxel(
     blocks = network.blocks or (1,) * len(channels)
     gates = {"double": 2, "single": 1, "none": 0}[network.gate]
     last = len(channels) - 1
-    values, share, head_values = float(in_channels), 1.0, 0.0
+    values, share, head_values = 1.0, 1.0, 0.0  # values: the scan's one channel
     for level, width in enumerate(channels):
         if level:
             share /= prod(strides[level - 1])
@@ -125,7 +124,7 @@ def kept_bytes_per_voxel(
     return VALUE_BYTES * (values + 3 * head_values + flight)
 
 
-def weight_bytes(network: NetworkConfig, in_channels: int = 1) -> int:
+def weight_bytes(network: NetworkConfig) -> int:
     """Bytes of weights, gradients, optimiser state and moving average together.
 
     Example:
@@ -137,7 +136,7 @@ def weight_bytes(network: NetworkConfig, in_channels: int = 1) -> int:
         return round(FORM_SIZES[network.form].weights * first**2) * VALUE_BYTES * WEIGHT_COPIES
     channels = network.channels
     blocks = network.blocks or (1,) * len(channels)
-    weights, before = 0, in_channels
+    weights, before = 0, 1  # before: the scan's one channel
     for width, count in zip(channels, blocks, strict=True):
         weights += 27 * (before * width + (2 * count - 1) * width * width)
         before = width
