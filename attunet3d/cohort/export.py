@@ -120,14 +120,14 @@ def export_labels(
         UserError: A folder holds no results, the rule names a label that no case has, or
             `out_dir` cannot be used.
     """
-    cases = _cases(folders)
+    found = [_cases(folder) for folder in folders]
     if any(out_dir.resolve() == folder.resolve() for folder in folders):
         raise DataError("holds the predictions", path=out_dir, cure="choose another output folder")
-    first = results.case_files(folders[0], cases[0])
-    if first.sidecar.is_file():
-        labels = results.label_names(results.read_sidecar(first.sidecar))
-        rule.for_labels(labels)
-        rule.largest(labels)
+    first = results.case_files(folders[0], found[0][0])
+    labels = results.label_names(results.read_sidecar(first.sidecar))
+    rule.for_labels(labels)
+    rule.largest(labels)
+    cases = sorted(set().union(*found))
     outcome = Outcome()
     with locked_folder(out_dir, "export"), progress(len(cases), "export") as bar:
         results.sweep(out_dir)
@@ -177,17 +177,13 @@ def choose_labels(
     return chosen
 
 
-def _cases(folders: Sequence[Path]) -> list[str]:
-    """Ids of the cases in any of the folders."""
-    found = set()
-    for folder in folders:
-        here = {path.stem for path in folder.glob("[!.]*.json")} - {"failures"}
-        if not here:
-            raise DataError(
-                "holds no results of infer", path=folder, cure="name an output folder of infer"
-            )
-        found |= here
-    return sorted(found)
+def _cases(folder: Path) -> list[str]:
+    """Ids of the cases in a folder, one at least."""
+    found = [case_id for case_id, _ in results.each_sidecar(folder)]
+    if not found:
+        cure = "name an output folder of `infer`"
+        raise DataError("holds no results of `infer`", path=folder, cure=cure)
+    return found
 
 
 class _CaseExport:

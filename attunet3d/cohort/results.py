@@ -16,7 +16,7 @@ The sidecar holds a checksum of each file of the case, so damaged and exchanged 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,12 +186,15 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def read_sidecars(folder: Path) -> dict[str, dict[str, Any]]:
-    """The sidecars of a folder by case, in order; other programs' JSON is passed over."""
-    found = {}
+    """The sidecars of a folder by case; see `each_sidecar`."""
+    return dict(each_sidecar(folder))
+
+
+def each_sidecar(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The cases of a folder with their sidecars, in order; other programs' JSON is passed over."""
     for path in sorted(folder.glob("[!.]*.json")):
         with suppress(FileError):
-            found[path.stem] = read_sidecar(path)
-    return found
+            yield path.stem, read_sidecar(path)
 
 
 def label_names(content: Mapping[str, Any]) -> dict[int, str]:

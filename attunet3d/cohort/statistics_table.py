@@ -8,11 +8,12 @@ import csv
 import io
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from attunet3d.cohort import results
-from attunet3d.core import UserError, whole_file
+from attunet3d.core import whole_file
 
 NAME = "statistics.csv"
 SHARE = 0.05  # of the time that writing may take: in a large cohort not after every case
@@ -29,16 +30,18 @@ class StatisticsTable:
         self._folder, self._path = folder, folder / NAME
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._due = 0.0
-        for path in sorted(folder.glob("[!.]*.json")):
-            self._read(path)
+        for case_id, content in results.each_sidecar(folder):
+            self._take(case_id, content)
 
     def add(self, case_id: str) -> None:
         """Take a case that was just finished, and write the table.
 
         Raises:
+            FileError: Its sidecar cannot be read.
             WriteError: The disk is full or the folder read-only.
         """
-        self._read(results.case_files(self._folder, case_id).sidecar)
+        sidecar = results.case_files(self._folder, case_id).sidecar
+        self._take(case_id, results.read_sidecar(sidecar))
         if time.monotonic() >= self._due:
             self.write()
 
@@ -61,12 +64,9 @@ class StatisticsTable:
         now = time.monotonic()
         self._due = now + (now - begin) / SHARE
 
-    def _read(self, sidecar: Path) -> None:
-        try:
-            content = results.read_sidecar(sidecar)
-            self._rows[sidecar.stem] = list(_rows(sidecar.stem, content))
-        except (UserError, AttributeError, LookupError, TypeError):  # another program's file
-            self._rows.pop(sidecar.stem, None)
+    def _take(self, case_id: str, content: Mapping[str, Any]) -> None:
+        with suppress(AttributeError, LookupError, TypeError):  # another program's file
+            self._rows[case_id] = list(_rows(case_id, content))
 
 
 def _rows(case_id: str, content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -203,6 +203,13 @@ def test_case_that_one_folder_lacks_fails(tmp_path: Path) -> None:
     assert set(outcome.failures) == {"case", "other"}
 
 
+def test_json_of_other_programs_is_passed_over(tmp_path: Path) -> None:
+    predicted(tmp_path / "in")
+    (tmp_path / "in" / "a.json").write_text('{"written by": "another program"}')
+    outcome = export_labels([tmp_path / "in"], tmp_path / "out", Rule())
+    assert (outcome.done, outcome.failures) == (["case"], {})
+
+
 def test_wrong_folders_are_refused(tmp_path: Path) -> None:
     predicted(tmp_path / "in")
     with pytest.raises(DataError, match="holds the predictions"):
