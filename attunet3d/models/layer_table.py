@@ -17,6 +17,7 @@ from attunet3d.core import Size, as_table
 from attunet3d.models.published.network import PublishedNetwork
 
 FLOAT32_BYTES = 4
+TRACED = 2  # patches: BatchNorm refuses one whose deepest level has one voxel
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def layer_table(network: nn.Module, patch: Size) -> list[LayerRow]:
     for name, ((batch, *shape), *_) in shapes.items():
         parameters = sum(parameter.numel() for parameter in modules[name].parameters())
         if parameters or isinstance(modules[name], nn.MaxPool3d):
-            count = sum(flops.get(f"{type(network).__name__}.{name}", {}).values())
-            size = batch * prod(shape) * FLOAT32_BYTES
+            count = sum(flops.get(f"{type(network).__name__}.{name}", {}).values()) // TRACED
+            size = batch * prod(shape) * FLOAT32_BYTES // TRACED
             rows.append(LayerRow(name, tuple(shape), parameters, count, size))
     return rows
 
@@ -70,7 +71,7 @@ def layer_table(network: nn.Module, patch: Size) -> list[LayerRow]:
 def output_shapes(
     network: nn.Module, names: Sequence[str], patch: Size
 ) -> dict[str, list[tuple[int, ...]]]:
-    """Shapes of the outputs of modules in training, in the order in which they run.
+    """Shapes of the outputs of modules in training for a batch of two, in the order of running.
 
     Args:
         network: Any network of (B, 1, X, Y, Z); it is not changed.
@@ -79,7 +80,7 @@ def output_shapes(
 
     Example:
         >>> output_shapes(nn.Sequential(nn.Conv3d(1, 8, 3, 2, 1)), ["0"], (16, 16, 8))
-        {'0': [(1, 8, 8, 8, 4)]}
+        {'0': [(2, 8, 8, 8, 4)]}
     """
     network = copy.deepcopy(network).to("meta").train()
     modules = dict(network.named_modules())
@@ -93,7 +94,7 @@ def output_shapes(
         modules[name].register_forward_hook(
             lambda _, __, output, name=name: keep_shapes(name, output)
         )
-    network(torch.zeros(1, 1, *patch, device="meta"))
+    network(torch.zeros(TRACED, 1, *patch, device="meta"))
     return shapes
 
 

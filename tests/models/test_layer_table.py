@@ -48,6 +48,13 @@ def test_a_2d_form_over_slices_is_listed_block_by_block() -> None:
     assert {"network.Att5", "network.Up_conv2", "network.Conv_1x1"} < found.keys()
 
 
+def test_a_patch_that_trains_in_a_batch_of_two_is_listed() -> None:
+    found = {row.name: row for row in layer_table(build_network(NetworkConfig(), 1, 2), (16,) * 3)}
+    assert found["encoder.4"].shape == (256, 1, 1, 1)
+    assert found["encoder.4"].flops == 2 * 27 * (128 * 256 + 256 * 256)
+    assert found["encoder.4"].output_bytes == 4 * 256  # of one patch
+
+
 def test_the_network_itself_stays_as_it_is() -> None:
     network = build_network(NetworkConfig(channels=(4, 8)), 1, 2).eval()
     image = torch.randn(1, 1, 8, 8, 8)
