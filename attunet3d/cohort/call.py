@@ -74,9 +74,8 @@ class CohortOptions:
         """
         if self.attention:
             predictor.require_attention()
-        for value, name in predictor.labels.items() if self.mask_files else ():
-            if value:
-                case_files(Path(), "any").label_mask(name)
+        if self.mask_files:
+            case_files(Path(), "any").label_masks(predictor.labels)
 
     @property
     def choices(self) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def write_label_masks(files: CaseFiles, segmentation: Segmentation) -> list[Path
     Raises:
         WriteError: A label's name cannot be that of a file, or a file cannot be written.
     """
-    paths = {value: files.label_mask(name) for value, name in segmentation.labels.items() if value}
+    paths = files.label_masks(segmentation.labels)
     whole_file.make_folder(files.folder / files.case_id)
     grid = segmentation.grid
     for value, path in paths.items():

@@ -68,18 +68,22 @@ class CaseFiles:
         """The foreground labels' probabilities, or the gates' coefficients."""
         return self.folder / kind / f"{self.case_id}.nii.gz"
 
-    def label_mask(self, name: str) -> Path:
-        """The mask of the label called `name`.
+    def label_masks(self, labels: Mapping[int, str]) -> dict[int, Path]:
+        """The mask of each foreground label, by value.
 
         Raises:
-            WriteError: The name cannot be that of a file.
+            WriteError: A label's name cannot be that of a file.
         """
-        try:
-            return self.folder / self.case_id / f"{case_names.check_id(name)}.nii.gz"
-        except DataError:
-            rule = f"--mask-files: label {name!r} cannot be the name of a file"
-            cure = "leave --mask-files out, or rename the label (`manifest --label`) and train"
-            raise WriteError(rule, value=name, cure=cure) from None
+        found, folder = {}, self.folder / self.case_id
+        for value, name in labels.items():
+            try:
+                if value:
+                    found[value] = folder / f"{case_names.check_id(name)}.nii.gz"
+            except DataError:
+                rule = f"--mask-files: label {name!r} cannot be the name of a file"
+                cure = "leave --mask-files out, or rename the label (`manifest --label`) and train"
+                raise WriteError(rule, value=name, cure=cure) from None
+        return found
 
     @property
     def preview(self) -> Path:
@@ -90,11 +94,6 @@ class CaseFiles:
     def dicom_seg(self) -> Path:
         """A DICOM Segmentation of the series."""
         return self.folder / f"{self.case_id}.dcm"
-
-    @property
-    def all(self) -> tuple[Path, ...]:
-        """Every file that a case may have."""
-        return self.mask, self.sidecar, self.preview, *(self.maps(kind) for kind in KINDS)
 
     @property
     def begun(self) -> Path:
@@ -124,10 +123,9 @@ def case_files(folder: Path, case_id: str) -> CaseFiles:
 
 def sweep(folder: Path) -> None:
     """Delete the unfinished files of killed calls; files that are being written are kept."""
-    files = case_files(folder, "any")
-    for path in files.all:
-        whole_file.sweep(path.parent)
-    for path in Path(folder).glob(f"{BEGUN}*"):
+    for place in (folder, *folder.glob("*/")):
+        whole_file.sweep(place)
+    for path in folder.glob(f"{BEGUN}*"):
         if (path.parent / f"{path.name.removeprefix(BEGUN)}.json").exists():
             with suppress(OSError):
                 path.unlink()

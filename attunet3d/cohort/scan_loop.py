@@ -106,7 +106,9 @@ class ScanLoop:
                 cure="rename all but one",
             )
         scan = paths[0]
-        for path in files.all:
+        ours = [*self._wanted(files), files.sidecar]
+        ours += [files.dicom_seg] * self.options.dicom_seg
+        for path in ours:
             if path.exists() and scans.identity(path) in self.inputs:
                 what = "its own result" if path.samefile(scan) else f"the result of {case_id!r}"
                 raise DataError(
@@ -116,24 +118,26 @@ class ScanLoop:
                 )
         return Todo(files, scan)
 
-    def _is_done(self, one: Todo) -> bool:
-        files = one.files
-        if not files.sidecar.exists():
-            return False
+    def _wanted(self, files: CaseFiles) -> list[Path]:
+        """The files that a case must have beside its sidecar, which holds their checksums."""
         options = self.options
         wanted = [files.mask, *(files.maps(kind) for kind in options.kinds)]
         if options.mask_files:
-            names = self.predictor.labels
-            wanted += [files.label_mask(name) for value, name in names.items() if value]
+            wanted += files.label_masks(self.predictor.labels).values()
         if options.preview and not options.orthogonal:
             wanted.append(files.preview)
+        return wanted
+
+    def _is_done(self, one: Todo) -> bool:
+        if not one.files.sidecar.exists():
+            return False
         origin = {
             "model": self.predictor.checksum,
             "settings": self.predictor.settings,
             **{"series": None, "orthogonal": None, **self.options.choices},
             "scan_checksum": scans.checksum(one.scan),
         }
-        return results.is_done(files, wanted, origin)
+        return results.is_done(one.files, self._wanted(one.files), origin)
 
     def _read_ahead(
         self, readers: ThreadPoolExecutor, todo: Iterator[Todo]

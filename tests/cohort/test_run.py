@@ -251,9 +251,20 @@ def test_no_scan_is_overwritten_by_the_result_of_another(scans: Path, tmp_path: 
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_no_scan_is_overwritten_by_a_mask_of_a_label(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    scan = write_scan(tmp_path / "a" / "ball.nii.gz")
+    before = scan.read_bytes()
+    outcome = segment_cohort(
+        predictor(), [("a", scan)], tmp_path, CohortOptions(mask_files=True, overwrite=True)
+    )
+    assert "overwritten by its own result" in outcome.failures["a"]
+    assert scan.read_bytes() == before
+
+
 def test_what_killed_calls_left_half_written_goes(scans: Path, tmp_path: Path) -> None:
     out_dir = tmp_path / "out"
-    for folder in (out_dir, out_dir / "probabilities", out_dir / "attention"):
+    for folder in (out_dir, *(out_dir / name for name in ("probabilities", "attention", "a"))):
         folder.mkdir()
         (folder / ".writing-0123abcd.a.nii.gz.tmp").write_bytes(b"half")
     segment(scans, out_dir)
