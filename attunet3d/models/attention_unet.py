@@ -31,7 +31,9 @@ from attunet3d.models.layers import (
     PointBlock,
     ResidualBlock,
     Stride,
+    deepest_values,
     initialise,
+    require_statistics,
     resize,
 )
 
@@ -243,15 +245,10 @@ class AttentionUNet3D(nn.Module):
         """Repeat the far ends of `x`, so that every level divides evenly."""
         period = self.divisor
         if self.norm != "group" and (self.training or self.norm == "instance"):
-            values = 1 if self.norm == "instance" else len(x)  # per channel of the centre
-            for length, step in zip(x.shape[2:], period, strict=True):
-                values *= -(-length // step)
-            if values == 1 and self.training:
-                raise ModelError(
-                    "one value per channel is left at the deepest level, which cannot be"
-                    " normalised",
-                    cure="train on larger patches or batches, or with norm=group",
-                )
+            images = 1 if self.norm == "instance" else len(x)
+            values = deepest_values(images, x.shape[2:], period)
+            if self.training:
+                require_statistics(values, "train on larger patches or batches, or with norm=group")
             if values == 1:  # InstanceNorm: give it a second
                 period = period[0], period[1], 2 * period[2]
         a, b, c = (-length % step for length, step in zip(x.shape[2:], period, strict=True))

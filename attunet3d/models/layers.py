@@ -3,6 +3,9 @@
 Shapes: B batch, C channels, X Y Z space (R, A, S).
 """
 
+from collections.abc import Sequence
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,6 +38,27 @@ def normaliser(norm: str, channels: int) -> nn.Module:
         groups = max(n for n in range(1, max(1, channels // 8) + 1) if channels % n == 0)
         return GroupNorm(groups, channels)
     raise ModelError(f"norm must be one of batch, instance, group, got {norm!r}", value=norm)
+
+
+def deepest_values(images: int, size: Sequence[int], factors: Sequence[int]) -> int:
+    """Values per channel of `images` of a `size` together, at the level coarser by `factors`.
+
+    Example:
+        >>> deepest_values(2, (32, 16, 9), (16, 16, 16))
+        4
+    """
+    return images * prod(-(-n // factor) for n, factor in zip(size, factors, strict=True))
+
+
+def require_statistics(values: int, cure: str) -> None:
+    """Refuse to train where a normalisation has one value per channel, whose deviation is 0.
+
+    Raises:
+        ModelError: It has.
+    """
+    if values == 1:
+        rule = "one value per channel is left at the deepest level, which cannot be normalised"
+        raise ModelError(rule, value=values, cure=cure)
 
 
 def activator(activation: str) -> nn.Module:

@@ -79,6 +79,18 @@ def test_channels_and_classes_and_width_are_read_from_a_state(name: str) -> None
         assert torch.equal(found(image), network.eval()(image))
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_training_on_one_value_a_channel_is_refused_if_there_is_batch_norm(name: str) -> None:
+    network = published_network(name, 1, 2, width=2).train()
+    x = torch.rand(1, 1, *network.divisor)
+    if name == "2d_unnormalised":
+        assert network(x)[0].shape[2:] == network.divisor
+        return
+    with pytest.raises(ModelError, match=r"one value per channel .*; train on larger patches"):
+        network(x)
+    assert len(network(x.repeat(2, 1, *[1] * network.axes))[0]) == 2
+
+
 def test_other_names_numbers_and_states_are_refused() -> None:
     with pytest.raises(ModelError, match="must be one of 2d_nearest"):
         published_network("2d", 1, 2)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attunet3d.core import ModelError
+from attunet3d.models.layers import deepest_values, require_statistics
 
 
 class PublishedNetwork(nn.Module):
@@ -26,6 +27,7 @@ class PublishedNetwork(nn.Module):
         axes: Spatial axes of the input, 2 or 3.
         published_width: Channels of the finest level as published.
         factor: Factor between the finest and the coarsest level.
+        normalised: Whether it has BatchNorm.
 
     Raises:
         ModelError: A number is not positive.
@@ -34,6 +36,7 @@ class PublishedNetwork(nn.Module):
     axes: ClassVar[int]
     published_width: ClassVar[int]
     factor: ClassVar[int] = 16
+    normalised: ClassVar[bool] = True
 
     def __init__(self, in_channels: int, out_channels: int, width: int | None = None) -> None:
         super().__init__()
@@ -63,6 +66,9 @@ class PublishedNetwork(nn.Module):
 
         Args:
             x: (B, in, X, Y) or (B, in, X, Y, Z).
+
+        Raises:
+            ModelError: In training, an input too small to be normalised at the deepest level.
         """
         logits, _ = self.forward_with_attention(x)
         return [logits] if self.training else logits
@@ -70,6 +76,9 @@ class PublishedNetwork(nn.Module):
     def forward_with_attention(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (B, out, …), and coefficients (B, 1, …) per gate, finest first."""
         size = x.shape[2:]
+        if self.training and self.normalised:
+            values = deepest_values(len(x), size, self.divisor)
+            require_statistics(values, "train on larger patches or batches")
         missing = [-length % self.factor for length in size]
         if any(missing):
             ends = chain.from_iterable((0, lack) for lack in reversed(missing))

@@ -22,6 +22,7 @@ class Unnormalised2D(PublishedNetwork):
 
     axes = 2
     published_width = 32
+    normalised = False
 
     def __init__(self, in_channels: int, out_channels: int, width: int | None = None) -> None:
         super().__init__(in_channels, out_channels, width)
