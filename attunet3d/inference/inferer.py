@@ -32,7 +32,7 @@ from attunet3d.inference.sliding_window import (
     whole_volume,
     window_starts,
 )
-from attunet3d.models import AttentionUNet3D, Network, finest_channels
+from attunet3d.models import AttentionUNet3D, GridAttentionGate, Network, finest_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +234,7 @@ class Inferer:
     def has_gates(self) -> bool:
         """Whether every member has attention gates."""
         return all(
-            member.config.gate != "none"
+            any(isinstance(part, GridAttentionGate) for part in member.network.modules())
             if type(member.network) is AttentionUNet3D
             else hasattr(member.network, "forward_with_attention")
             for member in self.members

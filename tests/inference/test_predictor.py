@@ -217,9 +217,10 @@ def test_attention_maps_are_those_of_the_network() -> None:
     assert np.array_equal(prediction.segmentation.array == 5, volume.array == 300)
 
 
-def test_attention_of_a_network_without_gates_is_refused_before_it_runs() -> None:
-    network = AttentionUNet3D(channels=(2, 4), gate="none").eval()
-    member = checkpoint(network, "network.channels=[2, 4]", "network.gate=none")
+@pytest.mark.parametrize("gate", ["none", "double"])  # two levels: only the ungated finest skip
+def test_attention_of_a_network_without_gates_is_refused_before_it_runs(gate: str) -> None:
+    network = AttentionUNet3D(channels=(2, 4), gate=gate).eval()
+    member = checkpoint(network, "network.channels=[2, 4]", f"network.gate={gate}")
     plain = Predictor([member], "cpu")
     plain.inferer.slabs = None  # type: ignore[assignment, method-assign]  # never called
     with pytest.raises(ModelError, match="no attention gates; leave attention maps out"):
