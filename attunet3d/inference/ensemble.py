@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from attunet3d.core import Config, Members, ModelError
+from attunet3d.core import Config, Members, ModelError, SettingsError
 from attunet3d.datasets import labels_with_side
 from attunet3d.inference.inferer import Member
 from attunet3d.models import Checkpoint, MeanNetwork, load_model
@@ -23,12 +23,12 @@ def common_config(members: Sequence[Checkpoint], settings: Sequence[str]) -> Con
     The window is that of inference, or else the training patch.
 
     Raises:
-        ModelError: The members do not belong together, a setting is not inference's, or there
-            is no window.
+        SettingsError: A setting is not one of inference, or wrong.
+        ModelError: The members do not belong together, or there is no window.
     """
     wrong = [text for text in settings if not text.strip().startswith("inference.")]
     if wrong:
-        raise ModelError(
+        raise SettingsError(
             f"--set {wrong[0]}: only inference.* can be set here",
             value=wrong[0],
             cure="leave it out; the rest is part of the model",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from attunet3d.core import DeviceError, ModelError, machine
+from attunet3d.core import DeviceError, ModelError, SettingsError, machine
 from attunet3d.core.model_config import InferenceConfig, NetworkConfig
 from attunet3d.imaging.geometry import Grid
 from attunet3d.imaging.volume import Volume
@@ -470,7 +470,7 @@ def test_estimate_grows_with_logits_and_where_the_decoder_cannot_be_split() -> N
 
 
 def test_settings_that_are_the_models_own_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"only inference\.\*"):
+    with pytest.raises(SettingsError, match=r"only inference\.\*"):
         predictor("preprocessing.spacing_mm=[1,1,1]")
 
 
