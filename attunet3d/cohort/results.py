@@ -217,22 +217,26 @@ def read_segmentation(files: CaseFiles, sidecar: Mapping[str, Any]) -> Segmentat
     return Segmentation(volume.array, volume.grid, names, volume.geometry, regions)
 
 
-def spare_others_work(files: CaseFiles, segmentation: Segmentation) -> None:
-    """Refuse to overwrite a label map that we cannot prove we wrote: it may be manual work.
+def spare_others_work(
+    files: CaseFiles, segmentation: Segmentation, *, mask_files: bool = False
+) -> None:
+    """Refuse to overwrite label maps and masks that we cannot prove we wrote: manual work, maybe.
 
     Raises:
-        WriteError: There is one, and it differs from `segmentation`.
+        WriteError: There is one, and it differs from what `segmentation` would be written as.
     """
-    if not files.mask.exists() or files.sidecar.exists() or files.begun.exists():
+    if files.sidecar.exists() or files.begun.exists():
         return
-    with suppress(UserError):
-        if np.array_equal(read_label(files.mask).array, segmentation.array):
-            return  # nothing would be lost
-    raise WriteError(
-        "already exists, has no sidecar and differs from the result",
-        path=files.mask,
-        cure="move it away, or choose another output folder",
-    )
+    masks = files.label_masks(segmentation.labels if mask_files else {})
+    for value, path in {0: files.mask, **masks}.items():
+        if not path.exists():
+            continue
+        with suppress(UserError):
+            ours = segmentation.mask_of(value) if value else segmentation.array
+            if np.array_equal(read_label(path).array, ours):
+                continue  # nothing would be lost
+        rule = "already exists, has no sidecar and differs from the result"
+        raise WriteError(rule, path=path, cure="move it away, or choose another output folder")
 
 
 def intact(files: CaseFiles, content: Mapping[str, Any], wanted: Sequence[Path]) -> bool:

@@ -171,7 +171,8 @@ class ScanLoop:
             if self.options.orthogonal:
                 segmentation = straightened(segmentation)
             if not self.options.overwrite:
-                results.spare_others_work(one.files, segmentation)
+                masks = self.options.mask_files
+                results.spare_others_work(one.files, segmentation, mask_files=masks)
         except BaseException as error:
             if maps is not None:
                 maps.abandon()

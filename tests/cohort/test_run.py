@@ -339,6 +339,21 @@ def test_label_maps_of_others_are_not_overwritten_unasked(scans: Path, tmp_path:
     assert_is_the_ball(labels, "a")
 
 
+def test_masks_of_others_are_not_overwritten_unasked(scans: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    for case_id, array in (("a", ball() == 0), ("b", ball() == 300)):  # somebody's, and the same
+        (labels / case_id).mkdir(parents=True)
+        write_scan(labels / case_id / "ball.nii.gz", array.astype(np.uint8))
+    before = (labels / "a" / "ball.nii.gz").read_bytes()
+    outcome = segment(scans, labels, mask_files=True)
+    assert (sorted(outcome.done), list(outcome.failures)) == (["-c", "b"], ["a"])
+    assert "ball.nii.gz: already exists" in outcome.failures["a"]
+    assert (labels / "a" / "ball.nii.gz").read_bytes() == before
+    assert segment(scans, labels, mask_files=True, overwrite=True).failures == {}
+    written = np.asarray(nibabel.load(labels / "a" / "ball.nii.gz").dataobj)
+    assert np.array_equal(written, ball() == 300)
+
+
 def test_what_a_killed_call_began_is_replaced(scans: Path, tmp_path: Path) -> None:
     out_dir = tmp_path / "out"
     out_dir.mkdir()
