@@ -14,6 +14,7 @@ from attunet3d.inference import activation
 from attunet3d.models import checkpoint
 from attunet3d.training import calibration, distributed
 from attunet3d.training.cached_case import CachedCase
+from attunet3d.training.label_classes import LabelClasses
 from attunet3d.training.run_log import read_rows
 from attunet3d.training.run_state import Result
 from attunet3d.training.trainer import Trainer
@@ -119,9 +120,8 @@ def _overlays(trainer: Trainer) -> None:
             trainer.classes,
         )
         low, high = np.percentile(np.asarray(case.image(), np.float32), (5, 99.5))
-        sizes = {index: case.starts[index + 1] - case.starts[index] for index in case.classes}
-        value = max(sizes, key=lambda index: sizes[index], default=1)  # 1: nothing is labelled
-        masks = (trainer.classes.mask(label, value) for label in (case.label(), classes))
+        shown = _largest_class(case, trainer.classes)
+        masks = (trainer.classes.mask(label, shown) for label in (case.label(), classes))
         scan, reference, prediction = (
             _volume(array, case, trainer) for array in (case.image(), *masks)
         )
@@ -129,6 +129,15 @@ def _overlays(trainer: Trainer) -> None:
             scan, reference, prediction, 1, title=case.id, window=(float(low), float(high))
         )
         figures.save(figure, folder / f"{case.folder.name}.png")
+
+
+def _largest_class(case: CachedCase, classes: LabelClasses) -> int:
+    """The annotated class of which a case has the most voxels; the first where it has none."""
+    label = case.label()
+    return max(
+        case.annotated or range(1, len(classes.names)),
+        key=lambda index: np.count_nonzero(classes.mask(label, index)),
+    )
 
 
 def _volume(array: Any, case: CachedCase, trainer: Trainer) -> Volume:
