@@ -64,5 +64,17 @@ class LabelClasses:
         found: Mask = np.isin(label, self._parts(index))
         return found
 
+    def as_written(self, label: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """A prepared label as a network that is right everywhere would write it.
+
+        Where regions overlap, the last in `order` wins; all indices of a region become one.
+        """
+        table = np.arange(256, dtype=np.uint8)
+        for value in self.order:
+            (index,) = self.classes([value])
+            table[list(self.regions[index])] = self.values.index(value)
+        written: npt.NDArray[np.uint8] = table[label]
+        return written
+
     def _parts(self, index: int) -> Sequence[int]:
         return self.regions[index] if self.regions else (index,)

@@ -132,7 +132,8 @@ def _case_scores(
     counted = label != ignored if ignored is not None else None
     if case.annotated is None:
         known = label.size if counted is None else np.count_nonzero(counted)
-        yield 0, int(np.count_nonzero(predicted == label)) / max(1, int(known))
+        right = np.count_nonzero(predicted == labels.as_written(label))
+        yield 0, int(right) / max(1, int(known))
     for index in case.annotated or range(1, len(labels.names)):
         ours, theirs = labels.mask(predicted, index), labels.mask(label, index)
         if counted is not None:

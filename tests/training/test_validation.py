@@ -81,6 +81,19 @@ def test_overlapping_regions_are_written_over_one_another_and_scored_whole(tmp_p
     ]
     scores = score_network_grid(cases, overlapping, (4, 4, 4), CPU, regions)
     assert scores.dice == {1: pytest.approx(2 * 3 / 7), 2: pytest.approx(2 * 1 / 4)}
+    assert scores.accuracy == pytest.approx(62 / 64)
+
+
+def test_a_region_is_right_whichever_of_its_values_a_voxel_has(tmp_path: Path) -> None:
+    """The whole, of the values 1 and 2, is written as 1; ignored voxels are right nowhere."""
+    label = np.zeros((4, 4, 4))
+    label[0, 0] = 1, 2, 2, 255
+    answer = np.zeros((4, 4, 4))
+    answer[0, 0] = 1, 1, 0, 0
+    whole = LabelClasses({0: "background", 1: "whole"}, (0, 1, 2), {1: (1, 2)}, (1,))
+    cases = [case(tmp_path / "a", answer, label, 3)]
+    scores = score_network_grid(cases, by_value, (4, 4, 4), CPU, whole, 255)
+    assert scores.accuracy == pytest.approx(62 / 63)
 
 
 def test_cases_count_for_what_was_annotated_in_them_only(tmp_path: Path) -> None:
