@@ -17,6 +17,7 @@ import torch
 
 from attunet3d.core import Config, LabelMap, SettingsError, progress, whole_file
 from attunet3d.datasets import Manifest
+from attunet3d.inference import activation, independent
 from attunet3d.models import Checkpoint, checkpoint
 from attunet3d.training.cached_case import (
     BUILDING,
@@ -117,8 +118,10 @@ def _taught(
     if (found := load_case(case.id, target)) is None:
         assert config.window is not None  # else there were no patches
         classes = LabelClasses.of(model.labels, model.config)
+        sigmoid = activation(model.config) == "sigmoid"
+        forward = independent(model.network) if sigmoid else model.network
         with torch.no_grad():
-            answer = predict_classes(case, model.network, config.window, device, classes)
+            answer = predict_classes(case, forward, config.window, device, classes)
         label = _merged(case, known[answer], lacking, config.training.ignore_index)
         points, starts = foreground_voxels(label, count, config.training.ignore_index)
         working = whole_file.make_folder(folder) / f"{BUILDING}{uuid.uuid4().hex}"

@@ -72,6 +72,23 @@ def test_what_was_not_annotated_is_what_the_model_answers(
     assert len(list((tmp_path / "t").iterdir())) == 1
 
 
+def test_the_background_of_a_model_with_sigmoids_says_nothing(
+    model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reversed(DarkNetwork):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            return torch.cat([99 * logits[:, 1:2], logits[:, 1:]], 1)
+
+    network: Any = Reversed().eval()
+    other = replace(model, network=network, config=model.config.replaced({"training.loss": "bce"}))
+    monkeypatch.setattr(checkpoint, "load_model", lambda path: other)
+    truth = case(tmp_path / "truth", 0, None)
+    data = TrainingData(training=[case(tmp_path / "cases", 0, (1,))], validation=[], labels=LABELS)
+    found = taught_labels.teach(data, CONFIG, Path("old"), torch.device("cpu"), tmp_path / "t")
+    assert np.mean(np.array(found.training[0].label()) == truth.label()) > 0.999
+
+
 def test_a_model_of_another_preprocessing_is_refused(model: Checkpoint, tmp_path: Path) -> None:
     config = CONFIG.replaced({"preprocessing.spacing_mm": [3, 3, 3]})
     data = TrainingData(training=[], validation=[], labels=LABELS)
