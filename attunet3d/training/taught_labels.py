@@ -56,12 +56,11 @@ def with_labels_of(model: Path, manifest: Manifest) -> Manifest:
 
 def _extended(manifest: Manifest, kept: Mapping[int, str]) -> Manifest:
     own = tuple(name for value, name in manifest.labels.items() if value)
-    labels = dict(manifest.labels)
-    for value, name in sorted(kept.items()):
-        if name not in labels.values():
-            taken = {*labels, manifest.ignore}
-            free = value if value not in taken else min({*range(1, 256)} - taken)
-            labels[free] = name
+    labels, taken = dict(manifest.labels), {*manifest.labels, manifest.ignore}
+    new = sorted((value in taken, value) for value in kept if kept[value] not in labels.values())
+    for moves, value in new:  # those that keep their values first, else they might be taken
+        place = min({*range(1, 256)} - {*labels, manifest.ignore}) if moves else value
+        labels[place] = kept[value]
     _log.info("labels: %s", ", ".join(f"{value} {labels[value]}" for value in sorted(labels)))
     marked = manifest.changed(lambda case: replace(case, annotated=case.annotated or own))
     return replace(marked, labels=dict(sorted(labels.items())))

@@ -53,6 +53,13 @@ def test_labels_of_the_model_join_those_of_the_manifest_at_free_values(
         taught_labels.with_labels_of(Path("old"), overlapping)
 
 
+def test_labels_of_the_model_keep_values_that_are_free(tmp_path: Path) -> None:
+    manifest = Manifest(name="new", labels={0: "background", 1: "tumour"}, root=tmp_path)
+    kept = {0: "background", 1: "spleen", 2: "pancreas"}
+    found = taught_labels._extended(manifest, kept).labels
+    assert found == {0: "background", 1: "tumour", 2: "pancreas", 3: "spleen"}
+
+
 def test_what_was_not_annotated_is_what_the_model_answers(
     model: Checkpoint, tmp_path: Path
 ) -> None:
