@@ -14,7 +14,6 @@ import logging
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import suppress
@@ -46,6 +45,7 @@ from attunet3d.training.cached_case import (
     CachedCase,
     foreground_voxels,
     load_case,
+    new_folder,
     publish_case,
     store_case,
 )
@@ -167,24 +167,15 @@ def prepare(case: Case, recipe: Recipe, folder: Path) -> CachedCase:
         FileError: A file cannot be read, image and label do not fit, or the disk is full.
     """
     target = folder / recipe.folder_name(case)
-    working = folder / f"{BUILDING}{uuid.uuid4().hex}"
+    cure = "make room on the disk, or name another folder by --cache"
     try:
-        working.mkdir()
-        _write(working, case, recipe)
-        return publish_case(case.id, working, target)
-    except OSError as error:
-        reason = error.strerror or f"the disk is full: {error}"  # NumPy's has no number
-        raise FileError(
-            f"case {case.id}: cannot be stored in {folder} ({reason})",
-            value=case.id,
-            cure="make room on the disk, or name another folder by --cache",
-        ) from error
+        with new_folder(case.id, folder, cure) as working:
+            _write(working, case, recipe)
+            return publish_case(case.id, working, target)
     except FileError:
         raise
     except UserError as error:
         raise error.within(f"case {case.id}") from None
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
 
 
 def _identity(case_id: str, path: Path) -> list[Any]:

@@ -15,8 +15,8 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -137,6 +137,26 @@ def foreground_voxels(
         starts.append(starts[-1] + len(voxels))
     points = np.stack(np.unravel_index(np.concatenate(flat), label.shape), axis=1)
     return points.astype(np.int32), starts
+
+
+@contextmanager
+def new_folder(case_id: str, parent: Path, cure: str) -> Iterator[Path]:
+    """An empty folder in `parent` for `store_case`, deleted after the block unless published.
+
+    Raises:
+        FileError: The block could not write, as on a full disk; its message ends with `cure`.
+    """
+    working = parent / f"{BUILDING}{uuid.uuid4().hex}"
+    try:
+        working.mkdir()
+        yield working
+    except OSError as error:
+        reason = error.strerror or f"the disk is full: {error}"  # NumPy's has no number
+        raise FileError(
+            f"case {case_id}: cannot be stored in {parent} ({reason})", value=case_id, cure=cure
+        ) from error
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
 
 
 def store_case(

@@ -7,7 +7,6 @@ annotated an organ, that counts.
 """
 
 import logging
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,10 @@ from attunet3d.datasets import Manifest
 from attunet3d.inference import activation, independent
 from attunet3d.models import Checkpoint, checkpoint
 from attunet3d.training.cached_case import (
-    BUILDING,
     CachedCase,
     foreground_voxels,
     load_case,
+    new_folder,
     publish_case,
     store_case,
 )
@@ -123,10 +122,11 @@ def _taught(
             answer = predict_classes(case, forward, config.window, device, classes)
         label = _merged(case, known[answer], lacking, config.training.ignore_index)
         points, starts = foreground_voxels(label, count, config.training.ignore_index)
-        working = whole_file.make_folder(folder) / f"{BUILDING}{uuid.uuid4().hex}"
-        working.mkdir()
-        store_case(working, case.id, (np.array(case.image()), label, points), case.air, starts)
-        found = publish_case(case.id, working, target)
+        arrays = np.array(case.image()), label, points
+        cure = "make room on the disk, and start again"
+        with new_folder(case.id, whole_file.make_folder(folder), cure) as working:
+            store_case(working, case.id, arrays, case.air, starts)
+            found = publish_case(case.id, working, target)
     if len(annotated) == count - 1:
         return found
     return replace(found, annotated=annotated, sampled=annotated)

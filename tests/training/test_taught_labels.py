@@ -1,5 +1,6 @@
 """A model's own answers take the place of labels that nobody annotated in the new cases."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attunet3d.core import Config, SettingsError
+from attunet3d.core import Config, FileError, SettingsError
 from attunet3d.datasets import Case, Manifest
 from attunet3d.models import checkpoint
 from attunet3d.models.checkpoint import Checkpoint
@@ -94,6 +95,19 @@ def test_the_background_of_a_model_with_sigmoids_says_nothing(
     data = TrainingData(training=[case(tmp_path / "cases", 0, (1,))], validation=[], labels=LABELS)
     found = taught_labels.teach(data, CONFIG, Path("old"), torch.device("cpu"), tmp_path / "t")
     assert np.mean(np.array(found.training[0].label()) == truth.label()) > 0.999
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_no_folder(
+    model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    data = TrainingData(training=[case(tmp_path / "cases", 0, (1,))], validation=[], labels=LABELS)
+    with pytest.raises(FileError, match=r"case 0: cannot be stored in .*t \(No space left"):
+        taught_labels.teach(data, CONFIG, Path("old"), torch.device("cpu"), tmp_path / "t")
+    assert list((tmp_path / "t").iterdir()) == []
 
 
 def test_a_model_of_another_preprocessing_is_refused(model: Checkpoint, tmp_path: Path) -> None:
