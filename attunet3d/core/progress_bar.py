@@ -19,7 +19,8 @@ _log = logging.getLogger(NAME)
 class Progress:
     """Counts the items that are done, and parts of items, of work in any number of threads.
 
-    See `progress`. `facts` are shown as well, such as the loss; `clock` is for tests.
+    See `progress`. `total` may change; `facts` are shown as well, such as the loss; `clock` is for
+    tests.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Progress:
             self.facts.update(facts)
             now = self._clock()
             if self._bar is not None:
-                self._bar.n = _plain(self.done)
+                self._bar.n, self._bar.total = _plain(self.done), _plain(self.total)
                 self._bar.set_postfix(self.facts, refresh=False)
                 self._bar.update(0)
             if now >= self._next_line:

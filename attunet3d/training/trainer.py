@@ -118,6 +118,7 @@ class Trainer:
                 value = self._train_step(batches)
                 if hours is not None:
                     self._fit_steps_to(hours * 3600, state.step - first_step)
+                    bar.total = self.config.training.steps
                 self._after_step(value, log, requests)
                 bar.update(1, state.facts(value, self.update.learning_rate))
                 self._leave_if_asked(requests)

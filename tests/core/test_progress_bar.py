@@ -53,7 +53,8 @@ def test_on_a_terminal_there_is_a_bar_and_no_line(monkeypatch: pytest.MonkeyPatc
     terminal, clock = Terminal(), Clock()
     monkeypatch.setattr(sys, "stderr", terminal)
     with log.messages():
-        work = Progress(4, "infer", "scan", clock=clock)
+        work = Progress(9, "infer", "scan", clock=clock)
+        work.total = 4
         work.update(0.25)
         clock.now += 60
         work.update(3.75)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -17,7 +18,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attunet3d.core import DeviceError, ModelError, TrainingError, machine
+from attunet3d.core import (
+    DeviceError,
+    ModelError,
+    Progress,
+    TrainingError,
+    machine,
+    progress,
+)
 from attunet3d.core.config import Config
 from attunet3d.models import checkpoint
 from attunet3d.training import distributed
@@ -474,10 +482,20 @@ def test_a_run_of_so_many_hours_fits_its_steps_and_schedule_to_them(
 ) -> None:
     seconds = iter(range(10**6))  # a second per look at the clock
     monkeypatch.setattr("attunet3d.training.run_log.time.monotonic", lambda: float(next(seconds)))
+    bars: list[Progress] = []
+
+    @contextmanager
+    def watched(*arguments: Any) -> Iterator[Progress]:
+        with progress(*arguments) as bar:
+            bars.append(bar)
+            yield bar
+
+    monkeypatch.setattr(trainer_module, "progress", watched)
     run = trainer(data, tmp_path / "run", steps=100000, validate_every=50, save_every=50)
     result = run.fit(hours=0.05)
     assert 5 < result.step < 100
     assert run.config.training.steps == result.step
+    assert bars[0].total == result.step  # which the time left is told from
     rows = read_rows(tmp_path / "run" / "metrics.csv")
     assert rows[-1]["dice_network_grid"]
     assert number(rows[-1], "learning_rate") < 0.001  # the cosine has come down
