@@ -242,7 +242,7 @@ class Trainer:
         if not distributed.is_first():
             return
         state = self.update.state() | asdict(self.state)
-        checkpoint.save_state(self.run_dir / "last.pt", state)
+        checkpoint.save_state(self.run_dir / checkpoint.STATE, state)
 
     def start(self, *, resume: bool, init: Path | None = None) -> None:
         """Resume the run, or else take the weights of the model `init`, if there is one."""
@@ -265,7 +265,7 @@ class Trainer:
         if not any((self.run_dir / name).exists() for name in names):
             _log.warning("%s: was stopped before its first save; begins at step 0", self.run_dir)
             return
-        saved, warnings = checkpoint.load_state(self.run_dir / "last.pt")
+        saved, warnings = checkpoint.load_state(self.run_dir / checkpoint.STATE)
         for warning in warnings:
             _log.warning("%s", warning)
         try:
@@ -276,7 +276,7 @@ class Trainer:
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
             raise TrainingError(
                 "belongs to another network or configuration",
-                path=self.run_dir / "last.pt",
+                path=self.run_dir / checkpoint.STATE,
                 cure="resume with the config.json of this run folder",
             ) from None
 
@@ -284,7 +284,7 @@ class Trainer:
         if not distributed.is_first():
             return
         notes = {"step": self.state.step, "dice_network_grid": dice}
-        path = self.run_dir / "model.safetensors"
+        path = self.run_dir / checkpoint.MODEL
         checkpoint.save_model(path, network.state_dict(), self.config, self.labels, notes)
 
     def _leave_if_asked(self, requests: StopRequests) -> None:
