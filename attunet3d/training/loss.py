@@ -29,7 +29,8 @@ class DeepSupervision:
             inferred from the sizes, which is exact if the strides divide them.
 
     Attributes:
-        latest: The loss of each scale that counted in the latest call, without its weight.
+        latest: The loss of each scale that counted in the latest call, without its weight; where
+            not everything was annotated, of the last patches with the same classes alone.
     """
 
     criterion: Criterion
@@ -217,7 +218,7 @@ def at_scale(label: Tensor, like: Tensor, stride: Sequence[int] | None = None) -
     Args:
         label: At the finest scale.
         like: (…, x, y, z): the coarser scale. Its voxel i covers the voxels i·s to (i + 1)·s − 1
-            of the finest, of which the network repeats the last where the strides divide it not.
+            of the finest, of which the network repeats the last where the strides do not divide it.
         stride: s along each axis; None: the ratio of the sizes, rounded up.
 
     Example:

@@ -83,9 +83,9 @@ def parameter_groups(
 def learning_rate(config: TrainingConfig, step: int) -> float:
     """The learning rate of update number `step`, counted from 0.
 
-    "polynomial" and "cosine" fall to 0 at the last step, "step" falls by `step_gamma` every
-    `step_size` steps, "one_cycle" rises and falls; the others start with `warmup_steps` of linear
-    rise.
+    "polynomial" and "cosine" would be 0 one step after the last, "step" falls by `step_gamma`
+    every `step_size` steps, "one_cycle" rises and falls; the others start with `warmup_steps` of
+    linear rise.
 
     Example:
         >>> config = TrainingConfig(learning_rate=1.0, schedule="cosine", steps=4)
