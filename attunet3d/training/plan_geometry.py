@@ -54,7 +54,7 @@ def choose_spacing(fingerprint: Fingerprint, config: Config, budget: MemoryBudge
     """The first of ever coarser spacings in mm at which a patch sees enough of the body.
 
     Raises:
-        SettingsError: The budget is too small even at the coarsest spacing.
+        SettingsError: The budget, or the given patch, is too small even at the coarsest spacing.
     """
     body, training = fingerprint.body_mm, config.training
     for spacing in _coarser(fingerprint.spacing_mm):
@@ -65,21 +65,28 @@ def choose_spacing(fingerprint: Fingerprint, config: Config, budget: MemoryBudge
             seen = prod(map(min, training.patch_size, grid))
         if seen >= SEEN * prod(grid):
             return spacing
+    least = f"too small to see a quarter of the body at {min(spacing):.3g} mm"
+    if training.patch_size is not None:
+        raise SettingsError(
+            f"training.patch_size={list(training.patch_size)}: is {least}",
+            value=training.patch_size,
+            cure="set a larger one, or the spacing as well (preprocessing.spacing_mm)",
+        )
     raise SettingsError(
-        f"memory of {budget}: is too small to see a quarter of the body at {COARSEST_MM:g} mm",
+        f"memory of {budget}: is {least}",
         value=budget.total_bytes,
         cure="state more (--memory), or set fewer network.channels or training.batch_size=1",
     )
 
 
 def _coarser(spacing: Triple) -> Iterator[Triple]:
-    """Spacings from the median on; the finest axes grow first, until all are alike."""
-    sizes = list(spacing)
-    while min(sizes) <= COARSEST_MM:
-        a, b, c = (round(size, 3) if list(spacing) != sizes else size for size in sizes)
+    """The median spacing, then coarser ones; the finest axes grow first, until all are alike."""
+    yield spacing
+    limit = min(spacing) * _FACTOR
+    while limit <= COARSEST_MM:
+        a, b, c = (round(max(size, limit), 3) for size in spacing)
         yield a, b, c
-        limit = min(sizes) * _FACTOR
-        sizes = [max(size, limit) for size in sizes]
+        limit *= _FACTOR
 
 
 def on_grid(body_mm: Triple, spacing: Triple) -> Size:

@@ -308,6 +308,21 @@ def test_too_little_memory_is_said() -> None:
         make_plan(facts(), Config(), GB // 10)
 
 
+def test_a_median_coarser_than_the_plan_makes_any_is_kept() -> None:
+    planned = make_plan(facts(spacing=(10.0, 10.0, 10.0)), Config(), 24 * GB).config
+    assert planned.preprocessing.spacing_mm == (10, 10, 10)
+
+
+def test_a_given_patch_that_is_too_small_is_not_blamed_on_memory() -> None:
+    config = Config().with_overrides(["training.patch_size=16,16,16"])
+    with pytest.raises(SettingsError) as caught:
+        make_plan(facts(), config, 24 * GB)
+    assert str(caught.value) == (
+        "training.patch_size=[16, 16, 16]: is too small to see a quarter of the body at 7.92 mm;"
+        " set a larger one, or the spacing as well (preprocessing.spacing_mm)"
+    )
+
+
 def test_table_and_file_tell_every_number_and_why(tmp_path: Path) -> None:
     planned = make_plan(facts(), presets.pancreas_ct(), 24 * GB)
     table = planned.table()
