@@ -137,8 +137,7 @@ class Trainer:
         """Set `training.steps` to what the time allows at the speed of the steps `done` so far."""
         so_far = distributed.largest(self.stopwatch.seconds)
         steps = self.state.step + int(max(0.0, seconds - so_far) / so_far * done)
-        changes = {"training.steps": max(1, steps), "training.epochs": 0}
-        self.config = self.config.replaced(changes)
+        self.config = self.config.replaced({"training.steps": max(1, steps), "training.epochs": 0})
         self.update.settings = self.config.training
 
     def _train_step(self, batches: Sequence[Batch]) -> float:
