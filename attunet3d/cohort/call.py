@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attunet3d.cohort.results import KINDS, case_files
-from attunet3d.cohort.scans import Scan, find_cases
+from attunet3d.cohort.scans import Scan, by_id, find_cases
 from attunet3d.core import SettingsError, case_names, parse_memory
 from attunet3d.datasets import Split
 
@@ -26,17 +26,21 @@ class ModelOptions:
     locator: str | None = None
     memory: int | None = None
 
+    @property
+    def devices(self) -> list[str]:
+        """The devices that are listed; empty: the one that is found."""
+        return [] if self.device is None else self.device.split(",")
+
     def load(self) -> "Predictor":
-        """Load the model.
+        """Load the model, on the first of several devices.
 
         Raises:
             UserError: It cannot be loaded.
         """
         from attunet3d.inference import Predictor
 
-        return Predictor.load(
-            list(self.models), self.device, self.settings, self.locator, self.memory
-        )
+        device = next(iter(self.devices), None)
+        return Predictor.load(list(self.models), device, self.settings, self.locator, self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +147,13 @@ class CohortCall:
     """What the model has seen, for the sidecars and a warning."""
     shard: Shard | None = None
     """The part that this call does; None: all."""
+
+    def own_scans(self) -> dict[str, list[Path]]:
+        """The scans that this call does, by case id."""
+        found = by_id(self.cases)
+        if self.shard is None:
+            return found
+        return {case_id: paths for case_id, paths in found.items() if self.shard.has(case_id)}
 
 
 class Events:

@@ -68,9 +68,8 @@ def make_engine(
         return on_ray(model, call, address)
     if address is not None:
         raise SettingsError("--address goes with --engine ray", value=address)
-    devices = [] if model.device is None else model.device.split(",")
-    if len(devices) > 1:
-        return on_devices(model, call, devices)
+    if len(model.devices) > 1:
+        return on_devices(model, call, model.devices)
     return here(model.load(), call)
 
 

@@ -7,7 +7,6 @@ network runs over one window; the time of a scan follows from how many there are
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from attunet3d.cohort import scans
 from attunet3d.cohort.call import CohortCall
 from attunet3d.cohort.outcome import Outcome
 from attunet3d.cohort.run import Tally
@@ -34,11 +33,12 @@ def dry_run(predictor: Predictor, call: CohortCall) -> Iterator[str]:
     """
     options = call.options
     options.require(predictor)
-    with progress(len(call.cases), "infer --dry-run", "scan") as bar:
+    found = call.own_scans()
+    with progress(len(found), "infer --dry-run", "scan") as bar:
         tally = Tally(bar)
         loop = ScanLoop(predictor, call, tally)
         forecasts = []
-        for one in loop.todo(scans.by_id(call.cases).items()):
+        for one in loop.todo(found.items()):
             try:
                 volume = predictor.read(one.scan, options.series)
                 image = to_network_grid(volume, predictor.config.preprocessing, predictor.device)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from attunet3d.cohort import outcome, results, scans
+from attunet3d.cohort import outcome, results
 from attunet3d.cohort.call import CohortCall, CohortOptions, Events
 from attunet3d.cohort.outcome import Outcome
 from attunet3d.cohort.scan_loop import ScanLoop
@@ -115,9 +115,7 @@ def segment_call(call: CohortCall, engine: Engine) -> Outcome:
         WriteError: The folder cannot be made, or another process writes to it.
         UserError: The engine cannot begin.
     """
-    found = scans.by_id(call.cases)
-    if call.shard is not None:
-        found = {case_id: paths for case_id, paths in found.items() if call.shard.has(case_id)}
+    found = call.own_scans()
     if call.split.seen(list(found)):
         _log.warning("%s", call.split.remark(list(found)))
     with _held(call) as write_tables:

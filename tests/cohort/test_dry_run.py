@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from attunet3d.cohort.call import CohortCall, CohortOptions
+from attunet3d.cohort.call import CohortCall, CohortOptions, ModelOptions, Shard
 from attunet3d.cohort.dry_run import dry_run
 from attunet3d.cohort.run import segment_cohort
 from attunet3d.cohort.scans import find_cases
@@ -23,10 +23,17 @@ def scans(scans: Path) -> Path:
     return scans
 
 
-def told(scans: Path, out_dir: Path, *settings: str, network: Any = None, **options: Any) -> Any:
+def told(
+    scans: Path,
+    out_dir: Path,
+    *settings: str,
+    network: Any = None,
+    shard: Shard | None = None,
+    **options: Any,
+) -> Any:
     here = Predictor([checkpoint(network)], "cpu", settings)
     asked = CohortOptions(**options)
-    call = CohortCall(cases=find_cases(scans), out_dir=out_dir, options=asked)
+    call = CohortCall(cases=find_cases(scans), out_dir=out_dir, options=asked, shard=shard)
     return list(dry_run(here, call))
 
 
@@ -58,6 +65,23 @@ def test_what_is_done_is_not_counted(scans: Path, tmp_path: Path) -> None:
     lines = told(scans, tmp_path / "out")
     assert [line.split(":")[0] for line in lines[:-1]] == ["b"]
     assert "1 already done" in lines[-1]
+
+
+def test_only_the_scans_of_the_shard_are_told_of(scans: Path, tmp_path: Path) -> None:
+    parts = [told(scans, tmp_path / "out", shard=Shard(number, 3)) for number in (1, 2, 3)]
+    cases = [[line.split(":")[0] for line in lines[:-1]] for lines in parts]
+    assert cases == [[], ["a", "b"], []]
+    assert ["would fail" in lines[-1] for lines in parts] == [False, False, True]
+
+
+def test_the_model_is_loaded_on_the_first_of_several_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(Predictor, "load", lambda *arguments: given.append(arguments[1]))
+    for device in ("cuda:0,cuda:1", "cpu", None):
+        ModelOptions(models=["run"], device=device).load()
+    assert given == ["cuda:0", "cpu", None]
 
 
 def test_a_budget_that_is_too_small_is_said(scans: Path, tmp_path: Path) -> None:
