@@ -28,10 +28,10 @@ from attunet3d.core import (
     ModelError,
     SettingsError,
     is_name,
+    known_notes,
     parse_json,
     whole_file,
 )
-from attunet3d.core.model_notes import known_notes
 from attunet3d.models.build import Network, build_network
 
 FORMAT = "attunet3d 1"
@@ -40,6 +40,7 @@ MODEL, STATE, PREVIOUS, DAMAGED = "model.safetensors", "last.pt", "previous.pt",
 LARGEST_HEADER = 16 << 20
 DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # of weights and of counters
 MOST_LEVELS = 12
+OTHER = "give a model that attunet3d train or convert-weights wrote"  # the cure of a wrong file
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,33 +102,6 @@ def load_model(path: Path) -> Checkpoint:
     """
     path = Path(path)
     path = path / MODEL if path.is_dir() else path
-    header, start, size = _header(path)
-    try:
-        about = json.loads(header.pop("__metadata__", {}).get(ABOUT, "{}"))
-        if about.get("format") != FORMAT:
-            raise ModelError(f"has format {about.get('format')!r:.80}, must be {FORMAT!r}")
-        config = Config.from_dict(about["config"])
-        labels = _labels(about["labels"])
-        notes = dict(about.get("notes") or {})
-        known_notes(notes)
-        network = _network(config, len(labels))
-        weights_bytes = _compare(network, header)
-        if start + weights_bytes != size:
-            raise ModelError(f"has {size} bytes, must have {start + weights_bytes}; copy it again")
-        data = path.read_bytes()
-        _fill(network, data)
-    except (ModelError, SettingsError) as error:
-        raise ModelError(f"{error}; this is not a model of attunet3d", path=path) from None
-    except OSError as error:
-        raise ModelError(f"cannot be read ({error.strerror})", path=path) from None
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
-        raise ModelError("its settings or labels cannot be read", path=path) from None
-    checksum = hashlib.sha256(data).hexdigest()
-    return Checkpoint(network, config, labels, checksum, path, notes)
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """The header of a safetensors file, where the weights start, and the size of the file."""
     if path.suffix != ".safetensors":
         raise ModelError(
             "a model is a run folder or a .safetensors file; pickled weights are not loaded",
@@ -135,24 +109,56 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
             cure="for published weights: attunet3d convert-weights",
         )
     try:
-        if not path.is_file():
-            raise ModelError("no such model", path=path, cure="train first, or check the path")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(LARGEST_HEADER, size - 8):
-                rule = "is not a safetensors file, or was cut off"
-                raise ModelError(rule, path=path, cure="copy it again")
-            header = parse_json(file.read(length))
-    except OSError as error:
-        raise ModelError(f"cannot be read ({error.strerror})", path=path) from None
+        return read_model(path)
+    except ModelError as error:
+        raise error.within(path) from None
+
+
+def read_model(path: Path) -> Checkpoint:
+    """As `load_model`, of a file of any name, which its errors leave out."""
+    try:
+        header, start, size = _header(path)
+        about = json.loads(header.pop("__metadata__", {}).get(ABOUT, "{}"))
+        if about.get("format") != FORMAT:
+            rule = f"has format {about.get('format')!r:.80}, must be {FORMAT!r}"
+            raise ModelError(f"{rule}; this is not a model of attunet3d", cure=OTHER)
+        config = Config.from_dict(about["config"])
+        labels = _labels(about["labels"])
+        notes = dict(about.get("notes") or {})
+        known_notes(notes)
+        network = _network(config, len(labels))
+        weights_bytes = _compare(network, header)
+        if start + weights_bytes != size:
+            rule = f"has {size} bytes, must have {start + weights_bytes}"
+            raise ModelError(rule, value=size, cure="copy it again")
+        data = path.read_bytes()
+        _fill(network, data)
     except ModelError:
         raise
-    except ValueError:
-        rule = "the safetensors file is damaged"
-        raise ModelError(rule, path=path, cure="copy it again") from None
-    if not isinstance(header, dict):
-        raise ModelError("is not a safetensors file", path=path, cure="copy it again")
+    except SettingsError as error:
+        raise ModelError(error, value=error.value, cure=OTHER) from None
+    except OSError as error:
+        raise ModelError(f"cannot be read ({error.strerror})") from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
+        raise ModelError("its settings or labels cannot be read", cure=OTHER) from None
+    checksum = hashlib.sha256(data).hexdigest()
+    return Checkpoint(network, config, labels, checksum, path, notes)
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header of a safetensors file, where the weights start, and the size of the file."""
+    if not path.is_file():
+        raise ModelError("no such model", cure="train first, or check the path")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(LARGEST_HEADER, size - 8):
+            raise ModelError("is not a safetensors file, or was cut off", cure="copy it again")
+        text = file.read(length)
+    try:
+        header = dict(parse_json(text))
+    except (TypeError, ValueError):
+        raise ModelError("the safetensors file is damaged", cure="copy it again") from None
     return header, 8 + length, size
 
 
@@ -160,16 +166,18 @@ def _labels(values: Any) -> dict[int, str]:
     labels = {int(value): name for value, name in dict(values).items()}
     for name in labels.values():
         if not is_name(name):
-            raise ModelError(f"label {name!r:.80} must be short text on one line", value=name)
+            rule = f"label {name!r:.80} must be short text on one line"
+            raise ModelError(rule, value=name, cure="name it otherwise")
     if len(labels) < 2 or min(labels) != 0 or max(labels) > 255:
-        raise ModelError(f"labels {sorted(labels)!s:.80} must be 0 (background) and some up to 255")
+        rule = f"labels {sorted(labels)!s:.80} must be 0 (background) and some up to 255"
+        raise ModelError(rule, value=labels, cure=OTHER)
     return dict(sorted(labels.items()))
 
 
 def _network(config: Config, classes: int) -> Network:
     channels = config.network.channels
     if len(channels) > MOST_LEVELS:
-        raise ModelError(f"network.channels {channels!s:.80}: too many")
+        raise ModelError(f"network.channels {channels!s:.80}: too many", cure=OTHER)
     with torch.device("meta"):  # takes no memory, whatever the configuration claims
         network = build_network(config.network, 1, classes)
     return network.eval()
@@ -183,11 +191,11 @@ def _compare(network: Network, header: Mapping[str, Any]) -> int:
         have = [found.get("dtype"), found.get("shape")] if found else None
         want = [DTYPES.get(wanted.dtype), list(wanted.shape)]
         if have != want:
-            raise ModelError(f"weights {name} must be {want}, got {have!s:.80}")
+            raise ModelError(f"weights {name} must be {want}, got {have!s:.80}", cure=OTHER)
         size += wanted.numel() * wanted.element_size()
     extra = sorted(header.keys() - network.state_dict().keys())
     if extra:
-        raise ModelError(f"weights {extra[0]:.80} belong to another network")
+        raise ModelError(f"weights {extra[0]:.80} belong to another network", cure=OTHER)
     return size
 
 
@@ -195,10 +203,10 @@ def _fill(network: Network, data: bytes) -> None:
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError:
-        raise ModelError("the safetensors file is damaged; copy it again") from None
+        raise ModelError("the safetensors file is damaged", cure="copy it again") from None
     for name, found in tensors.items():
         if found.is_floating_point() and not bool(torch.isfinite(found).all()):
-            raise ModelError(f"weights {name} hold NaN or infinities")
+            raise ModelError(f"weights {name} hold NaN or infinities", cure="give other weights")
     network.load_state_dict(tensors, assign=True)
 
 

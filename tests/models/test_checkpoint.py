@@ -133,6 +133,19 @@ def test_every_cut_of_a_model_is_refused(tmp_path: Path, network: Network) -> No
             load_model(path)
 
 
+def test_errors_of_a_model_keep_their_value_and_cure(tmp_path: Path, network: Network) -> None:
+    path = hostile(tmp_path / "m.safetensors", network, format="other")
+    with pytest.raises(ModelError, match="this is not a model of attunet3d; give a model"):
+        load_model(path)
+    size = hostile(path, network).stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError) as caught:
+        load_model(path)
+    assert str(caught.value) == f"{path}: has {size - 1} bytes, must have {size}; copy it again"
+    found = caught.value
+    assert (found.path, found.value, found.cure) == (path, size - 1, "copy it again")
+
+
 def test_missing_and_pickled_models_are_refused_with_a_cure(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model"):
         load_model(tmp_path)
