@@ -55,6 +55,7 @@ from .model_config import InferenceConfig as InferenceConfig
 from .model_config import NetworkConfig as NetworkConfig
 from .model_config import PreprocessingConfig as PreprocessingConfig
 from .model_config import label_values as label_values
+from .model_notes import known_notes as known_notes
 from .presets import find_config as find_config
 from .progress_bar import Progress as Progress
 from .progress_bar import progress as progress
