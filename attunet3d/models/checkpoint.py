@@ -13,7 +13,7 @@ import json
 import os
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,6 +66,7 @@ def save_model(
     config: Config,
     labels: Mapping[int, str],
     notes: Mapping[str, Any] | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model.
 
@@ -75,6 +76,7 @@ def save_model(
         config: Resolved settings.
         labels: Name of each label value, background included.
         notes: Further facts, as plain values.
+        check: As of `whole_file.replacing`.
 
     Raises:
         WriteError: The disk is full or the folder read-only; the old file stands.
@@ -88,7 +90,7 @@ def save_model(
     }
     # One entry: safetensors writes several in an order that changes from run to run.
     data = safetensors.torch.save(tensors, {ABOUT: json.dumps(about)})
-    whole_file.write_bytes(Path(path), data)
+    whole_file.write_bytes(Path(path), data, check)
 
 
 def load_model(path: Path) -> Checkpoint:

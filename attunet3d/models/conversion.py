@@ -10,7 +10,15 @@ from zipfile import ZipFile, is_zipfile
 import torch
 from torch import Tensor
 
-from attunet3d.core import Config, FileError, ModelError, NetworkConfig, WriteError, presets
+from attunet3d.core import (
+    Config,
+    FileError,
+    ModelError,
+    NetworkConfig,
+    SettingsError,
+    WriteError,
+    presets,
+)
 from attunet3d.models import authors_weights, checkpoint
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.published.forms import (
@@ -65,12 +73,18 @@ def convert_weights(
 
     Raises:
         ModelError: The file or the names do not fit.
+        SettingsError: A setting is wrong, or one of the network, which the weights decide.
         WriteError: `out` exists, the disk is full or the folder read-only.
     """
     if out.suffix != ".safetensors":
-        raise WriteError("the name of a model must end in .safetensors", path=out)
+        cure = f"name it {out.stem}.safetensors"
+        raise WriteError("the name of a model must end in .safetensors", path=out, cure=cure)
     if os.path.lexists(out):
         raise WriteError("exists already", path=out, cure="delete it or name another")
+    wrong = [text for text in settings if text.strip().startswith("network.")]
+    if wrong:
+        rule = f"--set {wrong[0]:.200}: the weights decide what the network is"
+        raise SettingsError(rule, value=wrong[0], cure="leave it out")
     state = load_state(source)
     form = form_of_state(state)
     try:
@@ -80,7 +94,8 @@ def convert_weights(
     network, config = found.network, found.config.with_overrides(settings)
     if network.in_channels != 1:
         rule = f"is for {network.in_channels} channels; CT must have 1"
-        raise ModelError(rule, path=source, value=network.in_channels)
+        cure = "give weights of a network for CT"
+        raise ModelError(rule, path=source, value=network.in_channels, cure=cure)
     count = network.out_channels - 1
     classes = list(names) or [f"class {index}" for index in range(1, count + 1)]
     if len(classes) != count:
@@ -92,7 +107,15 @@ def convert_weights(
         )
     labels = dict(enumerate(["background", *classes]))
     notes = {"converted_from": found.name}
-    checkpoint.save_model(out, network.state_dict(), config, labels, notes)
+
+    def check(written: Path) -> None:
+        """Refuse what no other command could load, such as weights with NaN."""
+        try:
+            checkpoint.read_model(written)
+        except ModelError as error:
+            raise error.within(source) from None
+
+    checkpoint.save_model(out, network.state_dict(), config, labels, notes, check)
     return found.name, [f"{source}: {found.warning}"] if found.warning else []
 
 
@@ -127,7 +150,7 @@ def _form(form: str, state: Mapping[str, Tensor]) -> Converted:
     slices = network.in_channels
     if slices not in (1, 3, 5):
         rule = f"has {slices} channels; a form that sees slices of CT must have 1, 3 or 5"
-        raise ModelError(rule, value=slices)
+        raise ModelError(rule, value=slices, cure="give weights for one of these")
     config = config.replaced(missing | settings | {"network.slices": slices})
     name = f"{form} with {slices} slice{'s' * (slices > 1)} as channels"
     return Converted(SliceNetwork(network, slices), config, name, _unknown(form))
@@ -153,18 +176,19 @@ def load_state(path: Path) -> dict[str, Tensor]:
             raise ModelError("is not a regular file", path=path, cure="give a state_dict")
         if size > _LARGEST_FILE:
             rule = "is larger than 1 GiB; the authors' networks are not"
-            raise ModelError(rule, path=path, value=size)
+            raise ModelError(rule, path=path, value=size, cure="save the state_dict alone")
         if is_zipfile(path):  # torch compresses nothing: no part is larger than the file
             with ZipFile(path) as entries:
                 if sum(entry.file_size for entry in entries.infolist()) > size:
                     rule = "its parts do not fit into it; it is damaged"
-                    raise ModelError(rule, path=path)
+                    raise ModelError(rule, path=path, cure="copy it again")
         with warnings.catch_warnings(action="ignore"):  # they advise to load unsafely
             state = torch.load(path, map_location="cpu", weights_only=True)
     except ModelError:
         raise
     except OSError as error:
-        raise FileError(f"cannot be read ({error.strerror or error})", path=path) from None
+        rule = f"cannot be read ({error.strerror or error})"
+        raise FileError(rule, path=path, cure="check the path and its permissions") from None
     except Exception as error:  # torch raises a dozen kinds, some with advice to load unsafely
         raise ModelError(
             f"holds something else than weights, or is damaged ({type(error).__name__})",
@@ -172,5 +196,6 @@ def load_state(path: Path) -> dict[str, Tensor]:
             cure="give a state_dict saved by torch.save",
         ) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError("must hold weights by name (a state_dict)", path=path)
+        cure = "give a state_dict saved by torch.save"
+        raise ModelError("must hold weights by name (a state_dict)", path=path, cure=cure)
     return state

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from attunet3d.core import FileError, ModelError, WriteError, presets
+from attunet3d.core import FileError, ModelError, SettingsError, WriteError, presets
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.checkpoint import load_model
 from attunet3d.models.conversion import convert_weights, load_state
@@ -216,6 +216,26 @@ def test_a_file_that_exists_is_not_replaced(authors_file: Path, tmp_path: Path) 
     with pytest.raises(WriteError, match="exists already; delete it or name another"):
         convert_weights(authors_file, out)
     assert out.read_bytes() == b"somebody's"
+
+
+def test_what_no_command_could_load_is_not_written(authors_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    with pytest.raises(SettingsError) as caught:
+        convert_weights(authors_file, out, settings=["network.width=4"])
+    assert str(caught.value) == (
+        "--set network.width=4: the weights decide what the network is; leave it out"
+    )
+    with pytest.raises(ModelError, match="must be short text on one line; name it otherwise"):
+        convert_weights(authors_file, out, names=["a\nb", "c"])
+    state = authors_state("multi")
+    state["final.bias"] = torch.full_like(state["final.bias"], torch.nan)
+    broken = write(tmp_path / "nan.pth", state)
+    with pytest.raises(ModelError) as refused:
+        convert_weights(broken, out)
+    assert str(refused.value) == (
+        f"{broken}: weights final.bias hold NaN or infinities; give other weights"
+    )
+    assert sorted(tmp_path.iterdir()) == sorted([authors_file, broken])
 
 
 def test_wrong_calls_are_told(authors_file: Path, tmp_path: Path) -> None:
