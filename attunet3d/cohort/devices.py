@@ -67,7 +67,8 @@ def make_engine(
 
         return on_ray(model, call, address)
     if address is not None:
-        raise SettingsError("--address goes with --engine ray", value=address)
+        rule, cure = "--address goes with --engine ray", "add that, or leave --address out"
+        raise SettingsError(rule, value=address, cure=cure)
     if len(model.devices) > 1:
         return on_devices(model, call, model.devices)
     return here(model.load(), call)

@@ -48,9 +48,8 @@ class Rule:
         for name, value in self.thresholds.items():
             if not 0 < value <= 1:
                 text = f"{value:g}" if name == "*" else f"{name}={value:g}"
-                raise SettingsError(
-                    f"--threshold {text}: must be above 0 and at most 1", value=value
-                )
+                rule = f"--threshold {text}: must be above 0 and at most 1"
+                raise SettingsError(rule, value=value, cure="write a probability, such as 0.3")
 
     @classmethod
     def parse(cls, thresholds: Sequence[str], keep_largest: Sequence[str] = ()) -> "Rule":
@@ -276,4 +275,6 @@ def _check(source: CaseFiles, content: Mapping[str, Any], first: Mapping[str, An
         )
     for name in ("labels", "regions", "activation"):
         if content.get(name) != first.get(name):
-            raise DataError(f"its {name} differ from the first folder's", path=source.sidecar)
+            rule = f"its {name} differ from the first folder's"
+            cure = f"name folders of models that have the same {name}"
+            raise DataError(rule, path=source.sidecar, value=content.get(name), cure=cure)

@@ -41,7 +41,8 @@ def find_cases(
         cases = held_out(manifest, split or Split(), fold=fold, everything=everything)
         return [(case.id, case.image) for case in cases]
     if fold is not None or root is not None or everything:
-        raise DataError("is not a manifest; --fold, --all and --root go with one", path=path)
+        cure = "--fold, --all and --root go with one"
+        raise DataError("is not a manifest", path=path, cure=cure)
     return find_scans(path, workspace, apart=apart)
 
 

@@ -117,7 +117,7 @@ def test_thresholds_are_read_and_checked() -> None:
         with pytest.raises(SettingsError, match=r"write NAME=0\.3"):
             Rule.parse([text])
     for text in ("0", "1.5", "-1", "nan", "liver=0"):
-        with pytest.raises(SettingsError, match=f"^--threshold {text}: must be above 0"):
+        with pytest.raises(SettingsError, match=f"^--threshold {text}: must be .* 1; write"):
             Rule.parse([text])
     with pytest.raises(SettingsError, match="no such label; the labels are liver"):
         Rule.parse(["lever=0.5"]).for_labels({0: "background", 1: "liver"})
@@ -201,6 +201,16 @@ def test_case_that_one_folder_lacks_fails(tmp_path: Path) -> None:
     predicted(tmp_path / "b", case_id="other")
     outcome = export_labels([tmp_path / "a", tmp_path / "b"], tmp_path / "out", Rule())
     assert set(outcome.failures) == {"case", "other"}
+
+
+def test_folders_of_other_labels_are_not_averaged(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        predicted(folder)
+    sidecar = folders[1] / "case.json"
+    sidecar.write_text(sidecar.read_text(encoding="utf-8").replace('"5": "ball"', '"5": "cube"'))
+    reason = export_labels(folders, tmp_path / "out", Rule()).failures["case"]
+    assert "its labels differ from the first folder's; name folders of models" in reason
 
 
 def test_json_of_other_programs_is_passed_over(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_cluster_that_is_not_there_is_told_in_one_line(
 def test_an_address_goes_with_ray_only(
     material: tuple[str, str, dict[str, bytes]], tmp_path: Path
 ) -> None:
-    with pytest.raises(SettingsError, match="--address goes with --engine ray"):
+    with pytest.raises(SettingsError, match="--address goes with --engine ray; add that"):
         infer.main([*material[:2], str(tmp_path), "--address", "127.0.0.1:1"])
 
 

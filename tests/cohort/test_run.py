@@ -397,6 +397,12 @@ def test_a_manifest_gives_its_test_cases_or_what_the_model_did_not_see(
     assert find_cases(path) == [("x", (scans / "b.nii.gz").resolve())]
 
 
+def test_what_goes_with_a_manifest_is_refused_without_one(scans: Path) -> None:
+    with pytest.raises(DataError, match="is not a manifest") as caught:
+        find_cases(scans, fold=0)
+    assert caught.value.cure == "--fold, --all and --root go with one"
+
+
 def test_sidecars_say_whether_the_model_was_trained_on_a_case(
     scans: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
