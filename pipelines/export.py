@@ -2,8 +2,9 @@
 
 With --format nifti the probabilities that `infer --save-probabilities` wrote, averaged over the
 folders, become label maps: the most probable class wins, or with a threshold a label is taken
-wherever its probability reaches it. The other formats are made of one folder's label maps. Cases
-that fail are listed in OUT_DIR/failures.json; exit status 1.
+wherever its probability reaches it. What `infer` did by keep_largest, smallest_ml or decision=dice
+is not repeated. The other formats are made of one folder's label maps. Cases that fail are listed
+in OUT_DIR/failures.json; exit status 1.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,8 @@ A class competes for a voxel when its probability reaches the threshold set for 
 set, when it exceeds the background's. The most probable of those that compete wins; where none
 does, the voxel is background. The background's probability is p_0 = 1 - sum of the others after a
 softmax, and 1/2 where each class has a sigmoid of its own. Without thresholds the result is the
-label map of `infer`.
+label map of `infer`, unless the settings of that have post-processing (`keep_largest`,
+`smallest_ml`) or `decision: dice`: neither is repeated here.
 """
 
 import time

@@ -1,6 +1,7 @@
 """Many scans and a folder of results: the order of events that all engines share.
 
-An engine is what segments the scans: this process (`segment_cohort`), or others (see `serving`).
+An engine is what segments the scans: this process (`here`), or others (see `devices` and
+`ray_engine`).
 """
 
 import logging
