@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attunet3d.cohort import outcome, results
+from attunet3d.cohort import outcome, results, statistics_table
 from attunet3d.cohort.call import Events, Relay, split_of
 from attunet3d.cohort.object_store import AT_ONCE, ObjectStore, is_url
 from attunet3d.cohort.run import Engine
@@ -22,7 +22,7 @@ from attunet3d.datasets import Manifest, held_out
 from attunet3d.imaging import voxel_files
 
 MODEL_ENDINGS = (".json", ".safetensors")  # what inference reads of a run folder
-TABLES = ("statistics.csv", "report.html", "failures.json")
+TABLES = (statistics_table.NAME, "report.html", "failures.json")
 
 
 @dataclass(frozen=True)
