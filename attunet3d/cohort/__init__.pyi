@@ -18,6 +18,7 @@ from .dry_run import dry_run as dry_run
 from .outcome import Outcome as Outcome
 from .outcome import reason as reason
 from .outcome import write_failures as write_failures
+from .preview import WINDOW_HU as WINDOW_HU
 from .results import CaseFiles as CaseFiles
 from .results import case_files as case_files
 from .results import write_sidecar as write_sidecar

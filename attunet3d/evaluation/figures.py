@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from attunet3d.cohort import WINDOW_HU
 from attunet3d.core import DataError, WriteError, whole_file
 from attunet3d.evaluation import drawing, metrics, slices
 from attunet3d.evaluation.charts import plain
@@ -23,7 +24,6 @@ from attunet3d.evaluation.slices import View, Voxels
 PICTURES = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 COLORS = {"reference": "#21c7f3", "prediction": "#ff9000"}  # sky blue, orange
 LINEWIDTHS = {"reference": 2.8, "prediction": 1.3}  # the wider is below: both show where they agree
-WINDOW_HU = (-160.0, 240.0)  # soft tissue of the abdomen
 MARGIN_MM = 60.0  # of scan around the organ: enough to know where in the body one is
 BODY_MARGIN_MM = 5.0
 INCHES_PER_MM = 0.018
