@@ -4,7 +4,6 @@ Shapes: B batch, C channels, X Y Z space (R, A, S).
 """
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +46,10 @@ def deepest_values(images: int, size: Sequence[int], factors: Sequence[int]) -> 
         >>> deepest_values(2, (32, 16, 9), (16, 16, 16))
         4
     """
-    return images * prod(-(-n // factor) for n, factor in zip(size, factors, strict=True))
+    values = images
+    for length, factor in zip(size, factors, strict=True):  # torch.compile takes no prod()
+        values *= -(-length // factor)
+    return values
 
 
 def require_statistics(values: int, cure: str) -> None:
