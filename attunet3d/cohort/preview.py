@@ -13,7 +13,7 @@ from PIL import Image
 from attunet3d.core import Array, LabelMap, whole_file
 from attunet3d.imaging import Grid, Segmentation, Volume, axis_map, colour_of
 
-WINDOW_HU = (-160.0, 240.0)  # of the abdomen's soft tissue
+WINDOW_HU: tuple[float, float] = (-160.0, 240.0)  # of the abdomen's soft tissue
 OPACITY = 0.45
 HEIGHT = 320  # pixels of the axial slice
 TALLEST = 4 * HEIGHT  # of any slice; a scan that is longer is drawn smaller
