@@ -115,7 +115,8 @@ class InferenceConfig(Settings):
     window_batch: Annotated[int, Meta(ge=1, le=1024)] = 1
     """Windows per forward pass."""
     mirror: bool = False
-    """Whether to average over the eight mirrorings (test-time augmentation)."""
+    """Whether to average over mirrorings along the axes of `augmentation.flip_axes` (test-time
+    augmentation), but not left and right where a label names a side."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass; auto: bfloat16 on GPUs that pass a self-test, else float32."""
     engine: Literal["torch", "openvino"] = "torch"

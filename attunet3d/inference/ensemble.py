@@ -3,6 +3,7 @@
 Their logits are averaged, so a label, a voxel and a Hounsfield unit must mean the same to all.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -15,6 +16,7 @@ from attunet3d.inference.inferer import Member
 from attunet3d.models import Checkpoint, MeanNetwork, load_model
 
 MOST_NAMED = 3  # differences in an error
+_log = logging.getLogger(__name__)
 
 
 def common_config(members: Sequence[Checkpoint], settings: Sequence[str]) -> Config:
@@ -95,6 +97,11 @@ def as_member(checkpoint: Checkpoint, *, mirror: bool) -> Member:
     axes = checkpoint.config.augmentation.flip_axes if mirror else ()
     sided = bool(labels_with_side(checkpoint.labels))
     kept = tuple(axis for axis in axes if not (axis == 0 and sided))
+    if mirror and not kept:
+        _log.warning(
+            "%s: inference.mirror changes nothing, as training mirrored no patches",
+            checkpoint.path,
+        )
     return Member(checkpoint.network, checkpoint.config.network, kept)
 
 

@@ -388,7 +388,7 @@ def test_mirroring_runs_eight_times_and_keeps_a_symmetric_answer() -> None:
     ],
 )
 def test_mirroring_takes_the_axes_of_training_but_not_left_and_right(
-    flip_axes: str, label: str, calls: int
+    flip_axes: str, label: str, calls: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = ThresholdNetwork()
     setting = f"augmentation.flip_axes={flip_axes}"
@@ -396,6 +396,7 @@ def test_mirroring_takes_the_axes_of_training_but_not_left_and_right(
     settings = ["inference.mirror=true", "inference.mode=whole"]
     Predictor([member], "cpu", settings).predict(ball_volume())
     assert network.calls == calls
+    assert ("inference.mirror changes nothing" in caplog.text) == (calls == 1)
 
 
 def test_mirrored_takes_the_mean_over_every_flip() -> None:
