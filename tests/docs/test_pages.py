@@ -36,9 +36,9 @@ TINY = [  # added to each training and plan: seconds instead of hours
     *("--set", "training.patch_size=16,16,16", "--set", "training.batch_size=1"),
     *(
         "--set",
-        "network.channels=2,4",
+        "network.channels=2,4,8",
         "--set",
-        "network.strides=[[2, 2, 2]]",
+        "network.strides=[[2, 2, 2], [2, 2, 2]]",
         "--set",
         "preprocessing.spacing_mm=8,8,8",
     ),
