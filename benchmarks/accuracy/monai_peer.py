@@ -51,6 +51,8 @@ class Job:
     """Of RandShiftIntensityd, as a share of the window (unetr_btcv: 0.1, that is 40 HU)."""
     patches_per_case: int = 2
     """Patches that a batch of two has of one patient (the tutorials: 4, all of one); 1 or 2."""
+    keep_largest: bool = False
+    """Whether the answer keeps the largest component of each organ only."""
 
     @property
     def manifest_values(self) -> dict[str, Any]:
@@ -224,6 +226,7 @@ def infer(job: Job) -> None:
             T.Activationsd("pred", softmax=True),
             T.Invertd("pred", before, orig_keys="image", nearest_interp=False, to_tensor=True),
             T.AsDiscreted("pred", argmax=True),
+            *([T.KeepLargestConnectedComponentd("pred")] if job.keep_largest else []),
         ]
     )
     folder = Path(job.predictions)

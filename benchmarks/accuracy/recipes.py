@@ -10,7 +10,7 @@ import yaml
 from attunet3d.core import SettingsError
 
 FILE = Path(__file__).with_name("recipes.yaml")
-ANSWER = ("inference.decision", "inference.keep_largest", "inference.mirror")
+ANSWER = ("inference.decision", "inference.keep_largest", "inference.mirror", "keep_largest")
 
 
 @dataclass(frozen=True, kw_only=True)
