@@ -26,7 +26,7 @@ def common_config(members: Sequence[Checkpoint], settings: Sequence[str]) -> Con
 
     Raises:
         SettingsError: A setting is not one of inference, or wrong.
-        ModelError: The members do not belong together, or there is no window.
+        ModelError: The members do not belong together, or they hold no window.
     """
     wrong = [text for text in settings if not text.strip().startswith("inference.")]
     if wrong:

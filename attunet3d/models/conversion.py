@@ -91,7 +91,28 @@ def convert_weights(
         found = _authors(state, align_corners) if form is None else _form(form, state)
     except ModelError as error:
         raise error.within(source) from None
-    network, config = found.network, found.config.with_overrides(settings)
+    config = found.config.with_overrides(settings)
+    labels = _labels(found, names, source)
+    notes = {"converted_from": found.name}
+
+    def check(written: Path) -> None:
+        """Refuse what no other command could load, such as weights with NaN."""
+        try:
+            checkpoint.read_model(written)
+        except ModelError as error:
+            raise error.within(source) from None
+
+    checkpoint.save_model(out, found.network.state_dict(), config, labels, notes, check)
+    return found.name, [f"{source}: {found.warning}"] if found.warning else []
+
+
+def _labels(found: Converted, names: Sequence[str], source: Path) -> dict[int, str]:
+    """The label of each class of a network for CT, background included.
+
+    Raises:
+        ModelError: The network is not for CT, or has another number of classes than `names`.
+    """
+    network = found.network
     if network.in_channels != 1:
         rule = f"is for {network.in_channels} channels; CT must have 1"
         cure = "give weights of a network for CT"
@@ -105,18 +126,7 @@ def convert_weights(
             value=names,
             cure="give one each, or none",
         )
-    labels = dict(enumerate(["background", *classes]))
-    notes = {"converted_from": found.name}
-
-    def check(written: Path) -> None:
-        """Refuse what no other command could load, such as weights with NaN."""
-        try:
-            checkpoint.read_model(written)
-        except ModelError as error:
-            raise error.within(source) from None
-
-    checkpoint.save_model(out, network.state_dict(), config, labels, notes, check)
-    return found.name, [f"{source}: {found.warning}"] if found.warning else []
+    return dict(enumerate(["background", *classes]))
 
 
 def _authors(state: Mapping[str, Tensor], align_corners: bool) -> Converted:
