@@ -16,7 +16,7 @@ from .doubt import doubt_features as doubt_features
 from .doubt import outside_ranges as outside_ranges
 from .dry_run import dry_run as dry_run
 from .outcome import Outcome as Outcome
-from .outcome import reason as reason
+from .outcome import failure_reason as failure_reason
 from .outcome import write_failures as write_failures
 from .preview import WINDOW_HU as WINDOW_HU
 from .results import CaseFiles as CaseFiles

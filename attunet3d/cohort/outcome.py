@@ -36,7 +36,7 @@ class Outcome:
         try:
             yield
         except Exception as error:
-            self.fail(case_id, reason(error))
+            self.fail(case_id, failure_reason(error))
 
 
 def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
@@ -57,7 +57,7 @@ def merge_failures(folder: Path, tried: Iterable[str], failures: Mapping[str, st
     write_failures(folder, {**kept, **failures})
 
 
-def reason(error: Exception, *, maps: bool = False) -> str:
+def failure_reason(error: Exception, *, maps: bool = False) -> str:
     """One line that says why a case failed.
 
     Args:
@@ -65,9 +65,9 @@ def reason(error: Exception, *, maps: bool = False) -> str:
         maps: Whether probabilities or attention maps were asked for, which take memory.
 
     Example:
-        >>> reason(FileNotFoundError(2, "No such file or directory", "ct.nii.gz"))
+        >>> failure_reason(FileNotFoundError(2, "No such file or directory", "ct.nii.gz"))
         'ct.nii.gz: No such file or directory'
-        >>> reason(MemoryError())
+        >>> failure_reason(MemoryError())
         'out of memory (MemoryError); use a smaller --memory, a smaller window or another device'
     """
     text = one_line(error)

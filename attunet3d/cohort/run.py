@@ -164,4 +164,4 @@ def _told(name: str) -> Iterator[None]:
     try:
         yield
     except (UserError, OSError) as error:
-        _log.error("%s", outcome.reason(error), extra={"case": name})
+        _log.error("%s", outcome.failure_reason(error), extra={"case": name})

@@ -210,4 +210,4 @@ class ScanLoop:
 
     def fail(self, case_id: str, error: Exception) -> None:
         """Tell that a case failed."""
-        self.events.failed(case_id, outcome.reason(error, maps=bool(self.options.kinds)))
+        self.events.failed(case_id, outcome.failure_reason(error, maps=bool(self.options.kinds)))

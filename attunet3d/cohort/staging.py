@@ -176,7 +176,7 @@ class _Sending(Relay):
             _send_case(self._store, files)
         except Exception as error:
             files.sidecar.unlink(missing_ok=True)  # not done, so in no table
-            self.failed(case_id, outcome.reason(error))
+            self.failed(case_id, outcome.failure_reason(error))
             return
         with self._lock:
             tell(case_id)

@@ -18,7 +18,7 @@ from typing import get_args
 
 import numpy as np
 
-from attunet3d.cohort import reason, results, write_failures
+from attunet3d.cohort import failure_reason, results, write_failures
 from attunet3d.core import (
     DataError,
     Progress,
@@ -215,7 +215,7 @@ def _score_all(
                 try:
                     scores[pair.case_id] = task.result()
                 except Exception as error:  # the other cases go on
-                    failures[pair.case_id] = reason(error)
+                    failures[pair.case_id] = failure_reason(error)
         except BaseException:  # Ctrl-C: tasks that have not begun are dropped
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from attunet3d.cohort import Outcome, reason
+from attunet3d.cohort import Outcome, failure_reason
 from attunet3d.core import Array, DataError, UserError, progress
 from attunet3d.evaluation.report import write_report
 from attunet3d.evaluation.report_case import Pictures, ReportCase
@@ -69,7 +69,7 @@ def write_folder_report(
 
 def _leave_out(outcome: Outcome, case: ReportCase, error: UserError) -> None:
     name = case.name
-    outcome.failures[name] = reason(error)
+    outcome.failures[name] = failure_reason(error)
     _log.error("%s; it is left out", outcome.failures[name], extra={"case": name})
 
 

@@ -17,7 +17,7 @@ from attunet3d.inference.chunks import Chunk, ChunkBuilder
 from attunet3d.inference.decision import background, choose
 from attunet3d.inference.dice_decision import DiceDecision
 from attunet3d.inference.expected_dice import Activation, ArgmaxDice
-from attunet3d.inference.record import Execution, Stopwatch
+from attunet3d.inference.record import Execution, StageTimes
 from attunet3d.inference.sliding_window import Slab
 
 
@@ -54,7 +54,7 @@ class ScanRun:
     progress: Callable[[float], None]
     expected_dice: Sequence[float] = ()
     execution: Execution = field(default_factory=Execution)
-    watch: Stopwatch = field(default_factory=Stopwatch)
+    watch: StageTimes = field(default_factory=StageTimes)
 
 
 class Labelling:

@@ -69,11 +69,11 @@ class Prediction:
     """(I, J, K, maps) coefficients in [0, 1], finest level first, when asked for."""
 
 
-class Stopwatch:
+class StageTimes:
     """Seconds by stage.
 
     Example:
-        >>> watch = Stopwatch()
+        >>> watch = StageTimes()
         >>> with watch.stage("sleep"):
         ...     pass
         >>> list(watch.seconds)

@@ -85,7 +85,7 @@ def convert_weights(
     if wrong:
         rule = f"--set {wrong[0]:.200}: the weights decide what the network is"
         raise SettingsError(rule, value=wrong[0], cure="leave it out")
-    state = load_state(source)
+    state = load_weights(source)
     form = form_of_state(state)
     try:
         found = _authors(state, align_corners) if form is None else _form(form, state)
@@ -173,7 +173,7 @@ def _unknown(form: str) -> str:
     )
 
 
-def load_state(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path) -> dict[str, Tensor]:
     """Read weights by name from a file of `torch.save`; nothing in it is run.
 
     Raises:

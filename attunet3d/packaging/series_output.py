@@ -7,7 +7,7 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import SegmentationStorage
 
-from attunet3d.cohort import CohortCall, Engine, Events, Relay, case_files, reason
+from attunet3d.cohort import CohortCall, Engine, Events, Relay, case_files, failure_reason
 from attunet3d.core import DataError, WriteError
 from attunet3d.packaging.label_maps import writer
 
@@ -48,7 +48,7 @@ def with_dicom_seg(engine: Engine, call: CohortCall) -> Engine:
                         raise DataError(rule, path=scan, cure="leave --dicom-seg out")
                     write(files, target, scan)
             except Exception as error:
-                self.events.failed(case_id, reason(error))
+                self.events.failed(case_id, failure_reason(error))
                 return False
             return True
 

@@ -71,6 +71,7 @@ def run_piece(
         "steps": trained["steps"],
         "seconds": {"train": trained["seconds"], "infer": inferring},
         "curve": _curve(run),
+        "calibration": _calibration(run),
         "cases": score_cases(manifest, predictions, material.labels),
         "commit": trained["commit"],
         "machine": measure.machine(),
@@ -173,6 +174,12 @@ def _curve(run: Path) -> list[dict[str, float]]:
         for row in table
         if row.get("dice_network_grid")
     ]
+
+
+def _calibration(run: Path) -> dict[str, Any] | None:
+    """The temperature fitted on the validation cases and the reliability before and after it."""
+    file = run / "calibration.json"
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def _commit() -> str:

@@ -101,7 +101,7 @@ def authors_weights(rng: random.Random) -> Files:
 
 def check_authors_weights(path: Path) -> None:
     """Weights by name."""
-    conversion.load_state(path)
+    conversion.load_weights(path)
 
 
 @cache

@@ -91,6 +91,8 @@ def test_a_piece_is_trained_scored_and_not_made_twice(
     assert piece["machine"]["versions"]["torch"]
     assert piece["seconds"]["train"]["processor"] > 0
     assert [point["step"] for point in piece["curve"]] == [2]
+    (reliability,) = tmp_path.glob("trained/*/run/calibration.json")
+    assert piece["calibration"] == json.loads(reliability.read_text(encoding="utf-8"))
     scores = piece["cases"]["phantom_0002"]["pancreas"]
     assert set(scores) == {*report.COLUMNS, "present"} - {"volume"}
     assert scores["present"]

@@ -10,7 +10,7 @@ import torch
 
 from attunet3d.cohort import results
 from attunet3d.cohort.case_writer import write_label_masks
-from attunet3d.cohort.outcome import Outcome, reason, write_failures
+from attunet3d.cohort.outcome import Outcome, failure_reason, write_failures
 from attunet3d.cohort.results import CaseFiles, case_files, is_done
 from attunet3d.core import FileError, WriteError
 from attunet3d.core.errors import UserError
@@ -152,13 +152,15 @@ def test_failures_are_listed_and_an_older_list_goes(tmp_path: Path) -> None:
     ],
 )
 def test_reason_is_one_line(error: Exception, text: str) -> None:
-    assert reason(error).startswith(text)
-    assert "\n" not in reason(error)
+    assert failure_reason(error).startswith(text)
+    assert "\n" not in failure_reason(error)
 
 
 def test_memory_that_runs_out_is_told_with_what_took_it() -> None:
-    assert "; use a smaller --memory" in reason(MemoryError())
-    assert "; leave the probabilities and attention maps out" in reason(MemoryError(), maps=True)
+    assert "; use a smaller --memory" in failure_reason(MemoryError())
+    assert "; leave the probabilities and attention maps out" in failure_reason(
+        MemoryError(), maps=True
+    )
 
 
 def test_outcome_counts() -> None:

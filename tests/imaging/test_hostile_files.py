@@ -46,7 +46,7 @@ LOADERS: dict[str, tuple[str, Callable[..., Any]]] = {
     "run's config": ("config.json", Config.load),
     "model": ("m.safetensors", load_model),
     "state": ("last.pt", load_state),
-    "authors' weights": ("w.pth", conversion.load_state),
+    "authors' weights": ("w.pth", conversion.load_weights),
     "sidecar": ("a.json", results.read_sidecar),
     "splits": ("splits_final.json", lambda path: nnunet_splits.read_splits(path, ["a"])),
 }

@@ -11,7 +11,7 @@ import torch
 from attunet3d.core import FileError, ModelError, SettingsError, WriteError, presets
 from attunet3d.models.attention_unet import AttentionUNet3D
 from attunet3d.models.checkpoint import load_model
-from attunet3d.models.conversion import convert_weights, load_state
+from attunet3d.models.conversion import convert_weights, load_weights
 from attunet3d.models.published.forms import FORMS, published_network
 from attunet3d.pipelines.convert_weights import main
 from tests.models.test_attention_unet import authors_state
@@ -68,7 +68,7 @@ def test_files_of_old_and_new_torch_are_read(zipped: bool, tmp_path: Path) -> No
     path = tmp_path / "weights.pth"
     state = {"a.weight": torch.arange(6.0).reshape(2, 3)}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    assert torch.equal(load_state(path)["a.weight"], state["a.weight"])
+    assert torch.equal(load_weights(path)["a.weight"], state["a.weight"])
 
 
 def test_weights_of_torch_0_3_bring_a_warning_unless_corners_are_aligned(
@@ -159,7 +159,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     path, trace = tmp_path / "hostile.pth", tmp_path / "trace"
     torch.save({"conv1.weight": Payload(trace)}, path)
     with pytest.raises(ModelError, match="something else than weights"):
-        load_state(path)
+        load_weights(path)
     assert not trace.exists()
 
 
@@ -168,7 +168,7 @@ def test_a_file_that_unpacks_to_more_than_itself_is_refused(tmp_path: Path) -> N
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as entries:
         entries.writestr("archive/data/0", bytes(10_000_000))
     with pytest.raises(ModelError, match="do not fit"):
-        load_state(path)
+        load_weights(path)
 
 
 def write(path: Path, content: object) -> Path:
