@@ -73,15 +73,13 @@ def oktay2018() -> Config:
 def pancreas_ct() -> Config:
     """Current practice for a small organ in CT, adapted by the plan to the data and the GPU.
 
-    A wider network with one head per scale, Dice + cross-entropy, AdamW with a one-cycle rate,
-    averaged weights, half of the patches centred on the organ, and strong augmentation. Every
-    connected component of a label is kept. What was measured of it stands in
-    `benchmarks/accuracy/README.md`.
+    A wider network, Dice + cross-entropy, AdamW with a one-cycle rate, averaged weights, half of
+    the patches centred on the organ, and strong augmentation. Every connected component of a label
+    is kept. What was measured of it stands in `benchmarks/accuracy/README.md`.
     """
     return Config(
         network=NetworkConfig(
             channels=(32, 64, 128, 256, 320),  # nnU-Net: doubled from 32, at most 320
-            deep_supervision="per-scale",  # nnU-Net
             gate_bias=3.0,  # paper: gates start open; value of the code's 2D gate, alpha 0.95
         ),
         augmentation=AugmentationConfig(

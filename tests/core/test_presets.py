@@ -71,7 +71,6 @@ SETTINGS = {
     },
     pancreas_ct: {
         "network.channels": (32, 64, 128, 256, 320),
-        "network.deep_supervision": "per-scale",
         "network.gate_bias": 3,
         "augmentation.flip_axes": (),
         "augmentation.elastic_probability": 0.1,
