@@ -38,6 +38,7 @@ class Job:
     network: str = ""
     adam: bool = False
     mirroring: bool = True
+    learning_rate: float = 0.0  # 0: the trainer's own
 
     @property
     def values(self) -> dict[str, Any]:
@@ -136,9 +137,10 @@ def train(job: Job) -> None:
     description = json.loads((job.preprocessed / "dataset.json").read_text())
     plans["continue_training"] = False  # the trainer takes this out again
     kind = nnUNetTrainerAdam1en3 if job.adam else nnUNetTrainer
-    if not job.mirroring:  # under the name by which the predictor finds the network
-        kind = type(kind.__name__, (kind, NoMirroring.nnUNetTrainerNoMirroring), {})
+    bases = (kind,) if job.mirroring else (kind, NoMirroring.nnUNetTrainerNoMirroring)
+    kind = type("nnUNetTrainer", bases, {})  # the name by which the predictor finds the network
     trainer = kind(plans, CONFIGURATION, 0, description, device=torch.device("cpu"))
+    trainer.initial_lr = job.learning_rate or trainer.initial_lr
     trainer.num_epochs = max(1, round(job.steps / STEPS_PER_EPOCH))
     trainer.num_iterations_per_epoch = min(job.steps, STEPS_PER_EPOCH)
     trainer.num_val_iterations_per_epoch = 1
