@@ -1,7 +1,7 @@
 """Train recipes on equal terms, score them on unseen cases, and write what differs how surely.
 
 Usage: python -m benchmarks.accuracy RECIPE… [--out DIR] [--seeds 3] [--steps N | --minutes M]
-       [--material hard|hard_few|easy|anatomy|pancreas|patients] [--data DIR]
+       [--material hard|hard_fresh|hard_few|easy|anatomy|pancreas|patients] [--data DIR]
 
 The first recipe is what the others are compared with, case by case. Pieces that are in DIR already
 are not trained again. With --steps all recipes take the same number of steps; with --minutes the
